@@ -1,0 +1,38 @@
+"""Humanline preference losses (arXiv 2509.24207): fused, exact, easy.
+
+>>> from humanline_fused import HumanlineClamp, Logits, TokenLogp, dpo_loss
+"""
+
+from humanline_fused.functional import (
+    choose_impl,
+    dpo_loss,
+    grpo_loss,
+    kto_kl,
+    kto_loss,
+    shift_targets,
+    token_log_ratio,
+    token_logp,
+)
+from humanline_fused.scores import Logits, TokenLogp
+from humanline_fused.types import DPOOutput, GRPOOutput, HumanlineClamp, KTOOutput, TokenLogRatioOutput
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DPOOutput",
+    "GRPOOutput",
+    "HumanlineClamp",
+    "KTOOutput",
+    "Logits",
+    "TokenLogRatioOutput",
+    "TokenLogp",
+    "__version__",
+    "choose_impl",
+    "dpo_loss",
+    "grpo_loss",
+    "kto_kl",
+    "kto_loss",
+    "shift_targets",
+    "token_log_ratio",
+    "token_logp",
+]

@@ -1,0 +1,44 @@
+"""GRPO on clamped log-ratios, with PPO's clip and the k3 penalty (docs/math.md, equations 9 to 11)."""
+
+import torch
+from torch import Tensor
+
+from humanline_fused.eager.log_ratio import clamped_log_ratio
+
+
+def grpo_loss(
+    logp: Tensor,
+    ref_logp: Tensor,
+    loss_mask: Tensor,
+    advantages: Tensor,
+    num_items_in_batch: Tensor | None,
+    *,
+    epsilon: float,
+    epsilon_high: float,
+    beta: float,
+    log_epsilon_P: float,
+    log_epsilon_R: float,
+) -> tuple[Tensor, ...]:
+    """Loss [] with a graph; detached kl, clip low and high, clamped low and high fractions, [] each."""
+    log_ratio = clamped_log_ratio(logp, ref_logp, loss_mask, log_epsilon_P, log_epsilon_R)
+    ratio = log_ratio.clamped.exp()
+    clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)
+    # Humanline's clamp bounds the policy gradient only: k3 sees the raw log-ratio and its gradient always passes.
+    k3 = (-log_ratio.raw).exp() + log_ratio.raw - 1
+    losses = -torch.minimum(advantages * ratio, advantages * clipped)
+    if beta:
+        losses = losses + beta * k3
+
+    num_tokens = loss_mask.sum().clamp(min=1)
+    loss = losses.where(loss_mask, 0.0).sum() / (num_tokens if num_items_in_batch is None else num_items_in_batch)
+    with torch.no_grad():
+        clip_low = (loss_mask & (advantages < 0) & (ratio < 1 - epsilon)).sum()
+        clip_high = (loss_mask & (advantages > 0) & (ratio > 1 + epsilon_high)).sum()
+    return (
+        loss,
+        k3.detach().sum() / num_tokens,
+        clip_low / num_tokens,
+        clip_high / num_tokens,
+        log_ratio.low / num_tokens,
+        log_ratio.high / num_tokens,
+    )

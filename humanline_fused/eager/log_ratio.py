@@ -1,0 +1,24 @@
+"""Each token's log-ratio and humanline's clamp (docs/math.md, equations 2 and 3)."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class ClampedLogRatio(NamedTuple):
+    clamped: Tensor
+    """[B, T], nats, 0 where the mask is False; its gradient is 1 on the closed interval and 0 outside."""
+    raw: Tensor
+    """The same before the clamp."""
+    low: Tensor
+    """How many tokens lie below the lower bound, []."""
+    high: Tensor
+    """How many lie above the upper bound, []."""
+
+
+def clamped_log_ratio(
+    logp: Tensor, ref_logp: Tensor, loss_mask: Tensor, log_epsilon_P: float, log_epsilon_R: float
+) -> ClampedLogRatio:
+    raw = (logp - ref_logp.detach()).where(loss_mask, 0.0)
+    low, high = (raw < log_epsilon_P).sum(), (raw > log_epsilon_R).sum()
+    return ClampedLogRatio(raw.clamp(log_epsilon_P, log_epsilon_R), raw, low, high)

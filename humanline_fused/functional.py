@@ -1,0 +1,420 @@
+"""The public functions: validate, choose who computes, call. No mathematics."""
+
+import importlib
+import importlib.util
+import math
+import os
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from humanline_fused import eager, validation
+from humanline_fused.scores import Logits, Scores, TokenLogp
+from humanline_fused.types import (
+    PAPER_CLAMP,
+    DPOOutput,
+    GRPOOutput,
+    HumanlineClamp,
+    Impl,
+    KTOOutput,
+    TokenLogRatioOutput,
+)
+
+
+class Choice(NamedTuple):
+    """Who computes, ``"triton"`` or ``"eager"``, and why."""
+
+    impl: str
+    why: str
+
+
+def choose_impl(impl: Impl, device: torch.device, dtype: torch.dtype) -> Choice:
+    """Resolve ``impl`` for tensors of ``dtype`` on ``device``.
+
+    Raises:
+        ValueError: ``impl`` is none of ``"auto"``, ``"triton"``, ``"eager"``.
+        RuntimeError: ``impl="triton"`` where Triton cannot run.
+
+    >>> choose_impl("auto", torch.device("cpu"), torch.float32).impl
+    'eager'
+    """
+    if impl not in ("auto", "triton", "eager"):
+        raise ValueError(f"impl: expected 'auto', 'triton' or 'eager', got {impl!r}")
+    if impl == "eager":
+        return Choice("eager", "asked for by name")
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if dtype == torch.float64:
+        obstacle = "the kernels accumulate in float32, and the tensors are float64"
+    elif importlib.util.find_spec("triton") is None:
+        obstacle = "triton is not installed"
+    elif device.type != "cuda" and not interpreted:
+        obstacle = f"Triton needs a GPU, and the tensors are on {device} (TRITON_INTERPRET=1 runs its interpreter)"
+    else:
+        obstacle = None
+    if impl == "triton":
+        if obstacle:
+            raise RuntimeError(f"impl='triton' cannot run here: {obstacle}")
+        return Choice("triton", "asked for by name")
+    if obstacle:
+        return Choice("eager", obstacle)
+    if device.type != "cuda":
+        return Choice("eager", "Triton's interpreter is for tests; ask for it by name")
+    return Choice("triton", f"{dtype} on {device}")
+
+
+def _layer(impl: Impl, *sources: Scores | None) -> ModuleType:
+    tensors = [s.logits if isinstance(s, Logits) else s.logp for s in sources if s is not None]
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else tensors[0].dtype
+    choice = choose_impl(impl, tensors[0].device, dtype)
+    return eager if choice.impl == "eager" else importlib.import_module("humanline_fused.autograd")
+
+
+def _bounds(clamp: HumanlineClamp | None) -> dict[str, float]:
+    validation.check_clamp(clamp)
+    clamp = clamp or HumanlineClamp(-math.inf, math.inf)
+    return {"log_epsilon_P": clamp.log_epsilon_P, "log_epsilon_R": clamp.log_epsilon_R}
+
+
+def _scores(
+    layer: ModuleType, policy: Scores, reference: Scores, target_ids: Tensor, loss_mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``logp`` with a graph and ``ref_logp`` without, [B, T]; one pass where both sides are logits."""
+    match policy, reference:
+        case Logits(logits), Logits(ref_logits):
+            return layer.token_logp(logits, ref_logits, target_ids, loss_mask)
+        case Logits(logits), TokenLogp(ref_logp):
+            logp, _ = layer.token_logp(logits, None, target_ids, loss_mask)
+        case TokenLogp(logp), Logits(ref_logits):
+            ref_logp, _ = layer.token_logp(ref_logits.detach(), None, target_ids, loss_mask)
+        case TokenLogp(logp), TokenLogp(ref_logp):
+            pass
+    return _counted(logp, loss_mask), _counted(ref_logp.detach(), loss_mask)
+
+
+def _counted(logp: Tensor, loss_mask: Tensor) -> Tensor:
+    return logp.to(torch.promote_types(logp.dtype, torch.float32)).where(loss_mask, 0.0)
+
+
+def shift_targets(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The targets of a causal model's rows: row ``[b, t]`` of its logits scores ``input_ids[b, t + 1]``.
+
+    Shifting the ids is free. Shifting the logits (``logits[:, :-1]``) is right too, but its backward writes a second
+    [B, T, V] tensor and passes three more times over it.
+
+    Args:
+        input_ids: [B, T], integer.
+        mask: [B, T], bool: which ids a loss counts (a completion's tokens, without prompt and padding).
+
+    Returns:
+        ``target_ids`` [B, T] and ``loss_mask`` [B, T], one to the left; the last column does not count.
+
+    >>> shift_targets(torch.tensor([[5, 6, 7]]), torch.tensor([[False, True, True]]))
+    (tensor([[6, 7, 5]]), tensor([[ True,  True, False]]))
+    """
+    if input_ids.ndim != 2:
+        raise ValueError(f"input_ids: expected [B, T], got {list(input_ids.shape)}")
+    validation.check_tensor("mask", mask, input_ids.shape, (torch.bool,), input_ids.device)
+    loss_mask = mask.roll(-1, dims=1)
+    loss_mask[:, -1:] = False
+    return input_ids.roll(-1, dims=1), loss_mask
+
+
+def token_logp(scores: Scores, target_ids: Tensor, loss_mask: Tensor, *, impl: Impl = "auto") -> Tensor:
+    """Log-prob of each target: ``logits[target] − logsumexp(logits)`` (docs/math.md, equation 1).
+
+    Args:
+        scores: ``Logits`` [B, T, V] or ``TokenLogp`` [B, T].
+        target_ids: [B, T], int64 or int32; read only where ``loss_mask`` is True.
+        loss_mask: [B, T], bool: the tokens that count. Rows that do not are never read.
+        impl: who computes.
+
+    Returns:
+        [B, T], float32 (float64 for float64 input), nats, 0 where the mask is False, with a graph. A row that holds
+        NaN or +inf gives NaN.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message says what was expected and what came.
+        RuntimeError: ``impl="triton"`` cannot run here.
+
+    >>> token_logp(Logits(torch.zeros(1, 1, 4)), torch.tensor([[2]]), torch.tensor([[True]])).exp()
+    tensor([[0.2500]])
+    """
+    validation.check_tokens(scores, None, target_ids, loss_mask)
+    if isinstance(scores, TokenLogp):
+        return _counted(scores.logp, loss_mask)
+    return _layer(impl, scores).token_logp(scores.logits, None, target_ids, loss_mask)[0]
+
+
+def token_log_ratio(
+    policy: Scores,
+    reference: Scores,
+    target_ids: Tensor,
+    loss_mask: Tensor,
+    *,
+    clamp: HumanlineClamp | None = PAPER_CLAMP,
+    impl: Impl = "auto",
+) -> TokenLogRatioOutput:
+    """Each token's log-ratio ``log π_θ − log π_ref``, clamped: what any humanline loss is written on.
+
+    ``l̃_t = clamp(log π_θ(y_t) − log π_ref(y_t), log_epsilon_P, log_epsilon_R)`` (docs/math.md, equations 2 and 3).
+    Its gradient is 1 on the closed interval and 0 outside.
+
+    Args:
+        policy, reference: ``Logits`` [B, T, V] or ``TokenLogp`` [B, T], in any mix. No gradient reaches the reference.
+        target_ids: [B, T], int64 or int32; read only where ``loss_mask`` is True.
+        loss_mask: [B, T], bool: the tokens that count.
+        clamp: humanline's bounds; ``None`` does not clamp.
+        impl: who computes.
+
+    Returns:
+        ``log_ratio`` [B, T] in nats with a graph, 0 where the mask is False; the rest detached.
+
+    Raises:
+        As :func:`token_logp`.
+
+    Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``.
+
+    >>> ids, mask = torch.tensor([[0]]), torch.tensor([[True]])
+    >>> out = token_log_ratio(TokenLogp(torch.tensor([[-1.0]])), TokenLogp(torch.tensor([[-4.0]])), ids, mask)
+    >>> out.log_ratio
+    tensor([[1.5000]])
+    """
+    bounds = _bounds(clamp)
+    validation.check_tokens(policy, reference, target_ids, loss_mask)
+    logp, ref_logp = _scores(_layer(impl, policy, reference), policy, reference, target_ids, loss_mask)
+    # N floats: there is nothing here for a kernel to win, so both impls share the plain form.
+    ratio = eager.clamped_log_ratio(logp, ref_logp, loss_mask, **bounds)
+    num_tokens = loss_mask.sum().clamp(min=1)
+    return TokenLogRatioOutput(
+        log_ratio=ratio.clamped,
+        logp=logp.detach(),
+        ref_logp=ref_logp,
+        clamped_low_fraction=ratio.low / num_tokens,
+        clamped_high_fraction=ratio.high / num_tokens,
+    )
+
+
+def dpo_loss(
+    policy: Scores,
+    reference: Scores,
+    target_ids: Tensor,
+    loss_mask: Tensor,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    clamp: HumanlineClamp | None = PAPER_CLAMP,
+    impl: Impl = "auto",
+) -> DPOOutput:
+    """DPO: ``−log σ(β (R(y_w) − R(y_l)))`` with ``R(y) = Σ_t l̃_t``, mean over pairs (docs/math.md, equation 4).
+
+    Args:
+        policy, reference: ``Logits`` [B, T, V] or ``TokenLogp`` [B, T], in any mix. No gradient reaches the reference.
+        target_ids: [B, T], int64 or int32; the first half of the sequences chosen, the second half rejected.
+        loss_mask: [B, T], bool. A pair without any token that counts leaves the mean; without any pair the loss is 0.
+        beta: weight of the implicit reward.
+        label_smoothing: share of pairs whose preference is taken to be the wrong way round, in [0, 0.5].
+        clamp: humanline's bounds; ``None`` is plain DPO.
+        impl: who computes.
+
+    Raises:
+        As :func:`token_logp`; ValueError for an odd number of sequences.
+
+    Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``. Label smoothing as cDPO.
+
+    >>> logits = torch.zeros(2, 1, 4, requires_grad=True)
+    >>> ids, mask = torch.tensor([[0], [1]]), torch.ones(2, 1, dtype=torch.bool)
+    >>> round(dpo_loss(Logits(logits), TokenLogp(torch.zeros(2, 1)), ids, mask).loss.item(), 4)
+    0.6931
+    """
+    bounds = _bounds(clamp)
+    validation.check_tokens(policy, reference, target_ids, loss_mask)
+    validation.check_pairs(target_ids)
+    validation.check_number("beta", beta, 0)
+    validation.check_number("label_smoothing", label_smoothing, 0, 0.5)
+    layer = _layer(impl, policy, reference)
+    logp, ref_logp = _scores(layer, policy, reference, target_ids, loss_mask)
+    loss, rewards, low, high = layer.dpo_loss(
+        logp, ref_logp, loss_mask, beta=beta, label_smoothing=label_smoothing, **bounds
+    )
+    return DPOOutput(logp.detach(), ref_logp, low, high, loss=loss, rewards=rewards)
+
+
+def kto_kl(
+    policy: Scores,
+    reference: Scores,
+    target_ids: Tensor,
+    loss_mask: Tensor,
+    *,
+    clamp: HumanlineClamp | None = PAPER_CLAMP,
+    group: torch.distributed.ProcessGroup | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """KTO's reference point ``z0 = max(0, mean Σ_t l̃_t)`` over mismatched pairs (x_i, y_{i+1}), detached, nats, [].
+
+    Args:
+        policy, reference, target_ids, loss_mask, clamp, impl: as :func:`kto_loss`, for the mismatched pairs.
+            A sequence without any token that counts leaves the mean.
+        group: process group over whose ranks the mean is taken; ``None`` is this process alone.
+
+    Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py`` (the KL's tokens are
+    clamped too).
+
+    >>> ids, mask = torch.tensor([[0], [1]]), torch.ones(2, 1, dtype=torch.bool)
+    >>> kto_kl(TokenLogp(torch.tensor([[-1.0], [-1.0]])), TokenLogp(torch.tensor([[-2.0], [-1.5]])), ids, mask)
+    tensor(0.7500)
+    """
+    with torch.no_grad():
+        ratio = token_log_ratio(policy, reference, target_ids, loss_mask, clamp=clamp, impl=impl).log_ratio
+        total = torch.stack([ratio.sum(), loss_mask.any(-1).sum().to(ratio.dtype)])
+        if group is not None:
+            torch.distributed.all_reduce(total, group=group)
+        return (total[0] / total[1].clamp(min=1)).clamp(min=0)
+
+
+def kto_loss(
+    policy: Scores,
+    reference: Scores,
+    target_ids: Tensor,
+    loss_mask: Tensor,
+    desirable: Tensor,
+    *,
+    kl: Tensor | float,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    clamp: HumanlineClamp | None = PAPER_CLAMP,
+    impl: Impl = "auto",
+) -> KTOOutput:
+    """KTO: ``λ_D (1 − σ(β (R − z0)))`` or ``λ_U (1 − σ(β (z0 − R)))``, ``R = Σ_t l̃_t``, mean over sequences.
+
+    docs/math.md, equations 6 to 8.
+
+    Args:
+        policy, reference: ``Logits`` [B, T, V] or ``TokenLogp`` [B, T], in any mix. No gradient reaches the reference.
+        target_ids: [B, T], int64 or int32.
+        loss_mask: [B, T], bool. A sequence without any token that counts leaves the mean.
+        desirable: [B], bool.
+        kl: z0 from :func:`kto_kl`, [] or a number, nats, ≥ 0; no gradient flows into it.
+        beta: weight of the implicit reward.
+        desirable_weight, undesirable_weight: λ_D and λ_U.
+        clamp: humanline's bounds; ``None`` is plain KTO.
+        impl: who computes.
+
+    Raises:
+        As :func:`token_logp`.
+
+    Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``.
+
+    >>> ids, mask = torch.tensor([[0]]), torch.tensor([[True]])
+    >>> same = TokenLogp(torch.tensor([[-1.0]]))
+    >>> kto_loss(same, same, ids, mask, torch.tensor([True]), kl=0.0).loss
+    tensor(0.5000)
+    """
+    bounds = _bounds(clamp)
+    validation.check_tokens(policy, reference, target_ids, loss_mask)
+    validation.check_tensor("desirable", desirable, target_ids.shape[:1], (torch.bool,), target_ids.device)
+    for name, value in (
+        ("beta", beta),
+        ("desirable_weight", desirable_weight),
+        ("undesirable_weight", undesirable_weight),
+    ):
+        validation.check_number(name, value, 0)
+    layer = _layer(impl, policy, reference)
+    logp, ref_logp = _scores(layer, policy, reference, target_ids, loss_mask)
+    if isinstance(kl, Tensor):
+        validation.check_tensor("kl", kl, [], validation.FLOATS, target_ids.device)
+    else:
+        validation.check_number("kl", kl, 0)
+    z0 = torch.as_tensor(kl, dtype=logp.dtype, device=logp.device).detach()
+    loss, rewards, low, high = layer.kto_loss(
+        logp,
+        ref_logp,
+        loss_mask,
+        desirable,
+        z0,
+        beta=beta,
+        desirable_weight=desirable_weight,
+        undesirable_weight=undesirable_weight,
+        **bounds,
+    )
+    return KTOOutput(logp.detach(), ref_logp, low, high, loss=loss, rewards=rewards, kl=z0)
+
+
+def grpo_loss(
+    policy: Scores,
+    reference: Scores,
+    target_ids: Tensor,
+    loss_mask: Tensor,
+    advantages: Tensor,
+    *,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    beta: float = 0.0,
+    num_items_in_batch: Tensor | int | None = None,
+    clamp: HumanlineClamp | None = PAPER_CLAMP,
+    impl: Impl = "auto",
+) -> GRPOOutput:
+    """GRPO: ``−min(A r_t, A clip(r_t, 1 − ε, 1 + ε_high)) + β k3_t`` with ``r_t = exp(l̃_t)``, mean over tokens.
+
+    The synced reference plays the old policy: there is no third model. ``k3_t`` is taken on the unclamped log-ratio,
+    so a token outside humanline's bounds still receives its gradient (docs/math.md, equations 9 to 11).
+
+    Args:
+        policy, reference: ``Logits`` [B, T, V] or ``TokenLogp`` [B, T], in any mix. No gradient reaches the reference.
+        target_ids: [B, T], int64 or int32.
+        loss_mask: [B, T], bool.
+        advantages: [B] or [B, T], float.
+        epsilon, epsilon_high: PPO's bounds on the ratio; ``epsilon_high=None`` is ``epsilon``.
+        beta: weight of the KL penalty.
+        num_items_in_batch: what the sum over tokens is divided by, [] or a number; ``None`` is this batch's tokens.
+        clamp: humanline's bounds; ``None`` is plain GRPO.
+        impl: who computes.
+
+    Raises:
+        As :func:`token_logp`.
+
+    Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``; names as TRL's.
+
+    >>> ids, mask = torch.tensor([[0]]), torch.tensor([[True]])
+    >>> same = TokenLogp(torch.tensor([[-1.0]]))
+    >>> grpo_loss(same, same, ids, mask, torch.tensor([2.0])).loss
+    tensor(-2.)
+    """
+    bounds = _bounds(clamp)
+    validation.check_tokens(policy, reference, target_ids, loss_mask)
+    shape = target_ids.shape if isinstance(advantages, Tensor) and advantages.ndim == 2 else target_ids.shape[:1]
+    validation.check_tensor("advantages", advantages, shape, validation.FLOATS, target_ids.device)
+    validation.check_number("epsilon", epsilon, 0, 1)
+    epsilon_high = epsilon if epsilon_high is None else epsilon_high
+    validation.check_number("epsilon_high", epsilon_high, 0)
+    validation.check_number("beta", beta, 0)
+    layer = _layer(impl, policy, reference)
+    logp, ref_logp = _scores(layer, policy, reference, target_ids, loss_mask)
+    if advantages.ndim == 1:
+        advantages = advantages[:, None].expand(target_ids.shape)
+    if num_items_in_batch is not None:
+        num_items_in_batch = torch.as_tensor(num_items_in_batch, device=logp.device).clamp(min=1)
+    loss, kl, clip_low, clip_high, low, high = layer.grpo_loss(
+        logp,
+        ref_logp,
+        loss_mask,
+        advantages.to(logp.dtype),
+        num_items_in_batch,
+        epsilon=epsilon,
+        epsilon_high=epsilon_high,
+        beta=beta,
+        **bounds,
+    )
+    return GRPOOutput(
+        logp.detach(),
+        ref_logp,
+        low,
+        high,
+        loss=loss,
+        kl=kl,
+        clip_low_fraction=clip_low,
+        clip_high_fraction=clip_high,
+    )

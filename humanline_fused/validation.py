@@ -1,0 +1,88 @@
+"""Checks of what a caller hands in. Every error says what was expected and what came.
+
+Nothing here waits for a GPU: what only the device knows (ids out of range) is an error on a CPU and a NaN row there.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from humanline_fused.scores import Logits, Scores, TokenLogp
+from humanline_fused.types import HumanlineClamp
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+    return f"{type(value).__name__} {value!r}"
+
+
+def check_tensor(name: str, value: object, shape: Sequence[int], kinds: Sequence[torch.dtype], device: torch.device) -> None:
+    expected = f"{name}: expected {' or '.join(str(k).removeprefix('torch.') for k in kinds)} {list(shape)} on {device}"
+    if not isinstance(value, Tensor) or value.dtype not in kinds:
+        raise TypeError(f"{expected}, got {_describe(value)}")
+    if list(value.shape) != list(shape) or value.device != device:
+        raise ValueError(f"{expected}, got {_describe(value)}")
+
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+def check_scores(name: str, scores: object, target_ids: Tensor) -> None:
+    match scores:
+        case Logits(logits):
+            if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[-1] < 1:
+                raise ValueError(f"{name}: expected Logits of shape [B, T, V], got {_describe(logits)}")
+            check_tensor(f"{name} logits", logits, [*target_ids.shape, logits.shape[-1]], FLOATS, target_ids.device)
+        case TokenLogp(logp):
+            check_tensor(f"{name} logp", logp, target_ids.shape, FLOATS, target_ids.device)
+        case _:
+            raise TypeError(f"{name}: expected Logits(...) or TokenLogp(...), got {_describe(scores)}")
+
+
+def check_tokens(policy: Scores, reference: Scores | None, target_ids: Tensor, loss_mask: Tensor) -> None:
+    """Shapes, dtypes and devices of what all operations take; on a CPU also that the ids are legal."""
+    if not isinstance(target_ids, Tensor) or target_ids.ndim != 2 or target_ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"target_ids: expected int64 or int32 [B, T], got {_describe(target_ids)}")
+    check_tensor("loss_mask", loss_mask, target_ids.shape, (torch.bool,), target_ids.device)
+    check_scores("policy", policy, target_ids)
+    if reference is not None:
+        check_scores("reference", reference, target_ids)
+    if isinstance(policy, Logits) and isinstance(reference, Logits):
+        vocabularies = policy.logits.shape[-1], reference.logits.shape[-1]
+        if vocabularies[0] != vocabularies[1]:
+            raise ValueError(f"policy and reference: expected one vocabulary size, got {vocabularies}")
+    for source in (policy, reference):
+        if isinstance(source, Logits) and target_ids.device.type == "cpu":
+            _check_ids(target_ids, loss_mask, source.logits.shape[-1])
+
+
+def _check_ids(target_ids: Tensor, loss_mask: Tensor, vocabulary: int) -> None:
+    illegal = loss_mask & ((target_ids < 0) | (target_ids >= vocabulary))
+    if illegal.any():
+        b, t = illegal.nonzero()[0].tolist()
+        raise ValueError(
+            f"target_ids: expected ids in [0, {vocabulary}) where loss_mask is True, "
+            f"got {target_ids[b, t].item()} at [{b}, {t}] ({int(illegal.sum())} such)"
+        )
+
+
+def check_clamp(clamp: object) -> None:
+    if clamp is not None and not isinstance(clamp, HumanlineClamp):
+        raise TypeError(f"clamp: expected HumanlineClamp(...) or None, got {_describe(clamp)}")
+
+
+def check_number(name: str, value: object, low: float, high: float = math.inf) -> None:
+    """``low ≤ value ≤ high``, finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
+        raise ValueError(f"{name}: expected a finite number in [{low}, {high}], got {value!r}")
+
+
+def check_pairs(target_ids: Tensor) -> None:
+    if target_ids.shape[0] % 2:
+        raise ValueError(
+            "expected an even number of sequences, the first half chosen and the second half rejected, "
+            f"got {target_ids.shape[0]}"
+        )
