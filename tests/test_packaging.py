@@ -1,0 +1,85 @@
+"""What a wheel holds, and the hazard of the import name ``kernels`` (kernels/README.md)."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from transformers.utils.import_utils import KERNELS_MIN_VERSION
+
+ROOT = Path(__file__).parent.parent
+SOURCE_ROOTS = {"humanline_fused": ROOT, "humanline_kernels": ROOT / "kernels"}
+
+
+def run_python(code: str, cwd: Path, *path: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a fresh interpreter whose path is ``cwd``, then ``path``, then the installed packages."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    # Built from a copy: setuptools leaves build/ behind, and a stale one would put deleted modules into the wheel.
+    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "humanline_fused", "kernels"):
+        (tree / name).symlink_to(ROOT / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    built = subprocess.run([*pip, "--wheel-dir", out, tree], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = out.glob("*.whl")
+    return zipfile.ZipFile(wheel).namelist()
+
+
+@pytest.fixture
+def stub_kernels(tmp_path: Path) -> Path:
+    """A site folder with a distribution ``kernels`` that has every name transformers asks of it."""
+    package, metadata = tmp_path / "kernels", tmp_path / f"kernels-{KERNELS_MIN_VERSION}.dist-info"
+    package.mkdir()
+    metadata.mkdir()
+    (package / "__init__.py").write_text(
+        "def __getattr__(name):\n    if name.startswith('__'):\n        raise AttributeError(name)\n"
+        "    return lambda *args, **kwargs: lambda decorated: decorated\n"
+    )
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: kernels\nVersion: {KERNELS_MIN_VERSION}\n")
+    return tmp_path
+
+
+def test_a_wheel_holds_exactly_two_top_level_names(wheel_names: list[str]) -> None:
+    top_level = {name.split("/")[0] for name in wheel_names if ".dist-info/" not in name}
+    assert top_level == {"humanline_fused", "humanline_kernels"}
+
+
+def test_a_wheel_holds_every_module_of_the_tree(wheel_names: list[str]) -> None:
+    in_tree = {
+        module.relative_to(source_root).as_posix()
+        for package, source_root in SOURCE_ROOTS.items()
+        for module in (source_root / package).rglob("*.py")
+    }
+    assert in_tree == {name for name in wheel_names if name.endswith(".py")}
+
+
+def test_a_wheel_is_typed_and_licensed(wheel_names: list[str]) -> None:
+    assert "humanline_fused/py.typed" in wheel_names
+    assert any(name.endswith("/licenses/LICENSE") for name in wheel_names)
+
+
+def test_the_kernels_folder_is_a_source_root_and_not_a_package() -> None:
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_a_distribution_called_kernels_behind_the_checkout_wins(stub_kernels: Path) -> None:
+    found = run_python("import kernels; print(kernels.__file__)", ROOT, stub_kernels)
+    assert found.stdout.strip() == str(stub_kernels / "kernels" / "__init__.py"), found.stderr
+
+
+def test_transformers_imports_a_model_beside_a_distribution_called_kernels(stub_kernels: Path) -> None:
+    imported = run_python("from transformers import LlamaForCausalLM", ROOT, stub_kernels)
+    assert imported.returncode == 0, imported.stderr
+
+
+def test_transformers_imports_a_model_from_the_checkout_without_such_a_distribution() -> None:
+    code = "from transformers import LlamaForCausalLM, utils; assert not utils.is_kernels_available()"
+    imported = run_python(code, ROOT)
+    assert imported.returncode == 0, imported.stderr
