@@ -1,0 +1,8 @@
+"""The same operations as ``eager``, by kernel and ``torch.autograd.Function``. Imports Triton."""
+
+from humanline_fused.autograd.dpo_loss import dpo_loss
+from humanline_fused.autograd.grpo_loss import grpo_loss
+from humanline_fused.autograd.kto_loss import kto_loss
+from humanline_fused.autograd.token_logp import token_logp
+
+__all__ = ["dpo_loss", "grpo_loss", "kto_loss", "token_logp"]

@@ -1,0 +1,28 @@
+"""A scalar loss of token log-probs whose kernel returns its own derivative."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class LogpLoss(torch.autograd.Function):
+    """``kernel(logp, *args, **kwargs)`` returns loss [], ∂loss/∂logp [B, T] and metrics; all but the loss detached."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernel: Callable[..., tuple[Tensor, ...]], logp: Tensor, kwargs: dict[str, float], *args: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        loss, coefficient, *metrics = kernel(logp, *args, **kwargs)
+        ctx.save_for_backward(coefficient)
+        ctx.num_args = len(args)
+        ctx.mark_non_differentiable(*metrics)
+        return loss, *metrics
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        (coefficient,) = ctx.saved_tensors
+        return None, coefficient * dloss, None, *(None for _ in range(ctx.num_args))

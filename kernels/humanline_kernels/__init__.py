@@ -1,0 +1,1 @@
+"""Triton kernels of the humanline losses. Knows pointers, strides and blocks; knows no model."""

@@ -1,0 +1,132 @@
+"""Token log-probs of policy and reference -> DPO's loss, its derivative per token, rewards and clamp counts.
+
+Grid: one program per pair, 1-D. Each writes one row of ``partials``; one sum over the rows, in a fixed order, ends it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from humanline_kernels.launch import token_tiles
+from humanline_kernels.log_ratio import sequence_log_ratio, store_sequence_coefficient
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)), accurate for large negative x too, where 1 + exp(x) rounds to 1."""
+    e = tl.exp(-tl.abs(x))
+    u = 1.0 + e
+    return tl.maximum(x, 0.0) + tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
+
+
+@triton.jit(do_not_specialize=["P", "T"])
+def dpo_loss_kernel(
+    # inputs
+    logp_ptr,  # [2P, T]
+    ref_logp_ptr,  # [2P, T]
+    loss_mask_ptr,  # [2P, T]
+    # outputs
+    coefficient_ptr,  # [2P, T]
+    rewards_ptr,  # [2P]
+    partials_ptr,  # [P, 5]: loss, pairs, tokens, low, high
+    # sizes
+    P,
+    T,
+    # scalars
+    beta,
+    label_smoothing,
+    log_epsilon_P,
+    log_epsilon_R,
+    # blocks
+    BLOCK_T: tl.constexpr,
+):
+    chosen = tl.program_id(0).to(tl.int64)
+    rejected = P + chosen
+    chosen_log_ratio, chosen_tokens, chosen_low, chosen_high = sequence_log_ratio(
+        logp_ptr, ref_logp_ptr, loss_mask_ptr, chosen, T, log_epsilon_P, log_epsilon_R, BLOCK_T
+    )
+    rejected_log_ratio, rejected_tokens, rejected_low, rejected_high = sequence_log_ratio(
+        logp_ptr, ref_logp_ptr, loss_mask_ptr, rejected, T, log_epsilon_P, log_epsilon_R, BLOCK_T
+    )
+    tokens = chosen_tokens + rejected_tokens
+    counts = tokens > 0
+
+    # Equation 4 and its slope in the margin, equation 5.
+    margin = beta * (chosen_log_ratio - rejected_log_ratio)
+    loss = (1 - label_smoothing) * softplus(-margin) + label_smoothing * softplus(margin)
+    slope = beta * (label_smoothing * tl.sigmoid(margin) - (1 - label_smoothing) * tl.sigmoid(-margin))
+
+    tl.store(rewards_ptr + chosen, beta * chosen_log_ratio)
+    tl.store(rewards_ptr + rejected, beta * rejected_log_ratio)
+    row_ptr = partials_ptr + chosen * 5
+    tl.store(row_ptr, tl.where(counts, loss, 0.0))
+    tl.store(row_ptr + 1, counts.to(tl.float32))
+    tl.store(row_ptr + 2, tokens.to(tl.float32))
+    tl.store(row_ptr + 3, (chosen_low + rejected_low).to(tl.float32))
+    tl.store(row_ptr + 4, (chosen_high + rejected_high).to(tl.float32))
+    store_sequence_coefficient(
+        coefficient_ptr,
+        slope,
+        logp_ptr,
+        ref_logp_ptr,
+        loss_mask_ptr,
+        chosen,
+        T,
+        log_epsilon_P,
+        log_epsilon_R,
+        BLOCK_T,
+    )
+    store_sequence_coefficient(
+        coefficient_ptr,
+        -slope,
+        logp_ptr,
+        ref_logp_ptr,
+        loss_mask_ptr,
+        rejected,
+        T,
+        log_epsilon_P,
+        log_epsilon_R,
+        BLOCK_T,
+    )
+
+
+def dpo_loss_forward(
+    logp: Tensor,
+    ref_logp: Tensor,
+    loss_mask: Tensor,
+    *,
+    beta: float,
+    label_smoothing: float,
+    log_epsilon_P: float,
+    log_epsilon_R: float,
+) -> tuple[Tensor, ...]:
+    """``loss`` [], ``coefficient`` = ∂loss/∂logp [2P, T], ``rewards`` [2P], clamped low and high fractions [].
+
+    Args:
+        logp, ref_logp: [2P, T], float32, contiguous, nats; chosen first.
+        loss_mask: [2P, T], bool, contiguous.
+    """
+    P, T = logp.shape[0] // 2, logp.shape[1]
+    coefficient = torch.empty_like(logp)
+    rewards = logp.new_empty(2 * P)
+    partials = logp.new_empty(P, 5)
+    if P:
+        dpo_loss_kernel[(P,)](
+            logp,
+            ref_logp,
+            loss_mask,
+            coefficient,
+            rewards,
+            partials,
+            P,
+            T,
+            beta,
+            label_smoothing,
+            log_epsilon_P,
+            log_epsilon_R,
+            **token_tiles(T),
+        )
+    loss, num_pairs, num_tokens, low, high = partials.sum(0).unbind()
+    num_pairs, num_tokens = num_pairs.clamp(min=1), num_tokens.clamp(min=1)
+    return loss / num_pairs, coefficient.div_(num_pairs), rewards, low / num_tokens, high / num_tokens

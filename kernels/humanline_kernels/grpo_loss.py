@@ -1,0 +1,125 @@
+"""Token log-probs of policy and reference -> GRPO's loss, its derivative per token, KL and clip and clamp counts.
+
+Grid: one program per tile of tokens, 1-D. Each writes one row of ``partials``; one sum over the rows, in a fixed order,
+ends it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from humanline_kernels.launch import token_tiles
+from humanline_kernels.log_ratio import clamp_gate, clamped_log_ratio_tile
+
+
+@triton.jit(do_not_specialize=["N", "T"])
+def grpo_loss_kernel(
+    # inputs
+    logp_ptr,  # [B, T]
+    ref_logp_ptr,  # [B, T]
+    loss_mask_ptr,  # [B, T]
+    advantages_ptr,  # [B, T], any strides
+    # outputs
+    coefficient_ptr,  # [B, T]
+    partials_ptr,  # [tiles, 7]: loss, tokens, k3, clip low, clip high, low, high
+    # sizes
+    N,  # B · T
+    T,
+    # strides
+    stride_advantages_b,
+    stride_advantages_t,
+    # scalars
+    epsilon,
+    epsilon_high,
+    beta,
+    log_epsilon_P,
+    log_epsilon_R,
+    # blocks
+    BLOCK_T: tl.constexpr,
+):
+    tile = tl.program_id(0).to(tl.int64)
+    n = tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    counts, raw, clamped = clamped_log_ratio_tile(
+        logp_ptr, ref_logp_ptr, loss_mask_ptr, n, n < N, log_epsilon_P, log_epsilon_R
+    )
+    b, t = n // T, n % T
+    advantages = tl.load(
+        advantages_ptr + b * stride_advantages_b + t * stride_advantages_t, mask=counts, other=0.0
+    )
+
+    # Equation 9: PPO's pessimistic minimum. Where the clipped branch is the smaller one its gradient is 0.
+    ratio = tl.exp(clamped)
+    too_low, too_high = ratio < 1 - epsilon, ratio > 1 + epsilon_high
+    clipped = tl.where(too_low, 1 - epsilon, tl.where(too_high, 1 + epsilon_high, ratio))
+    unclipped_term, clipped_term = advantages * ratio, advantages * clipped
+    loss = -tl.where(clipped_term < unclipped_term, clipped_term, unclipped_term)
+    passes = (unclipped_term <= clipped_term) & clamp_gate(raw, log_epsilon_P, log_epsilon_R)
+    coefficient = tl.where(passes, -unclipped_term, 0.0)
+
+    # Equation 10: k3 on the raw log-ratio, outside humanline's gate.
+    inverse_ratio = tl.exp(-raw)
+    k3 = inverse_ratio + raw - 1
+    if beta != 0:
+        loss += beta * k3
+        coefficient += beta * (1 - inverse_ratio)
+
+    tl.store(coefficient_ptr + n, tl.where(counts, coefficient, 0.0), mask=n < N)
+    row_ptr = partials_ptr + tile * 7
+    tl.store(row_ptr, tl.sum(tl.where(counts, loss, 0.0)))
+    tl.store(row_ptr + 1, tl.sum(counts.to(tl.float32)))
+    tl.store(row_ptr + 2, tl.sum(tl.where(counts, k3, 0.0)))
+    tl.store(row_ptr + 3, tl.sum((counts & (advantages < 0) & too_low).to(tl.float32)))
+    tl.store(row_ptr + 4, tl.sum((counts & (advantages > 0) & too_high).to(tl.float32)))
+    tl.store(row_ptr + 5, tl.sum((raw < log_epsilon_P).to(tl.float32)))
+    tl.store(row_ptr + 6, tl.sum((raw > log_epsilon_R).to(tl.float32)))
+
+
+def grpo_loss_forward(
+    logp: Tensor,
+    ref_logp: Tensor,
+    loss_mask: Tensor,
+    advantages: Tensor,
+    num_items_in_batch: Tensor | None,
+    *,
+    epsilon: float,
+    epsilon_high: float,
+    beta: float,
+    log_epsilon_P: float,
+    log_epsilon_R: float,
+) -> tuple[Tensor, ...]:
+    """``loss`` [], ``coefficient`` = ∂loss/∂logp [B, T], kl, clip low and high, clamped low and high fractions [].
+
+    Args:
+        logp, ref_logp: [B, T], float32, contiguous, nats.
+        loss_mask: [B, T], bool, contiguous.
+        advantages: [B, T], float32, any strides.
+        num_items_in_batch: [], ≥ 1, or None for the tokens that count here.
+    """
+    B, T = logp.shape
+    tiles = token_tiles(B * T)
+    num_tiles = triton.cdiv(B * T, tiles["BLOCK_T"])
+    coefficient = torch.empty_like(logp)
+    partials = logp.new_empty(num_tiles, 7)
+    if num_tiles:
+        grpo_loss_kernel[(num_tiles,)](
+            logp,
+            ref_logp,
+            loss_mask,
+            advantages,
+            coefficient,
+            partials,
+            B * T,
+            T,
+            *advantages.stride(),
+            epsilon,
+            epsilon_high,
+            beta,
+            log_epsilon_P,
+            log_epsilon_R,
+            **tiles,
+        )
+    loss, num_tokens, *sums = partials.sum(0).unbind()
+    num_tokens = num_tokens.clamp(min=1)
+    num_items = num_tokens if num_items_in_batch is None else num_items_in_batch
+    return loss / num_items, coefficient.div_(num_items), *(total / num_tokens for total in sums)

@@ -1,0 +1,66 @@
+"""Device functions: the log-ratio of a tile of tokens, humanline's clamp, and the gate its gradient passes through."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def clamped_log_ratio_tile(logp_ptr, ref_logp_ptr, loss_mask_ptr, offsets, inside, log_epsilon_P, log_epsilon_R):
+    """(counts, raw, clamped) of the tokens at ``offsets``; 0 where a token does not count. NaN stays NaN."""
+    counts = tl.load(loss_mask_ptr + offsets, mask=inside, other=0) != 0
+    logp = tl.load(logp_ptr + offsets, mask=counts, other=0.0)
+    ref_logp = tl.load(ref_logp_ptr + offsets, mask=counts, other=0.0)
+    raw = logp - ref_logp
+    clamped = tl.where(raw < log_epsilon_P, log_epsilon_P, tl.where(raw > log_epsilon_R, log_epsilon_R, raw))
+    return counts, raw, clamped
+
+
+@triton.jit
+def clamp_gate(raw, log_epsilon_P, log_epsilon_R):
+    """Where the clamp's gradient is 1: the closed interval, as torch.clamp's (docs/math.md, equation 3)."""
+    return (raw >= log_epsilon_P) & (raw <= log_epsilon_R)
+
+
+@triton.jit
+def sequence_log_ratio(
+    logp_ptr, ref_logp_ptr, loss_mask_ptr, sequence, T, log_epsilon_P, log_epsilon_R, BLOCK_T: tl.constexpr
+):
+    """R(y) = Σ_t clamped log-ratio of one sequence, and how many of its tokens count, lie below and lie above."""
+    total = tl.zeros([BLOCK_T], tl.float32)
+    tokens = tl.zeros([BLOCK_T], tl.int32)
+    low = tl.zeros([BLOCK_T], tl.int32)
+    high = tl.zeros([BLOCK_T], tl.int32)
+    for start in range(0, T, BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T)
+        counts, raw, clamped = clamped_log_ratio_tile(
+            logp_ptr, ref_logp_ptr, loss_mask_ptr, sequence * T + t, t < T, log_epsilon_P, log_epsilon_R
+        )
+        total += clamped
+        tokens += counts.to(tl.int32)
+        low += (raw < log_epsilon_P).to(tl.int32)
+        high += (raw > log_epsilon_R).to(tl.int32)
+    return tl.sum(total), tl.sum(tokens), tl.sum(low), tl.sum(high)
+
+
+@triton.jit
+def store_sequence_coefficient(
+    coefficient_ptr,
+    slope,
+    logp_ptr,
+    ref_logp_ptr,
+    loss_mask_ptr,
+    sequence,
+    T,
+    log_epsilon_P,
+    log_epsilon_R,
+    BLOCK_T: tl.constexpr,
+):
+    """∂/∂logp of a loss whose slope in R(y) is given: the slope where the clamp lets it through, else 0."""
+    for start in range(0, T, BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T)
+        offsets = sequence * T + t
+        counts, raw, _ = clamped_log_ratio_tile(
+            logp_ptr, ref_logp_ptr, loss_mask_ptr, offsets, t < T, log_epsilon_P, log_epsilon_R
+        )
+        passes = counts & clamp_gate(raw, log_epsilon_P, log_epsilon_R)
+        tl.store(coefficient_ptr + offsets, tl.where(passes, slope, 0.0), mask=t < T)
