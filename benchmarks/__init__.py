@@ -1,0 +1,1 @@
+"""``python -m benchmarks``: where the operations stand. Imports everything; nothing imports it."""

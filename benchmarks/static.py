@@ -1,0 +1,147 @@
+"""Cross-compile every kernel, without a GPU, and read the machine code's resources.
+
+Must run without ``TRITON_INTERPRET``, which replaces the compiler: ``python -m benchmarks static`` starts a child.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """One kernel as a user's call compiles it: pointer dtypes, and what is known when compiling."""
+
+    kernel: str
+    pointers: dict[str, str]
+    constants: dict[str, int | bool]
+    num_warps: int
+
+    @property
+    def name(self) -> str:
+        dtype = self.pointers.get("logits_ptr", "fp32")
+        flags = "".join(f" {k}={v}" for k, v in self.constants.items() if k.isupper() and not k.startswith("BLOCK"))
+        return f"{self.kernel} {dtype}{flags}"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one compiled kernel: registers per thread, bytes of spills per thread, bytes of shared memory per block."""
+
+    kernel: str
+    arch: str
+    registers: int
+    spills: int
+    shared: int
+
+
+def specialisations() -> Iterator[Specialisation]:
+    from humanline_kernels.launch import token_tiles, vocabulary_tiles
+
+    tokens = {"target_ids_ptr": "i64", "loss_mask_ptr": "i1"}
+    tiles = vocabulary_tiles(128256)
+    num_warps = tiles.pop("num_warps")
+    unit_stride = {"stride_logits_v": 1}
+    for dtype in ("bf16", "fp16", "fp32"):
+        for has_reference in (False, True):
+            yield Specialisation(
+                "token_logp.token_logp_forward_kernel",
+                {"logits_ptr": dtype, "ref_logits_ptr": dtype, **tokens},
+                {**tiles, **unit_stride, "stride_ref_logits_v": 1, "HAS_REFERENCE": has_reference},
+                num_warps,
+            )
+        yield Specialisation(
+            "token_logp.token_logp_backward_kernel",
+            {"logits_ptr": dtype, "dlogits_ptr": dtype, **tokens},
+            {**tiles, **unit_stride, "EXACT": dtype == "fp32"},
+            num_warps,
+        )
+    tiles = token_tiles(4096)
+    num_warps = tiles.pop("num_warps")
+    for loss in ("dpo", "kto", "grpo"):
+        yield Specialisation(
+            f"{loss}_loss.{loss}_loss_kernel", {"loss_mask_ptr": "i1", "desirable_ptr": "i1"}, tiles, num_warps
+        )
+
+
+FLOAT_SCALARS = {
+    "beta",
+    "label_smoothing",
+    "desirable_weight",
+    "undesirable_weight",
+    "epsilon",
+    "epsilon_high",
+    "log_epsilon_P",
+    "log_epsilon_R",
+}
+
+
+def compile_for(spec: Specialisation, arch: str) -> bytes:
+    """The machine code (cubin) of one specialisation."""
+    import importlib
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    module, name = spec.kernel.split(".")
+    kernel = getattr(importlib.import_module(f"humanline_kernels.{module}"), name)
+    signature, divisible = {}, {}
+    for index, argument in enumerate(kernel.arg_names):
+        if argument in spec.constants:
+            signature[argument] = "constexpr"
+        elif argument.endswith("_ptr"):
+            signature[argument] = "*" + spec.pointers.get(argument, "fp32")
+            divisible[(index,)] = [["tt.divisibility", 16]]
+        elif argument in FLOAT_SCALARS:
+            signature[argument] = "fp32"
+        else:
+            signature[argument] = "i32"
+            if argument == "V" or argument.startswith("stride_"):
+                divisible[(index,)] = [["tt.divisibility", 16]]
+    constants = {(kernel.arg_names.index(k),): v for k, v in spec.constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
+    target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    return triton.compile(source, target=target, options={"num_warps": spec.num_warps}).asm["cubin"]
+
+
+def resources(spec: Specialisation, arch: str) -> Resources:
+    import triton
+
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compile_for(spec, arch))
+        file.flush()
+        usage = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        sass = subprocess.run([cuobjdump, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    figures = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    spills = figures["LOCAL"] + figures["STACK"] + 4 * len(re.findall(r"\b(?:STL|LDL)\b", sass))
+    return Resources(spec.name, arch, figures["REG"], spills, figures["SHARED"])
+
+
+def report(architectures: list[str]) -> list[Resources]:
+    """Resources of every kernel on every architecture, measured in a child process that has the compiler."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    child = subprocess.run(
+        [sys.executable, "-m", "benchmarks.static", *architectures],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if child.returncode:
+        raise RuntimeError(f"cross-compilation failed:\n{child.stderr[-4000:]}")
+    return [Resources(**row) for row in json.loads(child.stdout)]
+
+
+if __name__ == "__main__":
+    print(json.dumps([asdict(resources(spec, arch)) for arch in sys.argv[1:] for spec in specialisations()]))
