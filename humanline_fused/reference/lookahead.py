@@ -1,0 +1,69 @@
+"""A synced reference without a second model: the coming steps are scored before the policy moves on."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+TokenScores = dict[str, Tensor]
+"""Reference log-probs of one micro-batch, by their name in the batch; each [B, T], float32, nats."""
+
+
+class LookaheadReference:
+    """Keeps the reference log-probs of the coming steps instead of the reference.
+
+    Humanline copies the policy into the reference before the optimizer step of steps 0, k, 2k … So the reference of
+    steps t + 1 … t + k is the policy as it stands at the *start* of step t: score those steps' batches there and keep a
+    float per token. The same numbers as with a copied model, without one, and without a hook between backward and
+    optimizer step (under DeepSpeed there is none).
+
+    Args:
+        score: takes a step and returns the log-probs of its micro-batches under the current policy.
+        sync_every: k ≥ 1, in optimizer steps.
+
+    Source: arXiv 2509.24207, section 4 (the sync).
+    """
+
+    def __init__(self, score: Callable[[int], list[TokenScores]], sync_every: int) -> None:
+        self.score = score
+        self.sync_every = sync_every
+        self.pending: dict[int, list[TokenScores]] = {}
+
+    def scores(self, step: int, last_step: int) -> list[TokenScores]:
+        """The reference's log-probs for ``step``. Call once at the start of every step, before any backward.
+
+        Args:
+            step: the optimizer step about to begin, from 0.
+            last_step: the last step of the run; nothing is scored beyond it.
+
+        Raises:
+            ValueError: nothing was kept for ``step``.
+        """
+        if step == 0:
+            self.pending = {0: self.score(0)}
+        if step % self.sync_every == 0:
+            for coming in range(step + 1, min(step + self.sync_every, last_step) + 1):
+                self.pending[coming] = self.score(coming)
+        if step not in self.pending:
+            raise ValueError(
+                f"no reference scores were kept for step {step} (kept: {sorted(self.pending) or 'none'}). "
+                "A checkpoint continues up to the max_steps and with the sync_every it was written with."
+            )
+        return self.pending.pop(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to hold, on the CPU."""
+        pending = {
+            step: [{name: logp.cpu() for name, logp in batch.items()} for batch in window]
+            for step, window in self.pending.items()
+        }
+        return {"sync_every": self.sync_every, "pending": pending}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        if state["sync_every"] != self.sync_every:
+            raise ValueError(
+                f"expected sync_every={state['sync_every']}, which the checkpoint's reference was scored with, "
+                f"got {self.sync_every}"
+            )
+        self.pending = state["pending"]

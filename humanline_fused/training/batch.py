@@ -1,0 +1,54 @@
+"""From examples to the padded tensors of one forward pass."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from humanline_fused.training.data import Example
+from humanline_fused.training.plan import MicroBatch
+
+Batch = dict[str, Tensor]
+"""``input_ids``, ``attention_mask`` (int64), ``completion_mask`` (bool), each [B, T]; the same under ``kl_`` for KTO's
+mismatched pairs; ``desirable`` [B] bool (KTO); ``advantages`` [B] float32 (GRPO). The trainer adds ``ref_logp`` [B, T]
+(and ``kl_ref_logp``), float32, nats."""
+
+
+def pad(sequences: Sequence[tuple[Tensor, Tensor]], pad_token_id: int, max_length: int) -> Batch:
+    """Right-pad (prompt, completion) pairs to the longest of them; longer than ``max_length`` keeps the start."""
+    lengths = [min(len(prompt) + len(completion), max_length) for prompt, completion in sequences]
+    shape = len(sequences), max(lengths)
+    input_ids = torch.full(shape, pad_token_id, dtype=torch.int64)
+    attention_mask = torch.zeros(shape, dtype=torch.int64)
+    completion_mask = torch.zeros(shape, dtype=torch.bool)
+    for row, ((prompt, completion), length) in enumerate(zip(sequences, lengths, strict=True)):
+        input_ids[row, :length] = torch.cat([prompt, completion])[:length]
+        attention_mask[row, :length] = 1
+        completion_mask[row, len(prompt) : length] = True
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
+
+
+def collate(
+    examples: Sequence[Example], micro: MicroBatch, objective: str, *, pad_token_id: int, max_length: int
+) -> Batch:
+    """The batch of one micro-batch, a pure function of it.
+
+    DPO: the first half of the sequences is chosen, the second half rejected. KTO: ``kl_*`` pairs each prompt with the
+    completion of the example that follows in the global micro-batch (arXiv 2509.24207, section 4).
+    """
+    rows = [examples[i] for i in micro.ids]
+    sides = range(2 if objective == "dpo" else 1)
+    batch = pad([(row.prompt_ids, row.completions[side]) for side in sides for row in rows], pad_token_id, max_length)
+    if objective == "kto":
+        following = [examples[i] for i in micro.following]
+        mismatched = [(row.prompt_ids, other.completions[0]) for row, other in zip(rows, following, strict=True)]
+        batch |= {f"kl_{name}": tensor for name, tensor in pad(mismatched, pad_token_id, max_length).items()}
+        batch["desirable"] = torch.tensor([row.weight > 0 for row in rows])
+    if objective == "grpo":
+        batch["advantages"] = torch.tensor([row.weight for row in rows])
+    return batch
+
+
+def num_loss_tokens(example: Example) -> int:
+    """Tokens of the example that a loss counts: its completions', but never a sequence's first (nothing predicts it)."""
+    return sum(len(c) - (len(example.prompt_ids) == 0 and len(c) > 0) for c in example.completions)

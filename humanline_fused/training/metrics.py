@@ -1,0 +1,77 @@
+"""What a run reports: weighted means between two log lines, and the file that keeps them."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+Weighted = tuple[Tensor, Tensor]
+"""A sum and the weight that it is divided by, both []."""
+
+
+class Meter:
+    """Sums up (value, weight) by name on the device; one transfer a log line."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+
+    def update(self, metrics: Mapping[str, Weighted]) -> None:
+        """Add one micro-batch's sums and weights."""
+        for name, weighted in metrics.items():
+            pair = torch.stack([torch.as_tensor(part).detach().float() for part in weighted])
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
+    def drain(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Means over everything since the last call and, through ``reduce``, over all ranks. What had no weight is left out."""
+        if not self.sums:
+            return {}
+        totals = reduce(torch.stack(list(self.sums.values()))).tolist()
+        means = {name: value / weight for name, (value, weight) in zip(self.sums, totals, strict=True) if weight}
+        self.sums = {}
+        return means
+
+
+class MetricsFile(TrainerCallback):
+    """Writes every log line to ``metrics.jsonl``: ``step``, ``seconds`` in training, and the metrics.
+
+    A resumed run cuts the file back to its checkpoint's step and counts its seconds on from there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.started: float | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        kept = [line for line in self.read() if line["step"] <= state.global_step and "train_runtime" not in line]
+        if state.global_step == 0:
+            kept = []
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f"{self.path.name}.writing")
+        temporary.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+        os.replace(temporary, self.path)
+        self.started = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if self.started is None:
+            return
+        seconds = round(time.monotonic() - self.started, 4)
+        with self.path.open("a") as file:
+            file.write(f"{json.dumps({'step': state.global_step, 'seconds': seconds, **(logs or {})})}\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """The lines that are whole."""
+        lines = []
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+        return lines

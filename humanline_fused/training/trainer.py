@@ -1,0 +1,383 @@
+"""transformers' Trainer with a reference that follows the policy.
+
+The loop, the optimizer, mixed precision, distribution, callbacks and logging are transformers'. Replaced is what
+humanline needs otherwise: the batches come from a plan that can be read ahead, the loss has a reference, a checkpoint
+appears whole and holds that reference, and evaluation compares with the policy as it was at the start.
+"""
+
+import copy
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from accelerate.utils import gather_object
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
+
+from humanline_fused.functional import kto_kl, shift_targets, token_logp
+from humanline_fused.reference import CopyReference, LookaheadReference
+from humanline_fused.reference.lookahead import TokenScores
+from humanline_fused.scores import Logits, TokenLogp
+from humanline_fused.training import checkpoint, objective
+from humanline_fused.training.batch import Batch, collate, num_loss_tokens
+from humanline_fused.training.config import HumanlineConfig
+from humanline_fused.training.data import Example, prepare
+from humanline_fused.training.metrics import Meter, MetricsFile
+from humanline_fused.training.plan import BatchPlan, MicroBatch, evaluation_plan
+from humanline_fused.training.start import load_policy
+
+INITIAL_SCORES = "initial_eval_logp.pt"
+"""The held-out data's log-probs under the policy at the start, in the run's folder."""
+
+
+class ReferenceSync(TrainerCallback):
+    """Syncs a copied reference where humanline asks for it: after backward and clipping, before the update."""
+
+    def __init__(self, reference: CopyReference) -> None:
+        self.reference = reference
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.reference.before_optimizer_step(state.global_step, kwargs["model"])
+
+
+class HumanlineTrainer(Trainer):
+    """Trains a causal language model with humanline DPO, KTO or GRPO.
+
+    Args:
+        model: the policy at the start, or its name or folder; default ``args.model``.
+        args: the settings.
+        train_dataset: a path, a name, a ``datasets.Dataset`` or a list of mappings; default ``args.dataset``.
+        eval_dataset: default ``args.eval_dataset``. Scored by the initial policy before the first step; the evaluation
+            loss and ``rewards_initial/*`` compare with that.
+        processing_class: the tokenizer; default the one beside the model.
+        reference_model: for ``reference="copy"`` and ``"frozen"``; default a copy of the policy.
+        callbacks, optimizers: as transformers' Trainer.
+
+    Raises:
+        ValueError, TypeError: before anything is written; the message says what was expected and what came.
+
+    Source: arXiv 2509.24207, section 4.
+
+    >>> config = HumanlineConfig(output_dir="run", model="start", dataset="pairs.jsonl")  # doctest: +SKIP
+    >>> trainer = HumanlineTrainer(args=config)  # doctest: +SKIP
+    >>> trainer.train(); trainer.save_model()  # doctest: +SKIP
+    """
+
+    args: HumanlineConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | None = None,
+        args: HumanlineConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reference_model: nn.Module | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        if not isinstance(args, HumanlineConfig):
+            raise TypeError(f"args: expected a HumanlineConfig, got {type(args).__name__}")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"expected one process per GPU, got one process that sees {args.n_gpu} GPUs. Start with\n"
+                f"  accelerate launch --num_processes {args.n_gpu} -m humanline_fused train ...\n"
+                "or show it one with CUDA_VISIBLE_DEVICES=0"
+            )
+        if reference_model is not None and args.reference == "lookahead":
+            raise ValueError("reference_model: expected None with reference='lookahead', which keeps no second model")
+        train_dataset = args.dataset if train_dataset is None else train_dataset
+        eval_dataset = args.eval_dataset if eval_dataset is None else eval_dataset
+        if train_dataset is None:
+            raise ValueError("train_dataset: expected a path, a name, a Dataset or a list of records, got None")
+
+        policy, tokenizer = load_policy(model, processing_class, args)
+        self.pad_token_id = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        )
+        self.train_examples = self._prepare(train_dataset, tokenizer, args, args.dataset_split)
+        self.eval_examples: list[Example] = []
+        if eval_dataset is not None:
+            self.eval_examples = self._prepare(eval_dataset, tokenizer, args, args.eval_dataset_split)
+        self.plan = BatchPlan(
+            len(self.train_examples),
+            args.per_device_train_batch_size,
+            args.gradient_accumulation_steps,
+            args.world_size,
+            args.seed if args.data_seed is None else args.data_seed,
+        )
+        if args.objective == "kto" and self.plan.batch_size * self.plan.world_size < 2:
+            raise ValueError(
+                "kto: expected at least 2 completions in a global micro-batch, for mismatched pairs, got 1"
+            )
+
+        super().__init__(
+            model=policy,
+            args=args,
+            train_dataset=self.train_examples,  # pyright: ignore[reportArgumentType]
+            eval_dataset=self.eval_examples or None,  # pyright: ignore[reportArgumentType]
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = False  # the loss is a micro-batch's mean; Trainer divides by the accumulation
+        self.meters = {"train": Meter(), "eval": Meter()}
+        self.initial_scores: list[TokenScores] | None = None
+        self.metrics_file = MetricsFile(Path(str(args.output_dir)) / "metrics.jsonl")
+        self.add_callback(self.metrics_file)
+        self.reference = self._make_reference(reference_model)
+        self._staging = False
+
+    @staticmethod
+    def _prepare(source: Any, tokenizer: PreTrainedTokenizerBase, args: HumanlineConfig, split: str) -> list[Example]:
+        data = prepare(
+            source,
+            tokenizer,
+            args.objective,
+            max_length=args.max_length,
+            split=split,
+            scale_rewards=args.scale_rewards,
+            progress=not args.disable_tqdm and args.process_index == 0,
+        )
+        if data.dropped and args.process_index == 0:
+            print(f"{data.dropped} of {data.dropped + len(data.examples)} examples dropped: prompt >= max_length")
+        return data.examples
+
+    def _make_reference(self, model: nn.Module | None) -> LookaheadReference | CopyReference:
+        args = self.args
+        if args.reference == "lookahead":
+            return LookaheadReference(lambda step: self._score(self.model_wrapped, self._window(step)), args.sync_every)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                f"reference={args.reference!r}: expected a whole model in every process. Under FSDP and DeepSpeed use "
+                "reference='lookahead': the same numbers without a second model"
+            )
+        model = copy.deepcopy(self.model) if model is None else model.to(args.device)
+        model = self.accelerator.prepare_model(model.requires_grad_(False), evaluation_mode=True)
+        self.accelerator.free_memory()  # it takes the first prepared model for the policy
+        sync_every = args.sync_every if args.reference == "copy" else None
+        reference = CopyReference(lambda step: self._score(model, self._window(step)), model, sync_every)
+        self.add_callback(ReferenceSync(reference))
+        return reference
+
+    # Batches
+
+    def _collate(self, examples: Sequence[Example], micro: MicroBatch) -> Batch:
+        sizes = {"pad_token_id": self.pad_token_id, "max_length": self.args.max_length}
+        batch = collate(examples, micro, self.args.objective, **sizes)
+        return {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+
+    def _window(self, step: int) -> list[Batch]:
+        return [self._collate(self.train_examples, m) for m in self.plan.window(step, self.args.process_index)]
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Only a length: the batches come from the plan, in :meth:`get_batch_samples`."""
+        plan: Any = self.plan
+        return DataLoader(self.train_examples, batch_sampler=plan, collate_fn=list, generator=torch.Generator())  # pyright: ignore[reportArgumentType]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], None]:
+        """The micro-batches of the optimizer step about to begin, with the reference's log-probs."""
+        step = self.state.global_step
+        self._score_initially(self.model_wrapped)
+        window, scores = self._window(step), self.reference.scores(step, self.state.max_steps - 1)
+        examples = [self.train_examples[i] for ids in self.plan.global_window(step) for i in ids]
+        # Trainer averages over micro-batches and DDP over ranks: divided by this, sums become the mean over the step.
+        per_micro_batch = sum(map(num_loss_tokens, examples)) / (len(window) * self.args.world_size)
+        for batch, scored in zip(window, scores, strict=True):
+            batch |= {name: logp.to(self.args.device) for name, logp in scored.items()}
+            batch["num_items"] = torch.tensor(per_micro_batch, device=self.args.device)
+        if self.args.include_num_input_tokens_seen == "no":
+            self.state.num_input_tokens_seen += sum(len(e.prompt_ids) + len(c) for e in examples for c in e.completions)
+        return window, None
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As they are: on the device, and float32 under DeepSpeed too, where Trainer would round the log-probs."""
+        return inputs
+
+    # Scores and loss
+
+    def _rows(self, model: nn.Module, batch: Batch, kind: str = "") -> tuple[Logits, torch.Tensor, torch.Tensor]:
+        ids, mask = batch[f"{kind}input_ids"], batch[f"{kind}attention_mask"]
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return Logits(logits), *shift_targets(ids, batch[f"{kind}completion_mask"])
+
+    @torch.no_grad()
+    def _score(self, model: nn.Module, batches: list[Batch]) -> list[TokenScores]:
+        """Log-probs of the micro-batches' tokens, in the training's own grouping: another padding moves last bits."""
+        model.eval()
+        kinds = ("", "kl_") if self.args.objective == "kto" else ("",)
+        impl = self.args.impl
+        return [{f"{k}ref_logp": token_logp(*self._rows(model, b, k), impl=impl) for k in kinds} for b in batches]
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean over the optimizer step's pairs (DPO), sequences (KTO) or tokens (GRPO), and its metrics."""
+        args, training, kl = self.args, model.training, None
+        if args.objective == "kto":
+            group = torch.distributed.group.WORLD if training and args.world_size > 1 else None
+            with torch.no_grad():
+                policy, target_ids, loss_mask = self._rows(model, inputs, "kl_")
+            reference = TokenLogp(inputs["kl_ref_logp"])
+            clamp = args.humanline_clamp
+            kl = kto_kl(policy, reference, target_ids, loss_mask, clamp=clamp, group=group, impl=args.impl)
+        rows = self._rows(model, inputs)
+        out = objective.compute_loss(args, inputs, *rows, kl=kl, num_items=inputs.get("num_items"))
+        if "repeated" not in inputs:
+            self.meters["train" if training else "eval"].update(objective.report(inputs, out, rows[-1]))
+        return (out.loss, out) if return_outputs else out.loss
+
+    # Evaluation
+
+    def _dealt(self) -> list[tuple[MicroBatch, bool]]:
+        args = self.args
+        size = args.per_device_eval_batch_size
+        return evaluation_plan(len(self.eval_examples), size, args.process_index, args.world_size)
+
+    def _score_initially(self, model: nn.Module) -> None:
+        """Score the held-out data once, by the policy before its first step, and keep that with the run."""
+        if self.initial_scores is not None or not self.eval_examples:
+            return
+        scored = [self._score(model, [self._collate(self.eval_examples, micro)])[0] for micro, _ in self._dealt()]
+        self.initial_scores = [{name: logp.cpu() for name, logp in scores.items()} for scores in scored]
+        everyones = gather_object(self.initial_scores)  # rank by rank; micro-batch i was dealt to rank i % world_size
+        rounds, ranks = len(self.initial_scores), self.args.world_size
+        if self.args.should_save:
+            in_order = [everyones[rank * rounds + turn] for turn in range(rounds) for rank in range(ranks)]
+            state = {"batch_size": self.args.per_device_eval_batch_size, "scores": in_order}
+            checkpoint.save_atomically(state, Path(str(self.args.output_dir)) / INITIAL_SCORES)
+
+    def _load_initial_scores(self, run_dir: Path) -> None:
+        file = run_dir / INITIAL_SCORES
+        if not file.is_file():
+            raise ValueError(
+                f"expected {file}: evaluation compares with the policy at the start of the run, which was not scored"
+            )
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        if state["batch_size"] != self.args.per_device_eval_batch_size:
+            raise ValueError(
+                f"expected per_device_eval_batch_size={state['batch_size']}, in which {file} was scored, "
+                f"got {self.args.per_device_eval_batch_size}"
+            )
+        first, ranks, scores = self.args.process_index, self.args.world_size, state["scores"]
+        self.initial_scores = [scores[min(t * ranks + first, len(scores) - 1)] for t in range(len(self._dealt()))]
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """This rank's share of the held-out data, in order."""
+        if eval_dataset is not None and eval_dataset is not self.eval_examples:
+            raise ValueError(
+                "evaluate: expected the eval_dataset given at the start, whose reference is the initial policy, got another"
+            )
+
+        def batch(index: int) -> Batch:
+            micro, counts = dealt[index]
+            flag = {} if counts else {"repeated": torch.tensor(True)}
+            return self._collate(self.eval_examples, micro) | {"index": torch.tensor(index)} | flag
+
+        dealt = self._dealt()
+        positions: Any = range(len(dealt))
+        return DataLoader(positions, batch_size=None, collate_fn=batch, generator=torch.Generator())
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor, None, None]:
+        """The loss of one micro-batch against the initial policy."""
+        self._score_initially(model)
+        assert self.initial_scores is not None
+        scores = self.initial_scores[int(inputs["index"])]
+        inputs |= {name: logp.to(self.args.device) for name, logp in scores.items()}
+        with torch.no_grad():
+            return self.compute_loss(model.eval(), inputs).detach(), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Trainer's, with weighted means: the loss and, against the initial policy, ``rewards_initial/*``."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means = self._drain("eval")
+        renamed = {f"{metric_key_prefix}_{k.replace('rewards/', 'rewards_initial/')}": v for k, v in means.items()}
+        return output._replace(metrics=(output.metrics or {}) | renamed, num_samples=len(self.eval_examples))
+
+    def _drain(self, meter: str) -> dict[str, float]:
+        return objective.with_margins(self.meters[meter].drain(lambda sums: self.accelerator.reduce(sums, "sum")))  # pyright: ignore
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's log line with the objective's metrics."""
+        if "loss" in logs:
+            logs = {**self._drain("train"), "num_tokens": self.state.num_input_tokens_seen, **logs}
+        super().log(logs, start_time)
+
+    # Checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trainer's, with a checkpoint verified before anything is loaded.
+
+        Args:
+            resume_from_checkpoint: a folder; ``"auto"``: the newest complete checkpoint of ``output_dir``, or a fresh
+                start; True: the newest, which has to exist; default ``args.resume_from_checkpoint``.
+        """
+        asked = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        resume = checkpoint.resolve_resume(str(self.args.output_dir), asked)
+        if resume and self.eval_examples:
+            self._load_initial_scores(Path(resume).parent)
+        return super().train(resume, *args, **kwargs)
+
+    def _reference_file(self, folder: str) -> Path:
+        return Path(folder) / f"reference_{self.args.process_index if self.args.reference == 'lookahead' else 0}.pt"
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.reference == "lookahead" or self.args.should_save:
+            os.makedirs(output_dir, exist_ok=True)
+            state = {"kind": self.args.reference, "plan": asdict(self.plan), "state": self.reference.state_dict()}
+            torch.save(state, self._reference_file(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        file = self._reference_file(checkpoint)
+        if not file.is_file():
+            raise ValueError(f"expected {file}: the checkpoint was written by another number of processes")
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        if saved["kind"] != self.args.reference:
+            raise ValueError(f"expected reference={saved['kind']!r}, as in {checkpoint}, got {self.args.reference!r}")
+        if self.args.reference == "lookahead" and saved["plan"] != asdict(self.plan):
+            raise ValueError(
+                f"expected the batches that {checkpoint} was scored for, {saved['plan']}, got {asdict(self.plan)}"
+            )
+        self.reference.load_state_dict(saved["state"])
+
+    def _get_output_dir(self, trial: Any) -> str:
+        run_dir = super()._get_output_dir(trial)
+        return os.path.join(run_dir, checkpoint.STAGING) if self._staging else run_dir
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's, under another name until it is whole."""
+        run_dir, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
+        staged = run_dir / checkpoint.STAGING / name
+        if self.args.should_save:
+            shutil.rmtree(staged.parent, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = False
+        self.accelerator.wait_for_everyone()
+        best = self.state.best_model_checkpoint == str(staged)
+        if best:
+            self.state.best_model_checkpoint = str(run_dir / name)
+        if self.args.should_save:
+            if best:
+                self.state.save_to_json(str(staged / "trainer_state.json"))
+            checkpoint.publish(staged, run_dir / name)
+            rotate_checkpoints(str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
