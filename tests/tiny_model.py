@@ -34,7 +34,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
     """Vocabulary 100, hidden 32, two layers."""
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     config = LlamaConfig(
         vocab_size=100, max_position_embeddings=64, pad_token_id=0, eos_token_id=1, **sizes | overrides
     )
@@ -65,7 +70,7 @@ def records(objective: str, number: int, seed: int = 0) -> list[dict[str, Any]]:
 
 def tiny_config(output_dir: Path | str, **settings: Any) -> HumanlineConfig:
     """Six steps over two and a bit epochs; a learning rate at which the reference matters from the second step."""
-    defaults = {
+    defaults: dict[str, Any] = {
         "per_device_train_batch_size": 2,
         "per_device_eval_batch_size": 3,
         "max_steps": 6,

@@ -62,7 +62,7 @@ def sync_reference_(reference: nn.Module, policy: nn.Module) -> None:
     >>> torch.equal(reference.weight, policy.weight)
     True
     """
-    torch._foreach_copy_(*_pair(reference, policy))
+    torch._foreach_copy_(*_pair(reference, policy))  # pyright: ignore[reportPrivateImportUsage]
 
 
 class CopyReference:

@@ -50,5 +50,5 @@ def collate(
 
 
 def num_loss_tokens(example: Example) -> int:
-    """Tokens of the example that a loss counts: its completions', but never a sequence's first (nothing predicts it)."""
+    """Tokens of the example that a loss counts: its completions', less a sequence's first, which nothing predicts."""
     return sum(len(c) - (len(example.prompt_ids) == 0 and len(c) > 0) for c in example.completions)

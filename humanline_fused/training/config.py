@@ -1,7 +1,7 @@
 """Every setting of a run: transformers' TrainingArguments, humanline's own, and defaults that do not hurt."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -15,8 +15,8 @@ DEFAULT_BETA = {"dpo": 0.1, "kto": 0.1, "grpo": 0.0}
 """As TRL's."""
 
 
-def _setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
 
 
 @dataclass
@@ -36,62 +36,85 @@ class HumanlineConfig(TrainingArguments):
     0.1
     """
 
-    model: str | None = _setting(None, "The policy at the start: a folder that save_pretrained wrote, or a name.")
-    model_dtype: str = _setting(
-        "float32",
-        "Data type of the weights. bfloat16 weights lose the updates of small learning rates; "
-        "bf16=true computes in bfloat16 either way.",
+    model: str | None = field(
+        default=None, metadata=_help("The policy at the start: a folder that save_pretrained wrote, or a name.")
     )
-    dataset: str | None = _setting(
-        None,
-        "Training data: a JSONL or Parquet file, a folder that datasets saved, or a name. Columns: prompt, chosen, "
-        "rejected (dpo) | prompt, completion, label (kto) | prompt, completions, rewards (grpo).",
+    model_dtype: str = field(
+        default="float32",
+        metadata=_help(
+            "Data type of the weights. bfloat16 weights lose the updates of small learning rates; "
+            "bf16=true computes in bfloat16 either way."
+        ),
     )
-    dataset_split: str = _setting("train", "Split of the training data, where it has several.")
-    eval_dataset: str | None = _setting(None, "Held-out data, in the same columns.")
-    eval_dataset_split: str = _setting("test", "Split of the held-out data, where it has several.")
-    max_length: int = _setting(
-        1024,
-        "Tokens of prompt and completion. Longer sequences keep their start; a prompt that fills it alone is dropped.",
+    dataset: str | None = field(
+        default=None,
+        metadata=_help(
+            "Training data: a JSONL or Parquet file, a folder that datasets saved, or a name. Columns: prompt, chosen, "
+            "rejected (dpo) | prompt, completion, label (kto) | prompt, completions, rewards (grpo)."
+        ),
     )
-
-    objective: Objective = _setting("dpo", "The loss.")
-    reference: Reference = _setting(
-        "lookahead",
-        "Who plays the reference. lookahead: the policy of up to sync_every updates ago, scored ahead, without a second "
-        "model. copy: a second model that is overwritten in place; the same numbers. frozen: the policy at the start "
-        "(no sync).",
-    )
-    sync_every: int = _setting(1, "k: optimizer steps between two syncs of the reference.")
-    clamp: bool = _setting(True, "Clamp every token's log-ratio to [log_epsilon_P, log_epsilon_R].")
-    log_epsilon_P: float = _setting(-1.5, "Lower bound of the log-ratio, nats, <= 0.")
-    log_epsilon_R: float = _setting(1.5, "Upper bound of the log-ratio, nats, >= 0.")
-    beta: float | None = _setting(
-        None, "Weight of the implicit reward (dpo, kto: default 0.1) or of the KL penalty (grpo: default 0)."
-    )
-    label_smoothing: float = _setting(0.0, "dpo: share of pairs whose preference is the wrong way round, in [0, 0.5].")
-    desirable_weight: float = _setting(1.0, "kto: weight of the desirable completions' loss.")
-    undesirable_weight: float = _setting(1.0, "kto: weight of the undesirable completions' loss.")
-    epsilon: float = _setting(0.2, "grpo: PPO's clip of the ratio to [1 - epsilon, 1 + epsilon_high].")
-    epsilon_high: float | None = _setting(None, "grpo: upper end of the clip; default epsilon.")
-    scale_rewards: bool = _setting(True, "grpo: divide advantages by the standard deviation of their group.")
-    impl: str = _setting("auto", "Who computes the loss: auto, triton or eager.")
-    disable_dropout: bool = _setting(
-        True, "Turn dropout off, so that policy and reference differ by the updates alone."
+    dataset_split: str = field(default="train", metadata=_help("Split of the training data, where it has several."))
+    eval_dataset: str | None = field(default=None, metadata=_help("Held-out data, in the same columns."))
+    eval_dataset_split: str = field(default="test", metadata=_help("Split of the held-out data, where it has several."))
+    max_length: int = field(
+        default=1024,
+        metadata=_help(
+            "Tokens of prompt and completion. Longer ones keep their start; a prompt that fills it alone is dropped."
+        ),
     )
 
-    learning_rate: float = _setting(1e-6, "Initial learning rate. Retune by 0.1x to 4x when clamp or sync change.")
-    lr_scheduler_type: str = _setting("constant_with_warmup", "Learning-rate schedule.")
-    warmup_steps: float = _setting(0.1, "Warm-up in steps; below 1, as a share of all steps.")
-    weight_decay: float = _setting(0.01, "Weight decay of AdamW.")
-    logging_steps: float = _setting(10, "Steps between two log lines.")
-    logging_first_step: bool = _setting(True, "Log the first step.")
-    logging_nan_inf_filter: bool = _setting(False, "Hide NaN and infinite losses from the log.")
-    remove_unused_columns: bool = _setting(False, "Has no effect: the data are read by column.")
-    report_to: None | str | list[str] = _setting(
-        "none", "tensorboard, wandb, trackio ... metrics.jsonl is always there."
+    objective: Objective = field(default="dpo", metadata=_help("The loss."))
+    reference: Reference = field(
+        default="lookahead",
+        metadata=_help(
+            "Who plays the reference. lookahead: the policy of up to sync_every updates ago, scored ahead, without a "
+            "second model. copy: a second model that is overwritten in place; the same numbers. frozen: the policy at "
+            "the start (no sync)."
+        ),
     )
-    bf16: bool | None = _setting(None, "Compute in bfloat16. Default: where the GPU supports it, unless fp16 is set.")
+    sync_every: int = field(default=1, metadata=_help("k: optimizer steps between two syncs of the reference."))
+    clamp: bool = field(
+        default=True, metadata=_help("Clamp every token's log-ratio to [log_epsilon_P, log_epsilon_R].")
+    )
+    log_epsilon_P: float = field(default=-1.5, metadata=_help("Lower bound of the log-ratio, nats, <= 0."))
+    log_epsilon_R: float = field(default=1.5, metadata=_help("Upper bound of the log-ratio, nats, >= 0."))
+    beta: float | None = field(
+        default=None,
+        metadata=_help("Weight of the implicit reward (dpo, kto: default 0.1) or of the KL penalty (grpo: default 0)."),
+    )
+    label_smoothing: float = field(
+        default=0.0, metadata=_help("dpo: share of pairs whose preference is the wrong way round, in [0, 0.5].")
+    )
+    desirable_weight: float = field(default=1.0, metadata=_help("kto: weight of the desirable completions' loss."))
+    undesirable_weight: float = field(default=1.0, metadata=_help("kto: weight of the undesirable completions' loss."))
+    epsilon: float = field(
+        default=0.2, metadata=_help("grpo: PPO's clip of the ratio to [1 - epsilon, 1 + epsilon_high].")
+    )
+    epsilon_high: float | None = field(default=None, metadata=_help("grpo: upper end of the clip; default epsilon."))
+    scale_rewards: bool = field(
+        default=True, metadata=_help("grpo: divide advantages by the standard deviation of their group.")
+    )
+    impl: Impl = field(default="auto", metadata=_help("Who computes the loss: auto, triton or eager."))
+    disable_dropout: bool = field(
+        default=True, metadata=_help("Turn dropout off, so that policy and reference differ by the updates alone.")
+    )
+
+    learning_rate: float = field(
+        default=1e-6, metadata=_help("Initial learning rate. Retune by 0.1x to 4x when clamp or sync change.")
+    )
+    lr_scheduler_type: str = field(default="constant_with_warmup", metadata=_help("Learning-rate schedule."))
+    warmup_steps: float = field(default=0.1, metadata=_help("Warm-up in steps; below 1, as a share of all steps."))
+    weight_decay: float = field(default=0.01, metadata=_help("Weight decay of AdamW."))
+    logging_steps: float = field(default=10, metadata=_help("Steps between two log lines."))
+    logging_first_step: bool = field(default=True, metadata=_help("Log the first step."))
+    logging_nan_inf_filter: bool = field(default=False, metadata=_help("Hide NaN and infinite losses from the log."))
+    remove_unused_columns: bool = field(default=False, metadata=_help("Has no effect: the data are read by column."))
+    report_to: None | str | list[str] = field(  # noqa: RUF036 (HfArgumentParser wants None first)
+        default="none", metadata=_help("tensorboard, wandb, trackio ... metrics.jsonl is always there.")
+    )
+    bf16: bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None, metadata=_help("Compute in bfloat16. Default: where the GPU supports it, unless fp16 is set.")
+    )
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
@@ -129,8 +152,8 @@ class HumanlineConfig(TrainingArguments):
                 raise ValueError(f"{name}: expected it to be off ({reason}), got {getattr(self, name)!r}")
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(
-                "push_to_hub: expected hub_strategy='end' (a checkpoint is uploaded from where it is written, and moves "
-                f"when it is complete), got {self.hub_strategy!r}"
+                "push_to_hub: expected hub_strategy='end' (a checkpoint moves when it is complete, which "
+                f"would break an upload), got {self.hub_strategy!r}"
             )
 
     @property

@@ -172,7 +172,9 @@ def tokenize(
 
 
 def advantages(rewards: Sequence[float], scale: bool) -> list[float]:
-    """``(s − mean) / (population standard deviation + 1e-2)`` within a group (HALOs at aa02f66); not divided if not ``scale``.
+    """``(s − mean) / (population standard deviation + 1e-2)`` within a group; not divided if not ``scale``.
+
+    Source: arXiv 2509.24207, section 5; HALOs at aa02f66.
 
     >>> advantages([1.0, 1.0], scale=True)
     [0.0, 0.0]

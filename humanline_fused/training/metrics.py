@@ -28,7 +28,7 @@ class Meter:
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def drain(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means over everything since the last call and, through ``reduce``, over all ranks. What had no weight is left out."""
+        """Means since the last call and, through ``reduce``, over all ranks. What had no weight is left out."""
         if not self.sums:
             return {}
         totals = reduce(torch.stack(list(self.sums.values()))).tolist()

@@ -46,8 +46,8 @@ def compute_loss(
 
 
 def _mean(values: Tensor, counts: Tensor | None = None) -> Weighted:
-    counts = torch.ones_like(values, dtype=torch.bool) if counts is None else counts
-    return values.where(counts, 0.0).sum(), counts.sum()
+    counted = torch.ones_like(values, dtype=torch.bool) if counts is None else counts
+    return values.where(counted, 0.0).sum(), counted.sum()
 
 
 def report(batch: Batch, out: Output, loss_mask: Tensor) -> dict[str, Weighted]:

@@ -62,9 +62,8 @@ class BatchPlan:
     def __post_init__(self) -> None:
         if self.num_examples < self.global_batch_size:
             raise ValueError(
-                f"expected at least {self.global_batch_size} examples, one global batch "
-                f"({self.batch_size} per device x {self.accumulation} accumulation steps x {self.world_size} processes),"
-                f" got {self.num_examples}"
+                f"expected at least {self.global_batch_size} examples, one global batch ({self.batch_size} per device "
+                f"x {self.accumulation} accumulation steps x {self.world_size} processes), got {self.num_examples}"
             )
 
     @property

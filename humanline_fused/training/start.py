@@ -1,5 +1,7 @@
 """What a run starts from: the policy and its tokenizer."""
 
+from typing import cast
+
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,9 +21,9 @@ def load_policy(
             raise ValueError(
                 "processing_class: expected the tokenizer of a model that was not loaded by name, got None"
             )
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name))
     if isinstance(model, str):
-        model = AutoModelForCausalLM.from_pretrained(model, dtype=config.model_dtype)
+        model = cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(model, dtype=config.model_dtype))
     if config.disable_dropout:
         disable_dropout_(model)
     return model, tokenizer

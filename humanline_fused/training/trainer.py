@@ -153,19 +153,24 @@ class HumanlineTrainer(Trainer):
     def _make_reference(self, model: nn.Module | None) -> LookaheadReference | CopyReference:
         args = self.args
         if args.reference == "lookahead":
-            return LookaheadReference(lambda step: self._score(self.model_wrapped, self._window(step)), args.sync_every)
+            return LookaheadReference(lambda step: self._score(self._policy, self._window(step)), args.sync_every)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
                 f"reference={args.reference!r}: expected a whole model in every process. Under FSDP and DeepSpeed use "
                 "reference='lookahead': the same numbers without a second model"
             )
-        model = copy.deepcopy(self.model) if model is None else model.to(args.device)
+        model = copy.deepcopy(self._policy) if model is None else model.to(args.device)
         model = self.accelerator.prepare_model(model.requires_grad_(False), evaluation_mode=True)
         self.accelerator.free_memory()  # it takes the first prepared model for the policy
         sync_every = args.sync_every if args.reference == "copy" else None
         reference = CopyReference(lambda step: self._score(model, self._window(step)), model, sync_every)
         self.add_callback(ReferenceSync(reference))
         return reference
+
+    @property
+    def _policy(self) -> nn.Module:
+        assert self.model_wrapped is not None
+        return self.model_wrapped
 
     # Batches
 
@@ -187,7 +192,7 @@ class HumanlineTrainer(Trainer):
     ) -> tuple[list[Batch], None]:
         """The micro-batches of the optimizer step about to begin, with the reference's log-probs."""
         step = self.state.global_step
-        self._score_initially(self.model_wrapped)
+        self._score_initially(self._policy)
         window, scores = self._window(step), self.reference.scores(step, self.state.max_steps - 1)
         examples = [self.train_examples[i] for ids in self.plan.global_window(step) for i in ids]
         # Trainer averages over micro-batches and DDP over ranks: divided by this, sums become the mean over the step.
@@ -275,10 +280,10 @@ class HumanlineTrainer(Trainer):
         """This rank's share of the held-out data, in order."""
         if eval_dataset is not None and eval_dataset is not self.eval_examples:
             raise ValueError(
-                "evaluate: expected the eval_dataset given at the start, whose reference is the initial policy, got another"
+                "evaluate: expected the eval_dataset of the start, which the initial policy has scored, got another"
             )
 
-        def batch(index: int) -> Batch:
+        def batch(index: Any) -> Batch:
             micro, counts = dealt[index]
             flag = {} if counts else {"repeated": torch.tensor(True)}
             return self._collate(self.eval_examples, micro) | {"index": torch.tensor(index)} | flag
