@@ -23,7 +23,12 @@ def _some(names: Iterable[str], shown: int = 5) -> str:
     return ", ".join(ordered[:shown]) + (f" and {len(ordered) - shown} more" if len(ordered) > shown else "")
 
 
-def _pair(reference: nn.Module, policy: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+def pair_tensors(reference: nn.Module, policy: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters and buffers of both models, paired by name without the prefixes of wrappers.
+
+    Raises:
+        ValueError: names or shapes differ, or storage is shared. The message says which.
+    """
     mine, theirs = _tensors(reference), _tensors(policy)
     if mine.keys() != theirs.keys():
         sides = {"policy": theirs.keys() - mine.keys(), "reference": mine.keys() - theirs.keys()}
@@ -62,7 +67,7 @@ def sync_reference_(reference: nn.Module, policy: nn.Module) -> None:
     >>> torch.equal(reference.weight, policy.weight)
     True
     """
-    torch._foreach_copy_(*_pair(reference, policy))  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_copy_(*pair_tensors(reference, policy))  # pyright: ignore[reportPrivateImportUsage]
 
 
 class CopyReference:

@@ -118,7 +118,8 @@ class HumanlineConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
-            self.bf16 = not (self.fp16 or self.use_cpu) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.bf16 = gpu and not (self.fp16 or self.use_cpu)  # pyright: ignore[reportIncompatibleVariableOverride]
         super().__post_init__()
         for name, kind in (("objective", Objective), ("reference", Reference), ("impl", Impl)):
             self._expect(name, getattr(self, name) in get_args(kind), " or ".join(map(repr, get_args(kind))))

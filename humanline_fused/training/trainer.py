@@ -24,6 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_check
 from humanline_fused.functional import kto_kl, shift_targets, token_logp
 from humanline_fused.reference import CopyReference, LookaheadReference
 from humanline_fused.reference.lookahead import TokenScores
+from humanline_fused.reference.sync import pair_tensors
 from humanline_fused.scores import Logits, TokenLogp
 from humanline_fused.training import checkpoint, objective
 from humanline_fused.training.batch import Batch, collate, num_loss_tokens
@@ -163,6 +164,8 @@ class HumanlineTrainer(Trainer):
         model = self.accelerator.prepare_model(model.requires_grad_(False), evaluation_mode=True)
         self.accelerator.free_memory()  # it takes the first prepared model for the policy
         sync_every = args.sync_every if args.reference == "copy" else None
+        if sync_every:
+            pair_tensors(model, self._policy)
         reference = CopyReference(lambda step: self._score(model, self._window(step)), model, sync_every)
         self.add_callback(ReferenceSync(reference))
         return reference
