@@ -1,0 +1,414 @@
+"""The trainer: which reference each loss sees, what a step averages, what is reported."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from humanline_fused.functional import shift_targets, token_logp
+from humanline_fused.reference import sync as sync_module
+from humanline_fused.scores import Logits
+from humanline_fused.training import HumanlineConfig, HumanlineTrainer, objective as objective_module
+from humanline_fused.training.batch import Batch
+from humanline_fused.training.plan import MicroBatch
+from humanline_fused.training.trainer import ReferenceSync
+from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer
+
+# Bounds that bind at the tiny runs' learning rate.
+TIGHT = {"log_epsilon_P": -0.15, "log_epsilon_R": 0.1}
+
+
+def losses(trainer: HumanlineTrainer) -> list[float]:
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def weights(trainer: HumanlineTrainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def trained(output_dir: Path, **settings: Any) -> HumanlineTrainer:
+    trainer = tiny_trainer(output_dir, **settings)
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture
+def outputs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the loss returned for every micro-batch, in order."""
+    seen: list[Any] = []
+    report = objective_module.report
+
+    def record(batch: Batch, out: Any, loss_mask: torch.Tensor) -> Any:
+        seen.append(out)
+        return report(batch, out, loss_mask)
+
+    monkeypatch.setattr(objective_module, "report", record)
+    return seen
+
+
+# The reference (paper, section 4: the sync)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("sync_every", [1, 3, 4])
+def test_look_ahead_and_copy_give_bitwise_the_same_losses_and_weights_across_epochs(
+    tmp_path: Path, objective: str, sync_every: int, accumulation: int
+):
+    runs = [
+        trained(
+            tmp_path / reference,
+            objective=objective,
+            reference=reference,
+            sync_every=sync_every,
+            gradient_accumulation_steps=accumulation,
+            **TIGHT,
+        )
+        for reference in ("lookahead", "copy")
+    ]
+    assert runs[0].plan.steps_per_epoch < 6
+    assert losses(runs[0]) == losses(runs[1])
+    assert same(weights(runs[0]), weights(runs[1]))
+
+
+@pytest.mark.parametrize("reference", ["lookahead", "copy"])
+def test_dropout_in_training_alone_keeps_look_ahead_and_copy_equal(tmp_path: Path, reference: str):
+    runs = [
+        trained(tmp_path / kind, reference=kind, disable_dropout=False, model=tiny_model(attention_dropout=0.1))
+        for kind in (reference, "lookahead")
+    ]
+    without = trained(tmp_path / "without", reference=reference)
+    assert losses(runs[0]) == losses(runs[1]) != losses(without)
+
+
+def test_a_look_ahead_over_the_whole_run_is_the_frozen_reference(tmp_path: Path, objective: str):
+    ahead = trained(tmp_path / "a", objective=objective, sync_every=100)
+    frozen = trained(tmp_path / "b", objective=objective, reference="frozen")
+    assert losses(ahead) == losses(frozen)
+    assert same(weights(ahead), weights(frozen))
+
+
+def check_that_the_reference_lags(outputs: list[Any]) -> None:
+    """Step 0 compares the policy with itself; every later loss compares it with an earlier policy."""
+    largest = [float((out.logp - out.ref_logp).abs().max()) for out in outputs]
+    assert largest[0] == 0
+    assert all(log_ratio > 0 for log_ratio in largest[1:])
+
+
+@pytest.mark.parametrize("reference", ["lookahead", "copy", "frozen"])
+def test_the_reference_lags_behind_the_policy_in_every_step_after_the_first(
+    tmp_path: Path, outputs: list[Any], reference: str
+):
+    trained(tmp_path, reference=reference, sync_every=1)
+    check_that_the_reference_lags(outputs)
+
+
+def test_syncing_after_the_step_is_caught_by_the_lag(
+    tmp_path: Path, outputs: list[Any], monkeypatch: pytest.MonkeyPatch
+):
+    def after_the_step(self: ReferenceSync, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.reference.before_optimizer_step(state.global_step, kwargs["model"])
+
+    monkeypatch.setattr(ReferenceSync, "on_step_end", after_the_step)
+    monkeypatch.delattr(ReferenceSync, "on_pre_optimizer_step")
+    trained(tmp_path, reference="copy", sync_every=1)
+    with pytest.raises(AssertionError):
+        check_that_the_reference_lags(outputs)
+
+
+class Witness(TrainerCallback):
+    """Keeps the policy's weights before every update."""
+
+    def __init__(self) -> None:
+        self.before: list[dict[str, torch.Tensor]] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.before.append({name: p.detach().clone() for name, p in kwargs["model"].named_parameters()})
+
+
+def test_after_a_sync_at_step_t_the_reference_equals_theta_t_and_shares_no_storage(tmp_path: Path):
+    witness = Witness()
+    trainer = trained(tmp_path, reference="copy", sync_every=4, callbacks=[witness])
+    reference = dict(trainer.reference.model.named_parameters())
+    assert same({name: p.detach() for name, p in reference.items()}, witness.before[4])
+    assert not same(witness.before[4], witness.before[5])
+    policy = {p.data_ptr() for p in trainer.model.parameters()}
+    assert not policy & {p.data_ptr() for p in reference.values()}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 5])
+def test_the_cadence_counts_optimizer_steps_not_micro_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulation: int
+):
+    synced: list[int] = []
+    monkeypatch.setattr(sync_module, "sync_reference_", lambda *models: synced.append(trainer.state.global_step))
+    trainer = tiny_trainer(tmp_path, reference="copy", sync_every=2, gradient_accumulation_steps=accumulation)
+    trainer.train()
+    assert synced == [0, 2, 4]
+
+
+def test_a_frozen_reference_is_the_policy_at_the_start(tmp_path: Path, outputs: list[Any]):
+    trainer = trained(tmp_path, reference="frozen")
+    (batch,) = trainer._window(5)
+    start = tiny_model().eval()
+    with torch.no_grad():
+        logits = start(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    expected = token_logp(Logits(logits), *shift_targets(batch["input_ids"], batch["completion_mask"]))
+    assert torch.equal(outputs[5].ref_logp, expected)
+
+
+# The clamp, and the paper's ablation
+
+
+def test_without_clamp_and_sync_the_loss_is_the_base_loss(tmp_path: Path, outputs: list[Any]):
+    plain = trained(tmp_path / "plain", reference="frozen", clamp=False)
+    for out, loss in zip(outputs[:6], losses(plain), strict=True):
+        chosen, rejected = (out.logp - out.ref_logp).double().sum(-1).chunk(2)
+        base = -torch.nn.functional.logsigmoid(0.5 * (chosen - rejected)).mean()
+        torch.testing.assert_close(torch.tensor(loss), base.float())
+    open_bounds = {"log_epsilon_P": -math.inf, "log_epsilon_R": math.inf}
+    opened = trained(tmp_path / "open", reference="frozen", **open_bounds)
+    assert losses(opened) == losses(plain)
+    assert same(weights(opened), weights(plain))
+
+
+def test_clamp_and_sync_are_switched_separately(tmp_path: Path, objective: str):
+    combinations = itertools.product((True, False), ("lookahead", "frozen"))
+    runs = [
+        trained(tmp_path / f"{clamp}{reference}", objective=objective, clamp=clamp, reference=reference, **TIGHT)
+        for clamp, reference in combinations
+    ]
+    assert not any(same(weights(a), weights(b)) for a, b in itertools.combinations(runs, 2))
+
+
+def test_the_tokens_of_ktos_reference_point_are_clamped_too(tmp_path: Path, outputs: list[Any]):
+    trained(tmp_path / "open", objective="kto", reference="frozen", clamp=False)
+    trained(tmp_path / "shut", objective="kto", reference="frozen", log_epsilon_P=-0.0, log_epsilon_R=0.0)
+    assert max(float(out.kl) for out in outputs[:6]) > 0
+    assert [float(out.kl) for out in outputs[6:]] == [0.0] * 6
+
+
+# A step
+
+
+@pytest.mark.parametrize("objective", ["dpo", "grpo"])
+def test_a_step_averages_over_all_its_pairs_or_tokens_however_it_is_cut_up(tmp_path: Path, objective: str):
+    first = {}
+    for size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        layout = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 1}
+        trainer = trained(tmp_path / str(size), objective=objective, max_grad_norm=1e9, **layout)
+        line = trainer.state.log_history[0]
+        first[size] = torch.tensor([line["loss"], line["grad_norm"]])
+    torch.testing.assert_close(first[2], first[4])
+    torch.testing.assert_close(first[1], first[4])
+
+
+def test_grpos_tokens_weigh_the_same_in_every_micro_batch_of_a_step(tmp_path: Path, outputs: list[Any]):
+    settings = {"objective": "grpo", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    trainer = trained(tmp_path, max_steps=1, **settings)
+    examples = [trainer.train_examples[i] for ids in trainer.plan.global_window(0) for i in ids]
+    tokens = [len(e.completions[0]) for e in examples]
+    assert len(set(tokens)) > 1
+    # The ratio is 1 in the first step, so a token's loss is its advantage with the sign turned.
+    over_tokens = -sum(n * e.weight for n, e in zip(tokens, examples, strict=True)) / sum(tokens)
+    torch.testing.assert_close(torch.tensor(losses(trainer)[0]), torch.tensor(over_tokens))
+
+
+def test_what_stands_in_the_padding_contributes_nothing(tmp_path: Path, objective: str):
+    runs = [tiny_trainer(tmp_path / str(pad), objective=objective) for pad in (0, 57)]
+    runs[1].pad_token_id = 57
+    assert (runs[1]._window(0)[0]["input_ids"] == 57).any()
+    for run in runs:
+        run.train()
+    assert losses(runs[0]) == losses(runs[1])
+    assert same(weights(runs[0]), weights(runs[1]))
+
+
+def test_dropout_is_turned_off_in_modules_and_in_attention(tmp_path: Path):
+    trainer = tiny_trainer(tmp_path, model=tiny_model(attention_dropout=0.3))
+    assert {m.attention_dropout for m in trainer.model.modules() if hasattr(m, "attention_dropout")} == {0.0}
+
+
+# Evaluation
+
+
+def test_evaluation_compares_with_the_policy_at_the_start(tmp_path: Path, objective: str):
+    held_out = records(objective, 8, seed=5)
+    settings = {"objective": objective, "eval_strategy": "steps", "eval_steps": 3, "eval_on_start": True}
+    trainer = trained(tmp_path, eval_dataset=held_out, **settings)
+    lines = [line for line in trainer.state.log_history if "eval_loss" in line]
+    assert [line["step"] for line in lines] == [0, 3, 6]
+    if objective == "dpo":
+        assert lines[0]["eval_loss"] == pytest.approx(math.log(2))
+        assert lines[0]["eval_rewards_initial/margins"] == 0
+
+    whole = trainer._collate(trainer.eval_examples, MicroBatch(tuple(range(8)), (*range(1, 8), 0)))
+    target_ids, loss_mask = shift_targets(whole["input_ids"], whole["completion_mask"])
+    with torch.no_grad():
+        start, now = (
+            token_logp(Logits(model.eval()(whole["input_ids"], whole["attention_mask"]).logits), target_ids, loss_mask)
+            for model in (tiny_model(), trainer.model)
+        )
+    rewards = 0.5 * (now - start).clamp(-1.5, 1.5).sum(-1)
+    if objective == "dpo":
+        chosen, rejected = rewards.chunk(2)
+    else:
+        chosen, rejected = (
+            rewards[whole.get("desirable", slice(0))],
+            rewards[~whole.get("desirable", slice(0, 0))] if (objective == "kto") else rewards,
+        )
+    if objective != "grpo":
+        for name, side in (("chosen", chosen), ("rejected", rejected)):
+            reported = torch.tensor(lines[-1][f"eval_rewards_initial/{name}"])
+            torch.testing.assert_close(reported, side.mean(), rtol=1e-4, atol=1e-5)
+    else:
+        log_ratio = now - start
+        k3 = (torch.exp(-log_ratio) + log_ratio - 1).sum() / loss_mask.sum()
+        torch.testing.assert_close(torch.tensor(lines[-1]["eval_kl"]), k3, rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_does_not_depend_on_how_the_held_out_data_are_cut_up(tmp_path: Path):
+    evaluations = []
+    for size in (3, 8):
+        trainer = trained(tmp_path / str(size), eval_dataset=records("dpo", 8, 5), per_device_eval_batch_size=size)
+        evaluations.append(trainer.evaluate())
+    for name in ("eval_loss", "eval_rewards_initial/margins", "eval_logps/chosen"):
+        assert evaluations[0][name] == pytest.approx(evaluations[1][name], rel=1e-4)
+
+
+def test_evaluating_does_not_change_the_training(tmp_path: Path):
+    plain = trained(tmp_path / "plain", disable_dropout=False, model=tiny_model(attention_dropout=0.1))
+    settings = {"eval_dataset": records("dpo", 8, 5), "eval_strategy": "steps", "eval_steps": 1}
+    watched = trained(tmp_path / "eval", disable_dropout=False, model=tiny_model(attention_dropout=0.1), **settings)
+    assert losses(plain) == losses(watched)
+
+
+# What is left behind
+
+
+METRICS = {
+    "dpo": ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen"),
+    "kto": ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected", "kl"),
+    "grpo": ("kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"),
+}
+
+
+def test_metrics_have_trls_names_and_are_always_written_with_step_and_seconds(tmp_path: Path, objective: str):
+    trainer = trained(tmp_path, objective=objective)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in steps] == losses(trainer)
+    assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
+    shares = ("humanline/unclamped", "humanline/clamped_low", "humanline/clamped_high")
+    for name in (*METRICS[objective], *shares, "num_tokens", "grad_norm", "learning_rate"):
+        assert any(name in line for line in steps), name
+    for line in steps:
+        assert sum(line[name] for name in shares) == pytest.approx(1)
+
+
+def test_a_log_line_is_the_mean_over_all_steps_since_the_last(tmp_path: Path):
+    every = trained(tmp_path / "every", gradient_accumulation_steps=2)
+    third = trained(tmp_path / "third", gradient_accumulation_steps=2, logging_steps=3, logging_first_step=False)
+    for name in ("loss", "rewards/margins", "logps/chosen"):
+        single = [line[name] for line in every.state.log_history if name in line]
+        pooled = [line[name] for line in third.state.log_history if name in line]
+        assert pooled == pytest.approx([sum(single[:3]) / 3, sum(single[3:]) / 3])
+
+
+def test_num_tokens_counts_every_token_of_the_steps(tmp_path: Path):
+    trainer = trained(tmp_path, gradient_accumulation_steps=2)
+    seen = sum(int(b["attention_mask"].sum()) for step in range(6) for b in trainer._window(step))
+    assert trainer.state.log_history[5]["num_tokens"] == seen
+
+
+def test_the_saved_model_loads_with_its_tokenizer_and_gives_the_same_logits(tmp_path: Path):
+    trainer = trained(tmp_path)
+    trainer.save_model()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer("w1 w2 w3", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids).logits, trainer.model.eval()(ids).logits)
+
+
+def test_a_run_is_described_by_its_config_alone(tmp_path: Path):
+    start, data = tmp_path / "start", tmp_path / "pairs.jsonl"
+    tiny_model().save_pretrained(start)
+    tiny_tokenizer().save_pretrained(start)
+    data.write_text("\n".join(map(json.dumps, records("dpo", 10))))
+    trainer = HumanlineTrainer(args=tiny_config(tmp_path / "run", model=str(start), dataset=str(data)))
+    trainer.train()
+    assert losses(trainer) == losses(trained(tmp_path / "other"))
+
+
+# Bad input
+
+
+def test_a_reference_model_of_another_shape_is_refused_before_the_run(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"same shapes.*mlp"):
+        tiny_trainer(tmp_path / "run", reference="copy", reference_model=tiny_model(intermediate_size=40))
+    with pytest.raises(ValueError, match="expected None with reference='lookahead'"):
+        tiny_trainer(tmp_path / "run", reference_model=tiny_model())
+
+
+def test_data_that_cannot_be_seen_ahead_are_refused_before_anything_is_written(tmp_path: Path):
+    stream = Dataset.from_list(records("dpo", 10)).to_iterable_dataset()
+    config = tiny_config(tmp_path / "run")
+    with pytest.raises(TypeError, match="seen ahead"):
+        HumanlineTrainer(tiny_model(), config, stream, processing_class=tiny_tokenizer())
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_gpus_in_one_process_are_refused_with_the_line_to_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(HumanlineConfig, "n_gpu", 4)
+    with pytest.raises(ValueError, match="accelerate launch --num_processes 4 -m humanline_fused train"):
+        tiny_trainer(tmp_path)
+
+
+def test_kto_needs_two_completions_for_a_mismatched_pair(tmp_path: Path):
+    with pytest.raises(ValueError, match="at least 2 completions in a global micro-batch"):
+        tiny_trainer(tmp_path, objective="kto", per_device_train_batch_size=1, gradient_accumulation_steps=4)
+
+
+def test_evaluating_other_data_than_those_scored_at_the_start_is_refused(tmp_path: Path):
+    trainer = trained(tmp_path, eval_dataset=records("dpo", 4, 5))
+    with pytest.raises(ValueError, match="expected the eval_dataset of the start"):
+        trainer.evaluate(records("dpo", 4, 6))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"objective": "ppo"}, "objective: expected 'dpo' or 'kto' or 'grpo', got 'ppo'"),
+        ({"reference": "moving"}, "reference: expected 'lookahead' or 'copy' or 'frozen', got 'moving'"),
+        ({"sync_every": 0}, "sync_every: expected an integer >= 1, got 0"),
+        ({"log_epsilon_P": 0.5}, "expected log_epsilon_P <= 0 <= log_epsilon_R"),
+        ({"log_epsilon_R": math.nan}, "log_epsilon_R: expected a number of nats, got nan"),
+        ({"beta": -1.0}, "beta: expected a finite number >= 0, got -1.0"),
+        ({"label_smoothing": 0.7}, r"label_smoothing: expected a number in \[0, 0.5\], got 0.7"),
+        ({"epsilon": 1.5}, r"epsilon: expected a number in \[0, 1\], got 1.5"),
+        ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint: expected it to be off"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size: expected it to be off"),
+        ({"label_smoothing_factor": 0.1}, "DPO's is label_smoothing"),
+        ({"push_to_hub": True}, "expected hub_strategy='end'"),
+    ],
+)
+def test_a_setting_without_meaning_is_refused(tmp_path: Path, setting: dict[str, Any], said: str):
+    with pytest.raises(ValueError, match=said):
+        tiny_config(tmp_path, **setting)
+
+
+@pytest.mark.parametrize(("objective", "beta"), [("dpo", 0.1), ("kto", 0.1), ("grpo", 0.0)])
+def test_beta_defaults_to_the_objectives(tmp_path: Path, objective: str, beta: float):
+    assert tiny_config(tmp_path, objective=objective, beta=None).beta == beta
