@@ -3,6 +3,7 @@
 Must run without ``TRITON_INTERPRET``, which replaces the compiler: ``python -m benchmarks static`` starts a child.
 """
 
+import importlib
 import json
 import os
 import re
@@ -84,10 +85,8 @@ FLOAT_SCALARS = {
 }
 
 
-def compile_for(spec: Specialisation, arch: str) -> bytes:
+def compile_for(spec: Specialisation, arch: str, max_registers: int | None) -> bytes:
     """The machine code (cubin) of one specialisation."""
-    import importlib
-
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -110,15 +109,16 @@ def compile_for(spec: Specialisation, arch: str) -> bytes:
     constants = {(kernel.arg_names.index(k),): v for k, v in spec.constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
     target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
-    return triton.compile(source, target=target, options={"num_warps": spec.num_warps}).asm["cubin"]
+    options = {"num_warps": spec.num_warps, "maxnreg": max_registers}
+    return triton.compile(source, target=target, options=options).asm["cubin"]
 
 
-def resources(spec: Specialisation, arch: str) -> Resources:
+def resources(spec: Specialisation, arch: str, max_registers: int | None) -> Resources:
     import triton
 
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compile_for(spec, arch))
+        file.write(compile_for(spec, arch, max_registers))
         file.flush()
         usage = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
         sass = subprocess.run([cuobjdump, "-sass", file.name], capture_output=True, text=True, check=True).stdout
@@ -127,12 +127,20 @@ def resources(spec: Specialisation, arch: str) -> Resources:
     return Resources(spec.name, arch, figures["REG"], spills, figures["SHARED"])
 
 
-def report(architectures: list[str]) -> list[Resources]:
-    """Resources of every kernel on every architecture, measured in a child process that has the compiler."""
+def report(architectures: list[str], max_registers: int | None = None) -> list[Resources]:
+    """Resources of every kernel on every architecture, measured in a child process that has the compiler.
+
+    Args:
+        architectures: of :data:`ARCHITECTURES`.
+        max_registers: per thread, as the compiler's ``maxnreg``; None leaves the choice to it.
+
+    Raises:
+        RuntimeError: a kernel does not compile; the message ends with the compiler's.
+    """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.static", *architectures],
+        [sys.executable, "-m", "benchmarks.static", str(max_registers or 0), *architectures],
         env=environment,
         capture_output=True,
         text=True,
@@ -144,4 +152,6 @@ def report(architectures: list[str]) -> list[Resources]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([asdict(resources(spec, arch)) for arch in sys.argv[1:] for spec in specialisations()]))
+    max_registers, *architectures = sys.argv[1:]
+    rows = [resources(spec, arch, int(max_registers) or None) for arch in architectures for spec in specialisations()]
+    print(json.dumps([asdict(row) for row in rows]))

@@ -19,7 +19,9 @@ def _describe(value: object) -> str:
     return f"{type(value).__name__} {value!r}"
 
 
-def check_tensor(name: str, value: object, shape: Sequence[int], kinds: Sequence[torch.dtype], device: torch.device) -> None:
+def check_tensor(
+    name: str, value: object, shape: Sequence[int], kinds: Sequence[torch.dtype], device: torch.device
+) -> None:
     expected = f"{name}: expected {' or '.join(str(k).removeprefix('torch.') for k in kinds)} {list(shape)} on {device}"
     if not isinstance(value, Tensor) or value.dtype not in kinds:
         raise TypeError(f"{expected}, got {_describe(value)}")

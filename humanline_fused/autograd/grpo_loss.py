@@ -1,13 +1,26 @@
 """GRPO's loss of token log-probs, differentiated by its kernel."""
 
-from humanline_kernels.grpo_loss import grpo_loss_forward
 from torch import Tensor
 
 from humanline_fused.autograd.logp_loss import LogpLoss
+from humanline_kernels.grpo_loss import grpo_loss_forward
 
 
-def grpo_loss(logp: Tensor, ref_logp: Tensor, loss_mask: Tensor, advantages: Tensor, num_items_in_batch: Tensor | None, **settings: float) -> tuple[Tensor, ...]:
+def grpo_loss(
+    logp: Tensor,
+    ref_logp: Tensor,
+    loss_mask: Tensor,
+    advantages: Tensor,
+    num_items_in_batch: Tensor | None,
+    **settings: float,
+) -> tuple[Tensor, ...]:
     """Loss [] with a graph; detached kl, clip low and high, clamped low and high fractions, [] each."""
     return LogpLoss.apply(
-        grpo_loss_forward, logp.contiguous(), settings, ref_logp.contiguous(), loss_mask.contiguous(), advantages, num_items_in_batch
+        grpo_loss_forward,
+        logp.contiguous(),
+        settings,
+        ref_logp.contiguous(),
+        loss_mask.contiguous(),
+        advantages,
+        num_items_in_batch,
     )

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from humanline_fused.autograd.double_backward import refuse_double_backward
 
 
 class LogpLoss(torch.autograd.Function):
@@ -13,7 +14,11 @@ class LogpLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernel: Callable[..., tuple[Tensor, ...]], logp: Tensor, kwargs: dict[str, float], *args: Tensor | None
+        ctx: Any,
+        kernel: Callable[..., tuple[Tensor, ...]],
+        logp: Tensor,
+        kwargs: dict[str, float],
+        *args: Tensor | None,
     ) -> tuple[Tensor, ...]:
         loss, coefficient, *metrics = kernel(logp, *args, **kwargs)
         ctx.save_for_backward(coefficient)
@@ -22,7 +27,7 @@ class LogpLoss(torch.autograd.Function):
         return loss, *metrics
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_double_backward()
         (coefficient,) = ctx.saved_tensors
         return None, coefficient * dloss, None, *(None for _ in range(ctx.num_args))

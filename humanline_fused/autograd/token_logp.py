@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from humanline_kernels.token_logp import token_logp_backward, token_logp_forward
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from humanline_fused.autograd.double_backward import refuse_double_backward
+from humanline_kernels.token_logp import token_logp_backward, token_logp_forward
 
 
 class TokenLogp(torch.autograd.Function):
@@ -20,8 +21,8 @@ class TokenLogp(torch.autograd.Function):
         return logp, ref_logp
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dlogp: Tensor, _: Tensor | None) -> tuple[Tensor, None, None, None]:
+        refuse_double_backward()
         return token_logp_backward(dlogp.contiguous(), *ctx.saved_tensors), None, None, None
 
 

@@ -11,7 +11,7 @@ def _token_logp(logits: Tensor, target_ids: Tensor, loss_mask: Tensor) -> Tensor
     rows = rows.to(torch.promote_types(logits.dtype, torch.float32))
     logp = rows.log_softmax(-1).gather(-1, ids.where(legal, 0).long()[:, None])[:, 0]
     zeros = logp.new_zeros(loss_mask.shape)
-    return zeros.index_put((loss_mask,), logp.where(legal, torch.nan))
+    return zeros.index_put((loss_mask,), logp * torch.where(legal, 1.0, torch.nan))
 
 
 def token_logp(

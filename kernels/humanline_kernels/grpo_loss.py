@@ -44,9 +44,7 @@ def grpo_loss_kernel(
         logp_ptr, ref_logp_ptr, loss_mask_ptr, n, n < N, log_epsilon_P, log_epsilon_R
     )
     b, t = n // T, n % T
-    advantages = tl.load(
-        advantages_ptr + b * stride_advantages_b + t * stride_advantages_t, mask=counts, other=0.0
-    )
+    advantages = tl.load(advantages_ptr + b * stride_advantages_b + t * stride_advantages_t, mask=counts, other=0.0)
 
     # Equation 9: PPO's pessimistic minimum. Where the clipped branch is the smaller one its gradient is 0.
     ratio = tl.exp(clamped)

@@ -1,6 +1,7 @@
 """Token log-probs of policy and reference -> KTO's loss, its derivative per token, rewards and clamp counts.
 
-Grid: one program per sequence, 1-D. Each writes one row of ``partials``; one sum over the rows, in a fixed order, ends it.
+Grid: one program per sequence, 1-D. Each writes one row of ``partials``; one sum over the rows, in a fixed order,
+ends it.
 """
 
 import torch

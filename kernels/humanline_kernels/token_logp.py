@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from humanline_kernels.launch import vocabulary_tiles
-from humanline_kernels.online_softmax import LN2, LOG2E, log_sumexp_of_row
+from humanline_kernels.online_softmax import LOG2E, log_sumexp_of_row
 
 
 @triton.jit
@@ -20,6 +20,8 @@ def score_row(row_ptr, target_id, V, stride_v, BLOCK_V: tl.constexpr):
     target_logit = tl.load(row_ptr + tl.where(legal, target_id, 0).to(tl.int64) * stride_v).to(tl.float32)
     row_max, log_sumexp = log_sumexp_of_row(row_ptr, target_logit, V, stride_v, BLOCK_V)
     logp = (target_logit - row_max) - log_sumexp
+    # Rounding can lift a certain target's log-prob above 0 by an ulp; NaN stays NaN.
+    logp = tl.where(logp > 0, 0.0, logp)
     return tl.where(legal, logp, float("nan")), row_max, log_sumexp
 
 

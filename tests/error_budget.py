@@ -1,0 +1,38 @@
+"""The one tolerance policy: against the float64 oracle, an implementation may err as much as eager does, and round.
+
+Rounding is half a unit in the last place of the result's own dtype, for the one store that ends every operation, and
+one float32 epsilon of each log-prob on the way: a difference and a sum over a sequence carry it on as it stands,
+whatever cancels, so its size is that of the log-probs and not that of the result.
+"""
+
+import torch
+from torch import Tensor
+
+FLOAT32_EPSILON = torch.finfo(torch.float32).eps
+
+
+def assert_within_budget(
+    actual: Tensor, eager: Tensor, oracle: Tensor, what: str, *, log_probs: float = 0.0, unit: float = 1.0
+) -> None:
+    """``actual`` errs no more than allowed; where the oracle is not finite, it holds the same thing.
+
+    Args:
+        log_probs: sum of the absolute log-probs that one result is made of, nats.
+        unit: the scale of what the result is a difference of: 1 for nats, max |dlogp| for dlogits.
+    """
+    assert actual.dtype == eager.dtype, f"{what}: {actual.dtype} where eager gives {eager.dtype}"
+    assert actual.shape == oracle.shape, f"{what}: {tuple(actual.shape)} where the oracle gives {tuple(oracle.shape)}"
+    precision = torch.finfo(actual.dtype).eps if actual.is_floating_point() else 0.0
+    actual, eager, oracle = actual.cpu().double(), eager.cpu().double(), oracle.cpu().double()
+    finite = oracle.isfinite()
+    same = torch.equal(actual[~finite].nan_to_num(nan=0.5), oracle[~finite].nan_to_num(nan=0.5))
+    assert same, f"{what}: {actual[~finite].tolist()} where the oracle gives {oracle[~finite].tolist()}"
+    if not finite.any():
+        return
+    actual, eager, oracle = actual[finite], eager[finite], oracle[finite]
+    own = (eager - oracle).abs().max()
+    store = 0.5 * precision * oracle.abs()
+    rounding = FLOAT32_EPSILON * (1 + log_probs) * max(oracle.abs().max().item(), unit)
+    excess = (actual - oracle).abs() - (own + store + rounding)
+    assert not excess.isnan().any(), f"{what}: NaN where the oracle is finite"
+    assert (excess <= 0).all(), f"{what}: {excess.max():.3e} over the budget"

@@ -1,0 +1,32 @@
+"""Triton's interpreter, made to round as the hardware does: once in ``tl.fma``, to nearest even in fp32 -> bf16.
+
+Left as it is, it rounds the fma twice and truncates to bf16, and the kernels' error budget would measure that.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+convert_float = interpreter._convert_float
+
+
+def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+    exact = x.data.astype(np.float64) * y.data.astype(np.float64) + z.data.astype(np.float64)
+    return interpreter.TensorHandle(exact.astype(z.data.dtype), z.dtype.scalar)
+
+
+def convert_to_nearest(values: Any, source: tl.dtype, target: tl.dtype, rounding_mode: Any) -> Any:
+    if (source, target) != (tl.float32, tl.bfloat16):
+        return convert_float(values, source, target, rounding_mode)
+    rounded = torch.from_numpy(values.view(np.float32).copy()).to(torch.bfloat16)
+    return rounded.view(torch.int16).numpy().view(np.uint16)
+
+
+def round_as_hardware_does() -> None:
+    interpreter.InterpreterBuilder.create_fma = create_fma
+    interpreter._convert_float = convert_to_nearest
+    # Infinities and NaN are answers here, as on a GPU, and no occasion for numpy's warnings.
+    np.seterr(invalid="ignore", over="ignore")

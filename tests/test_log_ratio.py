@@ -1,0 +1,118 @@
+"""token_log_ratio and the clamp: the semantics of the paper's section 4 (docs/math.md, equations 2 and 3)."""
+
+import math
+
+import pytest
+import torch
+
+from humanline_fused import HumanlineClamp, Logits, TokenLogp, token_log_ratio, token_logp
+from tests.inputs import random_batch, token_batch
+
+# Log-ratios −2, −1.5, 0, 1.5, 2: below, on, inside, on, above the paper's bounds.
+LOGP = [[-3.0, -2.5, -1.0, -1.0, -1.0]]
+REF_LOGP = [[-1.0, -1.0, -1.0, -2.5, -3.0]]
+
+
+# Value
+
+
+def test_the_log_ratio_is_clamped_per_token(impl, device):
+    policy, reference, ids, mask = token_batch(LOGP, REF_LOGP, device=device)
+    out = token_log_ratio(TokenLogp(policy), reference, ids, mask, impl=impl)
+    assert out.log_ratio.tolist() == [[-1.5, -1.5, 0.0, 1.5, 1.5]]
+
+
+def test_without_a_clamp_it_is_the_plain_difference(impl, device):
+    policy, reference, ids, mask = token_batch(LOGP, REF_LOGP, device=device)
+    out = token_log_ratio(TokenLogp(policy), reference, ids, mask, clamp=None, impl=impl)
+    assert out.log_ratio.tolist() == [[-2.0, -1.5, 0.0, 1.5, 2.0]]
+
+
+def test_asymmetric_bounds_act_each_on_its_side(impl, device):
+    policy, reference, ids, mask = token_batch(LOGP, REF_LOGP, device=device)
+    out = token_log_ratio(TokenLogp(policy), reference, ids, mask, clamp=HumanlineClamp(-1.0, 1.75), impl=impl)
+    assert out.log_ratio.tolist() == [[-1.0, -1.0, 0.0, 1.5, 1.75]]
+
+
+# Gradient
+
+
+def test_the_gradient_is_1_on_the_closed_interval_and_exactly_0_outside__oracle_c(impl, device):
+    policy, reference, ids, mask = token_batch(LOGP, REF_LOGP, device=device)
+    token_log_ratio(TokenLogp(policy), reference, ids, mask, impl=impl).log_ratio.sum().backward()
+    assert policy.grad.tolist() == [[0.0, 1.0, 1.0, 1.0, 0.0]]
+
+
+def test_a_loss_of_one_s_own_is_written_on_it(impl, device):
+    batch = random_batch(device)
+    logits = batch.logits.requires_grad_()
+    out = token_log_ratio(Logits(logits), Logits(batch.ref_logits), batch.target_ids, batch.loss_mask, impl=impl)
+    out.log_ratio.pow(2).sum().backward()
+    gated = batch.loss_mask & (out.log_ratio.abs() < 1.5)
+    assert torch.equal((logits.grad != 0).any(-1), gated & (out.log_ratio != 0))
+
+
+# Mask and counts
+
+
+def test_masked_tokens_are_0_and_get_no_gradient(impl, device):
+    policy, reference, ids, mask = token_batch(LOGP, REF_LOGP, [[1, 0, 1, 0, 1]], device=device)
+    out = token_log_ratio(TokenLogp(policy), reference, ids, mask, impl=impl)
+    out.log_ratio.sum().backward()
+    assert out.log_ratio.tolist() == [[-1.5, 0.0, 0.0, 0.0, 1.5]]
+    assert policy.grad.tolist() == [[0.0, 0.0, 1.0, 0.0, 0.0]]
+
+
+def test_the_unclamped_share_counts_over_the_real_mask(impl, device):
+    policy, reference, ids, mask = token_batch(LOGP, REF_LOGP, [[1, 1, 1, 0, 1]], device=device)
+    out = token_log_ratio(TokenLogp(policy), reference, ids, mask, impl=impl)
+    assert out.clamped_low_fraction.item() == 0.25
+    assert out.clamped_high_fraction.item() == 0.25
+    assert out.unclamped_fraction.item() == 0.5
+
+
+def test_right_after_a_sync_everything_is_unclamped(impl, device):
+    policy, reference, ids, mask = token_batch(LOGP, LOGP, device=device)
+    assert token_log_ratio(TokenLogp(policy), reference, ids, mask, impl=impl).unclamped_fraction == 1
+
+
+# Extremes
+
+
+def test_a_target_that_the_policy_excludes_lands_on_the_lower_bound(impl, device):
+    policy, reference, ids, mask = token_batch([[-math.inf]], [[-1.0]], device=device)
+    assert token_log_ratio(TokenLogp(policy), reference, ids, mask, impl=impl).log_ratio.item() == -1.5
+
+
+# Bounds
+
+
+@pytest.mark.parametrize("bounds", [(0.1, 1.0), (-1.0, -0.1), (1.5, -1.5), (math.inf, math.inf)])
+def test_bounds_that_exclude_0_are_refused(bounds):
+    with pytest.raises(ValueError, match=r"expected log_epsilon_P <= 0 <= log_epsilon_R, got"):
+        HumanlineClamp(*bounds)
+
+
+@pytest.mark.parametrize("bounds", [(math.nan, 1.0), (-1.0, math.nan), ("-1", 1.0), (True, 1.0)])
+def test_bounds_that_are_no_numbers_are_refused(bounds):
+    with pytest.raises(ValueError, match="expected a number of nats, got"):
+        HumanlineClamp(*bounds)
+
+
+def test_bounds_of_0_are_legal_and_let_nothing_through(impl, device):
+    policy, reference, ids, mask = token_batch(LOGP, REF_LOGP, device=device)
+    out = token_log_ratio(TokenLogp(policy), reference, ids, mask, clamp=HumanlineClamp(0, 0), impl=impl)
+    assert out.log_ratio.abs().sum() == 0
+
+
+# Layout
+
+
+def test_one_pass_over_both_models_gives_the_bits_of_two(device):
+    from humanline_fused.autograd import token_logp as fused
+
+    batch = random_batch(device, dtype=torch.bfloat16)
+    ids, mask = batch.target_ids, batch.loss_mask
+    logp, ref_logp = fused(batch.logits, batch.ref_logits, ids, mask)
+    assert torch.equal(logp, token_logp(Logits(batch.logits), ids, mask, impl="triton"))
+    assert torch.equal(ref_logp, token_logp(Logits(batch.ref_logits), ids, mask, impl="triton"))

@@ -1,0 +1,338 @@
+"""What holds for all three losses alike: against the oracle, and whatever the layout, the mask and the extremes."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from humanline_fused import HumanlineClamp, Logits, TokenLogp, token_logp
+from tests.error_budget import assert_within_budget
+from tests.inputs import Batch, loss_and_gradient, loss_of, random_batch
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+CLAMPS = [None, HumanlineClamp(), HumanlineClamp(-0.2, 0.4)]
+
+
+def assert_matches_oracle(objective: str, batch: Batch, **kwargs) -> None:
+    actual, gradient = loss_and_gradient(objective, batch, impl="triton", **kwargs)
+    eager, eager_gradient = loss_and_gradient(objective, batch, impl="eager", **kwargs)
+    oracle, oracle_gradient = loss_and_gradient(objective, batch.to(torch.float64), impl="eager", **kwargs)
+    log_probs = (oracle["logp"].abs() + oracle["ref_logp"].abs()).where(batch.loss_mask, 0.0)
+    per_token, per_sequence = log_probs.max().item(), log_probs.sum(-1).max().item()
+    for name in oracle:
+        size = 0.0 if name.endswith("logp") else per_token if objective == "grpo" else 2 * per_sequence
+        assert_within_budget(actual[name], eager[name], oracle[name], name, log_probs=size)
+    policy = oracle["logp"].requires_grad_()
+    double = loss_of(objective, TokenLogp(policy), TokenLogp(oracle["ref_logp"]), batch.to(torch.float64), **kwargs)
+    (dlogp,) = torch.autograd.grad(double.loss, policy)
+    unit, size = dlogp.abs().max().item(), per_token if objective == "grpo" else 2 * per_sequence
+    assert_within_budget(gradient, eager_gradient, oracle_gradient, "dlogits", log_probs=size, unit=unit)
+
+
+# Value and gradient
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("clamp", CLAMPS)
+def test_triton_is_as_close_to_the_float64_oracle_as_eager_is(device, objective, dtype, clamp):
+    assert_matches_oracle(objective, random_batch(device, dtype=dtype), clamp=clamp)
+
+
+def test_a_vocabulary_of_several_tiles_gives_the_oracle_s_answer(device, objective):
+    assert_matches_oracle(objective, random_batch(device, B=2, T=2, V=9001, dtype=torch.bfloat16))
+
+
+def test_more_tokens_than_a_tile_give_the_oracle_s_answer(device, objective):
+    batch = random_batch(device, B=2, T=1100, V=5)
+    logits = Logits(batch.logits.double())
+    logp = token_logp(logits, batch.target_ids, batch.loss_mask)
+    ref_logp = logp + torch.randn(logp.shape, generator=torch.Generator().manual_seed(1), dtype=logp.dtype).to(device)
+    results = []
+    for dtype, impl in ((torch.float32, "triton"), (torch.float32, "eager"), (torch.float64, "eager")):
+        policy = logp.to(dtype).requires_grad_()
+        out = loss_of(objective, TokenLogp(policy), TokenLogp(ref_logp.to(dtype)), batch.to(dtype), impl=impl)
+        results.append((out.loss.detach(), *torch.autograd.grad(out.loss, policy)))
+    log_probs = (logp.abs() + ref_logp.abs()).sum(-1).max().item()
+    for name, unit, actual, eager, oracle in zip(("loss", "dlogp"), (1.0, 0.0), *results, strict=True):
+        assert_within_budget(actual, eager, oracle, name, log_probs=log_probs, unit=unit)
+
+
+def test_eager_s_gradient_is_the_derivative_of_its_value(device, objective):
+    batch = random_batch(device, B=2, T=3, V=5, dtype=torch.float64)
+
+    def loss(logits):
+        return loss_of(objective, Logits(logits), Logits(batch.ref_logits), batch).loss
+
+    assert torch.autograd.gradcheck(loss, batch.logits.requires_grad_())
+
+
+def test_the_gradient_scales_with_grad_output(device, objective, impl):
+    batch = random_batch(device)
+    _, once = loss_and_gradient(objective, batch, impl=impl)
+    _, eightfold = loss_and_gradient(objective, batch, impl=impl, grad_output=8.0)
+    assert once.abs().max() > 0
+    torch.testing.assert_close(eightfold, 8 * once)
+
+
+def test_backward_twice_gives_the_same_gradient_twice(device, objective, impl):
+    batch = random_batch(device)
+    logits = batch.logits.clone().requires_grad_()
+    loss = loss_of(objective, Logits(logits), Logits(batch.ref_logits), batch, impl=impl).loss
+    (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (second,) = torch.autograd.grad(loss, logits)
+    assert torch.equal(first, second)
+
+
+def test_no_gradient_reaches_the_reference(device, objective, impl):
+    batch = random_batch(device)
+    logits, ref_logits = batch.logits.clone().requires_grad_(), batch.ref_logits.clone().requires_grad_()
+    loss_of(objective, Logits(logits), Logits(ref_logits), batch, impl=impl).loss.backward()
+    assert logits.grad is not None
+    assert ref_logits.grad is None
+
+
+def test_everything_but_the_loss_is_detached(device, objective, impl):
+    batch = random_batch(device)
+    out = loss_of(objective, Logits(batch.logits.requires_grad_()), Logits(batch.ref_logits), batch, impl=impl)
+    attached = [name for name in out.__dataclass_fields__ if getattr(out, name).requires_grad]
+    assert attached == ["loss"]
+    assert not out.unclamped_fraction.requires_grad
+
+
+def test_double_backward_through_a_kernel_is_a_clear_error(device, objective):
+    batch = random_batch(device)
+    logits = batch.logits.requires_grad_()
+    loss = loss_of(objective, Logits(logits), Logits(batch.ref_logits), batch, impl="triton").loss
+    with pytest.raises(RuntimeError, match=r"double backward: .* impl='eager'"):
+        torch.autograd.grad(loss, logits, create_graph=True)
+
+
+# Sources
+
+
+@pytest.mark.parametrize("policy_is_logits", [True, False])
+@pytest.mark.parametrize("reference_is_logits", [True, False])
+def test_every_mix_of_sources_gives_the_same_loss_and_gradient(
+    device, objective, impl, policy_is_logits, reference_is_logits
+):
+    batch = random_batch(device)
+    expected, expected_gradient = loss_and_gradient(objective, batch, impl=impl)
+    logits = batch.logits.clone().requires_grad_()
+    ids, mask = batch.target_ids, batch.loss_mask
+    policy, reference = Logits(logits), Logits(batch.ref_logits)
+    if not policy_is_logits:
+        policy = TokenLogp(token_logp(policy, ids, mask, impl=impl))
+    if not reference_is_logits:
+        reference = TokenLogp(token_logp(reference, ids, mask, impl=impl))
+    out = loss_of(objective, policy, reference, batch, impl=impl)
+    out.loss.backward()
+    assert torch.equal(out.loss, expected["loss"])
+    assert torch.equal(logits.grad, expected_gradient)
+
+
+# Bounds
+
+
+def test_infinite_bounds_are_the_plain_loss_bitwise__oracle_a(device, objective, impl):
+    batch = random_batch(device)
+    plain, plain_gradient = loss_and_gradient(objective, batch, impl=impl, clamp=None)
+    unbounded, gradient = loss_and_gradient(objective, batch, impl=impl, clamp=HumanlineClamp(-math.inf, math.inf))
+    assert all(torch.equal(plain[name], unbounded[name]) for name in plain)
+    assert torch.equal(plain_gradient, gradient)
+
+
+def test_the_clamp_changes_the_loss_where_it_binds(device, objective, impl):
+    batch = random_batch(device)
+    plain, _ = loss_and_gradient(objective, batch, impl=impl, clamp=None)
+    clamped, _ = loss_and_gradient(objective, batch, impl=impl)
+    assert clamped["clamped_low_fraction"] > 0
+    assert clamped["clamped_high_fraction"] > 0
+    assert not torch.equal(plain["loss"], clamped["loss"])
+
+
+def test_a_token_outside_the_bounds_gets_exactly_no_gradient_and_one_inside_gets_some__oracle_c(
+    device, objective, impl
+):
+    batch = random_batch(device)
+    out, gradient = loss_and_gradient(objective, batch, impl=impl, **({"beta": 0.0} if objective == "grpo" else {}))
+    log_ratio = out["logp"] - out["ref_logp"]
+    outside = batch.loss_mask & ((log_ratio < -1.5) | (log_ratio > 1.5))
+    assert outside.any()
+    assert (gradient[outside] == 0).all()
+    if objective != "grpo":  # PPO's clip closes further gates of its own
+        assert (gradient[batch.loss_mask & ~outside] != 0).any(-1).all()
+
+
+# Mask
+
+
+def test_what_stands_in_a_masked_row_is_never_read__oracle_b(device, objective, impl):
+    batch = random_batch(device)
+    expected, expected_gradient = loss_and_gradient(objective, batch, impl=impl)
+    masked = ~batch.loss_mask
+    for poison in (math.nan, math.inf):
+        batch.logits[masked] = poison
+        batch.ref_logits[masked] = poison
+        batch.target_ids[masked] = -100
+        out, gradient = loss_and_gradient(objective, batch, impl=impl)
+        assert all(torch.equal(out[name], expected[name]) for name in out)
+        assert torch.equal(gradient, expected_gradient)
+        assert (gradient[masked] == 0).all()
+
+
+def test_a_poisoned_token_logp_under_the_mask_is_never_read(device, objective, impl):
+    batch = random_batch(device)
+    logp = token_logp(Logits(batch.logits), batch.target_ids, batch.loss_mask)
+    ref_logp = token_logp(Logits(batch.ref_logits), batch.target_ids, batch.loss_mask)
+    losses, gradients = [], []
+    for filling in (0.0, math.nan):
+        policy = logp.where(batch.loss_mask, filling).requires_grad_()
+        reference = TokenLogp(ref_logp.where(batch.loss_mask, filling))
+        losses.append(loss_of(objective, TokenLogp(policy), reference, batch, impl=impl).loss)
+        gradients += torch.autograd.grad(losses[-1], policy)
+    assert torch.equal(*losses)
+    assert torch.equal(*gradients)
+
+
+def test_padding_contributes_nothing__oracle_b(device, objective, impl):
+    batch = random_batch(device)
+    out, gradient = loss_and_gradient(objective, batch, impl=impl)
+    pad = torch.nn.functional.pad
+    padded = Batch(
+        logits=pad(batch.logits, (0, 0, 0, 3), value=math.nan),
+        ref_logits=pad(batch.ref_logits, (0, 0, 0, 3), value=math.nan),
+        target_ids=pad(batch.target_ids, (0, 3), value=-100),
+        loss_mask=pad(batch.loss_mask, (0, 3)),
+        desirable=batch.desirable,
+        advantages=batch.advantages,
+    )
+    padded_out, padded_gradient = loss_and_gradient(objective, padded, impl=impl)
+    torch.testing.assert_close(padded_out["loss"], out["loss"])
+    torch.testing.assert_close(padded_gradient[:, :5], gradient)
+    assert (padded_gradient[:, 5:] == 0).all()
+
+
+def test_a_mask_without_any_true_gives_loss_0_with_a_graph_and_zero_gradients(device, objective, impl):
+    batch = random_batch(device)
+    batch.loss_mask[:] = False
+    out, gradient = loss_and_gradient(objective, batch, impl=impl)
+    assert out["loss"] == 0
+    assert (gradient == 0).all()
+    assert not any(value.isnan().any() for value in out.values())
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (4, 0)])
+def test_an_empty_batch_gives_loss_0_with_a_graph(device, objective, impl, shape):
+    batch = random_batch(device, *shape)
+    out, gradient = loss_and_gradient(objective, batch, impl=impl)
+    assert out["loss"] == 0
+    assert gradient.shape == batch.logits.shape
+
+
+def test_a_sequence_without_tokens_leaves_the_mean(device, objective, impl):
+    batch = random_batch(device, B=4)
+    batch.loss_mask[1] = batch.loss_mask[3] = False
+    out, _ = loss_and_gradient(objective, batch, impl=impl)
+    rest = Batch(*(value[::2] for value in vars(batch).values()))
+    expected, _ = loss_and_gradient(objective, rest, impl=impl)
+    torch.testing.assert_close(out["loss"], expected["loss"])
+
+
+# Extremes
+
+
+def test_minus_infinity_logits_are_legal_where_they_are_not_the_target(device, objective):
+    batch = random_batch(device, V=37)
+    forbidden = torch.zeros(37, dtype=torch.bool, device=device)
+    forbidden[:20] = True
+    batch.target_ids.clamp_(min=20)
+    batch.logits[..., forbidden] = -math.inf
+    batch.ref_logits[..., forbidden] = -math.inf
+    assert_matches_oracle(objective, batch)
+    _, gradient = loss_and_gradient(objective, batch, impl="triton")
+    assert (gradient[..., forbidden] == 0).all()
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_nan_or_infinity_in_a_row_that_counts_is_visible(device, objective, impl, poison):
+    batch = random_batch(device)
+    batch.loss_mask[0, 0] = True
+    batch.target_ids[0, 0] = 1
+    batch.logits[0, 0, 3] = poison
+    out, _ = loss_and_gradient(objective, batch, impl=impl)
+    assert out["loss"].isnan()
+    assert out["logp"][0, 0].isnan()
+    assert out["logp"].isnan().sum() == 1
+
+
+@pytest.mark.parametrize("offset", [1000.0, -1000.0])
+def test_an_offset_of_1000_stays_within_the_budget(device, objective, offset):
+    batch = random_batch(device)
+    batch.logits.add_(offset)
+    batch.ref_logits.add_(offset)
+    assert_matches_oracle(objective, batch)
+
+
+def test_a_spike_beyond_the_optimistic_point_is_read_again(device, objective):
+    batch = random_batch(device, B=2, T=2, V=9001)
+    batch.target_ids[:] = 5
+    batch.logits[..., 7000] = batch.ref_logits[..., 7000] = 500.0
+    assert_matches_oracle(objective, batch)
+
+
+# Layout
+
+
+def test_strided_views_give_the_contiguous_answer_without_a_copy(device, objective, impl):
+    batch = random_batch(device, V=32)
+    expected, expected_gradient = loss_and_gradient(objective, batch, impl=impl)
+    wide = torch.full((5, 4, 2, 40), math.nan, device=device)
+    logits = wide[:, :, 1, 4:36].transpose(0, 1)
+    logits.copy_(batch.logits)
+    logits.requires_grad_()
+    ref_logits = torch.full((4, 5, 64), math.nan, device=device)[..., ::2].copy_(batch.ref_logits)
+    out = loss_of(objective, Logits(logits), Logits(ref_logits), batch, impl=impl)
+    (gradient,) = torch.autograd.grad(out.loss, logits)
+    assert torch.equal(out.loss, expected["loss"])
+    assert torch.equal(gradient, expected_gradient)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pairs=st.integers(1, 2),
+    T=st.integers(1, 6),
+    V=st.integers(2, 70),
+    seed=st.integers(0, 2**16),
+    scale=st.sampled_from([0.1, 1.0, 10.0]),
+    low=st.floats(-3, 0),
+    high=st.floats(0, 3),
+)
+def test_any_shape_mask_and_bounds_match_the_oracle(device, objective, pairs, T, V, seed, scale, low, high):
+    batch = random_batch(device, 2 * pairs, T, V, spread=scale, seed=seed)
+    logits = torch.stack([batch.logits, batch.ref_logits])
+    # Bounds that meet a log-ratio within its rounding have two right answers; such draws are moved off it.
+    logp = logits.double().log_softmax(-1).gather(-1, batch.target_ids.expand(2, -1, -1)[..., None])[..., 0]
+    log_ratio = logp[0] - logp[1]
+    if any(((log_ratio - bound).abs() < 1e-4).any() for bound in (low, high)):
+        low, high = low - 1e-3, high + 1e-3
+    assert_matches_oracle(objective, batch, clamp=HumanlineClamp(low, high))
+
+
+# Who computes
+
+
+def test_same_input_same_bits(device, objective, impl):
+    batch = random_batch(device)
+    runs = [loss_and_gradient(objective, batch, impl=impl) for _ in range(2)]
+    assert torch.equal(runs[0][0]["loss"], runs[1][0]["loss"])
+    assert torch.equal(runs[0][1], runs[1][1])
+
+
+def test_a_batch_on_which_nothing_needs_a_gradient_has_no_graph(device, objective, impl):
+    batch = random_batch(device)
+    assert not loss_of(objective, Logits(batch.logits), Logits(batch.ref_logits), batch, impl=impl).loss.requires_grad
+    with torch.no_grad():
+        policy = Logits(batch.logits.requires_grad_())
+        assert not loss_of(objective, policy, Logits(batch.ref_logits), batch, impl=impl).loss.requires_grad
