@@ -166,7 +166,9 @@ def test_kto_pairs_each_prompt_with_the_completion_that_follows():
 @pytest.mark.parametrize("max_length", [4, 64])
 def test_the_tokens_that_a_loss_counts_are_known_without_building_the_batch(objective: str, max_length: int):
     examples = prepared(records(objective, 12), objective, max_length).examples
-    examples += prepared(records(objective, 2) if objective == "grpo" else records(objective, 1), objective).examples[:1]
+    examples += prepared(records(objective, 2) if objective == "grpo" else records(objective, 1), objective).examples[
+        :1
+    ]
     everything = MicroBatch(tuple(range(len(examples))), tuple(range(len(examples))))
     batch = collate(examples, everything, objective, pad_token_id=0, max_length=64)
     _, loss_mask = shift_targets(batch["input_ids"], batch["completion_mask"])

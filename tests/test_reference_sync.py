@@ -150,5 +150,5 @@ def test_a_step_that_was_not_scored_is_an_error_that_says_what_is_there():
 
 def test_another_cadence_than_the_checkpoints_is_refused():
     reference, _ = lookahead(3)
-    with pytest.raises(ValueError, match="expected sync_every=3.*got 4"):
+    with pytest.raises(ValueError, match=r"expected sync_every=3.*got 4"):
         lookahead(4)[0].load_state_dict(reference.state_dict())

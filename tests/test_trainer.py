@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from humanline_fused.functional import shift_targets, token_logp
 from humanline_fused.reference import sync as sync_module
 from humanline_fused.scores import Logits
-from humanline_fused.training import HumanlineConfig, HumanlineTrainer, objective as objective_module
+from humanline_fused.training import HumanlineConfig, HumanlineTrainer
+from humanline_fused.training import objective as objective_module
 from humanline_fused.training.batch import Batch
 from humanline_fused.training.plan import MicroBatch
 from humanline_fused.training.trainer import ReferenceSync
@@ -80,14 +81,14 @@ def test_look_ahead_and_copy_give_bitwise_the_same_losses_and_weights_across_epo
     assert same(weights(runs[0]), weights(runs[1]))
 
 
-@pytest.mark.parametrize("reference", ["lookahead", "copy"])
-def test_dropout_in_training_alone_keeps_look_ahead_and_copy_equal(tmp_path: Path, reference: str):
-    runs = [
-        trained(tmp_path / kind, reference=kind, disable_dropout=False, model=tiny_model(attention_dropout=0.1))
-        for kind in (reference, "lookahead")
-    ]
-    without = trained(tmp_path / "without", reference=reference)
-    assert losses(runs[0]) == losses(runs[1]) != losses(without)
+def test_dropout_in_training_keeps_look_ahead_and_copy_equal(tmp_path: Path):
+    settings = {"disable_dropout": False, "sync_every": 2}
+    ahead, copied = (
+        trained(tmp_path / kind, reference=kind, model=tiny_model(attention_dropout=0.1), **settings)
+        for kind in ("lookahead", "copy")
+    )
+    without = trained(tmp_path / "without", sync_every=2)
+    assert losses(ahead) == losses(copied) != losses(without)
 
 
 def test_a_look_ahead_over_the_whole_run_is_the_frozen_reference(tmp_path: Path, objective: str):
@@ -241,39 +242,50 @@ def test_dropout_is_turned_off_in_modules_and_in_attention(tmp_path: Path):
 # Evaluation
 
 
-def test_evaluation_compares_with_the_policy_at_the_start(tmp_path: Path, objective: str):
-    held_out = records(objective, 8, seed=5)
-    settings = {"objective": objective, "eval_strategy": "steps", "eval_steps": 3, "eval_on_start": True}
-    trainer = trained(tmp_path, eval_dataset=held_out, **settings)
-    lines = [line for line in trainer.state.log_history if "eval_loss" in line]
-    assert [line["step"] for line in lines] == [0, 3, 6]
-    if objective == "dpo":
-        assert lines[0]["eval_loss"] == pytest.approx(math.log(2))
-        assert lines[0]["eval_rewards_initial/margins"] == 0
-
-    whole = trainer._collate(trainer.eval_examples, MicroBatch(tuple(range(8)), (*range(1, 8), 0)))
-    target_ids, loss_mask = shift_targets(whole["input_ids"], whole["completion_mask"])
+def held_out_log_ratios(trainer: HumanlineTrainer) -> tuple[Batch, torch.Tensor, torch.Tensor]:
+    """All held-out data as one batch, log π_θ − log π_θ0 of its tokens, and their mask."""
+    number = len(trainer.eval_examples)
+    batch = trainer._collate(trainer.eval_examples, MicroBatch(tuple(range(number)), tuple(range(number))))
+    target_ids, loss_mask = shift_targets(batch["input_ids"], batch["completion_mask"])
     with torch.no_grad():
         start, now = (
-            token_logp(Logits(model.eval()(whole["input_ids"], whole["attention_mask"]).logits), target_ids, loss_mask)
+            token_logp(Logits(model.eval()(batch["input_ids"], batch["attention_mask"]).logits), target_ids, loss_mask)
             for model in (tiny_model(), trainer.model)
         )
-    rewards = 0.5 * (now - start).clamp(-1.5, 1.5).sum(-1)
+    return batch, now - start, loss_mask
+
+
+def evaluated(output_dir: Path, objective: str) -> tuple[HumanlineTrainer, list[dict[str, float]]]:
+    cadence = {"eval_strategy": "steps", "eval_steps": 3, "eval_on_start": True}
+    trainer = trained(output_dir, objective=objective, eval_dataset=records(objective, 8, seed=5), **cadence)
+    lines = [line for line in trainer.state.log_history if "eval_loss" in line]
+    assert [line["step"] for line in lines] == [0, 3, 6]
+    return trainer, lines
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_evaluation_rewards_compare_with_the_policy_at_the_start(tmp_path: Path, objective: str):
+    trainer, lines = evaluated(tmp_path, objective)
+    assert lines[0]["eval_rewards_initial/margins"] == 0
+    batch, log_ratio, _ = held_out_log_ratios(trainer)
+    rewards = 0.5 * log_ratio.clamp(-1.5, 1.5).sum(-1)
+    desirable = batch["desirable"] if objective == "kto" else torch.arange(16) < 8
+    for name, members in (("chosen", desirable), ("rejected", ~desirable)):
+        reported = torch.tensor(lines[-1][f"eval_rewards_initial/{name}"])
+        torch.testing.assert_close(reported, rewards[members].mean())
     if objective == "dpo":
+        assert lines[0]["eval_loss"] == pytest.approx(math.log(2))
         chosen, rejected = rewards.chunk(2)
-    else:
-        chosen, rejected = (
-            rewards[whole.get("desirable", slice(0))],
-            rewards[~whole.get("desirable", slice(0, 0))] if (objective == "kto") else rewards,
-        )
-    if objective != "grpo":
-        for name, side in (("chosen", chosen), ("rejected", rejected)):
-            reported = torch.tensor(lines[-1][f"eval_rewards_initial/{name}"])
-            torch.testing.assert_close(reported, side.mean(), rtol=1e-4, atol=1e-5)
-    else:
-        log_ratio = now - start
-        k3 = (torch.exp(-log_ratio) + log_ratio - 1).sum() / loss_mask.sum()
-        torch.testing.assert_close(torch.tensor(lines[-1]["eval_kl"]), k3, rtol=1e-4, atol=1e-6)
+        loss = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+        torch.testing.assert_close(torch.tensor(lines[-1]["eval_loss"]), loss)
+
+
+def test_evaluation_of_grpo_compares_with_the_policy_at_the_start(tmp_path: Path):
+    trainer, lines = evaluated(tmp_path, "grpo")
+    assert lines[0]["eval_kl"] == 0
+    _, log_ratio, loss_mask = held_out_log_ratios(trainer)
+    k3 = (torch.exp(-log_ratio) + log_ratio - 1).sum() / loss_mask.sum()
+    torch.testing.assert_close(torch.tensor(lines[-1]["eval_kl"]), k3)
 
 
 def test_evaluation_does_not_depend_on_how_the_held_out_data_are_cut_up(tmp_path: Path):

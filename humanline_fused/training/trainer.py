@@ -195,6 +195,9 @@ class HumanlineTrainer(Trainer):
     ) -> tuple[list[Batch], None]:
         """The micro-batches of the optimizer step about to begin, with the reference's log-probs."""
         step = self.state.global_step
+        if step >= self.state.max_steps:  # Trainer would take one more step when a finished run is resumed
+            self.control.should_training_stop = True
+            return [], None
         self._score_initially(self._policy)
         window, scores = self._window(step), self.reference.scores(step, self.state.max_steps - 1)
         examples = [self.train_examples[i] for ids in self.plan.global_window(step) for i in ids]
@@ -333,6 +336,8 @@ class HumanlineTrainer(Trainer):
         """
         asked = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         resume = checkpoint.resolve_resume(str(self.args.output_dir), asked)
+        if self.args.should_save:
+            shutil.rmtree(Path(str(self.args.output_dir)) / checkpoint.STAGING, ignore_errors=True)
         if resume and self.eval_examples:
             self._load_initial_scores(Path(resume).parent)
         return super().train(resume, *args, **kwargs)

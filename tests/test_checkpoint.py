@@ -1,0 +1,209 @@
+"""Checkpoints: whole or not at all, with the reference, and resumed from to the same end."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.trainer_utils import get_last_checkpoint
+
+from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training.checkpoint import STAGING, faults, newest_complete, resolve_resume, save_atomically
+from tests.tiny_model import records, tiny_trainer
+
+SAVING = {"save_strategy": "steps", "save_steps": 2}
+
+
+def saved_run(output_dir: Path, **settings: Any) -> HumanlineTrainer:
+    trainer = tiny_trainer(output_dir, **SAVING | settings)
+    trainer.train()
+    return trainer
+
+
+def weights(trainer: HumanlineTrainer) -> list[torch.Tensor]:
+    return [p.detach() for p in trainer.model.parameters()]
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    clock = ("seconds", "runtime", "per_second")
+    kept = [{k: v for k, v in line.items() if not k.endswith(clock)} for line in lines if "train_runtime" not in line]
+    return [line for line in kept if line.keys() - {"step", "epoch"}]
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A finished run with checkpoints at steps 2, 4 and 6."""
+    saved_run(tmp_path / "run")
+    return tmp_path / "run"
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("reference", ["lookahead", "copy", "frozen"])
+def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(tmp_path: Path, objective: str, reference: str):
+    held_out = records(objective, 5, seed=5)
+    settings = {"objective": objective, "reference": reference, "sync_every": 3, "eval_dataset": held_out}
+    settings |= {"eval_strategy": "steps", "eval_steps": 3, "gradient_accumulation_steps": 2}
+    whole = saved_run(tmp_path / "whole", **settings)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-6")
+    resumed = tiny_trainer(tmp_path / "cut", resume_from_checkpoint="auto", **SAVING | settings)
+    resumed.train()
+    assert resumed._initial_global_step == 4
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+    assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
+
+
+def test_a_checkpoint_restores_the_copied_reference_and_not_the_one_at_the_start(tmp_path: Path):
+    whole = saved_run(tmp_path / "run", reference="copy", sync_every=4)
+    resumed = tiny_trainer(tmp_path / "run", reference="copy", sync_every=4)
+    at_start = resumed.reference.model.get_parameter("lm_head.weight").clone()
+    resumed.train(str(tmp_path / "run" / "checkpoint-6"))
+    restored = resumed.reference.model.get_parameter("lm_head.weight")
+    assert torch.equal(restored, whole.reference.model.get_parameter("lm_head.weight"))
+    assert not torch.equal(restored, at_start)
+
+
+def test_a_finished_run_that_is_resumed_takes_no_further_step(run_dir: Path):
+    resumed = tiny_trainer(run_dir, resume_from_checkpoint="auto", **SAVING)
+    before = (run_dir / "checkpoint-6" / "model.safetensors").read_bytes()
+    resumed.train()
+    resumed.save_model()
+    assert resumed.state.global_step == 6
+    assert (run_dir / "model.safetensors").read_bytes() == before
+
+
+def test_metrics_after_the_checkpoint_and_torn_lines_are_cut_off_on_resume(run_dir: Path):
+    expected = logged(run_dir)
+    shutil.rmtree(run_dir / "checkpoint-6")
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "loss": 1.0}\n{"step": 8, "lo')
+    tiny_trainer(run_dir, resume_from_checkpoint="auto", **SAVING).train()
+    assert logged(run_dir) == expected
+    seconds = [json.loads(line)["seconds"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert seconds == sorted(seconds)
+
+
+def test_killed_at_any_write_and_resumed_a_run_ends_bitwise_as_the_uninterrupted_one(tmp_path: Path):
+    command = [sys.executable, "-m", "tests.killed_run", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == 0, done.stderr
+    kills = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(kills) > 20
+    assert [kill for kill in kills if not (kill["killed"] and kill["equal"])] == []
+
+
+# Which folders are checkpoints
+
+
+def test_a_folder_that_was_cut_off_is_never_taken_for_a_checkpoint(run_dir: Path):
+    """transformers goes by the name alone."""
+    torn = run_dir / "checkpoint-8"
+    shutil.copytree(run_dir / "checkpoint-6", torn)
+    (torn / "files.json").unlink()
+    assert get_last_checkpoint(str(run_dir)) == str(torn)
+    assert newest_complete(run_dir) == run_dir / "checkpoint-6"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors", "reference_0.pt"],
+)
+def test_a_missing_or_shortened_file_is_named_and_auto_falls_back_to_the_checkpoint_before(run_dir: Path, name: str):
+    file = run_dir / "checkpoint-6" / name
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    assert faults(file.parent) == [f"{name} has {len(content) - 1} bytes instead of {len(content)}"]
+    file.unlink()
+    assert faults(file.parent) == [f"{name} is missing"]
+    assert resolve_resume(run_dir, "auto") == str(run_dir / "checkpoint-4")
+    with pytest.raises(ValueError, match=rf"checkpoint-6 is not a complete checkpoint: {name} is missing"):
+        tiny_trainer(run_dir).train(str(file.parent))
+
+
+def test_a_checkpoint_without_optimizer_cannot_be_resumed_from(tmp_path: Path):
+    saved_run(tmp_path, save_only_model=True)
+    assert resolve_resume(tmp_path, "auto") is None
+    with pytest.raises(ValueError, match="saved without the optimizer"):
+        resolve_resume(tmp_path, str(tmp_path / "checkpoint-6"))
+
+
+def test_steps_are_compared_as_numbers(tmp_path: Path):
+    saved_run(tmp_path, max_steps=11)
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-11"
+
+
+def test_auto_is_a_fresh_start_where_there_is_nothing_and_true_is_not(tmp_path: Path):
+    assert resolve_resume(tmp_path / "nowhere", "auto") is None
+    with pytest.raises(ValueError, match=r"expected a complete checkpoint in .*found none"):
+        resolve_resume(tmp_path, True)
+
+
+def test_a_fresh_start_among_an_earlier_runs_checkpoints_is_refused_and_nothing_is_lost(run_dir: Path):
+    before = (run_dir / "metrics.jsonl").read_text()
+    with pytest.raises(
+        ValueError, match="checkpoint-6 is from an earlier run: continue it with resume_from_checkpoint"
+    ):
+        saved_run(run_dir)
+    assert (run_dir / "metrics.jsonl").read_text() == before
+
+
+def test_nothing_is_left_in_the_staging_folder_and_old_checkpoints_make_room(tmp_path: Path):
+    saved_run(tmp_path, save_total_limit=2)
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    assert not (tmp_path / STAGING).exists()
+
+
+def test_the_best_checkpoint_is_recorded_under_its_final_name_and_loaded_at_the_end(tmp_path: Path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 2}
+    trainer = saved_run(tmp_path, eval_dataset=records("dpo", 5, seed=5), **best)
+    folder = trainer.state.best_model_checkpoint
+    assert folder == str(tmp_path / f"checkpoint-{trainer.state.best_global_step}")
+    state = json.loads((Path(folder) / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == folder
+    assert faults(Path(folder)) == []
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save_atomically({"a": 1}, tmp_path / "file.pt")
+
+    def torn(state: Any, path: Path) -> None:
+        path.write_bytes(b"cut off")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(OSError, match="no space left"):
+        save_atomically({"a": 2}, tmp_path / "file.pt")
+    assert torch.load(tmp_path / "file.pt") == {"a": 1}
+
+
+# What a checkpoint does not fit
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"reference": "copy"}, "expected reference='lookahead'.*got 'copy'"),
+        ({"sync_every": 2}, "expected sync_every=3.*got 2"),
+        ({"per_device_train_batch_size": 1}, "expected the batches that .* was scored for.*'batch_size': 2.*got"),
+        ({"seed": 7}, "expected the batches that .* was scored for.*'seed': 42.*got"),
+    ],
+)
+def test_a_look_ahead_that_was_scored_for_another_run_is_refused(tmp_path: Path, setting: dict[str, Any], said: str):
+    saved_run(tmp_path, sync_every=3)
+    other = tiny_trainer(tmp_path, **SAVING | {"sync_every": 3} | setting)
+    with pytest.raises(ValueError, match=said):
+        other.train(str(tmp_path / "checkpoint-4"))
+
+
+def test_held_out_data_that_the_policy_at_the_start_has_not_scored_are_refused(run_dir: Path):
+    resumed = tiny_trainer(run_dir, eval_dataset=records("dpo", 4))
+    with pytest.raises(ValueError, match=r"expected .*initial_eval_logp\.pt: evaluation compares with the policy"):
+        resumed.train("auto")
