@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers.trainer_utils import get_last_checkpoint
 
+from humanline_fused.reference import CopyReference
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.checkpoint import STAGING, faults, newest_complete, resolve_resume, save_atomically
 from tests.tiny_model import records, tiny_trainer
@@ -64,6 +65,8 @@ def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(tmp_path: Path, obj
 def test_a_checkpoint_restores_the_copied_reference_and_not_the_one_at_the_start(tmp_path: Path):
     whole = saved_run(tmp_path / "run", reference="copy", sync_every=4)
     resumed = tiny_trainer(tmp_path / "run", reference="copy", sync_every=4)
+    assert isinstance(whole.reference, CopyReference)
+    assert isinstance(resumed.reference, CopyReference)
     at_start = resumed.reference.model.get_parameter("lm_head.weight").clone()
     resumed.train(str(tmp_path / "run" / "checkpoint-6"))
     restored = resumed.reference.model.get_parameter("lm_head.weight")

@@ -18,7 +18,7 @@ TOKENIZER = tiny_tokenizer()
 
 
 def ids(text: str) -> list[int]:
-    return [int(i) for i in TOKENIZER.convert_tokens_to_ids(text.split())]
+    return [TOKENIZER.get_vocab()[word] for word in text.split()]
 
 
 def prepared(source: Any, objective: str = "dpo", max_length: int = 64, **settings: Any):

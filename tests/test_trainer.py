@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from humanline_fused.functional import shift_targets, token_logp
+from humanline_fused.reference import CopyReference
 from humanline_fused.reference import sync as sync_module
 from humanline_fused.scores import Logits
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer
@@ -139,6 +140,7 @@ class Witness(TrainerCallback):
 def test_after_a_sync_at_step_t_the_reference_equals_theta_t_and_shares_no_storage(tmp_path: Path):
     witness = Witness()
     trainer = trained(tmp_path, reference="copy", sync_every=4, callbacks=[witness])
+    assert isinstance(trainer.reference, CopyReference)
     reference = dict(trainer.reference.model.named_parameters())
     assert same({name: p.detach() for name, p in reference.items()}, witness.before[4])
     assert not same(witness.before[4], witness.before[5])
