@@ -7,12 +7,19 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
 
 from humanline_fused.types import Impl
 
 # Triton reads it when a kernel is defined, so before the first test module is imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+# A red main is a defect of the commit at hand: what hypothesis searches anew, it searches on a developer's machine.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session", autouse=True)

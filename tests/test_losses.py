@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from humanline_fused import HumanlineClamp, Logits, TokenLogp, token_logp
 from tests.error_budget import assert_within_budget
-from tests.inputs import Batch, loss_and_gradient, loss_of, random_batch
+from tests.inputs import SETTINGS, Batch, loss_and_gradient, loss_of, random_batch
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CLAMPS = [None, HumanlineClamp(), HumanlineClamp(-0.2, 0.4)]
@@ -27,7 +27,10 @@ def assert_matches_oracle(objective: str, batch: Batch, **kwargs) -> None:
     policy = oracle["logp"].requires_grad_()
     double = loss_of(objective, TokenLogp(policy), TokenLogp(oracle["ref_logp"]), batch.to(torch.float64), **kwargs)
     (dlogp,) = torch.autograd.grad(double.loss, policy)
-    unit, size = dlogp.abs().max().item(), per_token if objective == "grpo" else 2 * per_sequence
+    # dlogp is a difference itself (of k3's two terms, of two sigmoids), of things the size of beta.
+    num_items = {"dpo": len(dlogp) // 2, "kto": len(dlogp), "grpo": batch.loss_mask.sum().item()}[objective]
+    unit = max(dlogp.abs().max().item(), SETTINGS[objective]["beta"] / max(num_items, 1))
+    size = per_token if objective == "grpo" else 2 * per_sequence
     assert_within_budget(gradient, eager_gradient, oracle_gradient, "dlogits", log_probs=size, unit=unit)
 
 

@@ -27,7 +27,7 @@ class LogpLoss(torch.autograd.Function):
         return loss, *metrics
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
         (coefficient,) = ctx.saved_tensors
-        return None, coefficient * dloss, None, *(None for _ in range(ctx.num_args))
+        return None, coefficient * grad_outputs[0], None, *(None for _ in range(ctx.num_args))

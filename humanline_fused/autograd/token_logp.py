@@ -21,9 +21,10 @@ class TokenLogp(torch.autograd.Function):
         return logp, ref_logp
 
     @staticmethod
-    def backward(ctx: Any, dlogp: Tensor, _: Tensor | None) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None, None, None]:
         refuse_double_backward()
-        return token_logp_backward(dlogp.contiguous(), *ctx.saved_tensors), None, None, None
+        dlogp = grad_outputs[0].contiguous()
+        return token_logp_backward(dlogp, *ctx.saved_tensors), None, None, None
 
 
 def token_logp(

@@ -6,12 +6,13 @@ from torch import Tensor
 
 def _token_logp(logits: Tensor, target_ids: Tensor, loss_mask: Tensor) -> Tensor:
     # Rows that do not count are never read: whatever they hold, they give 0 and get a zero gradient.
-    rows, ids = logits[loss_mask], target_ids[loss_mask]
+    counted = loss_mask.flatten().nonzero()[:, 0]
+    rows = logits.flatten(0, 1).index_select(0, counted).to(torch.promote_types(logits.dtype, torch.float32))
+    ids = target_ids.flatten().index_select(0, counted).long()
     legal = (ids >= 0) & (ids < logits.shape[-1])
-    rows = rows.to(torch.promote_types(logits.dtype, torch.float32))
-    logp = rows.log_softmax(-1).gather(-1, ids.where(legal, 0).long()[:, None])[:, 0]
-    zeros = logp.new_zeros(loss_mask.shape)
-    return zeros.index_put((loss_mask,), logp * torch.where(legal, 1.0, torch.nan))
+    logp = rows.log_softmax(-1).gather(-1, ids.where(legal, 0)[:, None])[:, 0]
+    logp = logp * torch.where(legal, 1.0, torch.nan)
+    return logp.new_zeros(loss_mask.numel()).index_copy(0, counted, logp).view(loss_mask.shape)
 
 
 def token_logp(

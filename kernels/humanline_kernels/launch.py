@@ -1,14 +1,16 @@
 """The only home of tuning numbers."""
 
-import triton
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
 
 
 def vocabulary_tiles(V: int) -> dict[str, int]:
     """Tiles of one row of logits. 4096 columns over 8 warps are two 16-byte bf16 loads per thread and iteration."""
-    block_v = min(4096, max(16, triton.next_power_of_2(V)))
+    block_v = min(4096, max(16, next_power_of_2(V)))
     return {"BLOCK_V": block_v, "num_warps": min(8, max(1, block_v // 512))}
 
 
 def token_tiles(T: int) -> dict[str, int]:
     """Tiles over tokens, in kernels that read a few floats per token."""
-    return {"BLOCK_T": min(1024, max(16, triton.next_power_of_2(T))), "num_warps": 4}
+    return {"BLOCK_T": min(1024, max(16, next_power_of_2(T))), "num_warps": 4}
