@@ -1,0 +1,173 @@
+"""The command ``humanline``: train, demo, info. Each command imports what it needs, so that ``--help`` stays quick."""
+
+import argparse
+import dataclasses
+import difflib
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from humanline_fused import __version__
+
+DISTRIBUTIONS = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "trl")
+OPERATIONS = ("token_log_ratio", "dpo_loss", "kto_loss", "grpo_loss")
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments after the program's name; default those of the process.
+
+    Returns:
+        The exit status: 0, or 2 for a setting or a file that cannot be used (said in one line on stderr).
+
+    >>> main(["info"])  # doctest: +SKIP
+    0
+    """
+    commands = {"train": train, "demo": demo, "info": info}
+    parser = argparse.ArgumentParser(
+        prog="humanline",
+        description="Humanline DPO, KTO and GRPO.",
+        epilog="commands:\n"
+        + "\n".join(f"  {name:<8}{(command.__doc__ or '').splitlines()[0]}" for name, command in commands.items())
+        + "\n\n`humanline COMMAND --help` lists a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"humanline-fused {__version__}")
+    parser.add_argument("command", choices=commands, metavar="COMMAND", help="train, demo or info")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    try:
+        commands[arguments.command](arguments.arguments)
+    except UserError as error:
+        print(f"humanline {arguments.command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+class UserError(Exception):
+    """A setting or a file that cannot be used. Its text is for the person at the terminal."""
+
+
+def train(argv: Sequence[str]) -> None:
+    """Train a model: a YAML file of settings, each of which `--field value` overrides."""
+    from transformers import HfArgumentParser
+
+    from humanline_fused.training import HumanlineConfig, HumanlineTrainer
+    from humanline_fused.training.checkpoint import resolve_resume
+
+    file_option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    file_option.add_argument("--config", type=Path, help="A YAML file with any of the fields below.")
+    chosen, overrides = file_option.parse_known_args(argv)
+    fields = [field.name for field in dataclasses.fields(HumanlineConfig) if field.init]
+    settings = read_settings(chosen.config, fields) if chosen.config else []
+
+    parser = HfArgumentParser(
+        HumanlineConfig,  # pyright: ignore[reportArgumentType]
+        prog="humanline train",
+        usage="humanline train [--config file.yaml] [--field value ...]",
+        parents=[file_option],
+        allow_abbrev=False,
+    )
+    try:
+        config, _, unknown = parser.parse_args_into_dataclasses(
+            [*settings, *overrides], look_for_args_file=False, return_remaining_strings=True
+        )
+        if unknown:
+            raise UserError(f"{unknown[0]}: not an option{nearest(unknown[0], (f'--{name}' for name in fields))}")
+        resolve_resume(config.output_dir, config.resume_from_checkpoint)
+        trainer = HumanlineTrainer(args=config)
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(str(error)) from error
+
+    trainer.train()
+    if trainer.eval_examples:
+        trainer.evaluate()
+    trainer.save_model()
+    if config.process_index == 0:
+        print(f"saved to {config.output_dir}")
+
+
+def read_settings(file: Path, fields: Sequence[str]) -> list[str]:
+    """The settings of a YAML file as command-line arguments, so that one parser converts and checks both.
+
+    (PyYAML reads ``1e-6`` as text, which an option's own type turns into a number.)
+
+    Raises:
+        UserError: the file cannot be read, is no mapping, or has a key that is not in ``fields``.
+    """
+    import yaml
+
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: {file}: {getattr(error, 'strerror', None) or error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"--config: {file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"--config: {file}: expected a mapping of fields to values, got {type(settings).__name__}")
+    for key in settings:
+        if key not in fields:
+            raise UserError(f"--config: {file}: {key!r} is not a field{nearest(str(key), fields)}")
+    return [argument for key, value in settings.items() for argument in as_arguments(key, value)]
+
+
+def as_arguments(key: str, value: Any) -> list[str]:
+    """One setting as command-line arguments; none for ``null``, which leaves the default.
+
+    >>> as_arguments("clamp", False), as_arguments("lr_scheduler_kwargs", {"power": 2})
+    (['--clamp=false'], ['--lr_scheduler_kwargs={"power": 2}'])
+    """
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}={json.dumps(value) if isinstance(value, bool | dict) else value}"]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """``; did you mean …?`` with the name that is spelt most like it, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def demo(argv: Sequence[str]) -> None:
+    """Train a small model on a CPU, plainly and with humanline, and compare (about two minutes)."""
+    parser = argparse.ArgumentParser(prog="humanline demo", description=demo.__doc__, allow_abbrev=False)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="Default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="Default: %(default)s")
+    options = parser.parse_args(argv)
+
+    from humanline_fused.demo.comparison import Demo, run_demo
+
+    run_demo(Demo(output_dir=options.output_dir, seed=options.seed))
+
+
+def info(argv: Sequence[str]) -> None:
+    """Print versions, the device, and which implementation each operation would use and why."""
+    argparse.ArgumentParser(prog="humanline info", description=info.__doc__).parse_args(argv)
+    import torch
+
+    from humanline_fused.functional import choose_impl
+
+    print(f"{'humanline-fused':<16} {__version__}")
+    print(f"{'python':<16} {platform.python_version()}")
+    for name in DISTRIBUTIONS:
+        try:
+            print(f"{name:<16} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"{name:<16} not installed")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    print(f"{'device':<16} {device.type} ({name})\n")
+    for operation in OPERATIONS:
+        choices = ((choose_impl("auto", device, getattr(torch, dtype)), dtype) for dtype in DTYPES)
+        for choice, group in groupby(choices, key=lambda pair: pair[0]):
+            print(f"{operation:<16} {choice.impl:<7} {', '.join(dtype for _, dtype in group)}: {choice.why}")

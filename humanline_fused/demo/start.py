@@ -1,0 +1,83 @@
+"""The model that both runs start from: a tokenizer of characters, a small Llama, plain supervised fine-tuning."""
+
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from humanline_fused.demo import task
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per character, plus ``<pad>`` and ``<eos>``."""
+    characters = sorted(set(task.LETTERS + "sort : "))
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", "<unk>", *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """A Llama of 0.8 million parameters in float32, initialised from ``seed``."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def fine_tune(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    *,
+    steps: int,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+) -> None:
+    """Teach ``model`` the right answers by plain cross-entropy on the answers' tokens, each prompt at most once a pass.
+
+    The learning rate warms up over the first tenth of the steps and falls linearly to zero.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, 10 * (step + 1) / steps) * (1 - step / steps)
+    )
+    model.train()
+    for step in tqdm(range(steps), desc="supervised fine-tuning", unit="step"):
+        batch = [prompts[(step * batch_size + i) % len(prompts)] for i in range(batch_size)]
+        texts = [prompt + task.answer(prompt) + tokenizer.eos_token for prompt in batch]
+        inputs = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+        lengths = torch.tensor([len(task.answer(prompt)) + 1 for prompt in batch])
+        ids = inputs["input_ids"]
+        is_answer = torch.arange(ids.shape[1]) >= (ids.shape[1] - lengths)[:, None]
+        logits = model(**inputs).logits
+        loss = cross_entropy(logits[:, :-1][is_answer[:, 1:]], ids[:, 1:][is_answer[:, 1:]])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    model.eval()
