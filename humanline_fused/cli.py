@@ -134,8 +134,9 @@ def as_arguments(key: str, value: Any) -> list[str]:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """``; did you mean …?`` with the name that is spelt most like it, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    by_spelling = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), by_spelling, n=1, cutoff=0.5)
+    return f"; did you mean {by_spelling[close[0]]}?" if close else ""
 
 
 def demo(argv: Sequence[str]) -> None:

@@ -18,7 +18,11 @@ def generate(
     was_training = model.training
     model.eval()
     ids = model.generate(
-        **inputs.to(model.device), do_sample=sample, **({"top_k": 0} if sample else {}), max_new_tokens=16, pad_token_id=tokenizer.pad_token_id
+        **inputs.to(model.device),
+        do_sample=sample,
+        **({"top_k": 0} if sample else {}),
+        max_new_tokens=16,
+        pad_token_id=tokenizer.pad_token_id,
     )
     model.train(was_training)
     return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -38,7 +42,7 @@ def preference_pairs(
     samples: int = 8,
     batch_size: int = 256,
 ) -> Iterator[dict[str, str]]:
-    """The best and the worst of ``samples`` answers to each prompt, where they differ in reward (the paper's recipe)."""
+    """The best and the worst of ``samples`` answers to a prompt, where those differ in reward (the paper's recipe)."""
     for start in tqdm(range(0, len(prompts), batch_size), desc="sampling preference pairs", unit="batch"):
         batch = prompts[start : start + batch_size]
         drawn = [generate(model, tokenizer, batch, sample=True) for _ in range(samples)]

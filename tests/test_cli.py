@@ -1,0 +1,148 @@
+"""The command line: one parser for file and options, and one clear line for what cannot be used."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from humanline_fused import __version__
+from humanline_fused.cli import main
+from tests.tiny_model import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory with a model folder, ten messages-format pairs and a config that trains on them."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model().save_pretrained("start")
+    tiny_tokenizer().save_pretrained("start")
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"w{i} w{i + 1}"}],
+            "chosen": [{"role": "assistant", "content": f"w{i} w3"}],
+            "rejected": [{"role": "assistant", "content": "w5"}],
+        }
+        for i in range(10)
+    ]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("config.yaml").write_text(
+        "model: start\ndataset: pairs.jsonl\nobjective: dpo\nlearning_rate: 1e-3\nmax_steps: 4\nlogging_steps: 1\n"
+        "per_device_train_batch_size: 2\noutput_dir: run\nuse_cpu: true\ndisable_tqdm: true\nsave_steps: 2\n"
+    )
+    return tmp_path
+
+
+def logged(run: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+
+
+def error_line(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The last line on stderr of a command that has to fail with status 2."""
+    assert main(argv) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_train_on_ten_messages_format_pairs_leaves_a_model_that_loads_and_its_metrics(here: Path) -> None:
+    assert main(["train", "--config", "config.yaml"]) == 0
+    trained, start = AutoModelForCausalLM.from_pretrained("run"), AutoModelForCausalLM.from_pretrained("start")
+    assert any(not torch.equal(a, b) for a, b in zip(trained.parameters(), start.parameters(), strict=True))
+    assert [line["step"] for line in logged("run") if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_an_option_on_the_command_line_overrides_the_file(here: Path) -> None:
+    overrides = ["--max_steps", "2", "--output_dir", "other", "--clamp", "false"]
+    assert main(["train", "--config", "config.yaml", *overrides]) == 0
+    assert max(line["step"] for line in logged("other")) == 2
+    assert not Path("run").exists()
+
+
+def test_a_number_that_yaml_reads_as_text_is_a_number(here: Path) -> None:
+    assert main(["train", "--config", "config.yaml", "--warmup_steps=0", "--max_steps=1"]) == 0
+    assert logged("run")[0]["learning_rate"] == 1e-3
+
+
+def test_train_continues_with_auto_to_the_weights_of_the_whole_run(here: Path) -> None:
+    assert main(["train", "--config", "config.yaml"]) == 0
+    whole = AutoModelForCausalLM.from_pretrained("run").state_dict()
+    shutil.rmtree("run/checkpoint-4")
+    assert main(["train", "--config", "config.yaml", "--resume_from_checkpoint", "auto"]) == 0
+    resumed = AutoModelForCausalLM.from_pretrained("run").state_dict()
+    assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
+    assert [line["step"] for line in logged("run") if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_an_unknown_key_names_the_nearest_field(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("config.yaml").write_text("sync_evry: 4\n")
+    line = error_line(capsys, "train", "--config", "config.yaml")
+    assert line == (
+        "humanline train: error: --config: config.yaml: 'sync_evry' is not a field; did you mean sync_every?"
+    )
+
+
+def test_an_unknown_option_names_the_nearest_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_line(capsys, "train", "--config", "config.yaml", "--log_epsilon_p", "-1")
+    assert line == "humanline train: error: --log_epsilon_p: not an option; did you mean --log_epsilon_P?"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("- a list\n", "expected a mapping of fields to values, got list"),
+        ("model: [unclosed\n", "config.yaml is not YAML"),
+        ("model: start\ndataset: absent.jsonl\n", "expected a JSONL file at absent.jsonl, found none"),
+        ("model: start\ndataset: pairs.jsonl\nsync_every: 0\n", "sync_every: expected an integer >= 1, got 0"),
+        ("model: start\ndataset: pairs.jsonl\nobjective: kto\n", "pairs.jsonl, line 1: lacks 'completion', 'label'"),
+        ("dataset: pairs.jsonl\n", "model: expected a folder that save_pretrained wrote"),
+    ],
+)
+def test_bad_settings_are_one_line_and_nothing_is_written(
+    here: Path, capsys: pytest.CaptureFixture[str], settings: str, said: str
+) -> None:
+    Path("config.yaml").write_text(settings)
+    assert said in error_line(capsys, "train", "--config", "config.yaml", "--output_dir", "run", "--use_cpu")
+    assert not Path("run").exists()
+
+
+def test_a_missing_config_file_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_line(capsys, "train", "--config", "absent.yaml")
+    assert line == "humanline train: error: --config: absent.yaml: No such file or directory"
+
+
+@pytest.mark.parametrize("value", ["4.5", "many"])
+def test_a_value_of_the_wrong_kind_in_the_file_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    Path("config.yaml").write_text(f"sync_every: {value}\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--config", "config.yaml"])
+    assert stopped.value.code == 2
+    assert f"--sync_every: invalid int value: '{value}'" in capsys.readouterr().err.replace("/--sync-every", "")
+
+
+def test_info_says_who_computes_each_operation_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"humanline-fused  {__version__}" in lines
+    for operation in ("token_log_ratio", "dpo_loss", "kto_loss", "grpo_loss"):
+        assert any(
+            line.startswith(operation) and "float64: the kernels accumulate in float32" in line for line in lines
+        )
+
+
+def test_the_module_is_the_command_and_help_imports_no_transformers() -> None:
+    code = "import sys; sys.argv = ['humanline', '--version']\nimport runpy\n"
+    code += "try:\n    runpy.run_module('humanline_fused', run_name='__main__')\n"
+    code += "finally:\n    print('transformers' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert ran.stdout.splitlines() == [f"humanline-fused {__version__}", "False"], ran.stderr
+
+
+def test_an_earlier_run_in_the_same_folder_is_not_overwritten(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--config", "config.yaml"]) == 0
+    line = error_line(capsys, "train", "--config", "config.yaml")
+    assert "checkpoint-4 is from an earlier run: continue it with resume_from_checkpoint='auto'" in line
