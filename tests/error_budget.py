@@ -1,8 +1,8 @@
 """The one tolerance policy: against the float64 oracle, an implementation may err as much as eager does, and round.
 
 Rounding is half a unit in the last place of the result's own dtype, for the one store that ends every operation, and
-one float32 epsilon of each log-prob on the way: a difference and a sum over a sequence carry it on as it stands,
-whatever cancels, so its size is that of the log-probs and not that of the result.
+two float32 epsilons of each log-prob on the way, one for its exponentials and their sum, one for the logarithm and the
+difference: what follows carries that on as it stands, whatever cancels, so its size is theirs, not the result's.
 """
 
 import torch
@@ -32,7 +32,7 @@ def assert_within_budget(
     actual, eager, oracle = actual[finite], eager[finite], oracle[finite]
     own = (eager - oracle).abs().max()
     store = 0.5 * precision * oracle.abs()
-    rounding = FLOAT32_EPSILON * (1 + log_probs) * max(oracle.abs().max().item(), unit)
+    rounding = 2 * FLOAT32_EPSILON * (1 + log_probs) * max(oracle.abs().max().item(), unit)
     excess = (actual - oracle).abs() - (own + store + rounding)
     assert not excess.isnan().any(), f"{what}: NaN where the oracle is finite"
     assert (excess <= 0).all(), f"{what}: {excess.max():.3e} over the budget"
