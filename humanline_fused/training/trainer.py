@@ -188,7 +188,7 @@ class HumanlineTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Only a length: the batches come from the plan, in :meth:`get_batch_samples`."""
         plan: Any = self.plan
-        return DataLoader(self.train_examples, batch_sampler=plan, collate_fn=list, generator=torch.Generator())  # pyright: ignore[reportArgumentType]
+        return DataLoader(self.train_examples, batch_sampler=plan, collate_fn=list)  # pyright: ignore[reportArgumentType]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
