@@ -176,6 +176,7 @@ def test_the_best_checkpoint_is_recorded_under_its_final_name_and_loaded_at_the_
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save_atomically({"a": 1}, tmp_path / "file.pt")
+    assert [file.name for file in tmp_path.iterdir()] == ["file.pt"]
 
     def torn(state: Any, path: Path) -> None:
         path.write_bytes(b"cut off")

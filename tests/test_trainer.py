@@ -277,6 +277,7 @@ def test_evaluation_rewards_compare_with_the_policy_at_the_start(tmp_path: Path,
         torch.testing.assert_close(reported, rewards[members].mean())
     if objective == "dpo":
         assert lines[0]["eval_loss"] == pytest.approx(math.log(2))
+        assert lines[0]["eval_rewards_initial/accuracies"] == 0  # a tie is no preference
         chosen, rejected = rewards.chunk(2)
         loss = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
         torch.testing.assert_close(torch.tensor(lines[-1]["eval_loss"]), loss)
