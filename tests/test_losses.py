@@ -62,13 +62,14 @@ def test_more_tokens_than_a_tile_give_the_oracle_s_answer(device, objective):
         assert_within_budget(actual, eager, oracle, name, log_probs=log_probs, unit=unit)
 
 
-def test_eager_s_gradient_is_the_derivative_of_its_value(device, objective):
+def test_eager_s_gradient_is_the_derivative_of_its_value_and_has_one_itself(device, objective):
     batch = random_batch(device, B=2, T=3, V=5, dtype=torch.float64)
 
     def loss(logits):
         return loss_of(objective, Logits(logits), Logits(batch.ref_logits), batch).loss
 
     assert torch.autograd.gradcheck(loss, batch.logits.requires_grad_())
+    assert torch.autograd.gradgradcheck(loss, batch.logits)
 
 
 def test_the_gradient_scales_with_grad_output(device, objective, impl):

@@ -1,5 +1,6 @@
 """token_logp: logits -> log-prob of each target (docs/math.md, equations 1 and 12)."""
 
+import importlib
 import math
 
 import pytest
@@ -33,6 +34,27 @@ def test_scores_that_are_already_there_pass_through(device, impl):
     mask = torch.tensor([[True, False, True], [False, True, True]], device=device)
     out = token_logp(TokenLogp(logp), torch.zeros(2, 3, dtype=torch.long, device=device), mask, impl=impl)
     assert torch.equal(out, logp * mask)
+
+
+def test_eager_is_torch_s_log_softmax_in_float64(device):
+    batch = random_batch(device, dtype=torch.float64)
+    logp = token_logp(Logits(batch.logits), batch.target_ids, batch.loss_mask)
+    expected = batch.logits.log_softmax(-1).gather(-1, batch.target_ids[..., None])[..., 0] * batch.loss_mask
+    torch.testing.assert_close(logp, expected, rtol=0, atol=8 * torch.finfo(torch.float64).eps)
+
+
+def test_eager_gives_the_same_bits_in_chunks_of_any_size(device, monkeypatch):
+    from humanline_fused.eager import token_logp as chunked
+
+    batch = random_batch(device)
+    results = []
+    for size in (1, 2 * 37 * 4, 2**20):
+        monkeypatch.setitem(importlib.import_module("humanline_fused.eager.token_logp").CHUNK_BYTES, device.type, size)
+        leaf = batch.logits.clone().requires_grad_()
+        logp, _ = chunked(leaf, None, batch.target_ids, batch.loss_mask)
+        logp.pow(2).sum().backward()
+        results.append((logp.detach(), leaf.grad))
+    assert all(torch.equal(logp, results[0][0]) and torch.equal(grad, results[0][1]) for logp, grad in results[1:])
 
 
 # Gradient
