@@ -1,51 +1,49 @@
-"""Answers from a model: greedy ones to judge it by, sampled ones to make preference pairs of."""
+"""A model's answers, drawn at temperature 1: to judge it by, and to make preference pairs of."""
 
 from collections.abc import Iterator, Sequence
 
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from humanline_fused.demo import task
 
+MAX_NEW_TOKENS = 12
+
 
 @torch.no_grad()
-def generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], *, sample: bool
-) -> list[str]:
-    """One answer per prompt, in order: the likeliest tokens, or with ``sample`` a draw at temperature 1."""
-    inputs = tokenizer(list(prompts), padding=True, return_tensors="pt", return_token_type_ids=False)
+def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], seed: int) -> list[str]:
+    """One answer to each prompt, in order. The same ``seed`` draws the same; torch's own generator is left alone."""
+    inputs = tokenizer(list(prompts), padding=True, return_tensors="pt", return_token_type_ids=False).to(model.device)
     was_training = model.training
     model.eval()
-    ids = model.generate(
-        **inputs.to(model.device),
-        do_sample=sample,
-        **({"top_k": 0} if sample else {}),
-        max_new_tokens=16,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        ids = model.generate(  # pyright: ignore[reportCallIssue]
+            **inputs, do_sample=True, top_k=0, max_new_tokens=MAX_NEW_TOKENS, pad_token_id=tokenizer.pad_token_id
+        )
     model.train(was_training)
     return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def mean_reward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> float:
-    """The mean reward of greedy answers, in [0, 1]."""
-    answers = generate(model, tokenizer, prompts, sample=False)
-    return sum(map(task.reward, prompts, answers)) / len(prompts)
+def mean_reward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], seed: int) -> float:
+    """The share of prompts that are answered rightly."""
+    return sum(map(task.reward, prompts, sample(model, tokenizer, prompts, seed))) / len(prompts)
 
 
 def preference_pairs(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
+    seed: int,
     *,
-    samples: int = 8,
+    samples: int = 4,
     batch_size: int = 256,
 ) -> Iterator[dict[str, str]]:
     """The best and the worst of ``samples`` answers to a prompt, where those differ in reward (the paper's recipe)."""
     for start in tqdm(range(0, len(prompts), batch_size), desc="sampling preference pairs", unit="batch"):
         batch = prompts[start : start + batch_size]
-        drawn = [generate(model, tokenizer, batch, sample=True) for _ in range(samples)]
+        drawn = [sample(model, tokenizer, batch, seed + start * samples + i) for i in range(samples)]
         for prompt, *answers in zip(batch, *drawn, strict=True):
             ranked = sorted(answers, key=lambda completion, prompt=prompt: task.reward(prompt, completion))
             if task.reward(prompt, ranked[0]) < task.reward(prompt, ranked[-1]):

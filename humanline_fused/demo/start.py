@@ -1,5 +1,6 @@
 """The model that both runs start from: a tokenizer of characters, a small Llama, plain supervised fine-tuning."""
 
+import random
 from collections.abc import Sequence
 
 import torch
@@ -10,11 +11,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from humanline_fused.demo import task
 
+SPECIAL_TOKENS = ["<pad>", "<eos>", "<unk>"]
+
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per character, plus ``<pad>`` and ``<eos>``."""
     characters = sorted(set(task.LETTERS + "sort : "))
-    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", "<unk>", *characters])}
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -41,9 +44,9 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
             num_key_value_heads=4,
             max_position_embeddings=64,
             tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=SPECIAL_TOKENS.index("<pad>"),
             bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=SPECIAL_TOKENS.index("<eos>"),
         )
     )
 
@@ -52,12 +55,13 @@ def fine_tune(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[str],
+    rng: random.Random,
     *,
     steps: int,
     batch_size: int = 64,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 3e-3,
 ) -> None:
-    """Teach ``model`` the right answers by plain cross-entropy on the answers' tokens, each prompt at most once a pass.
+    """Teach ``model`` the demonstrations by plain cross-entropy on their tokens; ``rng`` draws them anew at each step.
 
     The learning rate warms up over the first tenth of the steps and falls linearly to zero.
     """
@@ -68,7 +72,7 @@ def fine_tune(
     model.train()
     for step in tqdm(range(steps), desc="supervised fine-tuning", unit="step"):
         batch = [prompts[(step * batch_size + i) % len(prompts)] for i in range(batch_size)]
-        texts = [prompt + task.answer(prompt) + tokenizer.eos_token for prompt in batch]
+        texts = [f"{prompt}{task.demonstration(prompt, rng)}{tokenizer.eos_token}" for prompt in batch]
         inputs = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
         lengths = torch.tensor([len(task.answer(prompt)) + 1 for prompt in batch])
         ids = inputs["input_ids"]

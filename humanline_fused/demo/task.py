@@ -1,12 +1,10 @@
-"""The demo's task: put the letters in order. Easy to state, easy to check, hard enough to get wrong.
+"""The demo's task: put the letters in alphabetical order. Easy to state, and checked exactly.
 
-A prompt is ``"sort deadbeef: "``, its only right answer ``"abddeeef"``. An answer earns the share of positions that are
-right, and nothing if its length is wrong, so that every prompt has a best and a worst sample.
+The demonstrations that the model first learns from are right in two cases of five; in the others the letters come in
+reverse order. So the model knows how to sort, and does not know that forwards is what is wanted: preferences tell it.
 
->>> answer("sort deadbeef: ")
-'abddeeef'
->>> reward("sort cab: ", "abc"), reward("sort cab: ", "acb"), reward("sort cab: ", "ab")
-(1.0, 0.3333333333333333, 0.0)
+>>> answer("sort bead: "), reward("sort bead: ", "abde"), reward("sort bead: ", "edba")
+('abde', 1.0, 0.0)
 """
 
 import json
@@ -15,10 +13,12 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
+LETTERS = "abcdefghijkl"
+RIGHT_DEMONSTRATIONS = 0.4
+"""Share of the demonstrations that are right."""
 
 
-def make_prompts(count: int, rng: random.Random, lengths: tuple[int, int] = (8, 12)) -> list[str]:
+def make_prompts(count: int, rng: random.Random, lengths: tuple[int, int] = (5, 8)) -> list[str]:
     """``count`` different prompts, each with between ``lengths[0]`` and ``lengths[1]`` letters."""
     prompts: dict[str, None] = {}
     while len(prompts) < count:
@@ -34,19 +34,22 @@ def answer(prompt: str) -> str:
     """
     match = re.fullmatch(r"sort (\w+): ", prompt)
     if match is None:
-        raise ValueError(f"expected a prompt like 'sort cab: ', got {prompt!r}")
+        raise ValueError(f"expected a prompt like 'sort bead: ', got {prompt!r}")
     return "".join(sorted(match[1]))
 
 
-def reward(prompt: str, completion: str) -> float:
-    """The share of positions of ``completion`` that are right, in [0, 1]; 0 if its length is wrong."""
+def demonstration(prompt: str, rng: random.Random) -> str:
+    """What the model is shown before it learns any preference: right, or in reverse order."""
     right = answer(prompt)
-    if len(completion) != len(right):
-        return 0.0
-    return sum(a == b for a, b in zip(completion, right, strict=True)) / len(right)
+    return right if rng.random() < RIGHT_DEMONSTRATIONS else right[::-1]
+
+
+def reward(prompt: str, completion: str) -> float:
+    """1 for the right answer, else 0."""
+    return float(completion == answer(prompt))
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Write one JSON object a line, in TRL's columns."""
+    """Write one JSON object a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,0 +1,192 @@
+"""The demo from end to end: data, a start that is fair at the task, two runs from it, a table and a picture.
+
+What the two runs share: the start, the pairs and their order, the learning rate, the number of steps. What differs: the
+clamp and the reference (frozen at the start, or the policy of ``sync_every`` updates ago).
+"""
+
+import json
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, set_seed
+
+from humanline_fused.demo import task
+from humanline_fused.demo.sampling import mean_reward, preference_pairs
+from humanline_fused.demo.start import fine_tune, make_model, make_tokenizer
+from humanline_fused.training import HumanlineConfig, HumanlineTrainer
+from humanline_fused.training.plot import HELDOUT_REWARD, TRAIN_SECONDS, plot_comparison, read_metrics
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Sizes of the demo.
+
+    Attributes:
+        output_dir: where data, models, metrics and the picture go.
+        seed: of everything that is drawn.
+        demonstrations, pair_prompts, heldout_prompts: how many prompts for each; no prompt has two uses.
+        start_steps: supervised steps of 64 demonstrations.
+        steps: optimizer steps of either run, of ``batch_size`` pairs.
+        sync_every: humanline's k.
+        learning_rate: of both runs.
+        evaluate_every: optimizer steps between two looks at the held-out prompts.
+    """
+
+    output_dir: Path
+    seed: int = 0
+    demonstrations: int = 20_000
+    pair_prompts: int = 4_000
+    heldout_prompts: int = 512
+    start_steps: int = 300
+    steps: int = 100
+    batch_size: int = 32
+    sync_every: int = 1
+    learning_rate: float = 1e-5
+    evaluate_every: int = 10
+
+    @property
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """The settings in which the runs differ, by name."""
+        return {
+            "plain": {"clamp": False, "reference": "frozen"},
+            "humanline": {"clamp": True, "reference": "lookahead", "sync_every": self.sync_every},
+        }
+
+
+class HeldOutReward(TrainerCallback):
+    """Logs the reward on held-out prompts before the first step and every ``every`` steps, off the clock."""
+
+    def __init__(
+        self, trainer: HumanlineTrainer, tokenizer: PreTrainedTokenizerBase, prompts: list[str], every: int, seed: int
+    ) -> None:
+        self.trainer, self.tokenizer, self.prompts = trainer, tokenizer, prompts
+        self.every, self.seed = every, seed
+        self.began = self.evaluating = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began = time.monotonic()
+        self._evaluate()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        paused = time.monotonic()
+        model = cast(PreTrainedModel, self.trainer.model)
+        reward = mean_reward(model, self.tokenizer, self.prompts, self.seed)
+        seconds = paused - self.began - self.evaluating
+        self.trainer.log({HELDOUT_REWARD: reward, TRAIN_SECONDS: round(seconds, 3)})
+        self.evaluating += time.monotonic() - paused
+
+
+class Bar(ProgressCallback):
+    """transformers' progress bar, with the newest reward and loss on it instead of a line for each."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        shown = {"held-out reward": HELDOUT_REWARD, "loss": "loss"}
+        if self.training_bar is not None and logs:
+            self.newest = getattr(self, "newest", {}) | {n: f"{logs[k]:.3f}" for n, k in shown.items() if k in logs}
+            self.training_bar.set_postfix(self.newest)
+
+
+def run_demo(demo: Demo) -> dict[str, dict[str, float]]:
+    """Run it, print the table, and leave in ``output_dir``: ``data/``, the models ``start/``, ``plain/`` and
+    ``humanline/`` (each run with its ``metrics.jsonl``), ``results.json`` and ``comparison.png``.
+
+    Returns:
+        By row of the table: ``reward`` [0, 1], ``loss``, ``unclamped`` (a share of the tokens), ``seconds``.
+
+    Raises:
+        OSError: ``output_dir`` cannot be written.
+    """
+    began = time.monotonic()
+    set_seed(demo.seed)
+    folder, rng = demo.output_dir, random.Random(demo.seed)
+    prompts = task.make_prompts(demo.demonstrations + demo.pair_prompts + demo.heldout_prompts, rng)
+    heldout, prompts = prompts[: demo.heldout_prompts], prompts[demo.heldout_prompts :]
+    task.write_jsonl(folder / "data" / "heldout.jsonl", ({"prompt": p, "answer": task.answer(p)} for p in heldout))
+
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer, demo.seed)
+    fine_tune(model, tokenizer, prompts[demo.pair_prompts :], rng, steps=demo.start_steps)
+    model.save_pretrained(folder / "start")
+    tokenizer.save_pretrained(folder / "start")
+    seconds = time.monotonic() - began
+    results = {"start": {"reward": mean_reward(model, tokenizer, heldout, demo.seed), "seconds": seconds}}
+
+    pairs = list(preference_pairs(model, tokenizer, prompts[: demo.pair_prompts], demo.seed))
+    task.write_jsonl(folder / "data" / "pairs.jsonl", pairs)
+    print(f"{len(pairs)} preference pairs in {folder / 'data' / 'pairs.jsonl'}, the first: {json.dumps(pairs[0])}")
+
+    for name, settings in demo.runs.items():
+        results[name] = train(demo, name, settings, tokenizer, heldout)
+
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    labels = {"plain DPO": folder / "plain", f"humanline DPO (k={demo.sync_every})": folder / "humanline"}
+    title = f"Sorting letters: one start, the same {len(pairs)} offline pairs, learning rate {demo.learning_rate:g}"
+    plot_comparison(labels, folder / "comparison.png", title=title)
+    print(f"\n{table(results)}\n\n{folder / 'comparison.png'} shows how they got there.")
+    print(f"The demo took {time.monotonic() - began:.0f} s.")
+    return results
+
+
+def train(
+    demo: Demo, name: str, settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, heldout: list[str]
+) -> dict[str, float]:
+    """Train the start on the pairs once, and return the run's row of the table."""
+    print(f"\n{name}: {', '.join(f'{key}={value}' for key, value in settings.items())}")
+    run = demo.output_dir / name
+    config = HumanlineConfig(
+        output_dir=str(run),
+        model=str(demo.output_dir / "start"),
+        dataset=str(demo.output_dir / "data" / "pairs.jsonl"),
+        objective="dpo",
+        max_length=32,
+        per_device_train_batch_size=demo.batch_size,
+        max_steps=demo.steps,
+        learning_rate=demo.learning_rate,
+        logging_steps=max(1, demo.evaluate_every // 2),
+        save_strategy="no",
+        use_cpu=True,
+        seed=demo.seed,
+        **settings,
+    )
+    trainer = HumanlineTrainer(args=config)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Bar())
+    trainer.add_callback(HeldOutReward(trainer, tokenizer, heldout, demo.evaluate_every, demo.seed))
+    trainer.train()
+    trainer.save_model()
+
+    lines = read_metrics(run / "metrics.jsonl")
+    last = {key: value for line in lines for key, value in line.items()}
+    shares = [line["humanline/unclamped"] for line in lines if "humanline/unclamped" in line]
+    return {
+        "reward": last[HELDOUT_REWARD],
+        "loss": last["loss"],
+        "unclamped": sum(shares) / len(shares),
+        "seconds": last[TRAIN_SECONDS],
+    }
+
+
+def table(results: Mapping[str, Mapping[str, float]]) -> str:
+    """The results as aligned text, with what the columns mean below."""
+    columns = {"reward": ".3f", "loss": ".3f", "unclamped": ".4f", "seconds": ".1f"}
+    rows = [f"{'':<10}" + "".join(f"{name:>12}" for name in columns)]
+    for name, values in results.items():
+        cells = (format(values[column], form) if column in values else "–" for column, form in columns.items())
+        rows.append(f"{name:<10}" + "".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(
+        [
+            *rows,
+            "",
+            "reward: share of held-out prompts answered rightly, one sampled answer each; seconds: training alone.",
+            "loss: humanline's is against the policy of a few updates ago, so it stays near ln 2 = 0.693 as it learns.",
+            "unclamped: share of the completions' tokens whose log-ratio lies within the bounds (plain has none).",
+        ]
+    )
