@@ -1,12 +1,14 @@
-"""``python -m benchmarks [static]``."""
+"""``python -m benchmarks [static | report]``."""
 
 import argparse
 import sys
+from pathlib import Path
 
 import torch
 
 from benchmarks.cases import CASES, Case, make_batch
 from benchmarks.measure import interleaved_times, peak_bytes, relative_error
+from benchmarks.results import HEADER, ROOT, Row, environment, fill_in, write_csv
 from benchmarks.static import ARCHITECTURES, report
 from humanline_fused import choose_impl
 
@@ -14,11 +16,8 @@ ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2**-8}
 """Relative error of a result rounded once to the dtype, with a float32 sum before it."""
 
 
-def compare(case: Case, shape: tuple[int, int, int], device: torch.device, repeats: int) -> list[tuple[str, ...]]:
-    """One row per provider: milliseconds, peak MiB beyond the inputs, errors against float64.
-
-    Answers are compared first: a provider whose answer is wrong gets no time.
-    """
+def compare(case: Case, shape: tuple[int, int, int], device: torch.device, repeats: int) -> list[Row]:
+    """One row per provider. Answers are compared first: a provider whose answer is wrong gets no time."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     batch = make_batch(*shape, dtype, device)
     providers = case.providers()
@@ -33,14 +32,19 @@ def compare(case: Case, shape: tuple[int, int, int], device: torch.device, repea
     times = dict(zip(calls, interleaved_times(list(calls.values()), repeats, device), strict=True))
     rows = []
     for name in providers:
-        loss_error, gradient_error = (f"{error:.1e}" for error in errors[name])
-        if name in times:
-            taken = times[name]
-            milliseconds = f"{taken.median:.1f} ({taken.low:.1f}-{taken.high:.1f})"
-            mebibytes = f"{peak_bytes(calls[name], device) / 2**20:.0f}"
-        else:
-            milliseconds = mebibytes = "wrong answer"
-        rows.append((case.name, name, milliseconds, mebibytes, loss_error, gradient_error))
+        taken = times.get(name)
+        rows.append(
+            Row(
+                case.name,
+                name,
+                ms_20=taken and taken.low,
+                ms_median=taken and taken.median,
+                ms_80=taken and taken.high,
+                peak_mib=taken and peak_bytes(calls[name], device) / 2**20,
+                loss_error=errors[name][0],
+                gradient_error=errors[name][1],
+            )
+        )
     return rows
 
 
@@ -50,20 +54,22 @@ def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def seed(shape: tuple[int, int, int] | None, repeats: int) -> None:
+def seed(shape: tuple[int, int, int] | None, repeats: int, csv: Path | None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if shape is None:
         shape = (8, 1024, 128256) if device.type == "cuda" else (4, 128, 32000)
+    facts = environment(device, shape)
     impl, why = choose_impl("auto", device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device}; humanline_fused uses {impl}: {why}")
-    print(f"Forward and backward on logits [B, T, V] = {list(shape)}, 30 % of the rows masked, bounds ±1.5.")
+    print(f"{facts['machine']}; torch {facts['torch']}; humanline_fused uses {impl}: {why}")
+    print(f"Forward and backward on logits, {facts['shape']}, 30 % of the rows masked, bounds ±1.5.")
     if device.type == "cpu":
         print("No GPU: the Triton kernels are not timed (their interpreter's times mean nothing).")
     print()
     rows = [row for case in CASES for row in compare(case, shape, device, repeats)]
-    header = ("case", "provider", "ms median (20-80 %)", "peak MiB", "loss error", "gradient error")
-    print_table(header, rows)
+    print_table(HEADER, [row.cells() for row in rows])
     print("\nPeak: beyond the inputs, dlogits included. Errors: relative, against float64.")
+    if csv:
+        write_csv(csv, facts, rows)
 
 
 def static(architectures: list[str]) -> None:
@@ -75,16 +81,21 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--shape", type=int, nargs=3, metavar=("B", "T", "V"), help="of the logits")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls per provider, at least 2")
+    parser.add_argument("--csv", type=Path, help="also write the figures, and the machine's facts, to this file")
     commands = parser.add_subparsers(dest="command")
     parts = commands.add_parser("static", help="resources of every kernel, cross-compiled without a GPU")
     parts.add_argument("--arch", nargs="+", default=["sm_90"], choices=ARCHITECTURES)
+    commands.add_parser("report", help="make the tables of README.md anew from the files that they name")
     options = parser.parse_args(arguments)
     if options.repeats < 2:
         parser.error(f"--repeats: expected at least 2, got {options.repeats}")
     if options.command == "static":
         static(options.arch)
+    elif options.command == "report":
+        readme = ROOT / "README.md"
+        readme.write_text(fill_in(readme.read_text()))
     else:
-        seed(options.shape and tuple(options.shape), options.repeats)
+        seed(options.shape and tuple(options.shape), options.repeats, options.csv)
 
 
 if __name__ == "__main__":

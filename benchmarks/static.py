@@ -48,10 +48,10 @@ def specialisations() -> Iterator[Specialisation]:
     from humanline_kernels.launch import token_tiles, vocabulary_tiles
 
     tokens = {"target_ids_ptr": "i64", "loss_mask_ptr": "i1"}
-    tiles = vocabulary_tiles(128256)
-    num_warps = tiles.pop("num_warps")
     unit_stride = {"stride_logits_v": 1}
-    for dtype in ("bf16", "fp16", "fp32"):
+    for dtype, itemsize in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
+        tiles = vocabulary_tiles(128256, itemsize)
+        num_warps = tiles.pop("num_warps")
         for has_reference in (False, True):
             yield Specialisation(
                 "token_logp.token_logp_forward_kernel",

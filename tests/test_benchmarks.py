@@ -11,6 +11,7 @@ import torch
 from benchmarks.__main__ import compare, main
 from benchmarks.cases import CASES, Case, make_batch
 from benchmarks.measure import peak_bytes, relative_error
+from benchmarks.results import ROOT, Row, fill_in, read_csv, write_csv
 
 CPU = torch.device("cpu")
 SHAPE = (4, 8, 500)
@@ -34,7 +35,7 @@ def test_a_wrong_answer_gets_no_time():
             return {**right, "wrong": lambda batch: right["humanline_fused"](replace(batch, logits=batch.logits * 2))}
 
     rows = compare(Wrong("dpo", "dpo", {"beta": 0.1}), SHAPE, CPU, repeats=2)
-    assert [row[2] == "wrong answer" for row in rows] == [False, False, True]
+    assert [row.ms_median is None for row in rows] == [False, False, True]
 
 
 def test_peak_memory_is_what_was_held_at_once():
@@ -54,3 +55,15 @@ def test_the_command_prints_one_table_and_says_that_the_interpreter_is_not_timed
     assert sum(line.startswith(("dpo", "kto", "grpo")) for line in out.splitlines()) == 6
     if not torch.cuda.is_available():
         assert "the Triton kernels are not timed" in out
+
+
+def test_what_was_measured_is_read_back_as_it_was_written(tmp_path):
+    rows = [Row("dpo", "a, b", 1.0, 2.5, 3.0, 4.0, 1e-7, 2e-7), Row("dpo", "wrong", *(None,) * 4, 0.5, 0.5)]
+    write_csv(tmp_path / "figures.csv", {"machine": "one: with a colon", "shape": "B=1"}, rows)
+    assert read_csv(tmp_path / "figures.csv") == ({"machine": "one: with a colon", "shape": "B=1"}, rows)
+
+
+def test_the_tables_of_the_readme_are_those_of_the_files_they_name():
+    readme = (ROOT / "README.md").read_text()
+    assert "<!-- benchmarks: benchmarks/results/" in readme
+    assert fill_in(readme) == readme

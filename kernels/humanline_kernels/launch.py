@@ -5,10 +5,10 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def vocabulary_tiles(V: int) -> dict[str, int]:
-    """Tiles of one row of logits. 4096 columns over 8 warps are two 16-byte bf16 loads per thread and iteration."""
-    block_v = min(4096, max(16, next_power_of_2(V)))
-    return {"BLOCK_V": block_v, "num_warps": min(8, max(1, block_v // 512))}
+def vocabulary_tiles(V: int, itemsize: int) -> dict[str, int]:
+    """Tiles of one row of logits: at most 8 KiB over 8 warps, two 16-byte loads per thread and iteration."""
+    block_v = min(8192 // itemsize, max(16, next_power_of_2(V)))
+    return {"BLOCK_V": block_v, "num_warps": min(8, max(1, block_v * itemsize // 1024))}
 
 
 def token_tiles(T: int) -> dict[str, int]:

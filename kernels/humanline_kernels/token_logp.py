@@ -159,7 +159,7 @@ def token_logp_forward(
             *logits.stride(),
             *(logits if ref_logits is None else ref_logits).stride(),
             HAS_REFERENCE=ref_logits is not None,
-            **vocabulary_tiles(V),
+            **vocabulary_tiles(V, logits.element_size()),
         )
     return logp, ref_logp, row_max, log_sumexp
 
@@ -189,6 +189,6 @@ def token_logp_backward(
             V,
             *logits.stride(),
             EXACT=logits.dtype == torch.float32,
-            **vocabulary_tiles(V),
+            **vocabulary_tiles(V, logits.element_size()),
         )
     return dlogits
