@@ -21,6 +21,7 @@ SMALL = {
     "heldout_prompts": 32,
     "start_steps": 60,
     "steps": 4,
+    "sync_every": 1,
     "batch_size": 4,
     "learning_rate": 1e-3,
     "evaluate_every": 2,
@@ -116,6 +117,7 @@ def test_both_runs_start_at_the_same_reward_and_are_looked_at_on_schedule(
         assert steps == [0, 2, 4]
         assert rewards[0] == results["start"]["reward"]
         assert rewards[-1] == results[name]["reward"]
+        assert max(rewards) == results[name]["best"]
         clock = series(lines, "step", TRAIN_SECONDS)[1]
         assert clock == sorted(clock)
 
@@ -136,5 +138,5 @@ def test_the_demo_leaves_a_picture_and_its_numbers(small_demo: tuple[Path, dict[
 
 def test_the_table_shows_a_dash_where_there_is_no_number() -> None:
     rows = table({"start": {"reward": 0.5, "seconds": 3.0}}).splitlines()
-    assert rows[0].split() == ["reward", "loss", "unclamped", "seconds"]
-    assert rows[1].split() == ["start", "0.500", "–", "–", "3.0"]
+    assert rows[0].split() == ["reward", "best", "loss", "unclamped", "seconds"]
+    assert rows[1].split() == ["start", "0.500", "–", "–", "–", "3.0"]
