@@ -1,4 +1,4 @@
-"""Draws runs beside each other from their ``metrics.jsonl``: held-out reward, and what the policy prefers."""
+"""Draws runs beside each other from their ``metrics.jsonl``: held-out reward, and log-probs of the chosen answers."""
 
 import json
 from collections.abc import Mapping
@@ -29,16 +29,6 @@ def series(lines: list[dict[str, Any]], x: str, y: str) -> tuple[list[float], li
     return [p[0] for p in points], [p[1] for p in points]
 
 
-def preference(lines: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    """By step, ``log π(chosen) − log π(rejected)`` on the training batch, nats.
-
-    Unlike ``rewards/margins`` it knows no reference, so runs with different references can be compared.
-    """
-    steps, chosen = series(lines, "step", "logps/chosen")
-    _, rejected = series(lines, "step", "logps/rejected")
-    return steps, [c - r for c, r in zip(chosen, rejected, strict=True)]
-
-
 def plot_comparison(runs: Mapping[str, Path], image: Path, *, title: str) -> None:
     """Draw ``runs`` beside each other.
 
@@ -58,19 +48,19 @@ def plot_comparison(runs: Mapping[str, Path], image: Path, *, title: str) -> Non
     figure = Figure(figsize=(12, 4), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=13)
-    by_step, by_time, preferring = figure.subplots(1, 3)
+    by_step, by_time, chosen = figure.subplots(1, 3)
     for color, (label, folder) in zip(COLORS, runs.items(), strict=False):
         lines = read_metrics(folder / "metrics.jsonl")
         style: dict[str, Any] = {"color": color, "label": label, "linewidth": 1.8}
         by_step.plot(*series(lines, "step", HELDOUT_REWARD), marker="o", markersize=4, **style)
         by_time.plot(*series(lines, TRAIN_SECONDS, HELDOUT_REWARD), marker="o", markersize=4, **style)
-        preferring.plot(*preference(lines), **style)
+        chosen.plot(*series(lines, "step", "logps/chosen"), **style)
     for axes in (by_step, by_time):
         axes.set_ylim(0, 1)
     for axes, heading, x, y in (
         (by_step, "Held-out reward by step", "optimizer step", "mean reward (0 to 1)"),
         (by_time, "Held-out reward by time", "seconds of training", "mean reward (0 to 1)"),
-        (preferring, "Preference of the policy", "optimizer step", "log π(chosen) − log π(rejected) (nats)"),
+        (chosen, "Chosen answers of the training pairs", "optimizer step", "mean log-prob (nats per answer)"),
     ):
         axes.set_title(heading, fontsize=11)
         axes.set_xlabel(x)
