@@ -112,21 +112,22 @@ def dpo_loss_forward(
     rewards = logp.new_empty(2 * P)
     partials = logp.new_empty(P, 5)
     if P:
-        dpo_loss_kernel[(P,)](
-            logp,
-            ref_logp,
-            loss_mask,
-            coefficient,
-            rewards,
-            partials,
-            P,
-            T,
-            beta,
-            label_smoothing,
-            log_epsilon_P,
-            log_epsilon_R,
-            **token_tiles(T),
-        )
+        with torch.cuda.device_of(logp):
+            dpo_loss_kernel[(P,)](
+                logp,
+                ref_logp,
+                loss_mask,
+                coefficient,
+                rewards,
+                partials,
+                P,
+                T,
+                beta,
+                label_smoothing,
+                log_epsilon_P,
+                log_epsilon_R,
+                **token_tiles(T),
+            )
     loss, num_pairs, num_tokens, low, high = partials.sum(0).unbind()
     num_pairs, num_tokens = num_pairs.clamp(min=1), num_tokens.clamp(min=1)
     return loss / num_pairs, coefficient.div_(num_pairs), rewards, low / num_tokens, high / num_tokens

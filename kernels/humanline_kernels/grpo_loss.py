@@ -100,23 +100,24 @@ def grpo_loss_forward(
     coefficient = torch.empty_like(logp)
     partials = logp.new_empty(num_tiles, 7)
     if num_tiles:
-        grpo_loss_kernel[(num_tiles,)](
-            logp,
-            ref_logp,
-            loss_mask,
-            advantages,
-            coefficient,
-            partials,
-            B * T,
-            T,
-            *advantages.stride(),
-            epsilon,
-            epsilon_high,
-            beta,
-            log_epsilon_P,
-            log_epsilon_R,
-            **tiles,
-        )
+        with torch.cuda.device_of(logp):
+            grpo_loss_kernel[(num_tiles,)](
+                logp,
+                ref_logp,
+                loss_mask,
+                advantages,
+                coefficient,
+                partials,
+                B * T,
+                T,
+                *advantages.stride(),
+                epsilon,
+                epsilon_high,
+                beta,
+                log_epsilon_P,
+                log_epsilon_R,
+                **tiles,
+            )
     loss, num_tokens, *sums = partials.sum(0).unbind()
     num_tokens = num_tokens.clamp(min=1)
     num_items = num_tokens if num_items_in_batch is None else num_items_in_batch

@@ -89,23 +89,24 @@ def kto_loss_forward(
     rewards = logp.new_empty(B)
     partials = logp.new_empty(B, 5)
     if B:
-        kto_loss_kernel[(B,)](
-            logp,
-            ref_logp,
-            loss_mask,
-            desirable,
-            kl,
-            coefficient,
-            rewards,
-            partials,
-            T,
-            beta,
-            desirable_weight,
-            undesirable_weight,
-            log_epsilon_P,
-            log_epsilon_R,
-            **token_tiles(T),
-        )
+        with torch.cuda.device_of(logp):
+            kto_loss_kernel[(B,)](
+                logp,
+                ref_logp,
+                loss_mask,
+                desirable,
+                kl,
+                coefficient,
+                rewards,
+                partials,
+                T,
+                beta,
+                desirable_weight,
+                undesirable_weight,
+                log_epsilon_P,
+                log_epsilon_R,
+                **token_tiles(T),
+            )
     loss, num_sequences, num_tokens, low, high = partials.sum(0).unbind()
     num_sequences, num_tokens = num_sequences.clamp(min=1), num_tokens.clamp(min=1)
     return loss / num_sequences, coefficient.div_(num_sequences), rewards, low / num_tokens, high / num_tokens

@@ -145,22 +145,23 @@ def token_logp_forward(
     logp, row_max, log_sumexp = (logits.new_empty(B, T, dtype=torch.float32) for _ in range(3))
     ref_logp = None if ref_logits is None else torch.empty_like(logp)
     if logp.numel():
-        token_logp_forward_kernel[(B * T,)](
-            logits,
-            logits if ref_logits is None else ref_logits,
-            target_ids,
-            loss_mask,
-            logp,
-            row_max,
-            log_sumexp,
-            logp if ref_logp is None else ref_logp,
-            T,
-            V,
-            *logits.stride(),
-            *(logits if ref_logits is None else ref_logits).stride(),
-            HAS_REFERENCE=ref_logits is not None,
-            **vocabulary_tiles(V, logits.element_size()),
-        )
+        with torch.cuda.device_of(logits):
+            token_logp_forward_kernel[(B * T,)](
+                logits,
+                logits if ref_logits is None else ref_logits,
+                target_ids,
+                loss_mask,
+                logp,
+                row_max,
+                log_sumexp,
+                logp if ref_logp is None else ref_logp,
+                T,
+                V,
+                *logits.stride(),
+                *(logits if ref_logits is None else ref_logits).stride(),
+                HAS_REFERENCE=ref_logits is not None,
+                **vocabulary_tiles(V, logits.element_size()),
+            )
     return logp, ref_logp, row_max, log_sumexp
 
 
@@ -177,18 +178,19 @@ def token_logp_backward(
     B, T, V = logits.shape
     dlogits = logits.new_empty(B, T, V)
     if dlogp.numel():
-        token_logp_backward_kernel[(B * T,)](
-            dlogp,
-            logits,
-            target_ids,
-            loss_mask,
-            row_max,
-            log_sumexp,
-            dlogits,
-            T,
-            V,
-            *logits.stride(),
-            EXACT=logits.dtype == torch.float32,
-            **vocabulary_tiles(V, logits.element_size()),
-        )
+        with torch.cuda.device_of(logits):
+            token_logp_backward_kernel[(B * T,)](
+                dlogp,
+                logits,
+                target_ids,
+                loss_mask,
+                row_max,
+                log_sumexp,
+                dlogits,
+                T,
+                V,
+                *logits.stride(),
+                EXACT=logits.dtype == torch.float32,
+                **vocabulary_tiles(V, logits.element_size()),
+            )
     return dlogits
