@@ -35,9 +35,9 @@ class Demo:
         steps: optimizer steps of either run, of ``batch_size`` pairs.
         sync_every: humanline's k. The paper's small models want 12 to 24, and collapse at 1.
         learning_rate: of both runs: the lowest that shows the climb and what comes after it. At 5e-6, 1e-5, 2e-5, 5e-5
-            *plain* reaches .74, .77, .78, .80 at best and ends at .74, .54, .60, .46 (seed 0). So plain that is stopped
+            *plain* reaches .77, .81, .81, .79 at best and ends at .77, .62, .54, .46 (seed 0). So plain that is stopped
             in time loses nothing, which is why the table shows the best reward beside the last; and with seed 1 neither
-            run falls, and they end alike (.80, .79).
+            run falls far, and they end alike (.77, .76).
         evaluate_every: optimizer steps between two looks at the held-out prompts.
     """
 
