@@ -75,7 +75,7 @@ def _layer(impl: Impl, *sources: Scores | None) -> ModuleType:
 def _bounds(clamp: HumanlineClamp | None) -> dict[str, float]:
     validation.check_clamp(clamp)
     clamp = clamp or HumanlineClamp(-math.inf, math.inf)
-    return {"log_epsilon_P": clamp.log_epsilon_P, "log_epsilon_R": clamp.log_epsilon_R}
+    return {"log_epsilon_P": float(clamp.log_epsilon_P), "log_epsilon_R": float(clamp.log_epsilon_R)}
 
 
 def _scores(
@@ -85,17 +85,25 @@ def _scores(
     match policy, reference:
         case Logits(logits), Logits(ref_logits):
             return layer.token_logp(logits, ref_logits, target_ids, loss_mask)
-        case Logits(logits), TokenLogp(ref_logp):
-            logp, _ = layer.token_logp(logits, None, target_ids, loss_mask)
-        case TokenLogp(logp), Logits(ref_logits):
-            ref_logp, _ = layer.token_logp(ref_logits.detach(), None, target_ids, loss_mask)
-        case TokenLogp(logp), TokenLogp(ref_logp):
-            pass
-    return _counted(logp, loss_mask), _counted(ref_logp.detach(), loss_mask)
+        case _:
+            logp = _logp(layer, policy, target_ids, loss_mask)
+            with torch.no_grad():
+                return logp, _logp(layer, reference, target_ids, loss_mask)
 
 
-def _counted(logp: Tensor, loss_mask: Tensor) -> Tensor:
-    return logp.to(torch.promote_types(logp.dtype, torch.float32)).where(loss_mask, 0.0)
+def _logp(layer: ModuleType, scores: Scores, target_ids: Tensor, loss_mask: Tensor) -> Tensor:
+    match scores:
+        case Logits(logits):
+            return layer.token_logp(logits, None, target_ids, loss_mask)[0]
+        case TokenLogp(logp):
+            return logp.to(torch.promote_types(logp.dtype, torch.float32)).where(loss_mask, 0.0)
+
+
+def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
+    """A number as a tensor [] beside ``like``, without a copy from the host that a GPU would wait for."""
+    if isinstance(value, Tensor):
+        return value.detach().to(like.dtype)
+    return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 def shift_targets(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,9 +151,7 @@ def token_logp(scores: Scores, target_ids: Tensor, loss_mask: Tensor, *, impl: I
     tensor([[0.2500]])
     """
     validation.check_tokens(scores, None, target_ids, loss_mask)
-    if isinstance(scores, TokenLogp):
-        return _counted(scores.logp, loss_mask)
-    return _layer(impl, scores).token_logp(scores.logits, None, target_ids, loss_mask)[0]
+    return _logp(_layer(impl, scores), scores, target_ids, loss_mask)
 
 
 def token_log_ratio(
@@ -232,8 +238,8 @@ def dpo_loss(
     bounds = _bounds(clamp)
     validation.check_tokens(policy, reference, target_ids, loss_mask)
     validation.check_pairs(target_ids)
-    validation.check_number("beta", beta, 0)
-    validation.check_number("label_smoothing", label_smoothing, 0, 0.5)
+    beta = validation.check_number("beta", beta, 0)
+    label_smoothing = validation.check_number("label_smoothing", label_smoothing, 0, 0.5)
     layer = _layer(impl, policy, reference)
     logp, ref_logp = _scores(layer, policy, reference, target_ids, loss_mask)
     loss, rewards, low, high = layer.dpo_loss(
@@ -316,19 +322,16 @@ def kto_loss(
     bounds = _bounds(clamp)
     validation.check_tokens(policy, reference, target_ids, loss_mask)
     validation.check_tensor("desirable", desirable, target_ids.shape[:1], (torch.bool,), target_ids.device)
-    for name, value in (
-        ("beta", beta),
-        ("desirable_weight", desirable_weight),
-        ("undesirable_weight", undesirable_weight),
-    ):
-        validation.check_number(name, value, 0)
-    layer = _layer(impl, policy, reference)
-    logp, ref_logp = _scores(layer, policy, reference, target_ids, loss_mask)
+    beta = validation.check_number("beta", beta, 0)
+    desirable_weight = validation.check_number("desirable_weight", desirable_weight, 0)
+    undesirable_weight = validation.check_number("undesirable_weight", undesirable_weight, 0)
     if isinstance(kl, Tensor):
         validation.check_tensor("kl", kl, [], validation.FLOATS, target_ids.device)
     else:
-        validation.check_number("kl", kl, 0)
-    z0 = torch.as_tensor(kl, dtype=logp.dtype, device=logp.device).detach()
+        kl = validation.check_number("kl", kl, 0)
+    layer = _layer(impl, policy, reference)
+    logp, ref_logp = _scores(layer, policy, reference, target_ids, loss_mask)
+    z0 = _scalar(kl, logp)
     loss, rewards, low, high = layer.kto_loss(
         logp,
         ref_logp,
@@ -353,7 +356,7 @@ def grpo_loss(
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
     beta: float = 0.0,
-    num_items_in_batch: Tensor | int | None = None,
+    num_items_in_batch: Tensor | float | None = None,
     clamp: HumanlineClamp | None = PAPER_CLAMP,
     impl: Impl = "auto",
 ) -> GRPOOutput:
@@ -387,22 +390,24 @@ def grpo_loss(
     validation.check_tokens(policy, reference, target_ids, loss_mask)
     shape = target_ids.shape if isinstance(advantages, Tensor) and advantages.ndim == 2 else target_ids.shape[:1]
     validation.check_tensor("advantages", advantages, shape, validation.FLOATS, target_ids.device)
-    validation.check_number("epsilon", epsilon, 0, 1)
-    epsilon_high = epsilon if epsilon_high is None else epsilon_high
-    validation.check_number("epsilon_high", epsilon_high, 0)
-    validation.check_number("beta", beta, 0)
+    epsilon = validation.check_number("epsilon", epsilon, 0, 1)
+    epsilon_high = epsilon if epsilon_high is None else validation.check_number("epsilon_high", epsilon_high, 0)
+    beta = validation.check_number("beta", beta, 0)
+    if isinstance(num_items_in_batch, Tensor):
+        numbers = (*validation.FLOATS, torch.int64, torch.int32)
+        validation.check_tensor("num_items_in_batch", num_items_in_batch, [], numbers, target_ids.device)
+    elif num_items_in_batch is not None:
+        num_items_in_batch = validation.check_number("num_items_in_batch", num_items_in_batch, 0)
     layer = _layer(impl, policy, reference)
     logp, ref_logp = _scores(layer, policy, reference, target_ids, loss_mask)
     if advantages.ndim == 1:
         advantages = advantages[:, None].expand(target_ids.shape)
-    if num_items_in_batch is not None:
-        num_items_in_batch = torch.as_tensor(num_items_in_batch, device=logp.device).clamp(min=1)
     loss, kl, clip_low, clip_high, low, high = layer.grpo_loss(
         logp,
         ref_logp,
         loss_mask,
         advantages.to(logp.dtype),
-        num_items_in_batch,
+        None if num_items_in_batch is None else _scalar(num_items_in_batch, logp).clamp(min=1),
         epsilon=epsilon,
         epsilon_high=epsilon_high,
         beta=beta,

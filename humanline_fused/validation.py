@@ -76,10 +76,11 @@ def check_clamp(clamp: object) -> None:
         raise TypeError(f"clamp: expected HumanlineClamp(...) or None, got {_describe(clamp)}")
 
 
-def check_number(name: str, value: object, low: float, high: float = math.inf) -> None:
-    """``low ≤ value ≤ high``, finite."""
+def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:
+    """``low ≤ value ≤ high``, finite; as a float, because a kernel is compiled anew for an integer."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
         raise ValueError(f"{name}: expected a finite number in [{low}, {high}], got {value!r}")
+    return float(value)
 
 
 def check_pairs(target_ids: Tensor) -> None:
