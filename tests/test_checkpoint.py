@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, with the reference, and resumed from to the same end."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,11 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from humanline_fused.reference import CopyReference
 from humanline_fused.training import HumanlineTrainer
-from humanline_fused.training.checkpoint import STAGING, faults, newest_complete, resolve_resume, save_atomically
+from humanline_fused.training.checkpoint import (
+    MANIFEST,
+    STAGING,
+    faults,
+    newest_complete,
+    publish,
+    resolve_resume,
+    save_atomically,
+)
 from tests.tiny_model import records, tiny_trainer
 
 SAVING = {"save_strategy": "steps", "save_steps": 2}
@@ -47,6 +57,15 @@ def run_dir(tmp_path: Path) -> Path:
 # Resuming
 
 
+class FirstStep(TrainerCallback):
+    """The step at which a run begins."""
+
+    step: int | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step = state.global_step
+
+
 @pytest.mark.parametrize("reference", ["lookahead", "copy", "frozen"])
 def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(tmp_path: Path, objective: str, reference: str):
     held_out = records(objective, 5, seed=5)
@@ -55,9 +74,10 @@ def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(tmp_path: Path, obj
     whole = saved_run(tmp_path / "whole", **settings)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoint-6")
-    resumed = tiny_trainer(tmp_path / "cut", resume_from_checkpoint="auto", **SAVING | settings)
+    begun = FirstStep()
+    resumed = tiny_trainer(tmp_path / "cut", resume_from_checkpoint="auto", callbacks=[begun], **SAVING | settings)
     resumed.train()
-    assert resumed._initial_global_step == 4
+    assert begun.step == 4
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
 
@@ -103,6 +123,33 @@ def test_killed_at_any_write_and_resumed_a_run_ends_bitwise_as_the_uninterrupted
     assert [kill for kill in kills if not (kill["killed"] and kill["equal"])] == []
 
 
+def test_an_older_checkpoint_beside_a_newer_one_is_refused_because_rotation_would_delete_the_newer(run_dir: Path):
+    older = run_dir / "checkpoint-2"
+    with pytest.raises(ValueError, match=r"checkpoint-6 is newer than .*checkpoint-2: remove it, or resume into ano"):
+        resolve_resume(run_dir, str(older))
+    assert resolve_resume(run_dir.parent / "elsewhere", str(older)) == str(older)
+
+
+def test_a_run_killed_while_it_replaces_a_checkpoint_loses_neither(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    final, rename = run_dir / "checkpoint-6", os.rename
+    staged = run_dir / STAGING / final.name
+    shutil.copytree(final, staged)
+    (staged / MANIFEST).unlink()
+
+    def killed_before_the_second(source: Path, target: Path) -> None:
+        if target == final:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed_before_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            publish(staged, final)
+    assert not final.exists()
+    assert resolve_resume(run_dir, "auto") == str(final)
+    assert faults(final) == []
+
+
 # Which folders are checkpoints
 
 
@@ -141,6 +188,12 @@ def test_a_checkpoint_without_optimizer_cannot_be_resumed_from(tmp_path: Path):
 def test_steps_are_compared_as_numbers(tmp_path: Path):
     saved_run(tmp_path, max_steps=11)
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-11"
+
+
+@pytest.mark.parametrize("word", ["true", "True"])
+def test_true_and_false_may_be_words_as_on_a_command_line(run_dir: Path, word: str):
+    assert resolve_resume(run_dir, word) == str(run_dir / "checkpoint-6")
+    assert resolve_resume(run_dir / "elsewhere", "false") is None
 
 
 def test_auto_is_a_fresh_start_where_there_is_nothing_and_true_is_not(tmp_path: Path):
@@ -202,7 +255,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
 )
 def test_a_look_ahead_that_was_scored_for_another_run_is_refused(tmp_path: Path, setting: dict[str, Any], said: str):
     saved_run(tmp_path, sync_every=3)
-    other = tiny_trainer(tmp_path, **SAVING | {"sync_every": 3} | setting)
+    other = tiny_trainer(tmp_path / "other", **SAVING | {"sync_every": 3} | setting)
     with pytest.raises(ValueError, match=said):
         other.train(str(tmp_path / "checkpoint-4"))
 

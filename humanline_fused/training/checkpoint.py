@@ -1,5 +1,6 @@
 """Checkpoints that exist whole or not at all, and how a run finds the one to continue from."""
 
+import contextlib
 import json
 import os
 import re
@@ -21,17 +22,31 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 def seal(folder: Path) -> None:
     """Write the list of files and sizes that :func:`verify` holds a checkpoint to."""
     sizes = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
-    (folder / MANIFEST).write_text(json.dumps(sizes, indent=1))
+    with (folder / MANIFEST).open("w") as file:
+        file.write(json.dumps(sizes, indent=1))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Give a staged checkpoint its name in one rename. One that has the name already is replaced."""
+    """Give a staged checkpoint its name. One that has the name already is replaced.
+
+    Between the two renames that a replacement takes no checkpoint has the name; :func:`recover` finishes it.
+    """
     seal(staged)
-    replaced = staged.with_name(f"{staged.name}.replaced")
     if final.exists():
-        os.rename(final, replaced)
+        os.rename(final, staged.with_name(f"{staged.name}.replaced"))
     os.rename(staged, final)
     shutil.rmtree(staged.parent)
+
+
+def recover(output_dir: str | Path) -> None:
+    """Publish what was whole in the staging folder when a run was killed."""
+    for staged in Path(output_dir, STAGING).glob("*"):
+        final = Path(output_dir, staged.name)
+        if _NAME.fullmatch(staged.name) and not final.exists() and not faults(staged):
+            with contextlib.suppress(FileNotFoundError):  # another rank was faster
+                os.rename(staged, final)
 
 
 def faults(folder: Path) -> list[str]:
@@ -52,6 +67,11 @@ def faults(folder: Path) -> list[str]:
     return found
 
 
+def step_of(folder: Path) -> int:
+    """The optimizer steps a complete checkpoint has behind it."""
+    return json.loads((folder / "trainer_state.json").read_text())["global_step"]
+
+
 def newest_complete(output_dir: str | Path) -> Path | None:
     """The complete checkpoint of the highest step in ``output_dir``; None where there is none."""
     folders = [(int(match[1]), p) for p in Path(output_dir).glob("*") if (match := _NAME.fullmatch(p.name))]
@@ -63,13 +83,16 @@ def resolve_resume(output_dir: str | Path, resume: str | bool | None) -> str | N
 
     Args:
         output_dir: the run's folder.
-        resume: a folder; ``"auto"``: the newest complete checkpoint, or a fresh start where there is none; True: the
-            newest complete checkpoint, which has to exist; None or False: a fresh start.
+        resume: a folder; ``"auto"``: the newest complete checkpoint, or a fresh start where there is none; True or
+            ``"true"``: the newest complete checkpoint, which has to exist; None, False or ``"false"``: a fresh start.
 
     Raises:
-        ValueError: the checkpoint is not whole, there is none, or a fresh start would mix its checkpoints with those of
-            an earlier run.
+        ValueError: the checkpoint is not whole, there is none, or the run's checkpoints would mix with later ones or
+            with those of an earlier run.
     """
+    if isinstance(resume, str) and resume.lower() in ("true", "false"):
+        resume = resume.lower() == "true"
+    recover(output_dir)
     newest = newest_complete(output_dir)
     if resume is None or resume is False:
         if newest:
@@ -87,6 +110,8 @@ def resolve_resume(output_dir: str | Path, resume: str | bool | None) -> str | N
     found = faults(Path(resume))
     if found:
         raise ValueError(f"{resume} is not a complete checkpoint: {'; '.join(found)}")
+    if newest and step_of(newest) > step_of(Path(resume)):
+        raise ValueError(f"{newest} is newer than {resume}: remove it, or resume into another output_dir")
     return str(resume)
 
 
