@@ -260,6 +260,47 @@ def test_a_look_ahead_that_was_scored_for_another_run_is_refused(tmp_path: Path,
         other.train(str(tmp_path / "checkpoint-4"))
 
 
+def test_a_look_ahead_that_was_scored_on_other_data_is_refused(run_dir: Path):
+    other = tiny_trainer(run_dir, train_dataset=records("dpo", 10, seed=1), **SAVING)
+    with pytest.raises(ValueError, match=r"expected the batches that .* was scored for.*'data'"):
+        other.train("auto")
+
+
+def test_a_finished_look_ahead_run_that_is_extended_is_refused_before_a_step(run_dir: Path):
+    longer = tiny_trainer(run_dir, **SAVING | {"max_steps": 9})
+    with pytest.raises(ValueError, match=r"planned to end at step 6 .*got 9"):
+        longer.train("auto")
+    assert newest_complete(run_dir) == run_dir / "checkpoint-6"
+
+
+def test_a_run_moves_to_another_folder_and_is_resumed_there_with_its_initial_scores(tmp_path: Path):
+    settings = {"eval_dataset": records("dpo", 5, seed=5), "eval_strategy": "steps", "eval_steps": 2}
+    whole = saved_run(tmp_path / "whole", **settings)
+    tiny_trainer(tmp_path / "moved", **SAVING | settings).train(str(tmp_path / "whole" / "checkpoint-2"))
+    shutil.rmtree(tmp_path / "moved" / "checkpoint-6")
+    again = tiny_trainer(tmp_path / "moved", **SAVING | settings)
+    again.train("auto")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again), strict=True))
+    assert logged(tmp_path / "moved") == [line for line in logged(tmp_path / "whole") if line["step"] > 2]
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"eval_dataset": records("dpo", 5, seed=6)}, r"'data': \d+}, got {'data'"),
+        ({"max_length": 33}, "{'max_length': 32}, got {'max_length': 33}"),
+        ({"per_device_eval_batch_size": 2}, "{'batch_size': 3}, got {'batch_size': 2}"),
+    ],
+)
+def test_initial_scores_that_were_made_of_something_else_are_refused(
+    tmp_path: Path, setting: dict[str, Any], said: str
+):
+    held_out = {"eval_dataset": records("dpo", 5, seed=5)}
+    saved_run(tmp_path, **held_out)
+    with pytest.raises(ValueError, match=rf"settings that .*initial_eval_logp\.pt was made of, .*{said}"):
+        tiny_trainer(tmp_path, **held_out | setting).train("auto")
+
+
 def test_held_out_data_that_the_policy_at_the_start_has_not_scored_are_refused(run_dir: Path):
     resumed = tiny_trainer(run_dir, eval_dataset=records("dpo", 4))
     with pytest.raises(ValueError, match=r"expected .*initial_eval_logp\.pt: evaluation compares with the policy"):

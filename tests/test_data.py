@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 
 from humanline_fused.functional import shift_targets
 from humanline_fused.training.batch import collate, num_loss_tokens
-from humanline_fused.training.data import advantages, prepare, tokenize
+from humanline_fused.training.data import advantages, fingerprint, prepare, tokenize
 from humanline_fused.training.plan import MicroBatch
 from tests.tiny_model import records, tiny_tokenizer
 
@@ -63,6 +63,21 @@ def test_a_prompt_that_fills_max_length_is_dropped_and_counted_and_longer_comple
     (example,) = data.examples
     assert example.prompt_ids.tolist() == ids("w1 w2")
     assert [c.tolist() for c in example.completions] == [ids("w3 <eos>"), ids("w4 w5")]
+
+
+def test_what_was_cut_and_what_teaches_nothing_is_counted():
+    assert prepared([PAIR, PAIR | {"chosen": " w3 w4 w5 w6"}], max_length=5).truncated == 1
+    groups = [{"prompt": "w1", "completions": [" w2", " w3"], "rewards": rewards} for rewards in ([1, 1], [0, 1])]
+    assert prepared(groups, "grpo").groups_without_signal == 1
+
+
+def test_data_that_differ_in_a_token_in_a_boundary_or_in_a_weight_have_different_fingerprints():
+    pairs = [PAIR, PAIR | {"chosen": " w4"}, PAIR | {"prompt": "w1", "chosen": " w2 w3"}]
+    codes = [fingerprint(prepared([pair]).examples) for pair in pairs]
+    liked = {"prompt": "w1", "completion": " w2", "label": True}
+    codes += [fingerprint(prepared([row], "kto").examples) for row in (liked, liked | {"label": False})]
+    assert len(set(codes)) == len(codes)
+    assert fingerprint(prepared([PAIR]).examples) == codes[0]
 
 
 def test_a_dataset_of_which_nothing_is_left_is_refused_with_the_count():

@@ -85,6 +85,13 @@ def test_a_reference_that_is_an_alias_of_the_policy_is_refused():
         sync_reference_(reference, policy)
 
 
+def test_a_reference_that_shares_one_parameter_under_another_name_is_refused():
+    policy, reference = network(), network()
+    reference[1].weight = policy[1].bias
+    with pytest.raises(ValueError, match=r"shares the policy's: 1\.weight"):
+        sync_reference_(reference, policy)
+
+
 def test_the_copy_is_taken_at_steps_0_k_2k_and_never_when_frozen():
     for sync_every, expected in ((1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4]), (4, [0, 4]), (None, [])):
         policy, reference = nn.Linear(1, 1), nn.Linear(1, 1)
@@ -136,7 +143,7 @@ def test_a_restored_look_ahead_goes_on_with_the_scores_it_had():
     for step in range(2):
         reference.scores(step, last_step=9)
     restored, scored = lookahead(3)
-    restored.load_state_dict(reference.state_dict())
+    restored.load_state_dict(reference.state_dict(), step=2, last_step=9)
     assert restored.scores(2, last_step=9)[0]["ref_logp"] == 2
     assert scored == []
 
@@ -151,4 +158,18 @@ def test_a_step_that_was_not_scored_is_an_error_that_says_what_is_there():
 def test_another_cadence_than_the_checkpoints_is_refused():
     reference, _ = lookahead(3)
     with pytest.raises(ValueError, match=r"expected sync_every=3.*got 4"):
-        lookahead(4)[0].load_state_dict(reference.state_dict())
+        lookahead(4)[0].load_state_dict(reference.state_dict(), step=0, last_step=9)
+
+
+@pytest.mark.parametrize(("stopped", "refused"), [(1, False), (3, False), (4, True), (5, True)])
+def test_a_run_is_extended_only_where_its_reference_was_scored_up_to_the_next_sync(stopped: int, refused: bool):
+    reference, _ = lookahead(3)
+    for step in range(stopped):
+        reference.scores(step, last_step=4)
+    longer, _ = lookahead(3)
+    if refused:
+        with pytest.raises(ValueError, match=r"planned to end at step 5 .*expected max_steps <= 5, got 10"):
+            longer.load_state_dict(reference.state_dict(), stopped, last_step=9)
+        return
+    longer.load_state_dict(reference.state_dict(), stopped, last_step=9)
+    assert [longer.scores(step, last_step=9)[0]["ref_logp"] for step in range(stopped, 10)] == [*range(stopped, 10)]

@@ -41,7 +41,7 @@ def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
         "num_attention_heads": 2,
     }
     config = LlamaConfig(
-        vocab_size=100, max_position_embeddings=64, pad_token_id=0, eos_token_id=1, **sizes | overrides
+        max_position_embeddings=64, pad_token_id=0, eos_token_id=1, **{"vocab_size": 100} | sizes | overrides
     )
     return LlamaForCausalLM(config)
 
@@ -91,10 +91,22 @@ def tiny_trainer(output_dir: Path | str, num_examples: int = 10, **settings: Any
     """A trainer of a fresh tiny model on :func:`records`."""
     given = {
         name: settings.pop(name)
-        for name in ("model", "eval_dataset", "reference_model", "callbacks")
+        for name in ("model", "train_dataset", "eval_dataset", "reference_model", "callbacks")
         if name in settings
     }
     config = tiny_config(output_dir, **settings)
     given.setdefault("model", tiny_model())
-    data = records(config.objective, num_examples)
-    return HumanlineTrainer(args=config, train_dataset=data, processing_class=tiny_tokenizer(), **given)
+    given.setdefault("train_dataset", records(config.objective, num_examples))
+    return HumanlineTrainer(args=config, processing_class=tiny_tokenizer(), **given)
+
+
+def trained(output_dir: Path | str, **settings: Any) -> HumanlineTrainer:
+    """A :func:`tiny_trainer` at the end of its run."""
+    trainer = tiny_trainer(output_dir, **settings)
+    trainer.train()
+    return trainer
+
+
+def losses(trainer: HumanlineTrainer) -> list[float]:
+    """The training losses that were logged, in order."""
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]

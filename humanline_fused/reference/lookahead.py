@@ -27,6 +27,8 @@ class LookaheadReference:
     def __init__(self, score: Callable[[int], list[TokenScores]], sync_every: int) -> None:
         self.score = score
         self.sync_every = sync_every
+        self.last_step = 0
+        # On the device where they were made: four bytes a token, and moving them would wait for the GPU.
         self.pending: dict[int, list[TokenScores]] = {}
 
     def scores(self, step: int, last_step: int) -> list[TokenScores]:
@@ -39,6 +41,7 @@ class LookaheadReference:
         Raises:
             ValueError: nothing was kept for ``step``.
         """
+        self.last_step = last_step
         if step == 0:
             self.pending = {0: self.score(0)}
         if step % self.sync_every == 0:
@@ -47,7 +50,7 @@ class LookaheadReference:
         if step not in self.pending:
             raise ValueError(
                 f"no reference scores were kept for step {step} (kept: {sorted(self.pending) or 'none'}). "
-                "A checkpoint continues up to the max_steps and with the sync_every it was written with."
+                "It is to be called at every step."
             )
         return self.pending.pop(step)
 
@@ -57,13 +60,23 @@ class LookaheadReference:
             step: [{name: logp.cpu() for name, logp in batch.items()} for batch in window]
             for step, window in self.pending.items()
         }
-        return {"sync_every": self.sync_every, "pending": pending}
+        return {"sync_every": self.sync_every, "last_step": self.last_step, "pending": pending}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`."""
+    def load_state_dict(self, state: dict[str, Any], step: int, last_step: int) -> None:
+        """Continue from :meth:`state_dict` with ``step``, up to ``last_step``.
+
+        Raises:
+            ValueError: the state was scored with another ``sync_every``, or not far enough for ``last_step``.
+        """
         if state["sync_every"] != self.sync_every:
             raise ValueError(
                 f"expected sync_every={state['sync_every']}, which the checkpoint's reference was scored with, "
                 f"got {self.sync_every}"
+            )
+        next_sync = -(-step // self.sync_every) * self.sync_every
+        if not set(range(step, min(next_sync, last_step) + 1)) <= state["pending"].keys():
+            raise ValueError(
+                f"the checkpoint's run was planned to end at step {state['last_step'] + 1} and its reference scored no "
+                f"further: expected max_steps <= {state['last_step'] + 1}, got {last_step + 1}"
             )
         self.pending = state["pending"]

@@ -23,6 +23,14 @@ def _some(names: Iterable[str], shown: int = 5) -> str:
     return ", ".join(ordered[:shown]) + (f" and {len(ordered) - shown} more" if len(ordered) > shown else "")
 
 
+def refuse_shared_storage(reference: nn.Module, policy: nn.Module) -> None:
+    """Raise ValueError, with the names, where a parameter or buffer of the reference is the policy's too."""
+    theirs = {tensor.data_ptr() for tensor in _tensors(policy).values()} - {0}
+    shared = {name for name, tensor in _tensors(reference).items() if tensor.data_ptr() in theirs}
+    if shared:
+        raise ValueError(f"expected the reference to have its own storage, but it shares the policy's: {_some(shared)}")
+
+
 def pair_tensors(reference: nn.Module, policy: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Parameters and buffers of both models, paired by name without the prefixes of wrappers.
 
@@ -41,9 +49,7 @@ def pair_tensors(reference: nn.Module, policy: nn.Module) -> tuple[list[Tensor],
     }
     if shapes:
         raise ValueError(f"expected reference and policy to have the same shapes, got {_some(shapes)}")
-    shared = {n for n in mine if mine[n].numel() and mine[n].data_ptr() == theirs[n].data_ptr()}
-    if shared:
-        raise ValueError(f"expected the reference to have its own storage, but it shares the policy's: {_some(shared)}")
+    refuse_shared_storage(reference, policy)
     return list(mine.values()), [theirs[name] for name in mine]
 
 
@@ -100,6 +106,6 @@ class CopyReference:
         """What a checkpoint has to hold."""
         return {"model": self.model.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`."""
+    def load_state_dict(self, state: dict[str, Any], step: int, last_step: int) -> None:
+        """Continue from :meth:`state_dict`, at any step."""
         self.model.load_state_dict(state["model"])

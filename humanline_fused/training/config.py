@@ -1,6 +1,6 @@
 """Every setting of a run: transformers' TrainingArguments, humanline's own, and defaults that do not hurt."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 import torch
@@ -151,6 +151,16 @@ class HumanlineConfig(TrainingArguments):
         for name, reason in reasons.items():
             if getattr(self, name, None):
                 raise ValueError(f"{name}: expected it to be off ({reason}), got {getattr(self, name)!r}")
+        ignored = {
+            "dataloader_drop_last": "an epoch always leaves out what fills no global batch",
+            "dataloader_num_workers": "the data are tokenised before the first step",
+            "ignore_data_skip": "there is nothing to skip on resume",
+            "train_sampling_strategy": "every epoch is a new permutation",
+        }
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, reason in ignored.items():
+            if name in defaults and getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name}: expected {defaults[name]!r} ({reason}), got {getattr(self, name)!r}")
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(
                 "push_to_hub: expected hub_strategy='end' (a checkpoint moves when it is complete, which "

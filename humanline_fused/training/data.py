@@ -2,6 +2,8 @@
 
 import json
 import math
+import struct
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,10 +191,29 @@ def advantages(rewards: Sequence[float], scale: bool) -> list[float]:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """``examples``, and how many ``dropped``: their prompt alone fills ``max_length``."""
+    """What became of a dataset.
+
+    Attributes:
+        examples: what is left to learn from.
+        dropped: examples whose prompt alone fills ``max_length``.
+        truncated: completions that lost their end, with the end-of-sequence token, to ``max_length``.
+        groups_without_signal: GRPO: groups of equal rewards, whose advantages are all 0.
+    """
 
     examples: list[Example]
-    dropped: int
+    dropped: int = 0
+    truncated: int = 0
+    groups_without_signal: int = 0
+
+
+def fingerprint(examples: Sequence[Example]) -> int:
+    """CRC-32 over token ids, lengths and weights: data that differ are told apart."""
+    code = 0
+    for example in examples:
+        for ids in (example.prompt_ids, *example.completions):
+            code = zlib.crc32(ids.numpy().tobytes(), zlib.crc32(len(ids).to_bytes(8, "little"), code))
+        code = zlib.crc32(struct.pack("<d", example.weight), code)
+    return code
 
 
 def prepare(
@@ -219,13 +240,14 @@ def prepare(
     Raises:
         ValueError, TypeError: a record does not fit (file and line number), or nothing is left.
     """
-    examples, dropped = [], 0
+    examples, dropped, truncated, without_signal = [], 0, 0, 0
     for where, record in tqdm(read_records(source, split), desc="Tokenizing", unit=" rows", disable=not progress):
         check_record(where, record, objective)
         texts = completions_of(record, objective)
         if objective == "grpo":
             groups = [[text] for text in texts]
             weights = advantages(record["rewards"], scale_rewards)
+            without_signal += len(set(record["rewards"])) == 1
         else:
             groups = [texts]
             weights = [float(record.get("label", 0.0)) if objective == "kto" else 0.0]
@@ -234,10 +256,12 @@ def prepare(
             if len(prompt_ids) >= max_length:
                 dropped += 1
                 continue
-            ids = [torch.tensor(c[: max_length - len(prompt_ids)], dtype=torch.int32) for c in completions]
+            room = max_length - len(prompt_ids)
+            truncated += sum(len(c) > room for c in completions)
+            ids = [torch.tensor(c[:room], dtype=torch.int32) for c in completions]
             examples.append(Example(torch.tensor(prompt_ids, dtype=torch.int32), tuple(ids), weight))
     if not examples:
         raise ValueError(
             f"expected at least one example, got none ({dropped} dropped: prompt >= max_length={max_length})"
         )
-    return PreparedData(examples, dropped)
+    return PreparedData(examples, dropped, truncated, without_signal)

@@ -1,6 +1,7 @@
 """What a run reports: weighted means between two log lines, and the file that keeps them."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -37,8 +38,15 @@ class Meter:
         return means
 
 
+def as_json(line: Mapping[str, Any]) -> str:
+    """One line of JSON, which has no NaN and no infinity: null stands for them."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+    return f"{json.dumps(finite, allow_nan=False)}\n"
+
+
 class MetricsFile(TrainerCallback):
-    """Writes every log line to ``metrics.jsonl``: ``step``, ``seconds`` in training, and the metrics.
+    """Writes every log line to ``metrics.jsonl``: ``step``, ``seconds`` in training, and the metrics
+    (null: not finite).
 
     A resumed run cuts the file back to its checkpoint's step and counts its seconds on from there.
     """
@@ -55,7 +63,7 @@ class MetricsFile(TrainerCallback):
             kept = []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f"{self.path.name}.writing")
-        temporary.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+        temporary.write_text("".join(map(as_json, kept)))
         os.replace(temporary, self.path)
         self.started = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
 
@@ -64,7 +72,7 @@ class MetricsFile(TrainerCallback):
             return
         seconds = round(time.monotonic() - self.started, 4)
         with self.path.open("a") as file:
-            file.write(f"{json.dumps({'step': state.global_step, 'seconds': seconds, **(logs or {})})}\n")
+            file.write(as_json({"step": state.global_step, "seconds": seconds, **(logs or {})}))
 
     def read(self) -> list[dict[str, Any]]:
         """The lines that are whole."""

@@ -68,7 +68,7 @@ def report(batch: Batch, out: Output, loss_mask: Tensor) -> dict[str, Weighted]:
         case DPOOutput():
             chosen, rejected = out.rewards.chunk(2)
             chosen_logps, rejected_logps = logps.chunk(2)
-            metrics["loss"] = out.loss * len(chosen), torch.tensor(len(chosen), device=tokens.device)
+            metrics["loss"] = out.loss * len(chosen), torch.full((), len(chosen), device=tokens.device)
             metrics["rewards/chosen"] = _mean(chosen)
             metrics["rewards/rejected"] = _mean(rejected)
             metrics["rewards/accuracies"] = _mean((chosen > rejected).float())
@@ -77,7 +77,7 @@ def report(batch: Batch, out: Output, loss_mask: Tensor) -> dict[str, Weighted]:
             metrics["logps/rejected"] = _mean(rejected_logps)
         case KTOOutput():
             desirable = batch["desirable"]
-            count = torch.tensor(len(desirable), device=tokens.device)
+            count = torch.full((), len(desirable), device=tokens.device)
             metrics["loss"] = out.loss * count, count
             metrics["kl"] = out.kl * count, count
             for side, members in (("chosen", desirable), ("rejected", ~desirable)):

@@ -1,20 +1,27 @@
 """What a run starts from: the policy and its tokenizer."""
 
-from typing import cast
+import os
+from collections.abc import Sequence
+from typing import Any, cast
 
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from humanline_fused.training.config import HumanlineConfig
+from humanline_fused.training.data import Example
 
 
 def load_policy(
-    model: PreTrainedModel | str | None, tokenizer: PreTrainedTokenizerBase | None, config: HumanlineConfig
+    model: PreTrainedModel | str | os.PathLike[str] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    config: HumanlineConfig,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The policy and its tokenizer, loaded where they were named. Dropout is off if the config asks for it."""
     model = config.model if model is None else model
     if model is None:
         raise ValueError("model: expected a folder that save_pretrained wrote, a name or a model, got None")
+    if isinstance(model, os.PathLike):
+        model = os.fspath(model)
     name = model if isinstance(model, str) else model.config._name_or_path
     if tokenizer is None:
         if not name:
@@ -27,6 +34,18 @@ def load_policy(
     if config.disable_dropout:
         disable_dropout_(model)
     return model, tokenizer
+
+
+def check_token_ids(examples: Sequence[Example], pad_token_id: Any, model: PreTrainedModel) -> None:
+    """Raise ValueError unless the model's embedding has a row for every token id."""
+    rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    sequences = (ids for example in examples for ids in (example.prompt_ids, *example.completions) if len(ids))
+    largest = max(pad_token_id, *(int(ids.max()) for ids in sequences))
+    if largest >= rows:
+        raise ValueError(
+            f"expected token ids below {rows}, the rows of the model's embedding, got {largest}: "
+            "is the tokenizer another model's?"
+        )
 
 
 def disable_dropout_(model: nn.Module) -> None:

@@ -10,42 +10,32 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
-from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
 
-from humanline_fused.functional import kto_kl, shift_targets, token_logp
+from humanline_fused.functional import choose_impl, kto_kl, shift_targets, token_logp
 from humanline_fused.reference import CopyReference, LookaheadReference
 from humanline_fused.reference.lookahead import TokenScores
-from humanline_fused.reference.sync import pair_tensors
+from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
 from humanline_fused.scores import Logits, TokenLogp
 from humanline_fused.training import checkpoint, objective
 from humanline_fused.training.batch import Batch, collate, num_loss_tokens
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data import Example, prepare
+from humanline_fused.training.data import Example, fingerprint, prepare
+from humanline_fused.training.initial_scores import InitialScores
 from humanline_fused.training.metrics import Meter, MetricsFile
 from humanline_fused.training.plan import BatchPlan, MicroBatch, evaluation_plan
-from humanline_fused.training.start import load_policy
-
-INITIAL_SCORES = "initial_eval_logp.pt"
-"""The held-out data's log-probs under the policy at the start, in the run's folder."""
-
-
-class ReferenceSync(TrainerCallback):
-    """Syncs a copied reference where humanline asks for it: after backward and clipping, before the update."""
-
-    def __init__(self, reference: CopyReference) -> None:
-        self.reference = reference
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.reference.before_optimizer_step(state.global_step, kwargs["model"])
+from humanline_fused.training.reference_sync import ReferenceSync
+from humanline_fused.training.start import check_token_ids, load_policy
+from humanline_fused.training.summary import describe
 
 
 class HumanlineTrainer(Trainer):
@@ -75,7 +65,7 @@ class HumanlineTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | str | None = None,
+        model: PreTrainedModel | str | os.PathLike[str] | None = None,
         args: HumanlineConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -100,13 +90,21 @@ class HumanlineTrainer(Trainer):
             raise ValueError("train_dataset: expected a path, a name, a Dataset or a list of records, got None")
 
         policy, tokenizer = load_policy(model, processing_class, args)
-        self.pad_token_id = (
-            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        pad = tokenizer.pad_token_id
+        self.pad_token_id = (tokenizer.eos_token_id or 0) if pad is None else pad
+        read = partial(
+            prepare,
+            tokenizer=tokenizer,
+            objective=args.objective,
+            max_length=args.max_length,
+            scale_rewards=args.scale_rewards,
+            progress=not args.disable_tqdm and args.process_index == 0,
         )
-        self.train_examples = self._prepare(train_dataset, tokenizer, args, args.dataset_split)
-        self.eval_examples: list[Example] = []
-        if eval_dataset is not None:
-            self.eval_examples = self._prepare(eval_dataset, tokenizer, args, args.eval_dataset_split)
+        self.train_data = read(train_dataset, split=args.dataset_split)
+        self.eval_data = None if eval_dataset is None else read(eval_dataset, split=args.eval_dataset_split)
+        self.train_examples = self.train_data.examples
+        self.eval_examples = self.eval_data.examples if self.eval_data else []
+        check_token_ids([*self.train_examples, *self.eval_examples], self.pad_token_id, policy)
         self.plan = BatchPlan(
             len(self.train_examples),
             args.per_device_train_batch_size,
@@ -115,9 +113,7 @@ class HumanlineTrainer(Trainer):
             args.seed if args.data_seed is None else args.data_seed,
         )
         if args.objective == "kto" and self.plan.batch_size * self.plan.world_size < 2:
-            raise ValueError(
-                "kto: expected at least 2 completions in a global micro-batch, for mismatched pairs, got 1"
-            )
+            raise ValueError("kto: expected at least 2 completions in a global micro-batch (mismatched pairs), got 1")
 
         super().__init__(
             model=policy,
@@ -130,36 +126,32 @@ class HumanlineTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = False  # the loss is a micro-batch's mean; Trainer divides by the accumulation
         self.meters = {"train": Meter(), "eval": Meter()}
-        self.initial_scores: list[TokenScores] | None = None
-        self.metrics_file = MetricsFile(Path(str(args.output_dir)) / "metrics.jsonl")
+        run_dir = Path(str(args.output_dir))
+        settings = {"objective": args.objective, "max_length": args.max_length}
+        self.scored_for = asdict(self.plan) | settings | {"data": fingerprint(self.train_examples)}
+        held_out = {"batch_size": args.per_device_eval_batch_size, "data": fingerprint(self.eval_examples)}
+        self.initial_scores = InitialScores(run_dir, settings | held_out, args.process_index, args.world_size)
+        self.metrics_file = MetricsFile(run_dir / "metrics.jsonl")
         self.add_callback(self.metrics_file)
         self.reference = self._make_reference(reference_model)
+        self._windows: dict[int, list[Batch]] = {}
         self._staging = False
-
-    @staticmethod
-    def _prepare(source: Any, tokenizer: PreTrainedTokenizerBase, args: HumanlineConfig, split: str) -> list[Example]:
-        data = prepare(
-            source,
-            tokenizer,
-            args.objective,
-            max_length=args.max_length,
-            split=split,
-            scale_rewards=args.scale_rewards,
-            progress=not args.disable_tqdm and args.process_index == 0,
-        )
-        if data.dropped and args.process_index == 0:
-            print(f"{data.dropped} of {data.dropped + len(data.examples)} examples dropped: prompt >= max_length")
-        return data.examples
 
     def _make_reference(self, model: nn.Module | None) -> LookaheadReference | CopyReference:
         args = self.args
         if args.reference == "lookahead":
             return LookaheadReference(lambda step: self._score(self._policy, self._window(step)), args.sync_every)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            instead = {
+                "copy": "reference='lookahead': the same numbers without a second model",
+                "frozen": "reference='lookahead' with sync_every >= max_steps: the policy at the start, scored ahead",
+            }
             raise ValueError(
                 f"reference={args.reference!r}: expected a whole model in every process. Under FSDP and DeepSpeed use "
-                "reference='lookahead': the same numbers without a second model"
+                f"{instead[args.reference]}"
             )
+        if model is not None:
+            refuse_shared_storage(model, self._policy)
         model = copy.deepcopy(self._policy) if model is None else model.to(args.device)
         model = self.accelerator.prepare_model(model.requires_grad_(False), evaluation_mode=True)
         self.accelerator.free_memory()  # it takes the first prepared model for the policy
@@ -180,10 +172,17 @@ class HumanlineTrainer(Trainer):
     def _collate(self, examples: Sequence[Example], micro: MicroBatch) -> Batch:
         sizes = {"pad_token_id": self.pad_token_id, "max_length": self.args.max_length}
         batch = collate(examples, micro, self.args.objective, **sizes)
-        return {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+        return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in batch.items()}
 
     def _window(self, step: int) -> list[Batch]:
-        return [self._collate(self.train_examples, m) for m in self.plan.window(step, self.args.process_index)]
+        """Kept for this step and the next, so that what is scored is what is trained on; k steps could be the run."""
+        if step in self._windows:
+            return self._windows[step]
+        window = [self._collate(self.train_examples, m) for m in self.plan.window(step, self.args.process_index)]
+        now = self.state.global_step
+        if step <= now + 1:
+            self._windows = {s: kept for s, kept in self._windows.items() if s >= now} | {step: window}
+        return window
 
     def get_train_dataloader(self) -> DataLoader:
         """Only a length: the batches come from the plan, in :meth:`get_batch_samples`."""
@@ -203,12 +202,14 @@ class HumanlineTrainer(Trainer):
         examples = [self.train_examples[i] for ids in self.plan.global_window(step) for i in ids]
         # Trainer averages over micro-batches and DDP over ranks: divided by this, sums become the mean over the step.
         per_micro_batch = sum(map(num_loss_tokens, examples)) / (len(window) * self.args.world_size)
-        for batch, scored in zip(window, scores, strict=True):
-            batch |= {name: logp.to(self.args.device) for name, logp in scored.items()}
-            batch["num_items"] = torch.tensor(per_micro_batch, device=self.args.device)
+        common = {"num_items": torch.full((), per_micro_batch, device=self.args.device)}
+        inputs = [
+            batch | {name: logp.to(self.args.device, non_blocking=True) for name, logp in scored.items()} | common
+            for batch, scored in zip(window, scores, strict=True)
+        ]
         if self.args.include_num_input_tokens_seen == "no":
             self.state.num_input_tokens_seen += sum(len(e.prompt_ids) + len(c) for e in examples for c in e.completions)
-        return window, None
+        return inputs, None
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As they are: on the device, and float32 under DeepSpeed too, where Trainer would round the log-probs."""
@@ -236,8 +237,9 @@ class HumanlineTrainer(Trainer):
         args, training, kl = self.args, model.training, None
         if args.objective == "kto":
             group = torch.distributed.group.WORLD if training and args.world_size > 1 else None
-            with torch.no_grad():
-                policy, target_ids, loss_mask = self._rows(model, inputs, "kl_")
+            with torch.no_grad():  # scored as its reference is, without dropout
+                policy, target_ids, loss_mask = self._rows(model.eval(), inputs, "kl_")
+            model.train(training)
             reference = TokenLogp(inputs["kl_ref_logp"])
             clamp = args.humanline_clamp
             kl = kto_kl(policy, reference, target_ids, loss_mask, clamp=clamp, group=group, impl=args.impl)
@@ -255,35 +257,21 @@ class HumanlineTrainer(Trainer):
         return evaluation_plan(len(self.eval_examples), size, args.process_index, args.world_size)
 
     def _score_initially(self, model: nn.Module) -> None:
-        """Score the held-out data once, by the policy before its first step, and keep that with the run."""
-        if self.initial_scores is not None or not self.eval_examples:
+        """Have the held-out data's scores: the run's, or, before its first step, from the policy as it is."""
+        initial = self.initial_scores
+        if initial.scores is not None or not self.eval_examples:
             return
-        scored = [self._score(model, [self._collate(self.eval_examples, micro)])[0] for micro, _ in self._dealt()]
-        self.initial_scores = [{name: logp.cpu() for name, logp in scores.items()} for scores in scored]
-        everyones = gather_object(self.initial_scores)  # rank by rank; micro-batch i was dealt to rank i % world_size
-        rounds, ranks = len(self.initial_scores), self.args.world_size
-        if self.args.should_save:
-            in_order = [everyones[rank * rounds + turn] for turn in range(rounds) for rank in range(ranks)]
-            state = {"batch_size": self.args.per_device_eval_batch_size, "scores": in_order}
-            checkpoint.save_atomically(state, Path(str(self.args.output_dir)) / INITIAL_SCORES)
-
-    def _load_initial_scores(self, run_dir: Path) -> None:
-        file = run_dir / INITIAL_SCORES
-        if not file.is_file():
-            raise ValueError(
-                f"expected {file}: evaluation compares with the policy at the start of the run, which was not scored"
-            )
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        if state["batch_size"] != self.args.per_device_eval_batch_size:
-            raise ValueError(
-                f"expected per_device_eval_batch_size={state['batch_size']}, in which {file} was scored, "
-                f"got {self.args.per_device_eval_batch_size}"
-            )
-        first, ranks, scores = self.args.process_index, self.args.world_size, state["scores"]
-        self.initial_scores = [scores[min(t * ranks + first, len(scores) - 1)] for t in range(len(self._dealt()))]
+        if not self.is_in_train and initial.file.is_file():
+            initial.load()
+            return
+        initial.make(self._score(model, [self._collate(self.eval_examples, micro)])[0] for micro, _ in self._dealt())
+        if self.is_in_train and self.args.should_save:
+            initial.save()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """This rank's share of the held-out data, in order."""
+        if not self.eval_examples:
+            raise ValueError("evaluate: expected an eval_dataset (held-out data in the training's columns), got none")
         if eval_dataset is not None and eval_dataset is not self.eval_examples:
             raise ValueError(
                 "evaluate: expected the eval_dataset of the start, which the initial policy has scored, got another"
@@ -298,12 +286,18 @@ class HumanlineTrainer(Trainer):
         positions: Any = range(len(dealt))
         return DataLoader(positions, batch_size=None, collate_fn=batch, generator=torch.Generator())
 
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """There is none."""
+        raise NotImplementedError(
+            "predict: expected evaluate(), on the eval_dataset that the policy at the start has scored; "
+            "the model's answers come from model.generate()"
+        )
+
     def prediction_step(
         self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor, None, None]:
         """The loss of one micro-batch against the initial policy."""
         self._score_initially(model)
-        assert self.initial_scores is not None
         scores = self.initial_scores[int(inputs["index"])]
         inputs |= {name: logp.to(self.args.device) for name, logp in scores.items()}
         with torch.no_grad():
@@ -333,13 +327,23 @@ class HumanlineTrainer(Trainer):
         Args:
             resume_from_checkpoint: a folder; ``"auto"``: the newest complete checkpoint of ``output_dir``, or a fresh
                 start; True: the newest, which has to exist; default ``args.resume_from_checkpoint``.
+
+        Raises:
+            ValueError: the checkpoint is not whole, or was written by a run of other data or settings.
         """
         asked = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         resume = checkpoint.resolve_resume(str(self.args.output_dir), asked)
         if self.args.should_save:
             shutil.rmtree(Path(str(self.args.output_dir)) / checkpoint.STAGING, ignore_errors=True)
+        self.initial_scores.scores = None
         if resume and self.eval_examples:
-            self._load_initial_scores(Path(resume).parent)
+            earlier = Path(resume).parent
+            self.initial_scores.load(earlier)
+            if self.args.should_save and earlier.resolve() != Path(str(self.args.output_dir)).resolve():
+                self.initial_scores.save()
+        if self.args.process_index == 0:
+            choice = choose_impl(self.args.impl, self.args.device, next(self._policy.parameters()).dtype)
+            print(describe(self.args, choice, self.train_data, self.eval_data))
         return super().train(resume, *args, **kwargs)
 
     def _reference_file(self, folder: str) -> Path:
@@ -349,7 +353,7 @@ class HumanlineTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.reference == "lookahead" or self.args.should_save:
             os.makedirs(output_dir, exist_ok=True)
-            state = {"kind": self.args.reference, "plan": asdict(self.plan), "state": self.reference.state_dict()}
+            state = {"kind": self.args.reference, "scored_for": self.scored_for, "state": self.reference.state_dict()}
             torch.save(state, self._reference_file(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -362,11 +366,11 @@ class HumanlineTrainer(Trainer):
         saved = torch.load(file, map_location="cpu", weights_only=True)
         if saved["kind"] != self.args.reference:
             raise ValueError(f"expected reference={saved['kind']!r}, as in {checkpoint}, got {self.args.reference!r}")
-        if self.args.reference == "lookahead" and saved["plan"] != asdict(self.plan):
+        if self.args.reference == "lookahead" and saved["scored_for"] != self.scored_for:
             raise ValueError(
-                f"expected the batches that {checkpoint} was scored for, {saved['plan']}, got {asdict(self.plan)}"
+                f"expected the batches that {checkpoint} was scored for, {saved['scored_for']}, got {self.scored_for}"
             )
-        self.reference.load_state_dict(saved["state"])
+        self.reference.load_state_dict(saved["state"], self.state.global_step, self.state.max_steps - 1)
 
     def _get_output_dir(self, trial: Any) -> str:
         run_dir = super()._get_output_dir(trial)

@@ -1,0 +1,40 @@
+"""The settings of a run: what has no meaning is refused, with what was expected and what came."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_model import tiny_config
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"objective": "ppo"}, "objective: expected 'dpo' or 'kto' or 'grpo', got 'ppo'"),
+        ({"reference": "moving"}, "reference: expected 'lookahead' or 'copy' or 'frozen', got 'moving'"),
+        ({"sync_every": 0}, "sync_every: expected an integer >= 1, got 0"),
+        ({"log_epsilon_P": 0.5}, "expected log_epsilon_P <= 0 <= log_epsilon_R"),
+        ({"log_epsilon_R": math.nan}, "log_epsilon_R: expected a number of nats, got nan"),
+        ({"beta": -1.0}, "beta: expected a finite number >= 0, got -1.0"),
+        ({"label_smoothing": 0.7}, r"label_smoothing: expected a number in \[0, 0.5\], got 0.7"),
+        ({"epsilon": 1.5}, r"epsilon: expected a number in \[0, 1\], got 1.5"),
+        ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint: expected it to be off"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size: expected it to be off"),
+        ({"label_smoothing_factor": 0.1}, "DPO's is label_smoothing"),
+        ({"dataloader_drop_last": True}, r"dataloader_drop_last: expected False .*got True"),
+        ({"dataloader_num_workers": 2}, r"dataloader_num_workers: expected 0 .*got 2"),
+        ({"ignore_data_skip": True}, r"ignore_data_skip: expected False .*got True"),
+        ({"train_sampling_strategy": "sequential"}, r"train_sampling_strategy: expected 'random' .*got 'sequential'"),
+        ({"push_to_hub": True}, "expected hub_strategy='end'"),
+    ],
+)
+def test_a_setting_without_meaning_is_refused(tmp_path: Path, setting: dict[str, Any], said: str):
+    with pytest.raises(ValueError, match=said):
+        tiny_config(tmp_path, **setting)
+
+
+@pytest.mark.parametrize(("objective", "beta"), [("dpo", 0.1), ("kto", 0.1), ("grpo", 0.0)])
+def test_beta_defaults_to_the_objectives(tmp_path: Path, objective: str, beta: float):
+    assert tiny_config(tmp_path, objective=objective, beta=None).beta == beta

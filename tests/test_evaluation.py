@@ -1,0 +1,118 @@
+"""Evaluation: on the held-out data, against the policy at the start of the run."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+
+from humanline_fused.functional import shift_targets, token_logp
+from humanline_fused.scores import Logits
+from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training.batch import Batch
+from humanline_fused.training.plan import MicroBatch
+from tests.error_budget import assert_within_budget
+from tests.tiny_model import losses, records, tiny_model, tiny_trainer, trained
+
+
+def held_out_log_ratios(
+    trainer: HumanlineTrainer, dtype: torch.dtype = torch.float32
+) -> tuple[Batch, torch.Tensor, torch.Tensor]:
+    """All held-out data as one batch, log π_θ − log π_θ0 of its tokens, and their mask."""
+    number = len(trainer.eval_examples)
+    batch = trainer._collate(trainer.eval_examples, MicroBatch(tuple(range(number)), tuple(range(number))))
+    target_ids, loss_mask = shift_targets(batch["input_ids"], batch["completion_mask"])
+    with torch.no_grad():
+        start, now = (
+            token_logp(Logits(model.eval()(batch["input_ids"], batch["attention_mask"]).logits), target_ids, loss_mask)
+            for model in (tiny_model().to(dtype), copy.deepcopy(trainer.model).to(dtype))
+        )
+    return batch, now - start, loss_mask
+
+
+def evaluated(output_dir: Path, objective: str) -> tuple[HumanlineTrainer, list[dict[str, float]]]:
+    cadence = {"eval_strategy": "steps", "eval_steps": 3, "eval_on_start": True}
+    trainer = trained(output_dir, objective=objective, eval_dataset=records(objective, 8, seed=5), **cadence)
+    lines = [line for line in trainer.state.log_history if "eval_loss" in line]
+    assert [line["step"] for line in lines] == [0, 3, 6]
+    return trainer, lines
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_evaluation_rewards_compare_with_the_policy_at_the_start(tmp_path: Path, objective: str):
+    trainer, lines = evaluated(tmp_path, objective)
+    assert lines[0]["eval_rewards_initial/margins"] == 0
+    batch, log_ratio, _ = held_out_log_ratios(trainer)
+    rewards = 0.5 * log_ratio.clamp(-1.5, 1.5).sum(-1)
+    desirable = batch["desirable"] if objective == "kto" else torch.arange(16) < 8
+    for name, members in (("chosen", desirable), ("rejected", ~desirable)):
+        reported = torch.tensor(lines[-1][f"eval_rewards_initial/{name}"])
+        torch.testing.assert_close(reported, rewards[members].mean())
+    if objective == "dpo":
+        assert lines[0]["eval_loss"] == pytest.approx(math.log(2))
+        assert lines[0]["eval_rewards_initial/accuracies"] == 0  # a tie is no preference
+        chosen, rejected = rewards.chunk(2)
+        loss = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+        torch.testing.assert_close(torch.tensor(lines[-1]["eval_loss"]), loss)
+
+
+def test_evaluation_of_grpo_compares_with_the_policy_at_the_start(tmp_path: Path):
+    trainer, lines = evaluated(tmp_path, "grpo")
+    assert lines[0]["eval_kl"] == 0
+    _, log_ratio, loss_mask = held_out_log_ratios(trainer)
+    k3 = (torch.exp(-log_ratio) + log_ratio - 1).sum() / loss_mask.sum()
+    torch.testing.assert_close(torch.tensor(lines[-1]["eval_kl"]), k3)
+
+
+def test_evaluation_does_not_depend_on_how_the_held_out_data_are_cut_up(tmp_path: Path):
+    evaluations = []
+    for size in (3, 8):
+        trainer = trained(tmp_path / str(size), eval_dataset=records("dpo", 8, 5), per_device_eval_batch_size=size)
+        metrics = trainer.evaluate()
+        names = ("eval_loss", "eval_rewards_initial/chosen", "eval_rewards_initial/margins")
+        evaluations.append(torch.tensor([metrics[name] for name in names]))
+    _, log_ratio, loss_mask = held_out_log_ratios(trainer, torch.float64)
+    chosen, rejected = (0.5 * log_ratio.clamp(-1.5, 1.5).sum(-1)).chunk(2)
+    loss = -torch.nn.functional.logsigmoid(chosen - rejected)
+    oracle = torch.stack([loss.mean(), chosen.mean(), (chosen - rejected).mean()])
+    log_probs = 2 * math.log(100) * float(loss_mask.sum(-1).max())  # of both policies, over a hundred words
+    assert_within_budget(evaluations[0], evaluations[1], oracle, "evaluation", log_probs=log_probs)
+
+
+def test_evaluating_a_finished_run_again_compares_with_the_policy_at_its_start(tmp_path: Path):
+    held_out = {"eval_dataset": records("dpo", 8, 5)}
+    trainer = trained(tmp_path, **held_out)
+    kept = (tmp_path / "initial_eval_logp.pt").read_bytes()
+    again = tiny_trainer(tmp_path, model=trainer.model, **held_out).evaluate()
+    for name in ("eval_loss", "eval_rewards_initial/margins"):
+        assert again[name] == trainer.evaluate()[name]
+    assert again["eval_rewards_initial/margins"] != 0
+    assert (tmp_path / "initial_eval_logp.pt").read_bytes() == kept
+
+
+def test_evaluating_before_training_writes_nothing_and_is_not_the_start_of_a_later_run(tmp_path: Path):
+    trainer = tiny_trainer(tmp_path, eval_dataset=records("dpo", 8, 5))
+    assert trainer.evaluate()["eval_rewards_initial/margins"] == 0
+    assert not tmp_path.exists() or list(tmp_path.iterdir()) == []
+    trainer.train()
+    trainer.train()  # a second run from where the first has ended
+    fresh = tiny_trainer(tmp_path / "other", model=copy.deepcopy(trainer.model), eval_dataset=records("dpo", 8, 5))
+    assert fresh.evaluate()["eval_rewards_initial/margins"] == 0
+    assert trainer.evaluate()["eval_rewards_initial/margins"] != 0
+
+
+def test_without_held_out_data_there_is_nothing_to_evaluate_and_never_anything_to_predict(tmp_path: Path):
+    trainer = tiny_trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"evaluate: expected an eval_dataset .*got none"):
+        trainer.evaluate()
+    with pytest.raises(NotImplementedError, match=r"predict: expected evaluate\(\)"):
+        trainer.predict(Dataset.from_list(records("dpo", 2)))
+
+
+def test_evaluating_does_not_change_the_training(tmp_path: Path):
+    plain = trained(tmp_path / "plain", disable_dropout=False, model=tiny_model(attention_dropout=0.1))
+    settings = {"eval_dataset": records("dpo", 8, 5), "eval_strategy": "steps", "eval_steps": 1}
+    watched = trained(tmp_path / "eval", disable_dropout=False, model=tiny_model(attention_dropout=0.1), **settings)
+    assert losses(plain) == losses(watched)
