@@ -5,8 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.tiny_model import tiny_config
+from humanline_fused.training import HumanlineTrainer
+from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer
+
+
+def test_the_policy_may_be_named_by_a_path(tmp_path: Path):
+    tiny_model().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    trainer = HumanlineTrainer(tmp_path, tiny_config(tmp_path / "run"), records("dpo", 4))
+    assert torch.equal(trainer.model.get_parameter("lm_head.weight"), tiny_model().lm_head.weight)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ def describe(config: HumanlineConfig, choice: Choice, train: PreparedData, held_
 
 def _counts(data: PreparedData) -> str:
     notes = [
-        (data.dropped, "dropped (prompt >= max_length)"),
-        (data.truncated, "completions cut at max_length (no end of sequence)"),
-        (data.groups_without_signal, "groups without signal (equal rewards)"),
+        ("dropped (prompt >= max_length)", data.dropped),
+        ("completions cut at max_length (end of sequence lost)", data.truncated),
+        ("groups without signal (equal rewards)", data.groups_without_signal),
     ]
-    return ", ".join([f"{len(data.examples)} examples", *(f"{count} {what}" for count, what in notes if count)])
+    return ", ".join([f"{len(data.examples)} examples", *(f"{what}: {count}" for what, count in notes if count)])

@@ -175,7 +175,7 @@ class HumanlineTrainer(Trainer):
         return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in batch.items()}
 
     def _window(self, step: int) -> list[Batch]:
-        """Kept for this step and the next, so that what is scored is what is trained on; k steps could be the run."""
+        """Kept for this step and the next: what is scored is what is trained on. (All k steps could be the run.)"""
         if step in self._windows:
             return self._windows[step]
         window = [self._collate(self.train_examples, m) for m in self.plan.window(step, self.args.process_index)]
@@ -299,7 +299,7 @@ class HumanlineTrainer(Trainer):
         """The loss of one micro-batch against the initial policy."""
         self._score_initially(model)
         scores = self.initial_scores[int(inputs["index"])]
-        inputs |= {name: logp.to(self.args.device) for name, logp in scores.items()}
+        inputs |= {name: logp.to(self.args.device, non_blocking=True) for name, logp in scores.items()}
         with torch.no_grad():
             return self.compute_loss(model.eval(), inputs).detach(), None, None
 
