@@ -1,6 +1,6 @@
 """What is compared: one registry, for ``python -m benchmarks`` and for pytest-benchmark.
 
-The same answer means: loss and dlogits within what eager PyTorch itself errs against float64, plus a rounding.
+The same answer means: loss and dlogits within a rounding of the float64 answer (``LIMITS`` in ``__main__``).
 """
 
 from collections.abc import Callable

@@ -25,12 +25,14 @@ class Specialisation:
     pointers: dict[str, str]
     constants: dict[str, int | bool]
     num_warps: int
+    aligned: bool = True
+    """Whether the vocabulary and the strides are multiples of 16."""
 
     @property
     def name(self) -> str:
         dtype = self.pointers.get("logits_ptr", "fp32")
         flags = "".join(f" {k}={v}" for k, v in self.constants.items() if k.isupper() and not k.startswith("BLOCK"))
-        return f"{self.kernel} {dtype}{flags}"
+        return f"{self.kernel} {dtype}{flags}{'' if self.aligned else ' odd vocabulary'}"
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,11 @@ class Resources:
 
 
 def specialisations() -> Iterator[Specialisation]:
-    from humanline_kernels.launch import token_tiles, vocabulary_tiles
+    from humanline_kernels.launch import TOKEN_TILES, vocabulary_tiles
 
     tokens = {"target_ids_ptr": "i64", "loss_mask_ptr": "i1"}
     unit_stride = {"stride_logits_v": 1}
-    for dtype, itemsize in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
+    for dtype, itemsize, aligned in (("bf16", 2, True), ("bf16", 2, False), ("fp16", 2, True), ("fp32", 4, True)):
         tiles = vocabulary_tiles(128256, itemsize)
         num_warps = tiles.pop("num_warps")
         for has_reference in (False, True):
@@ -58,18 +60,21 @@ def specialisations() -> Iterator[Specialisation]:
                 {"logits_ptr": dtype, "ref_logits_ptr": dtype, **tokens},
                 {**tiles, **unit_stride, "stride_ref_logits_v": 1, "HAS_REFERENCE": has_reference},
                 num_warps,
+                aligned,
             )
         yield Specialisation(
             "token_logp.token_logp_backward_kernel",
             {"logits_ptr": dtype, "dlogits_ptr": dtype, **tokens},
             {**tiles, **unit_stride, "EXACT": dtype == "fp32"},
             num_warps,
+            aligned,
         )
-    tiles = token_tiles(4096)
-    num_warps = tiles.pop("num_warps")
     for loss in ("dpo", "kto", "grpo"):
         yield Specialisation(
-            f"{loss}_loss.{loss}_loss_kernel", {"loss_mask_ptr": "i1", "desirable_ptr": "i1"}, tiles, num_warps
+            f"{loss}_loss.{loss}_loss_kernel",
+            {"loss_mask_ptr": "i1", "desirable_ptr": "i1"},
+            {"BLOCK_T": TOKEN_TILES["BLOCK_T"]},
+            TOKEN_TILES["num_warps"],
         )
 
 
@@ -104,7 +109,7 @@ def compile_for(spec: Specialisation, arch: str, max_registers: int | None) -> b
             signature[argument] = "fp32"
         else:
             signature[argument] = "i32"
-            if argument == "V" or argument.startswith("stride_"):
+            if spec.aligned and (argument == "V" or argument.startswith("stride_")):
                 divisible[(index,)] = [["tt.divisibility", 16]]
     constants = {(kernel.arg_names.index(k),): v for k, v in spec.constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)

@@ -5,7 +5,7 @@ import importlib.util
 import math
 import os
 from types import ModuleType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed
@@ -60,13 +60,15 @@ def choose_impl(impl: Impl, device: torch.device, dtype: torch.dtype) -> Choice:
         return Choice("triton", "asked for by name")
     if obstacle:
         return Choice("eager", obstacle)
-    if device.type != "cuda":
+    if interpreted:
         return Choice("eager", "Triton's interpreter is for tests; ask for it by name")
     return Choice("triton", f"{dtype} on {device}")
 
 
 def _layer(impl: Impl, *sources: Scores | None) -> ModuleType:
-    tensors = [s.logits if isinstance(s, Logits) else s.logp for s in sources if s is not None]
+    """The module that computes. Logits decide: log-probs beside them follow their precision."""
+    logits = [s.logits for s in sources if isinstance(s, Logits)]
+    tensors = logits or [s.logp for s in sources if isinstance(s, TokenLogp)]
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else tensors[0].dtype
     choice = choose_impl(impl, tensors[0].device, dtype)
     return eager if choice.impl == "eager" else importlib.import_module("humanline_fused.autograd")
@@ -81,14 +83,18 @@ def _bounds(clamp: HumanlineClamp | None) -> dict[str, float]:
 def _scores(
     layer: ModuleType, policy: Scores, reference: Scores, target_ids: Tensor, loss_mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``logp`` with a graph and ``ref_logp`` without, [B, T]; one pass where both sides are logits."""
-    match policy, reference:
-        case Logits(logits), Logits(ref_logits):
-            return layer.token_logp(logits, ref_logits, target_ids, loss_mask)
-        case _:
-            logp = _logp(layer, policy, target_ids, loss_mask)
-            with torch.no_grad():
-                return logp, _logp(layer, reference, target_ids, loss_mask)
+    """``logp`` with a graph and ``ref_logp`` without, [B, T], in one dtype; one pass where both sides are logits."""
+    if isinstance(policy, Logits) and isinstance(reference, Logits):
+        return layer.token_logp(policy.logits, reference.logits, target_ids, loss_mask)
+    logp = _logp(layer, policy, target_ids, loss_mask)
+    with torch.no_grad():
+        ref_logp = _logp(layer, reference, target_ids, loss_mask)
+    if isinstance(policy, Logits):
+        return logp, ref_logp.to(logp.dtype)
+    if isinstance(reference, Logits):
+        return logp.to(ref_logp.dtype), ref_logp
+    dtype = torch.promote_types(logp.dtype, ref_logp.dtype)
+    return logp.to(dtype), ref_logp.to(dtype)
 
 
 def _logp(layer: ModuleType, scores: Scores, target_ids: Tensor, loss_mask: Tensor) -> Tensor:
@@ -255,7 +261,7 @@ def kto_kl(
     loss_mask: Tensor,
     *,
     clamp: HumanlineClamp | None = PAPER_CLAMP,
-    group: torch.distributed.ProcessGroup | None = None,
+    group: torch.distributed.ProcessGroup | Literal["local"] | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """KTO's reference point ``z0 = max(0, mean Σ_t l̃_t)`` over mismatched pairs (x_i, y_{i+1}), detached, nats, [].
@@ -263,7 +269,7 @@ def kto_kl(
     Args:
         policy, reference, target_ids, loss_mask, clamp, impl: as :func:`kto_loss`, for the mismatched pairs.
             A sequence without any token that counts leaves the mean.
-        group: process group over whose ranks the mean is taken; ``None`` is this process alone.
+        group: process group over whose ranks the mean is taken; ``None`` is all of them, ``"local"`` this one alone.
 
     Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py`` (the KL's tokens are
     clamped too).
@@ -275,7 +281,7 @@ def kto_kl(
     with torch.no_grad():
         ratio = token_log_ratio(policy, reference, target_ids, loss_mask, clamp=clamp, impl=impl).log_ratio
         total = torch.stack([ratio.sum(), loss_mask.any(-1).sum().to(ratio.dtype)])
-        if group is not None:
+        if group != "local" and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(total, group=group)
         return (total[0] / total[1].clamp(min=1)).clamp(min=0)
 
@@ -397,7 +403,7 @@ def grpo_loss(
         numbers = (*validation.FLOATS, torch.int64, torch.int32)
         validation.check_tensor("num_items_in_batch", num_items_in_batch, [], numbers, target_ids.device)
     elif num_items_in_batch is not None:
-        num_items_in_batch = validation.check_number("num_items_in_batch", num_items_in_batch, 0)
+        num_items_in_batch = validation.check_number("num_items_in_batch", num_items_in_batch, 1)
     layer = _layer(impl, policy, reference)
     logp, ref_logp = _scores(layer, policy, reference, target_ids, loss_mask)
     if advantages.ndim == 1:
@@ -406,7 +412,7 @@ def grpo_loss(
         logp,
         ref_logp,
         loss_mask,
-        advantages.to(logp.dtype),
+        advantages.detach().to(logp.dtype),
         None if num_items_in_batch is None else _scalar(num_items_in_batch, logp).clamp(min=1),
         epsilon=epsilon,
         epsilon_high=epsilon_high,

@@ -48,7 +48,7 @@ class HumanlineClamp:
 PAPER_CLAMP = HumanlineClamp()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClampedOutput:
     """What every operation with a clamp returns besides its own result. All detached.
 
@@ -73,14 +73,14 @@ class ClampedOutput:
         return 1 - self.clamped_low_fraction - self.clamped_high_fraction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenLogRatioOutput(ClampedOutput):
     """``log_ratio``: clamped, [B, T], nats, 0 where the mask is False, with a graph to the policy."""
 
     log_ratio: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DPOOutput(ClampedOutput):
     """``loss``: [] with a graph. ``rewards``: β R(y) of each sequence, [B], detached."""
 
@@ -88,7 +88,7 @@ class DPOOutput(ClampedOutput):
     rewards: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KTOOutput(ClampedOutput):
     """``loss``: [] with a graph. ``rewards``: β R(y) of each sequence, [B], detached. ``kl``: z0 as given, nats, []."""
 
@@ -97,7 +97,7 @@ class KTOOutput(ClampedOutput):
     kl: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GRPOOutput(ClampedOutput):
     """``loss``: [] with a graph; the rest is detached.
 

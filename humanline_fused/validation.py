@@ -16,13 +16,18 @@ from humanline_fused.types import HumanlineClamp
 def _describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
-    return f"{type(value).__name__} {value!r}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 80 else text[:80] + '...'}"
 
 
 def check_tensor(
     name: str, value: object, shape: Sequence[int], kinds: Sequence[torch.dtype], device: torch.device
 ) -> None:
     expected = f"{name}: expected {' or '.join(str(k).removeprefix('torch.') for k in kinds)} {list(shape)} on {device}"
+    if hasattr(value, "placements"):
+        raise TypeError(
+            f"{expected}, got a DTensor: a loss takes what a rank holds, inside the wrapped model's forward"
+        )
     if not isinstance(value, Tensor) or value.dtype not in kinds:
         raise TypeError(f"{expected}, got {_describe(value)}")
     if list(value.shape) != list(shape) or value.device != device:

@@ -30,8 +30,8 @@ def assert_within_budget(
     if not finite.any():
         return
     actual, eager, oracle = actual[finite], eager[finite], oracle[finite]
-    own = (eager - oracle).abs().max()
     store = 0.5 * precision * oracle.abs()
+    own = ((eager - oracle).abs() - store).clamp(min=0).max()
     rounding = 2 * FLOAT32_EPSILON * (1 + log_probs) * max(oracle.abs().max().item(), unit)
     excess = (actual - oracle).abs() - (own + store + rounding)
     assert not excess.isnan().any(), f"{what}: NaN where the oracle is finite"

@@ -38,6 +38,16 @@ def test_a_wrong_answer_gets_no_time():
     assert [row.ms_median is None for row in rows] == [False, False, True]
 
 
+def test_a_wrong_baseline_gets_no_time_either():
+    class Wrong(Case):
+        def providers(self):
+            (name, right), *others = super().providers().items()
+            return {name: lambda batch: right(replace(batch, logits=batch.logits * 3)), **dict(others)}
+
+    rows = compare(Wrong("dpo", "dpo", {"beta": 0.1}), SHAPE, CPU, repeats=2)
+    assert [row.ms_median is None for row in rows] == [True, False]
+
+
 def test_peak_memory_is_what_was_held_at_once():
     def call():
         first = torch.empty(2**20, dtype=torch.int8)
@@ -58,7 +68,7 @@ def test_the_command_prints_one_table_and_says_that_the_interpreter_is_not_timed
 
 
 def test_what_was_measured_is_read_back_as_it_was_written(tmp_path):
-    rows = [Row("dpo", "a, b", 1.0, 2.5, 3.0, 4.0, 1e-7, 2e-7), Row("dpo", "wrong", *(None,) * 4, 0.5, 0.5)]
+    rows = [Row("dpo", "a, b", 1.0, 2.5, 3.0, 4.0, 1e-7, 2e-7), Row("dpo", "wrong", None, None, None, None, 0.5, 0.5)]
     write_csv(tmp_path / "figures.csv", {"machine": "one: with a colon", "shape": "B=1"}, rows)
     assert read_csv(tmp_path / "figures.csv") == ({"machine": "one: with a colon", "shape": "B=1"}, rows)
 

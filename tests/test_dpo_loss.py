@@ -61,19 +61,27 @@ def test_the_loss_is_the_mean_over_pairs_first_half_chosen(impl, device):
     assert losses[2] == pytest.approx((losses[0] + losses[1]) / 2, rel=1e-6)
 
 
-def test_a_pair_of_which_one_side_is_empty_still_counts(impl, device):
-    policy, reference, ids, mask = token_batch([[-1.0], [-9.0]], [[-2.0], [-1.0]], [[1], [0]], device=device)
+@pytest.mark.parametrize(("mask", "margin"), [([[1], [0]], 1.0), ([[0], [1]], 0.5)])
+def test_a_pair_of_which_one_side_is_empty_still_counts(impl, device, mask, margin):
+    policy, reference, ids, mask = token_batch([[-1.0], [-1.5]], [[-2.0], [-1.0]], mask, device=device)
     out = dpo_loss(TokenLogp(policy), reference, ids, mask, beta=1.0, impl=impl)
-    assert out.loss.item() == pytest.approx(-math.log(sigmoid(1.0)), rel=1e-6)
+    assert out.loss.item() == pytest.approx(-math.log(sigmoid(margin)), rel=1e-6)
 
 
-@pytest.mark.parametrize("margin", [-60.0, 60.0])
+def test_a_rejected_answer_that_the_policy_excludes_is_a_decided_pair(impl, device):
+    policy, reference, ids, mask = token_batch([[-1.0], [-math.inf]], [[-1.0], [-1.0]], device=device)
+    out = dpo_loss(TokenLogp(policy), reference, ids, mask, clamp=None, impl=impl)
+    assert out.loss.item() == 0
+
+
+@pytest.mark.parametrize("margin", [-60.0, 12.0, 16.0, 60.0])
 def test_a_decided_pair_neither_overflows_nor_loses_its_digits(impl, device, margin):
     policy, reference, ids, mask = token_batch([[margin], [0.0]], [[0.0], [0.0]], device=device)
     out = dpo_loss(TokenLogp(policy), reference, ids, mask, beta=1.0, clamp=None, impl=impl)
-    assert out.loss.item() == pytest.approx(math.log1p(math.exp(-margin)), rel=1e-5)
+    # exp of 60 amplifies the rounding of 60 · log₂e, half a float32 ulp at 64, to 3e-6.
+    assert out.loss.item() == pytest.approx(math.log1p(math.exp(-margin)), rel=1e-5, abs=0)
     out.loss.backward()
-    assert policy.grad[0].item() == pytest.approx(-sigmoid(-margin), rel=1e-5)
+    assert policy.grad[0].item() == pytest.approx(-sigmoid(-margin), rel=1e-5, abs=0)
 
 
 def test_an_odd_number_of_sequences_is_refused():

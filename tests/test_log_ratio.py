@@ -16,30 +16,30 @@ REF_LOGP = [[-1.0, -1.0, -1.0, -2.5, -3.0]]
 # Value
 
 
-def test_the_log_ratio_is_clamped_per_token(impl, device):
+def test_the_log_ratio_is_clamped_per_token(device):
     policy, reference, ids, mask = token_batch(LOGP, REF_LOGP, device=device)
-    out = token_log_ratio(TokenLogp(policy), reference, ids, mask, impl=impl)
+    out = token_log_ratio(TokenLogp(policy), reference, ids, mask)
     assert out.log_ratio.tolist() == [[-1.5, -1.5, 0.0, 1.5, 1.5]]
 
 
-def test_without_a_clamp_it_is_the_plain_difference(impl, device):
+def test_without_a_clamp_it_is_the_plain_difference(device):
     policy, reference, ids, mask = token_batch(LOGP, REF_LOGP, device=device)
-    out = token_log_ratio(TokenLogp(policy), reference, ids, mask, clamp=None, impl=impl)
+    out = token_log_ratio(TokenLogp(policy), reference, ids, mask, clamp=None)
     assert out.log_ratio.tolist() == [[-2.0, -1.5, 0.0, 1.5, 2.0]]
 
 
-def test_asymmetric_bounds_act_each_on_its_side(impl, device):
+def test_asymmetric_bounds_act_each_on_its_side(device):
     policy, reference, ids, mask = token_batch(LOGP, REF_LOGP, device=device)
-    out = token_log_ratio(TokenLogp(policy), reference, ids, mask, clamp=HumanlineClamp(-1.0, 1.75), impl=impl)
+    out = token_log_ratio(TokenLogp(policy), reference, ids, mask, clamp=HumanlineClamp(-1.0, 1.75))
     assert out.log_ratio.tolist() == [[-1.0, -1.0, 0.0, 1.5, 1.75]]
 
 
 # Gradient
 
 
-def test_the_gradient_is_1_on_the_closed_interval_and_exactly_0_outside__oracle_c(impl, device):
+def test_the_gradient_is_1_on_the_closed_interval_and_exactly_0_outside__oracle_c(device):
     policy, reference, ids, mask = token_batch(LOGP, REF_LOGP, device=device)
-    token_log_ratio(TokenLogp(policy), reference, ids, mask, impl=impl).log_ratio.sum().backward()
+    token_log_ratio(TokenLogp(policy), reference, ids, mask).log_ratio.sum().backward()
     assert policy.grad.tolist() == [[0.0, 1.0, 1.0, 1.0, 0.0]]
 
 
@@ -55,33 +55,33 @@ def test_a_loss_of_one_s_own_is_written_on_it(impl, device):
 # Mask and counts
 
 
-def test_masked_tokens_are_0_and_get_no_gradient(impl, device):
+def test_masked_tokens_are_0_and_get_no_gradient(device):
     policy, reference, ids, mask = token_batch(LOGP, REF_LOGP, [[1, 0, 1, 0, 1]], device=device)
-    out = token_log_ratio(TokenLogp(policy), reference, ids, mask, impl=impl)
+    out = token_log_ratio(TokenLogp(policy), reference, ids, mask)
     out.log_ratio.sum().backward()
     assert out.log_ratio.tolist() == [[-1.5, 0.0, 0.0, 0.0, 1.5]]
     assert policy.grad.tolist() == [[0.0, 0.0, 1.0, 0.0, 0.0]]
 
 
-def test_the_unclamped_share_counts_over_the_real_mask(impl, device):
+def test_the_unclamped_share_counts_over_the_real_mask(device):
     policy, reference, ids, mask = token_batch(LOGP, REF_LOGP, [[1, 1, 1, 0, 1]], device=device)
-    out = token_log_ratio(TokenLogp(policy), reference, ids, mask, impl=impl)
+    out = token_log_ratio(TokenLogp(policy), reference, ids, mask)
     assert out.clamped_low_fraction.item() == 0.25
     assert out.clamped_high_fraction.item() == 0.25
     assert out.unclamped_fraction.item() == 0.5
 
 
-def test_right_after_a_sync_everything_is_unclamped(impl, device):
+def test_right_after_a_sync_everything_is_unclamped(device):
     policy, reference, ids, mask = token_batch(LOGP, LOGP, device=device)
-    assert token_log_ratio(TokenLogp(policy), reference, ids, mask, impl=impl).unclamped_fraction == 1
+    assert token_log_ratio(TokenLogp(policy), reference, ids, mask).unclamped_fraction == 1
 
 
 # Extremes
 
 
-def test_a_target_that_the_policy_excludes_lands_on_the_lower_bound(impl, device):
+def test_a_target_that_the_policy_excludes_lands_on_the_lower_bound(device):
     policy, reference, ids, mask = token_batch([[-math.inf]], [[-1.0]], device=device)
-    assert token_log_ratio(TokenLogp(policy), reference, ids, mask, impl=impl).log_ratio.item() == -1.5
+    assert token_log_ratio(TokenLogp(policy), reference, ids, mask).log_ratio.item() == -1.5
 
 
 # Bounds
@@ -99,9 +99,9 @@ def test_bounds_that_are_no_numbers_are_refused(bounds):
         HumanlineClamp(*bounds)
 
 
-def test_bounds_of_0_are_legal_and_let_nothing_through(impl, device):
+def test_bounds_of_0_are_legal_and_let_nothing_through(device):
     policy, reference, ids, mask = token_batch(LOGP, REF_LOGP, device=device)
-    out = token_log_ratio(TokenLogp(policy), reference, ids, mask, clamp=HumanlineClamp(0, 0), impl=impl)
+    out = token_log_ratio(TokenLogp(policy), reference, ids, mask, clamp=HumanlineClamp(0, 0))
     assert out.log_ratio.abs().sum() == 0
 
 

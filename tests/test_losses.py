@@ -1,13 +1,14 @@
 """What holds for all three losses alike: against the oracle, and whatever the layout, the mask and the extremes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from humanline_fused import HumanlineClamp, Logits, TokenLogp, token_logp
+from humanline_fused import HumanlineClamp, Logits, TokenLogp, token_logp, validation
 from tests.error_budget import assert_within_budget
 from tests.inputs import SETTINGS, Batch, loss_and_gradient, loss_of, random_batch
 
@@ -89,6 +90,24 @@ def test_backward_twice_gives_the_same_gradient_twice(device, objective, impl):
     assert torch.equal(first, second)
 
 
+def test_no_gradient_reaches_the_advantages(device, impl):
+    batch = replace(random_batch(device), advantages=torch.ones(4, device=device, requires_grad=True))
+    loss_of("grpo", Logits(batch.logits.requires_grad_()), Logits(batch.ref_logits), batch, impl=impl).loss.backward()
+    assert batch.advantages.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_float64_log_probs_beside_logits_take_the_logits_precision(device, objective, impl, dtype):
+    batch = random_batch(device, dtype=dtype)
+    ref_logp = token_logp(Logits(batch.ref_logits), batch.target_ids, batch.loss_mask)
+    single, double = (
+        loss_of(objective, Logits(batch.logits), TokenLogp(ref), batch, impl=impl)
+        for ref in (ref_logp, ref_logp.double())
+    )
+    assert double.loss.dtype == torch.float32
+    assert torch.equal(single.loss, double.loss)
+
+
 def test_no_gradient_reaches_the_reference(device, objective, impl):
     batch = random_batch(device)
     logits, ref_logits = batch.logits.clone().requires_grad_(), batch.ref_logits.clone().requires_grad_()
@@ -167,6 +186,33 @@ def test_a_token_outside_the_bounds_gets_exactly_no_gradient_and_one_inside_gets
     assert (gradient[outside] == 0).all()
     if objective != "grpo":  # PPO's clip closes further gates of its own
         assert (gradient[batch.loss_mask & ~outside] != 0).any(-1).all()
+
+
+@pytest.mark.parametrize("bounds", [(-1.5, 1.5), (-1.0, 0.25), (0.0, 0.0), (-math.inf, 0.5)])
+def test_the_gradient_passes_on_the_closed_interval_and_not_one_ulp_outside__oracle_c(device, objective, impl, bounds):
+    edges = [b for b in bounds if math.isfinite(b)]
+    log_ratio = torch.tensor([edge for bound in edges for edge in (bound, *neighbours(bound))])
+    inside = ((log_ratio >= bounds[0]) & (log_ratio <= bounds[1])).to(device)
+    policy = log_ratio.expand(2, -1).clone().to(device).requires_grad_()
+    shape = policy.shape
+    batch = Batch(
+        logits=policy,
+        ref_logits=policy,
+        target_ids=torch.zeros(shape, dtype=torch.long, device=device),
+        loss_mask=torch.ones(shape, dtype=torch.bool, device=device),
+        desirable=torch.ones(2, dtype=torch.bool, device=device),
+        advantages=torch.ones(2, device=device),
+    )
+    open_clip = {"beta": 0.0, "epsilon": 1.0, "epsilon_high": 1e9} if objective == "grpo" else {}
+    reference = TokenLogp(torch.zeros_like(policy))
+    out = loss_of(objective, TokenLogp(policy), reference, batch, clamp=HumanlineClamp(*bounds), impl=impl, **open_clip)
+    out.loss.backward()
+    assert torch.equal(policy.grad != 0, inside.expand(2, -1))
+
+
+def neighbours(bound: float) -> list[float]:
+    value = torch.tensor(bound)
+    return [torch.nextafter(value, value + sign).item() for sign in (-1.0, 1.0)]
 
 
 # Mask
@@ -260,15 +306,27 @@ def test_minus_infinity_logits_are_legal_where_they_are_not_the_target(device, o
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_nan_or_infinity_in_a_row_that_counts_is_visible(device, objective, impl, poison):
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_nan_or_infinity_in_a_row_that_counts_is_visible_in_loss_and_gradient(device, objective, impl, poison, beta):
     batch = random_batch(device)
     batch.loss_mask[0, 0] = True
     batch.target_ids[0, 0] = 1
     batch.logits[0, 0, 3] = poison
-    out, _ = loss_and_gradient(objective, batch, impl=impl)
+    settings = {"beta": beta} if objective == "grpo" else {}
+    out, gradient = loss_and_gradient(objective, batch, impl=impl, **settings)
     assert out["loss"].isnan()
     assert out["logp"][0, 0].isnan()
     assert out["logp"].isnan().sum() == 1
+    assert gradient[0, 0].isnan().all()
+
+
+def test_an_illegal_id_past_validation_poisons_loss_and_gradient(device, objective, impl, monkeypatch):
+    batch = random_batch(device)
+    batch.loss_mask[1, 2], batch.target_ids[1, 2] = True, 37
+    monkeypatch.setattr(validation, "_check_ids", lambda *_: None)  # as on a GPU, where looking would wait for it
+    out, gradient = loss_and_gradient(objective, batch, impl=impl)
+    assert out["loss"].isnan()
+    assert gradient[1, 2].isnan().all()
 
 
 @pytest.mark.parametrize("offset", [1000.0, -1000.0])
@@ -287,6 +345,40 @@ def test_a_spike_beyond_the_optimistic_point_is_read_again(device, objective):
 
 
 # Layout
+
+
+def test_transposed_log_probs_give_the_contiguous_answer(device, objective, impl):
+    batch = random_batch(device)
+    mask = batch.loss_mask
+    logp = token_logp(Logits(batch.logits), batch.target_ids, mask)
+    ref_logp = token_logp(Logits(batch.ref_logits), batch.target_ids, mask)
+    turned = replace(batch, loss_mask=mask.T.contiguous().T)
+    losses = [
+        loss_of(objective, TokenLogp(logp), TokenLogp(ref_logp), batch, impl=impl).loss,
+        loss_of(objective, *(TokenLogp(x.T.contiguous().T) for x in (logp, ref_logp)), turned, impl=impl).loss,
+    ]
+    torch.testing.assert_close(*losses)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a dlogits of 4 GiB, row by row: no interpreter does that")
+def test_rows_beyond_two_to_the_31_elements_are_addressed_forward_and_backward(device, objective):
+    T, V = 2**14 + 8, 2**17
+    row = torch.randn(V, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
+    logits = row.expand(2, T, V).requires_grad_()
+    mask = torch.zeros(2, T, dtype=torch.bool, device=device)
+    mask[:, -1] = True
+    ids = torch.full((2, T), 5, device=device)
+    labels, weights = torch.tensor([True, False], device=device), torch.ones(2, device=device)
+    whole = Batch(logits, logits, ids, mask, labels, weights)
+    last = Batch(logits[:, -1:], logits[:, -1:], ids[:, -1:], mask[:, -1:], labels, weights)
+    gradients = []
+    for batch in (whole, last):
+        reference = TokenLogp(torch.zeros(batch.target_ids.shape, device=device))
+        leaf = batch.logits.detach().requires_grad_()
+        loss = loss_of(objective, Logits(leaf), reference, batch, clamp=None, impl="triton").loss
+        gradients += torch.autograd.grad(loss, leaf)
+    assert torch.equal(gradients[0][:, -1], gradients[1][:, 0])
+    assert not gradients[0][:, 0].any()
 
 
 def test_strided_views_give_the_contiguous_answer_without_a_copy(device, objective, impl):

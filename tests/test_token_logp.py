@@ -67,12 +67,16 @@ def test_the_gradient_is_one_hot_minus_softmax(device, impl):
     torch.testing.assert_close(logits.grad, expected)
 
 
-def test_a_certain_target_keeps_the_digits_of_its_small_gradient(device, impl):
-    logits = torch.tensor([12.0, 0.0, 0.0], device=device).requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("offset", [0.0, 1024.0])
+def test_a_certain_target_keeps_the_digits_of_its_small_gradient(device, impl, dtype, offset):
+    logits = torch.tensor([12.0, 0.0, 0.0], device=device, dtype=dtype) + offset
+    gap = (logits[0] - logits[1]).item()
+    logits.requires_grad_()
     score(logits, 0, impl).backward()
-    exact = 2 / (math.exp(12) + 2)
-    budget = 2 * torch.finfo(torch.float32).eps  # 1 − p, with p rounded once
-    assert abs(logits.grad[0].item() - exact) <= budget
+    exact = 2 / (math.exp(gap) + 2)
+    budget = 4 * torch.finfo(torch.float32).eps  # 1 − p, with p and its exponent rounded in float32
+    assert abs(logits.grad[0].item() - exact) <= budget + torch.finfo(dtype).eps * exact
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -144,6 +148,21 @@ def test_log_probs_never_exceed_0(device, impl):
     logits[..., 2] = torch.linspace(15, 100, 64, device=device)
     ids, mask = torch.full((1, 64), 2, device=device), torch.ones(1, 64, dtype=torch.bool, device=device)
     assert (token_logp(Logits(logits), ids, mask, impl=impl) <= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_of_the_dtype_s_lowest_number_is_uniform(device, impl, dtype):
+    logits = torch.full((9001,), torch.finfo(dtype).min, dtype=dtype, device=device)
+    assert score(logits, 8001, impl).item() == pytest.approx(-math.log(9001), rel=1e-6)
+
+
+def test_a_row_whose_dlogp_is_0_is_not_read_in_backward(device):
+    from humanline_kernels.token_logp import token_logp_backward
+
+    logits = torch.full((1, 2, 40), math.nan, device=device)
+    ids, mask = torch.zeros(1, 2, dtype=torch.long, device=device), torch.ones(1, 2, dtype=torch.bool, device=device)
+    zeros = torch.zeros(1, 2, device=device)
+    assert (token_logp_backward(zeros, logits, ids, mask, zeros, zeros) == 0).all()
 
 
 @pytest.mark.parametrize("illegal", [-1, 37, 2**40])

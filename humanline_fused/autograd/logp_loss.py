@@ -21,6 +21,7 @@ class LogpLoss(torch.autograd.Function):
         *args: Tensor | None,
     ) -> tuple[Tensor, ...]:
         loss, coefficient, *metrics = kernel(logp, *args, **kwargs)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(coefficient)
         ctx.num_args = len(args)
         ctx.mark_non_differentiable(*metrics)

@@ -15,6 +15,7 @@ class TokenLogp(torch.autograd.Function):
         ctx: Any, logits: Tensor, ref_logits: Tensor | None, target_ids: Tensor, loss_mask: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         logp, ref_logp, row_max, log_sumexp = token_logp_forward(logits, ref_logits, target_ids, loss_mask)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, target_ids, loss_mask, row_max, log_sumexp)
         if ref_logp is not None:
             ctx.mark_non_differentiable(ref_logp)

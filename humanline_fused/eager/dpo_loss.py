@@ -21,7 +21,9 @@ def dpo_loss(
     rewards = beta * ratio.clamped.sum(-1)
     num_pairs = rewards.shape[0] // 2
     margin = rewards[:num_pairs] - rewards[num_pairs:]
-    losses = -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
+    losses = -(1 - label_smoothing) * logsigmoid(margin)
+    if label_smoothing:
+        losses = losses - label_smoothing * logsigmoid(-margin)
 
     counts = loss_mask.any(-1).view(2, num_pairs).any(0)
     loss = losses.where(counts, 0.0).sum() / counts.sum().clamp(min=1)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from humanline_kernels.launch import token_tiles
+from humanline_kernels.launch import TOKEN_TILES
 from humanline_kernels.log_ratio import sequence_log_ratio, store_sequence_coefficient
 
 
@@ -54,7 +54,9 @@ def dpo_loss_kernel(
 
     # Equation 4 and its slope in the margin, equation 5.
     margin = beta * (chosen_log_ratio - rejected_log_ratio)
-    loss = (1 - label_smoothing) * softplus(-margin) + label_smoothing * softplus(margin)
+    loss = (1 - label_smoothing) * softplus(-margin)
+    if label_smoothing != 0:
+        loss += label_smoothing * softplus(margin)
     slope = beta * (label_smoothing * tl.sigmoid(margin) - (1 - label_smoothing) * tl.sigmoid(-margin))
 
     tl.store(rewards_ptr + chosen, beta * chosen_log_ratio)
@@ -126,7 +128,7 @@ def dpo_loss_forward(
                 label_smoothing,
                 log_epsilon_P,
                 log_epsilon_R,
-                **token_tiles(T),
+                **TOKEN_TILES,
             )
     loss, num_pairs, num_tokens, low, high = partials.sum(0).unbind()
     num_pairs, num_tokens = num_pairs.clamp(min=1), num_tokens.clamp(min=1)

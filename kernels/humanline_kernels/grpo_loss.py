@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from humanline_kernels.launch import token_tiles
-from humanline_kernels.log_ratio import clamp_gate, clamped_log_ratio_tile
+from humanline_kernels.launch import TOKEN_TILES
+from humanline_kernels.log_ratio import clamp_stops, clamped_log_ratio_tile
 
 
 @triton.jit(do_not_specialize=["N", "T"])
@@ -52,10 +52,10 @@ def grpo_loss_kernel(
     clipped = tl.where(too_low, 1 - epsilon, tl.where(too_high, 1 + epsilon_high, ratio))
     unclipped_term, clipped_term = advantages * ratio, advantages * clipped
     loss = -tl.where(clipped_term < unclipped_term, clipped_term, unclipped_term)
-    passes = (unclipped_term <= clipped_term) & clamp_gate(raw, log_epsilon_P, log_epsilon_R)
-    coefficient = tl.where(passes, -unclipped_term, 0.0)
+    stopped = (clipped_term < unclipped_term) | clamp_stops(raw, log_epsilon_P, log_epsilon_R)
+    coefficient = tl.where(stopped, 0.0, -unclipped_term)
 
-    # Equation 10: k3 on the raw log-ratio, outside humanline's gate.
+    # Equations 10 and 11: k3 on the raw log-ratio, outside humanline's gate.
     inverse_ratio = tl.exp(-raw)
     k3 = inverse_ratio + raw - 1
     if beta != 0:
@@ -95,8 +95,7 @@ def grpo_loss_forward(
         num_items_in_batch: [], ≥ 1, or None for the tokens that count here.
     """
     B, T = logp.shape
-    tiles = token_tiles(B * T)
-    num_tiles = triton.cdiv(B * T, tiles["BLOCK_T"])
+    num_tiles = triton.cdiv(B * T, TOKEN_TILES["BLOCK_T"])
     coefficient = torch.empty_like(logp)
     partials = logp.new_empty(num_tiles, 7)
     if num_tiles:
@@ -116,7 +115,7 @@ def grpo_loss_forward(
                 beta,
                 log_epsilon_P,
                 log_epsilon_R,
-                **tiles,
+                **TOKEN_TILES,
             )
     loss, num_tokens, *sums = partials.sum(0).unbind()
     num_tokens = num_tokens.clamp(min=1)

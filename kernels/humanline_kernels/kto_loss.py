@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from humanline_kernels.launch import token_tiles
+from humanline_kernels.launch import TOKEN_TILES
 from humanline_kernels.log_ratio import sequence_log_ratio, store_sequence_coefficient
 
 
@@ -105,7 +105,7 @@ def kto_loss_forward(
                 undesirable_weight,
                 log_epsilon_P,
                 log_epsilon_R,
-                **token_tiles(T),
+                **TOKEN_TILES,
             )
     loss, num_sequences, num_tokens, low, high = partials.sum(0).unbind()
     num_sequences, num_tokens = num_sequences.clamp(min=1), num_tokens.clamp(min=1)

@@ -11,6 +11,5 @@ def vocabulary_tiles(V: int, itemsize: int) -> dict[str, int]:
     return {"BLOCK_V": block_v, "num_warps": min(8, max(1, block_v * itemsize // 1024))}
 
 
-def token_tiles(T: int) -> dict[str, int]:
-    """Tiles over tokens, in kernels that read a few floats per token."""
-    return {"BLOCK_T": min(1024, max(16, next_power_of_2(T))), "num_warps": 4}
+TOKEN_TILES = {"BLOCK_T": 1024, "num_warps": 4}
+"""Tiles over tokens, in kernels that read a few floats per token; one size, so one compilation for every length."""

@@ -1,4 +1,4 @@
-"""Device functions: the log-ratio of a tile of tokens, humanline's clamp, and the gate its gradient passes through."""
+"""Device functions: the log-ratio of a tile of tokens, humanline's clamp, and where that stops the gradient."""
 
 import triton
 import triton.language as tl
@@ -16,9 +16,12 @@ def clamped_log_ratio_tile(logp_ptr, ref_logp_ptr, loss_mask_ptr, offsets, insid
 
 
 @triton.jit
-def clamp_gate(raw, log_epsilon_P, log_epsilon_R):
-    """Where the clamp's gradient is 1: the closed interval, as torch.clamp's (docs/math.md, equation 3)."""
-    return (raw >= log_epsilon_P) & (raw <= log_epsilon_R)
+def clamp_stops(raw, log_epsilon_P, log_epsilon_R):
+    """Where the clamp's gradient is 0: outside the closed interval (docs/math.md, equation 3).
+
+    NaN is not stopped: a poisoned row gets a gradient of NaN, for everyone to see.
+    """
+    return (raw < log_epsilon_P) | (raw > log_epsilon_R)
 
 
 @triton.jit
@@ -62,5 +65,5 @@ def store_sequence_coefficient(
         counts, raw, _ = clamped_log_ratio_tile(
             logp_ptr, ref_logp_ptr, loss_mask_ptr, offsets, t < T, log_epsilon_P, log_epsilon_R
         )
-        passes = counts & clamp_gate(raw, log_epsilon_P, log_epsilon_R)
-        tl.store(coefficient_ptr + offsets, tl.where(passes, slope, 0.0), mask=t < T)
+        coefficient = tl.where(clamp_stops(raw, log_epsilon_P, log_epsilon_R), 0.0, slope)
+        tl.store(coefficient_ptr + offsets, tl.where(counts, coefficient, 0.0), mask=t < T)

@@ -9,6 +9,7 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
@@ -34,8 +35,8 @@ def fold_optimistic(row_ptr, row_max, V, stride_v, BLOCK_V: tl.constexpr):
 
 @triton.jit
 def fold_safe(row_ptr, V, stride_v, BLOCK_V: tl.constexpr):
-    """The row's maximum and Σ exp(x − maximum), whatever the row holds. −1e30 lets −inf logits count as 0."""
-    lane_max = tl.full([BLOCK_V], -1e30, tl.float32)
+    """The row's maximum and Σ exp(x − maximum), whatever the row holds. A finite start lets −inf logits count as 0."""
+    lane_max = tl.full([BLOCK_V], LOWEST, tl.float32)
     lane_sumexp = tl.zeros([BLOCK_V], tl.float32)
     for start in range(0, V, BLOCK_V):
         x = load_tile(row_ptr, start, V, stride_v, BLOCK_V)
