@@ -353,11 +353,9 @@ def test_transposed_log_probs_give_the_contiguous_answer(device, objective, impl
     logp = token_logp(Logits(batch.logits), batch.target_ids, mask)
     ref_logp = token_logp(Logits(batch.ref_logits), batch.target_ids, mask)
     turned = replace(batch, loss_mask=mask.T.contiguous().T)
-    losses = [
-        loss_of(objective, TokenLogp(logp), TokenLogp(ref_logp), batch, impl=impl).loss,
-        loss_of(objective, *(TokenLogp(x.T.contiguous().T) for x in (logp, ref_logp)), turned, impl=impl).loss,
-    ]
-    torch.testing.assert_close(*losses)
+    policy, reference = (TokenLogp(scores.T.contiguous().T) for scores in (logp, ref_logp))
+    expected = loss_of(objective, TokenLogp(logp), TokenLogp(ref_logp), batch, impl=impl).loss
+    torch.testing.assert_close(loss_of(objective, policy, reference, turned, impl=impl).loss, expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a dlogits of 4 GiB, row by row: no interpreter does that")
