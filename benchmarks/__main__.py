@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import torch
@@ -79,8 +80,8 @@ def seed(shape: tuple[int, int, int] | None, repeats: int, csv: Path | None) -> 
 
 
 def static(architectures: list[str]) -> None:
-    rows = [(r.kernel, r.arch, str(r.registers), str(r.spills), str(r.shared)) for r in report(architectures)]
-    print_table(("kernel", "arch", "registers", "spills (bytes)", "shared (bytes)"), rows)
+    rows = [tuple(map(str, astuple(resources))) for resources in report(architectures)]
+    print_table(("kernel", "arch", "registers", "spills (bytes)", "shared (bytes)", "load bits", "store bits"), rows)
 
 
 def main(arguments: list[str]) -> None:

@@ -37,13 +37,22 @@ class Specialisation:
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one compiled kernel: registers per thread, bytes of spills per thread, bytes of shared memory per block."""
+    """Of one compiled kernel.
+
+    Attributes:
+        registers: per thread.
+        spills: bytes per thread.
+        shared: bytes of shared memory per block.
+        load_bits, store_bits: the widest access to global memory by one thread.
+    """
 
     kernel: str
     arch: str
     registers: int
     spills: int
     shared: int
+    load_bits: int
+    store_bits: int
 
 
 def specialisations() -> Iterator[Specialisation]:
@@ -129,7 +138,15 @@ def resources(spec: Specialisation, arch: str, max_registers: int | None) -> Res
         sass = subprocess.run([cuobjdump, "-sass", file.name], capture_output=True, text=True, check=True).stdout
     figures = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
     spills = figures["LOCAL"] + figures["STACK"] + 4 * len(re.findall(r"\b(?:STL|LDL)\b", sass))
-    return Resources(spec.name, arch, figures["REG"], spills, figures["SHARED"])
+    return Resources(
+        spec.name, arch, figures["REG"], spills, figures["SHARED"], widest("LDG", sass), widest("STG", sass)
+    )
+
+
+def widest(instruction: str, sass: str) -> int:
+    """Bits of the widest access of one kind; without a width in its name, an instruction moves 32."""
+    names = set(re.findall(rf"\b{instruction}[A-Z0-9.]*", sass))
+    return max((int(width[1]) if (width := re.search(r"\.(64|128|256)\b", name)) else 32 for name in names), default=0)
 
 
 def report(architectures: list[str], max_registers: int | None = None) -> list[Resources]:
