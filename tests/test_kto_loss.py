@@ -1,9 +1,12 @@
 """kto_loss and kto_kl by hand (docs/math.md, equations 6 to 8). What holds for every loss is in test_losses.py."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 
 from humanline_fused import Logits, TokenLogp, kto_kl, kto_loss
 from tests.inputs import random_batch, token_batch
@@ -78,6 +81,22 @@ def test_the_reference_point_keeps_no_graph_over_logits(impl, device):
     policy = Logits(batch.logits.requires_grad_())
     z0 = kto_kl(policy, Logits(batch.ref_logits), batch.target_ids, batch.loss_mask, impl=impl)
     assert z0.grad_fn is None
+
+
+def reference_points_of_a_rank(rank: int, store: str, results: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    log_ratio = [[1.0]] if rank == 0 else [[0.25], [0.25], [0.0]]
+    mask = [[1]] if rank == 0 else [[1], [1], [0]]
+    policy, reference, ids, loss_mask = token_batch(log_ratio, [[0.0]] * len(log_ratio), mask)
+    everyones = kto_kl(TokenLogp(policy), reference, ids, loss_mask)
+    own = kto_kl(TokenLogp(policy), reference, ids, loss_mask, group="local")
+    Path(results, str(rank)).write_text(f"{everyones.item()} {own.item()}")
+    dist.destroy_process_group()
+
+
+def test_the_reference_point_is_the_mean_over_all_ranks_unless_asked_to_be_local(tmp_path):
+    spawn(reference_points_of_a_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["0.5 1.0", "0.5 0.25"]
 
 
 @pytest.mark.parametrize("kl", [-0.1, math.nan, math.inf])

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -236,7 +235,7 @@ class HumanlineTrainer(Trainer):
         """The mean over the optimizer step's pairs (DPO), sequences (KTO) or tokens (GRPO), and its metrics."""
         args, training, kl = self.args, model.training, None
         if args.objective == "kto":
-            group = torch.distributed.group.WORLD if training and args.world_size > 1 else None
+            group = None if training else "local"  # evaluation's micro-batches are the same for any number of ranks
             with torch.no_grad():  # scored as its reference is, without dropout
                 policy, target_ids, loss_mask = self._rows(model.eval(), inputs, "kl_")
             model.train(training)
