@@ -128,7 +128,7 @@ class Witness(TrainerCallback):
         self.before.append({name: p.detach().clone() for name, p in kwargs["model"].named_parameters()})
 
 
-def test_after_a_sync_at_step_t_the_reference_equals_theta_t_and_shares_no_storage(tmp_path: Path):
+def test_after_a_sync_at_step_t_the_reference_equals_theta_t_and_shares_no_storage__oracle_f(tmp_path: Path):
     witness = Witness()
     trainer = trained(tmp_path, reference="copy", sync_every=4, callbacks=[witness])
     assert isinstance(trainer.reference, CopyReference)
@@ -140,7 +140,7 @@ def test_after_a_sync_at_step_t_the_reference_equals_theta_t_and_shares_no_stora
 
 
 @pytest.mark.parametrize("accumulation", [1, 2, 5])
-def test_the_cadence_counts_optimizer_steps_not_micro_steps(
+def test_the_cadence_counts_optimizer_steps_not_micro_steps__oracle_g(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulation: int
 ):
     synced: list[int] = []
