@@ -4,7 +4,6 @@
 """
 
 from humanline_fused.functional import (
-    choose_impl,
     dpo_loss,
     grpo_loss,
     kto_kl,
@@ -13,6 +12,7 @@ from humanline_fused.functional import (
     token_log_ratio,
     token_logp,
 )
+from humanline_fused.impl import choose_impl
 from humanline_fused.scores import Logits, TokenLogp
 from humanline_fused.types import DPOOutput, GRPOOutput, HumanlineClamp, KTOOutput, TokenLogRatioOutput
 

@@ -156,7 +156,7 @@ def info(argv: Sequence[str]) -> None:
     argparse.ArgumentParser(prog="humanline info", description=info.__doc__).parse_args(argv)
     import torch
 
-    from humanline_fused.functional import choose_impl
+    from humanline_fused.impl import choose_impl
 
     print(f"{'humanline-fused':<16} {__version__}")
     print(f"{'python':<16} {platform.python_version()}")

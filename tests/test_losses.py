@@ -1,4 +1,4 @@
-"""What holds for all three losses alike: against the oracle, and whatever the layout, the mask and the extremes."""
+"""What holds for all three losses alike: values, gradients, sources, bounds. Rows and layouts: test_rows.py."""
 
 import math
 from dataclasses import replace
@@ -8,31 +8,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from humanline_fused import HumanlineClamp, Logits, TokenLogp, token_logp, validation
+from humanline_fused import HumanlineClamp, Logits, TokenLogp, token_logp
 from tests.error_budget import assert_within_budget
-from tests.inputs import SETTINGS, Batch, loss_and_gradient, loss_of, random_batch
+from tests.inputs import Batch, loss_and_gradient, loss_of, random_batch
+from tests.oracle import assert_matches_oracle
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CLAMPS = [None, HumanlineClamp(), HumanlineClamp(-0.2, 0.4)]
-
-
-def assert_matches_oracle(objective: str, batch: Batch, **kwargs) -> None:
-    actual, gradient = loss_and_gradient(objective, batch, impl="triton", **kwargs)
-    eager, eager_gradient = loss_and_gradient(objective, batch, impl="eager", **kwargs)
-    oracle, oracle_gradient = loss_and_gradient(objective, batch.to(torch.float64), impl="eager", **kwargs)
-    log_probs = (oracle["logp"].abs() + oracle["ref_logp"].abs()).where(batch.loss_mask, 0.0)
-    per_token, per_sequence = log_probs.max().item(), log_probs.sum(-1).max().item()
-    for name in oracle:
-        size = 0.0 if name.endswith("logp") else per_token if objective == "grpo" else 2 * per_sequence
-        assert_within_budget(actual[name], eager[name], oracle[name], name, log_probs=size)
-    policy = oracle["logp"].requires_grad_()
-    double = loss_of(objective, TokenLogp(policy), TokenLogp(oracle["ref_logp"]), batch.to(torch.float64), **kwargs)
-    (dlogp,) = torch.autograd.grad(double.loss, policy)
-    # dlogp is a difference itself (of k3's two terms, of two sigmoids), of things the size of beta.
-    num_items = {"dpo": len(dlogp) // 2, "kto": len(dlogp), "grpo": batch.loss_mask.sum().item()}[objective]
-    unit = max(dlogp.abs().max().item(), SETTINGS[objective]["beta"] / max(num_items, 1))
-    size = per_token if objective == "grpo" else 2 * per_sequence
-    assert_within_budget(gradient, eager_gradient, oracle_gradient, "dlogits", log_probs=size, unit=unit)
 
 
 # Value and gradient
@@ -213,184 +195,6 @@ def test_the_gradient_passes_on_the_closed_interval_and_not_one_ulp_outside__ora
 def neighbours(bound: float) -> list[float]:
     value = torch.tensor(bound)
     return [torch.nextafter(value, value + sign).item() for sign in (-1.0, 1.0)]
-
-
-# Mask
-
-
-def test_what_stands_in_a_masked_row_is_never_read__oracle_b(device, objective, impl):
-    batch = random_batch(device)
-    expected, expected_gradient = loss_and_gradient(objective, batch, impl=impl)
-    masked = ~batch.loss_mask
-    for poison in (math.nan, math.inf):
-        batch.logits[masked] = poison
-        batch.ref_logits[masked] = poison
-        batch.target_ids[masked] = -100
-        out, gradient = loss_and_gradient(objective, batch, impl=impl)
-        assert all(torch.equal(out[name], expected[name]) for name in out)
-        assert torch.equal(gradient, expected_gradient)
-        assert (gradient[masked] == 0).all()
-
-
-def test_a_poisoned_token_logp_under_the_mask_is_never_read(device, objective, impl):
-    batch = random_batch(device)
-    logp = token_logp(Logits(batch.logits), batch.target_ids, batch.loss_mask)
-    ref_logp = token_logp(Logits(batch.ref_logits), batch.target_ids, batch.loss_mask)
-    losses, gradients = [], []
-    for filling in (0.0, math.nan):
-        policy = logp.where(batch.loss_mask, filling).requires_grad_()
-        reference = TokenLogp(ref_logp.where(batch.loss_mask, filling))
-        losses.append(loss_of(objective, TokenLogp(policy), reference, batch, impl=impl).loss)
-        gradients += torch.autograd.grad(losses[-1], policy)
-    assert torch.equal(*losses)
-    assert torch.equal(*gradients)
-
-
-def test_padding_contributes_nothing__oracle_b(device, objective, impl):
-    batch = random_batch(device)
-    out, gradient = loss_and_gradient(objective, batch, impl=impl)
-    pad = torch.nn.functional.pad
-    padded = Batch(
-        logits=pad(batch.logits, (0, 0, 0, 3), value=math.nan),
-        ref_logits=pad(batch.ref_logits, (0, 0, 0, 3), value=math.nan),
-        target_ids=pad(batch.target_ids, (0, 3), value=-100),
-        loss_mask=pad(batch.loss_mask, (0, 3)),
-        desirable=batch.desirable,
-        advantages=batch.advantages,
-    )
-    padded_out, padded_gradient = loss_and_gradient(objective, padded, impl=impl)
-    torch.testing.assert_close(padded_out["loss"], out["loss"])
-    torch.testing.assert_close(padded_gradient[:, :5], gradient)
-    assert (padded_gradient[:, 5:] == 0).all()
-
-
-def test_a_mask_without_any_true_gives_loss_0_with_a_graph_and_zero_gradients(device, objective, impl):
-    batch = random_batch(device)
-    batch.loss_mask[:] = False
-    out, gradient = loss_and_gradient(objective, batch, impl=impl)
-    assert out["loss"] == 0
-    assert (gradient == 0).all()
-    assert not any(value.isnan().any() for value in out.values())
-
-
-@pytest.mark.parametrize("shape", [(0, 5), (4, 0)])
-def test_an_empty_batch_gives_loss_0_with_a_graph(device, objective, impl, shape):
-    batch = random_batch(device, *shape)
-    out, gradient = loss_and_gradient(objective, batch, impl=impl)
-    assert out["loss"] == 0
-    assert gradient.shape == batch.logits.shape
-
-
-def test_a_sequence_without_tokens_leaves_the_mean(device, objective, impl):
-    batch = random_batch(device, B=4)
-    batch.loss_mask[1] = batch.loss_mask[3] = False
-    out, _ = loss_and_gradient(objective, batch, impl=impl)
-    rest = Batch(*(value[::2] for value in vars(batch).values()))
-    expected, _ = loss_and_gradient(objective, rest, impl=impl)
-    torch.testing.assert_close(out["loss"], expected["loss"])
-
-
-# Extremes
-
-
-def test_minus_infinity_logits_are_legal_where_they_are_not_the_target(device, objective):
-    batch = random_batch(device, V=37)
-    forbidden = torch.zeros(37, dtype=torch.bool, device=device)
-    forbidden[:20] = True
-    batch.target_ids.clamp_(min=20)
-    batch.logits[..., forbidden] = -math.inf
-    batch.ref_logits[..., forbidden] = -math.inf
-    assert_matches_oracle(objective, batch)
-    _, gradient = loss_and_gradient(objective, batch, impl="triton")
-    assert (gradient[..., forbidden] == 0).all()
-
-
-@pytest.mark.parametrize("poison", [math.nan, math.inf])
-@pytest.mark.parametrize("beta", [0.0, 0.1])
-def test_nan_or_infinity_in_a_row_that_counts_is_visible_in_loss_and_gradient(device, objective, impl, poison, beta):
-    batch = random_batch(device)
-    batch.loss_mask[0, 0] = True
-    batch.target_ids[0, 0] = 1
-    batch.logits[0, 0, 3] = poison
-    settings = {"beta": beta} if objective == "grpo" else {}
-    out, gradient = loss_and_gradient(objective, batch, impl=impl, **settings)
-    assert out["loss"].isnan()
-    assert out["logp"][0, 0].isnan()
-    assert out["logp"].isnan().sum() == 1
-    assert gradient[0, 0].isnan().all()
-
-
-def test_an_illegal_id_past_validation_poisons_loss_and_gradient(device, objective, impl, monkeypatch):
-    batch = random_batch(device)
-    batch.loss_mask[1, 2], batch.target_ids[1, 2] = True, 37
-    monkeypatch.setattr(validation, "_check_ids", lambda *_: None)  # as on a GPU, where looking would wait for it
-    out, gradient = loss_and_gradient(objective, batch, impl=impl)
-    assert out["loss"].isnan()
-    assert gradient[1, 2].isnan().all()
-
-
-@pytest.mark.parametrize("offset", [1000.0, -1000.0])
-def test_an_offset_of_1000_stays_within_the_budget(device, objective, offset):
-    batch = random_batch(device)
-    batch.logits.add_(offset)
-    batch.ref_logits.add_(offset)
-    assert_matches_oracle(objective, batch)
-
-
-def test_a_spike_beyond_the_optimistic_point_is_read_again(device, objective):
-    batch = random_batch(device, B=2, T=2, V=9001)
-    batch.target_ids[:] = 5
-    batch.logits[..., 7000] = batch.ref_logits[..., 7000] = 500.0
-    assert_matches_oracle(objective, batch)
-
-
-# Layout
-
-
-def test_transposed_log_probs_give_the_contiguous_answer(device, objective, impl):
-    batch = random_batch(device)
-    mask = batch.loss_mask
-    logp = token_logp(Logits(batch.logits), batch.target_ids, mask)
-    ref_logp = token_logp(Logits(batch.ref_logits), batch.target_ids, mask)
-    turned = replace(batch, loss_mask=mask.T.contiguous().T)
-    policy, reference = (TokenLogp(scores.T.contiguous().T) for scores in (logp, ref_logp))
-    expected = loss_of(objective, TokenLogp(logp), TokenLogp(ref_logp), batch, impl=impl).loss
-    torch.testing.assert_close(loss_of(objective, policy, reference, turned, impl=impl).loss, expected)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a dlogits of 4 GiB, row by row: no interpreter does that")
-def test_rows_beyond_two_to_the_31_elements_are_addressed_forward_and_backward(device, objective):
-    T, V = 2**14 + 8, 2**17
-    row = torch.randn(V, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
-    logits = row.expand(2, T, V).requires_grad_()
-    mask = torch.zeros(2, T, dtype=torch.bool, device=device)
-    mask[:, -1] = True
-    ids = torch.full((2, T), 5, device=device)
-    labels, weights = torch.tensor([True, False], device=device), torch.ones(2, device=device)
-    whole = Batch(logits, logits, ids, mask, labels, weights)
-    last = Batch(logits[:, -1:], logits[:, -1:], ids[:, -1:], mask[:, -1:], labels, weights)
-    gradients = []
-    for batch in (whole, last):
-        reference = TokenLogp(torch.zeros(batch.target_ids.shape, device=device))
-        leaf = batch.logits.detach().requires_grad_()
-        loss = loss_of(objective, Logits(leaf), reference, batch, clamp=None, impl="triton").loss
-        gradients += torch.autograd.grad(loss, leaf)
-    assert torch.equal(gradients[0][:, -1], gradients[1][:, 0])
-    assert not gradients[0][:, 0].any()
-
-
-def test_strided_views_give_the_contiguous_answer_without_a_copy(device, objective, impl):
-    batch = random_batch(device, V=32)
-    expected, expected_gradient = loss_and_gradient(objective, batch, impl=impl)
-    wide = torch.full((5, 4, 2, 40), math.nan, device=device)
-    logits = wide[:, :, 1, 4:36].transpose(0, 1)
-    logits.copy_(batch.logits)
-    logits.requires_grad_()
-    ref_logits = torch.full((4, 5, 64), math.nan, device=device)[..., ::2].copy_(batch.ref_logits)
-    out = loss_of(objective, Logits(logits), Logits(ref_logits), batch, impl=impl)
-    (gradient,) = torch.autograd.grad(out.loss, logits)
-    assert torch.equal(out.loss, expected["loss"])
-    assert torch.equal(gradient, expected_gradient)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,6 +1,6 @@
 """What a run says about itself when it starts."""
 
-from humanline_fused.functional import Choice
+from humanline_fused.impl import Choice
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data import PreparedData
 

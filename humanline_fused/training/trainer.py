@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
 
-from humanline_fused.functional import choose_impl, kto_kl, shift_targets, token_logp
+from humanline_fused.functional import kto_kl, shift_targets, token_logp
+from humanline_fused.impl import choose_impl
 from humanline_fused.reference import CopyReference, LookaheadReference
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
