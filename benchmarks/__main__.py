@@ -80,8 +80,12 @@ def seed(shape: tuple[int, int, int] | None, repeats: int, csv: Path | None) -> 
 
 
 def static(architectures: list[str]) -> None:
-    rows = [tuple(map(str, astuple(resources))) for resources in report(architectures)]
-    print_table(("kernel", "arch", "registers", "spills (bytes)", "shared (bytes)", "load bits", "store bits"), rows)
+    header = ("kernel", "arch", "registers", "spills (bytes)", "shared (bytes)", "load bits", "store bits")
+    rows = [
+        (*map(str, astuple(row)[:-1]), ", ".join(map(str, row.loops)) if row.kernel.startswith("token_logp") else "")
+        for row in report(architectures)
+    ]
+    print_table((*header, "instructions per element, by loop"), rows)
 
 
 def main(arguments: list[str]) -> None:

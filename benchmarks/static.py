@@ -44,6 +44,7 @@ class Resources:
         spills: bytes per thread.
         shared: bytes of shared memory per block.
         load_bits, store_bits: the widest access to global memory by one thread.
+        loops: instructions per element of each loop over a row of logits, in the order of the machine code.
     """
 
     kernel: str
@@ -53,6 +54,7 @@ class Resources:
     shared: int
     load_bits: int
     store_bits: int
+    loops: tuple[float, ...]
 
 
 def specialisations() -> Iterator[Specialisation]:
@@ -86,6 +88,8 @@ def specialisations() -> Iterator[Specialisation]:
             TOKEN_TILES["num_warps"],
         )
 
+
+ELEMENT_BITS = {"bf16": 16, "fp16": 16, "fp32": 32}
 
 FLOAT_SCALARS = {
     "beta",
@@ -139,14 +143,43 @@ def resources(spec: Specialisation, arch: str, max_registers: int | None) -> Res
     figures = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
     spills = figures["LOCAL"] + figures["STACK"] + 4 * len(re.findall(r"\b(?:STL|LDL)\b", sass))
     return Resources(
-        spec.name, arch, figures["REG"], spills, figures["SHARED"], widest("LDG", sass), widest("STG", sass)
+        spec.name,
+        arch,
+        registers=figures["REG"],
+        spills=spills,
+        shared=figures["SHARED"],
+        load_bits=widest("LDG", sass),
+        store_bits=widest("STG", sass),
+        loops=instructions_per_element(sass, ELEMENT_BITS[spec.pointers.get("logits_ptr", "fp32")]),
     )
 
 
 def widest(instruction: str, sass: str) -> int:
     """Bits of the widest access of one kind; without a width in its name, an instruction moves 32."""
     names = set(re.findall(rf"\b{instruction}[A-Z0-9.]*", sass))
-    return max((int(width[1]) if (width := re.search(r"\.(64|128|256)\b", name)) else 32 for name in names), default=0)
+    return max(
+        (int(width[1]) if (width := re.search(r"\.[US]?(8|16|64|128|256)\b", name)) else 32 for name in names),
+        default=0,
+    )
+
+
+def instructions_per_element(sass: str, element_bits: int) -> tuple[float, ...]:
+    """Of each loop, found by its jump back: its instructions over the elements that it loads (or stores, if it only
+    stores)."""
+    listing = [
+        (int(address, 16), text) for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*[A-Z][^;]*);", sass)
+    ]
+    position = {address: index for index, (address, _) in enumerate(listing)}
+    loops = []
+    for index, (address, text) in enumerate(listing):
+        jump = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < address and int(jump[1], 16) in position:
+            body = [text for _, text in listing[position[int(jump[1], 16)] : index + 1]]
+            moved = [sum(widest(kind, line) for line in body) for kind in ("LDG", "STG")]
+            elements = (moved[0] or moved[1]) / element_bits
+            if elements:
+                loops.append(round(len(body) / elements, 2))
+    return tuple(loops)
 
 
 def report(architectures: list[str], max_registers: int | None = None) -> list[Resources]:
@@ -170,7 +203,7 @@ def report(architectures: list[str], max_registers: int | None = None) -> list[R
     )
     if child.returncode:
         raise RuntimeError(f"cross-compilation failed:\n{child.stderr[-4000:]}")
-    return [Resources(**row) for row in json.loads(child.stdout)]
+    return [Resources(**{**row, "loops": tuple(row["loops"])}) for row in json.loads(child.stdout)]
 
 
 if __name__ == "__main__":

@@ -14,8 +14,16 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 @triton.jit
 def load_tile(row_ptr, start, V, stride_v, BLOCK_V: tl.constexpr):
+    """``BLOCK_V`` logits from ``start`` on, −inf beyond the row's end."""
     columns = start + tl.arange(0, BLOCK_V)
     return tl.load(row_ptr + columns.to(tl.int64) * stride_v, mask=columns < V, other=-float("inf")).to(tl.float32)
+
+
+@triton.jit
+def load_whole_tile(row_ptr, start, stride_v, BLOCK_V: tl.constexpr):
+    """``BLOCK_V`` logits from ``start`` on, all of them in the row: no masks in the loops over these."""
+    columns = start + tl.arange(0, BLOCK_V)
+    return tl.load(row_ptr + columns.to(tl.int64) * stride_v).to(tl.float32)
 
 
 @triton.jit
@@ -25,9 +33,12 @@ def fold_optimistic(row_ptr, row_max, V, stride_v, BLOCK_V: tl.constexpr):
     Overflows to +inf only where a logit exceeds ``row_max`` by more than 76 nats.
     """
     shift = -row_max * LOG2E
+    whole = V // BLOCK_V * BLOCK_V
     sumexp = tl.zeros([BLOCK_V], tl.float32)
-    for start in range(0, V, BLOCK_V):
-        sumexp += tl.exp2(tl.fma(load_tile(row_ptr, start, V, stride_v, BLOCK_V), LOG2E, shift))
+    for start in range(0, whole, BLOCK_V):
+        sumexp += tl.exp2(tl.fma(load_whole_tile(row_ptr, start, stride_v, BLOCK_V), LOG2E, shift))
+    if whole < V:
+        sumexp += tl.exp2(tl.fma(load_tile(row_ptr, whole, V, stride_v, BLOCK_V), LOG2E, shift))
     # shift was rounded once, the same way for every element: this is that rounding, exactly.
     residual = tl.fma(row_max, LOG2E, shift)
     return tl.sum(sumexp), residual
