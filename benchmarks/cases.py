@@ -22,12 +22,23 @@ Answer = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Batch:
+    """What a loss on logits takes, for every objective; the tests' batches are of this kind too."""
+
     logits: Tensor
     ref_logits: Tensor
     target_ids: Tensor
     loss_mask: Tensor
     desirable: Tensor
     advantages: Tensor
+
+    def to(self, dtype: torch.dtype) -> "Batch":
+        """The same batch with logits in ``dtype``, and advantages in it too, but never below float32."""
+        return replace(
+            self,
+            logits=self.logits.detach().to(dtype),
+            ref_logits=self.ref_logits.to(dtype),
+            advantages=self.advantages.to(torch.promote_types(dtype, torch.float32)),
+        )
 
 
 @dataclass(frozen=True)
@@ -49,8 +60,7 @@ class Case:
 
     def oracle(self, batch: Batch) -> Answer:
         """The float64 answer."""
-        double = replace(batch, logits=batch.logits.double(), ref_logits=batch.ref_logits.double())
-        return _run(partial(_ours, self.objective), self.settings, double)
+        return _run(partial(_ours, self.objective), self.settings, batch.to(torch.float64))
 
 
 CASES = [

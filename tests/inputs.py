@@ -1,11 +1,11 @@
 """Batches for the operations' tests, and every loss behind one signature."""
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.cases import Batch
 from humanline_fused import (
     HumanlineClamp,
     Logits,
@@ -15,25 +15,6 @@ from humanline_fused import (
     kto_loss,
 )
 from humanline_fused.scores import Scores
-
-
-@dataclass(frozen=True)
-class Batch:
-    logits: Tensor
-    ref_logits: Tensor
-    target_ids: Tensor
-    loss_mask: Tensor
-    desirable: Tensor
-    advantages: Tensor
-
-    def to(self, dtype: torch.dtype) -> "Batch":
-        """The same batch with logits and advantages in ``dtype``; a leaf for gradients of its own."""
-        return replace(
-            self,
-            logits=self.logits.detach().to(dtype),
-            ref_logits=self.ref_logits.to(dtype),
-            advantages=self.advantages.to(torch.promote_types(dtype, torch.float32)),
-        )
 
 
 def random_batch(

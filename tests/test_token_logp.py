@@ -40,6 +40,7 @@ def test_eager_is_torch_s_log_softmax_in_float64(device):
     batch = random_batch(device, dtype=torch.float64)
     logp = token_logp(Logits(batch.logits), batch.target_ids, batch.loss_mask)
     expected = batch.logits.log_softmax(-1).gather(-1, batch.target_ids[..., None])[..., 0] * batch.loss_mask
+    # 8 epsilons are one unit in the last place of a log-prob between −16 and −8.
     torch.testing.assert_close(logp, expected, rtol=0, atol=8 * torch.finfo(torch.float64).eps)
 
 

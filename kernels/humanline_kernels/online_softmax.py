@@ -63,7 +63,7 @@ def log_sumexp_of_row(row_ptr, target_logit, V, stride_v, BLOCK_V: tl.constexpr)
     """(row_max, log_sumexp) of one row. NaN or +inf anywhere in it makes log_sumexp NaN."""
     row_max = tl.maximum(tl.max(load_tile(row_ptr, 0, V, stride_v, BLOCK_V)), target_logit)
     row_sumexp, residual = fold_optimistic(row_ptr, row_max, V, stride_v, BLOCK_V)
-    # False for NaN too: a spike, a first tile of −inf, NaN and +inf are read a second time, by the safe loop.
+    # False for NaN too: after a spike, NaN, +inf, or −inf in first tile and target, the safe loop reads the row again.
     if not (row_sumexp < 3e38):
         row_max, row_sumexp = fold_safe(row_ptr, V, stride_v, BLOCK_V)
         residual = 0.0
