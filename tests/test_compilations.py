@@ -1,0 +1,97 @@
+"""A kernel is compiled once for all lengths, strides and addresses: counted by the compiler's key, without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+
+COUNT = """
+import json
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+backend = make_backend(GPUTarget("cuda", 90, 32))
+keys = {}
+
+def note(self, *args, grid, warmup=False, **kwargs):
+    _, specialisation, options = create_function_from_signature(self.signature, self.params, backend)(*args, **kwargs)
+    keys.setdefault(self.fn.__name__, set()).add((str(specialisation), str(sorted(options.items()))))
+
+JITFunction.run = note
+
+from humanline_fused import autograd
+
+def step(logits, packed):
+    B, T, V = logits.shape
+    ids, mask = torch.zeros(B, T, dtype=torch.long), torch.ones(B, T, dtype=torch.bool)
+    bounds = torch.arange(0, B * T + 1, max(B * T // 2, 1)) if packed else None
+    advantages = torch.ones(B)[:, None].expand(B, T)
+    low_high = {"log_epsilon_P": -1.5, "log_epsilon_R": 1.5}
+    grpo = {"epsilon": 0.2, "epsilon_high": 0.2, "beta": 0.1, **low_high}
+    logp, _, ref_logp = autograd.token_logp(logits, logits.detach(), ids, mask)
+    losses = [
+        autograd.dpo_loss(logp, ref_logp, mask, bounds, beta=0.1, label_smoothing=0.0, **low_high),
+        autograd.kto_loss(
+            logp, ref_logp, mask, bounds, torch.ones(B, dtype=torch.bool), torch.zeros(()),
+            beta=0.1, desirable_weight=1.0, undesirable_weight=1.0, **low_high,
+        ),
+        autograd.grpo_loss(logp, ref_logp, mask, advantages, None, **grpo),
+        autograd.grpo_one_launch(
+            logits, logits.detach(), None, ids, mask, None, advantages, None,
+            inverse_temperature=1.0, softcap=None, scale=1.0, **grpo,
+        ),
+    ]
+    sum(loss[0] for loss in losses).backward()
+
+LENGTHS
+print(json.dumps({name: len(found) for name, found in keys.items()}))
+"""
+
+TWENTY_LENGTHS = """
+for T in [*range(1, 13), 15, 16, 17, 31, 32, 100, 128, 1000]:
+    step(torch.empty(2, T, 301, dtype=torch.bfloat16, requires_grad=True), packed=False)
+"""
+
+STRIDES_AND_ADDRESSES = """
+for first, width in [(0, 301), (1, 302), (3, 304), (8, 320)]:
+    wide = torch.empty(4, 6, width, dtype=torch.bfloat16, requires_grad=True)
+    step(wide[::2, 1:, width - 301 :], packed=False)
+    step(wide[:2, first % 4 :, :301], packed=False)
+"""
+
+KERNELS = {
+    "token_logp_forward_kernel",
+    "token_logp_backward_kernel",
+    "dpo_loss_kernel",
+    "kto_loss_kernel",
+    "grpo_loss_kernel",
+    "grpo_one_launch_kernel",
+    "scale_dlogits_kernel",
+}
+
+
+def compilations(lengths: str) -> dict[str, int]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    script = COUNT.replace("LENGTHS", lengths)
+    child = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr
+    return json.loads(child.stdout)
+
+
+def test_twenty_lengths_are_one_compilation_of_every_kernel():
+    assert compilations(TWENTY_LENGTHS) == dict.fromkeys(KERNELS, 1)
+
+
+def test_every_stride_and_address_of_the_logits_is_the_same_compilation():
+    assert compilations(STRIDES_AND_ADDRESSES) == dict.fromkeys(KERNELS, 1)
+
+
+def test_the_count_can_tell_a_second_vocabulary_size_class():
+    counts = compilations(
+        TWENTY_LENGTHS + "step(torch.empty(2, 3, 9000, dtype=torch.bfloat16, requires_grad=True), False)"
+    )
+    assert counts["token_logp_forward_kernel"] == 2
+    assert counts["dpo_loss_kernel"] == 1
