@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from dataclasses import astuple
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from benchmarks.cases import CASES, Case, make_batch
 from benchmarks.measure import interleaved_times, peak_bytes, relative_error
 from benchmarks.results import HEADER, ROOT, Row, environment, fill_in, write_csv
-from benchmarks.static import ARCHITECTURES, report
+from benchmarks.static import command as static
 from humanline_fused import choose_impl
 
 LIMITS = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-5, 2**-8)}
@@ -79,30 +78,20 @@ def seed(shape: tuple[int, int, int] | None, repeats: int, csv: Path | None) -> 
         write_csv(csv, facts, rows)
 
 
-def static(architectures: list[str]) -> None:
-    header = ("kernel", "arch", "registers", "spills (bytes)", "shared (bytes)", "load bits", "store bits")
-    rows = [
-        (*map(str, astuple(row)[:-1]), ", ".join(map(str, row.loops)) if row.kernel.startswith("token_logp") else "")
-        for row in report(architectures)
-    ]
-    print_table((*header, "instructions per element, by loop"), rows)
-
-
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--shape", type=int, nargs=3, metavar=("B", "T", "V"), help="of the logits")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls per provider, at least 2")
     parser.add_argument("--csv", type=Path, help="also write the figures, and the machine's facts, to this file")
     commands = parser.add_subparsers(dest="command")
-    parts = commands.add_parser("static", help="resources of every kernel, cross-compiled without a GPU")
-    parts.add_argument("--arch", nargs="+", default=["sm_90"], choices=ARCHITECTURES)
+    commands.add_parser("static", help="what every kernel's loops cost, cross-compiled without a GPU", add_help=False)
     commands.add_parser("report", help="make the tables of README.md anew from the files that they name")
+    if arguments[:1] == ["static"]:
+        return static.main(arguments[1:])
     options = parser.parse_args(arguments)
     if options.repeats < 2:
         parser.error(f"--repeats: expected at least 2, got {options.repeats}")
-    if options.command == "static":
-        static(options.arch)
-    elif options.command == "report":
+    if options.command == "report":
         readme = ROOT / "README.md"
         readme.write_text(fill_in(readme.read_text()))
     else:

@@ -1,0 +1,34 @@
+"""The child process of :func:`benchmarks.static.report.measure`: a request on stdin, the report on stdout."""
+
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+import triton
+
+from benchmarks.static.compile import compile_for
+from benchmarks.static.report import Report, to_json
+from benchmarks.static.rows import Row, rows
+from benchmarks.static.specialisations import Specialisation, specialisations
+
+
+def measured(spec: Specialisation, arch: str, max_registers: int | None) -> list[Row]:
+    try:
+        return rows(spec, arch, compile_for(spec, arch, max_registers))
+    except Exception as error:
+        raise RuntimeError(f"{spec.name}, for {arch}: {error}") from None
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    given = request["specialisations"] and [Specialisation(**fields) for fields in request["specialisations"]]
+    work = [(spec, arch) for arch in request["architectures"] for spec in given or specialisations(arch)]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        futures = [pool.submit(measured, spec, arch, request["max_registers"]) for spec, arch in work]
+        found = [row for future in futures for row in future.result()]
+    print(to_json(Report(triton.__version__, "", found)))
+
+
+if __name__ == "__main__":
+    main()

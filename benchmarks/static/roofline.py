@@ -1,0 +1,97 @@
+"""The model that turns a loop's counts into a share of a GPU's bandwidth: no GPU is asked."""
+
+from dataclasses import dataclass
+
+ISSUE_SLOTS_PER_CLOCK = 4 * 32
+"""Of one SM: four schedulers, each one instruction for 32 threads."""
+
+EXP_PER_CLOCK = 16
+"""Results of one SM's exp unit (MUFU): CUDA programming guide, throughput of native arithmetic instructions."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU as its data sheet has it, at the clock that it is assumed to hold.
+
+    Attributes:
+        clock: GHz.
+        data_sheet_bandwidth: TB/s.
+    """
+
+    name: str
+    arch: str
+    num_sms: int
+    clock: float
+    data_sheet_bandwidth: float
+
+    @property
+    def bandwidth(self) -> float:
+        """TB/s that a copy reaches: 90 % of the data sheet's, as an H200 was measured to (4.3 of 4.8)."""
+        return 0.9 * self.data_sheet_bandwidth
+
+
+DEVICES = (
+    Device("A100", "sm_80", 108, 1.41, 2.04),
+    Device("H100", "sm_90", 132, 1.70, 3.35),
+    Device("H200", "sm_90", 132, 1.70, 4.8),
+    Device("B200", "sm_100", 148, 1.85, 8.0),
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one SM holds at a time (CUDA programming guide, compute capabilities); on gfx942 one compute unit.
+
+    Attributes:
+        registers: in four equal parts, each for a quarter of the warps.
+        register_step: what one warp gets is a multiple of.
+        shared, reserved_shared: bytes; the second of every program, for the system.
+        warp: threads.
+    """
+
+    threads: int
+    programs: int
+    registers: int
+    register_step: int
+    shared: int
+    reserved_shared: int
+    warp: int = 32
+
+
+LIMITS = {
+    "sm_80": Limits(2048, 32, 65536, 256, 164 * 1024, 1024),
+    "sm_90": Limits(2048, 32, 65536, 256, 228 * 1024, 1024),
+    "sm_100": Limits(2048, 32, 65536, 256, 228 * 1024, 1024),
+    "gfx942": Limits(2048, 32, 4 * 512 * 64, 8 * 64, 64 * 1024, 0, warp=64),
+}
+
+
+def resident_programs(arch: str, num_warps: int, registers: int, shared: int) -> int:
+    """Programs that one SM runs at a time."""
+    limits = LIMITS[arch]
+    step = limits.register_step
+    registers_per_warp = -(-max(registers, 1) * limits.warp // step) * step
+    warps = 4 * (limits.registers // 4 // registers_per_warp)
+    return min(
+        limits.programs,
+        limits.threads // (num_warps * limits.warp),
+        warps // num_warps,
+        limits.shared // max(1, shared + limits.reserved_shared),
+    )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Shares of one: of peak bandwidth that is reached, and of each unit that would be busy at peak bandwidth."""
+
+    bandwidth: float
+    issue: float
+    exp: float
+
+
+def predict(device: Device, instructions: float, exp: float, memory_bytes: float) -> Prediction:
+    """For a loop that spends so many instructions and exp operations, and moves so many bytes, per element."""
+    elements_per_clock = device.bandwidth * 1e3 / memory_bytes / device.clock / device.num_sms
+    issue = instructions * elements_per_clock / ISSUE_SLOTS_PER_CLOCK
+    exp_unit = exp * elements_per_clock / EXP_PER_CLOCK
+    return Prediction(round(1 / max(1.0, issue, exp_unit), 3), round(issue, 3), round(exp_unit, 3))

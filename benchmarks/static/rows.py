@@ -1,0 +1,97 @@
+"""One row of the report: what one loop of one compiled kernel costs."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.static.machine_code import Kind, Loop, MachineCode
+from benchmarks.static.roofline import DEVICES, LIMITS, Prediction, predict, resident_programs
+from benchmarks.static.specialisations import Specialisation
+
+
+@dataclass(frozen=True)
+class Row:
+    """Figures of a loop, beside those of its kernel. A kernel without a loop has one row, with an empty ``loop``.
+
+    Attributes:
+        kernel: with its specialisation.
+        loop: the jitted function whose loop it is, numbered where a kernel has several.
+        source: the lines that lead to it, outermost first.
+        load_bits, store_bits: widths of its accesses to global memory by one thread.
+        registers: per thread.
+        spills: bytes of memory per thread.
+        shared: bytes per program.
+        programs_per_sm: that one SM holds at a time.
+        bytes_in_flight: that one SM has asked for and not yet got, at most.
+        predicted: by GPU.
+    """
+
+    kernel: str
+    arch: str
+    loop: str
+    source: str
+    instructions_per_element: float | None
+    exp_per_element: float | None
+    load_bits: tuple[int, ...]
+    store_bits: tuple[int, ...]
+    shuffles: int
+    barriers: int
+    registers: int
+    spills: int
+    shared: int
+    programs_per_sm: int
+    bytes_in_flight: int
+    predicted: dict[str, Prediction]
+
+
+def rows(spec: Specialisation, arch: str, code: MachineCode) -> list[Row]:
+    loops = code.loops()
+    calls = Counter(loop.source.function for loop in loops if loop.source)
+    seen: Counter[str] = Counter()
+    found = []
+    for loop in loops:
+        name = loop.source.function if loop.source else "unnamed"
+        seen[name] += 1
+        found.append(row(spec, arch, code, loop, f"{name} {seen[name]}" if calls[name] > 1 else name))
+    return found or [row(spec, arch, code, Loop((), None), "")]
+
+
+def row(spec: Specialisation, arch: str, code: MachineCode, loop: Loop, name: str) -> Row:
+    programs = resident_programs(arch, spec.num_warps, code.registers, code.shared)
+    programs = min(programs, spec.launched_per_sm or programs)
+    threads = spec.num_warps * LIMITS[arch].warp
+    elements = elements_per_thread(spec, loop)
+    instructions = exp = None
+    predicted: dict[str, Prediction] = {}
+    if elements:
+        instructions = round(len(loop.body) / elements, 2)
+        exp = round(loop.count(Kind.EXP) / elements, 2)
+        read_bits = 0 if loop.source and loop.source.function in spec.cached_loops else loop.bits(Kind.LOAD)
+        memory_bytes = (read_bits + loop.bits(Kind.STORE)) / 8 / elements
+        predicted = {
+            device.name: predict(device, instructions, exp, memory_bytes) for device in DEVICES if device.arch == arch
+        }
+    return Row(
+        kernel=spec.name,
+        arch=arch,
+        loop=name,
+        source=" > ".join(f"{Path(path).name}:{line}" for path, line in loop.source.lines) if loop.source else "",
+        instructions_per_element=instructions,
+        exp_per_element=exp,
+        load_bits=loop.widths(Kind.LOAD),
+        store_bits=loop.widths(Kind.STORE),
+        shuffles=loop.count(Kind.SHUFFLE),
+        barriers=loop.count(Kind.BARRIER),
+        registers=code.registers,
+        spills=code.spills,
+        shared=code.shared,
+        programs_per_sm=programs,
+        bytes_in_flight=programs * threads * loop.bits_in_flight() // 8,
+        predicted=predicted,
+    )
+
+
+def elements_per_thread(spec: Specialisation, loop: Loop) -> float:
+    """Of one iteration, by the bytes that it reads, or writes if it only writes."""
+    read, written = loop.bits(Kind.LOAD) / 8, loop.bits(Kind.STORE) / 8
+    return read / spec.read_bytes if read else written / spec.written_bytes if written else 0

@@ -1,0 +1,97 @@
+"""The specialisations of the kernels that users' calls compile."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
+VOCABULARY = 128256
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """One kernel as a call compiles it.
+
+    Attributes:
+        kernel: module and function, with a colon between.
+        dtype: of the logits.
+        constants: flags and blocks; a flag that is not named is False.
+        read_bytes, written_bytes: of one element, in a loop that reads or writes its elements.
+        cached_loops: those whose reads come from the L2 cache.
+        launched_per_sm: programs, where the launch asks for fewer than an SM can hold.
+    """
+
+    kernel: str
+    dtype: str
+    constants: dict[str, int | bool]
+    num_warps: int
+    read_bytes: int
+    written_bytes: int
+    cached_loops: tuple[str, ...] = ()
+    launched_per_sm: int | None = None
+
+    @property
+    def name(self) -> str:
+        function = self.kernel.split(":")[1].removesuffix("_kernel")
+        return " ".join([function, self.dtype, *(name for name, value in self.constants.items() if value is True)])
+
+
+def specialisations(arch: str) -> Iterator[Specialisation]:
+    for dtype in ITEMSIZE:
+        yield from token_logp(dtype)
+        yield grpo_one_launch(dtype, "HAS_REFERENCE")
+    for flag in ("HAS_TEMPERATURE", "HAS_SOFTCAP", "HAS_ENTROPY"):
+        yield from token_logp("bf16", flag)
+    yield grpo_one_launch("bf16")
+    yield scale_dlogits("bf16")
+    for loss in ("dpo", "kto", "grpo"):
+        yield token_loss(loss)
+
+
+def token_logp(dtype: str, *flags: str) -> Iterator[Specialisation]:
+    from humanline_kernels.launch import vocabulary_tiles
+
+    itemsize = ITEMSIZE[dtype]
+    tiles = vocabulary_tiles(VOCABULARY, itemsize)
+    num_warps = tiles.pop("num_warps")
+    module = "humanline_kernels.token_logp"
+    constants = {**tiles, **dict.fromkeys(flags, True)}
+    yield Specialisation(f"{module}:token_logp_forward_kernel", dtype, constants, num_warps, itemsize, 0)
+    constants = {**constants, "EXACT": dtype == "fp32"}
+    yield Specialisation(f"{module}:token_logp_backward_kernel", dtype, constants, num_warps, itemsize, itemsize)
+
+
+def grpo_one_launch(dtype: str, *flags: str) -> Specialisation:
+    from humanline_kernels.launch import one_launch_tiles
+
+    itemsize = ITEMSIZE[dtype]
+    tiles = one_launch_tiles(VOCABULARY, itemsize)
+    num_warps = tiles.pop("num_warps")
+    return Specialisation(
+        "humanline_kernels.grpo_one_launch:grpo_one_launch_kernel",
+        dtype,
+        {**tiles, **dict.fromkeys(flags, True), "EXACT": dtype == "fp32"},
+        num_warps,
+        itemsize,
+        itemsize,
+        cached_loops=("store_dlogits",),
+        launched_per_sm=1,
+    )
+
+
+def scale_dlogits(dtype: str) -> Specialisation:
+    from humanline_kernels.launch import vocabulary_tiles
+
+    itemsize = ITEMSIZE[dtype]
+    tiles = vocabulary_tiles(VOCABULARY, itemsize)
+    num_warps = tiles.pop("num_warps")
+    kernel = "humanline_kernels.dlogits:scale_dlogits_kernel"
+    return Specialisation(kernel, dtype, {**tiles}, num_warps, itemsize, itemsize)
+
+
+def token_loss(loss: str) -> Specialisation:
+    from humanline_kernels.launch import TOKEN_TILES
+
+    constants = {"NEEDS_GRADIENT": True, "BLOCK_T": TOKEN_TILES["BLOCK_T"]}
+    kernel = f"humanline_kernels.{loss}_loss:{loss}_loss_kernel"
+    # A token is two log-probs and a mask; its coefficient is written.
+    return Specialisation(kernel, "fp32", constants, TOKEN_TILES["num_warps"], read_bytes=9, written_bytes=4)
