@@ -27,7 +27,7 @@ from benchmarks import goals
 from benchmarks.cases import CASES, MASKED_SHARE, Mode, make_batch
 from benchmarks.compare import CHECKED, compare
 from benchmarks.peers import use_wheels
-from benchmarks.providers import KEYS, Provider, available
+from benchmarks.providers import KEYS, Provider, available, sources
 from benchmarks.results import HEADER, ROOT, Row, append_rows, environment, machine, read_csv, write_csv
 from benchmarks.run import print_table
 
@@ -79,13 +79,15 @@ def main(arguments: list[str]) -> None:
     providers, obstacles = available(keys, device)
     facts = environment(device, options.commit)
     print(f"{'Toy size, on a CPU; ' if toy else ''}{facts['machine']}; torch {facts['torch']}; results in {results}")
+    for name, source in sources(providers).items():
+        print(f"{name}: {source}")
     for obstacle in obstacles:
         print(obstacle)
 
     rows: list[Row] = []
     incomplete: list[str] = []
     for part in (part for name in options.part for part in PARTS if part.name == name):
-        file = part_file(results, part, facts, "cpu-toy" if toy else machine(device))
+        file = part_file(results, part, {**facts, **sources(providers)}, "cpu-toy" if toy else machine(device))
         print(f"\n{part.name}: {file.name}", flush=True)
         deadline = time.monotonic() + 60 * options.minutes
         if not measure(part, file, providers, options.repeats or (2 if toy else 20), device, toy, deadline):

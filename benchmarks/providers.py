@@ -28,7 +28,8 @@ OPT_IN = frozenset(name for name, case in CASES.items() if case != case.by_defau
 
 @dataclass(frozen=True)
 class Provider:
-    """
+    """One who computes; in bfloat16, float16 and float32, all that a case comes in.
+
     Attributes:
         key: what ``--providers`` calls it; the forms of one provider share it.
         name: what the tables call it.
@@ -176,3 +177,8 @@ def available(keys: Sequence[str], device: torch.device) -> tuple[list[Provider]
         [provider for provider, obstacle in obstacles if obstacle is None],
         [f"Left out: {provider.name}: {obstacle}" for provider, obstacle in obstacles if obstacle],
     )
+
+
+def sources(providers: Sequence[Provider]) -> dict[str, str]:
+    """Whose code the figures are of, for the head of their file."""
+    return {provider.name: provider.source for provider in providers}

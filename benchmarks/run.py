@@ -8,7 +8,7 @@ import torch
 from benchmarks.cases import CASES, MODES, make_batch
 from benchmarks.compare import compare
 from benchmarks.peers import use_wheels
-from benchmarks.providers import KEYS, available
+from benchmarks.providers import KEYS, available, sources
 from benchmarks.results import HEADER, environment, write_csv
 from humanline_fused import choose_impl
 
@@ -45,6 +45,8 @@ def main(arguments: list[str]) -> None:
     if device.type == "cpu":
         print("No GPU: the Triton kernels are not timed (their interpreter's times mean nothing).")
     providers, obstacles = available(options.providers, device)
+    for name, source in sources(providers).items():
+        print(f"{name}: {source}")
     for obstacle in obstacles:
         print(obstacle)
     rows = [
@@ -58,7 +60,7 @@ def main(arguments: list[str]) -> None:
     print_table(HEADER, [row.cells() for row in rows])
     print("\nGB/s: of the case's floor. Peak: beyond the inputs, dlogits included. Errors: relative, against float64.")
     if options.csv:
-        write_csv(options.csv, facts, rows)
+        write_csv(options.csv, {**facts, **sources(providers)}, rows)
 
 
 def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -4,7 +4,10 @@
 """
 
 import functools
+import importlib.util
 import operator
+import sys
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -17,6 +20,7 @@ from benchmarks.cases import CASES, Batch, Case, make_batch
 from benchmarks.compare import CHECKED, LIMITS, WRONG, compare
 from benchmarks.measure import peak_bytes
 from benchmarks.oracle import Oracle
+from benchmarks.peers import installed_obstacle, use_wheels
 from benchmarks.providers import KEYS, PROVIDERS, Provider, available, upstream
 from benchmarks.results import ROOT, Row, append_rows, read_csv, write_csv
 
@@ -141,6 +145,23 @@ def test_a_provider_that_cannot_run_says_why(monkeypatch):
     providers, obstacles = available(("compile", "ours"), CPU)
     assert "compile" not in {provider.key for provider in providers}
     assert any("C++ compiler" in obstacle for obstacle in obstacles)
+
+
+def test_a_folder_of_wheels_stands_in_for_what_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", list(sys.path))
+    with zipfile.ZipFile(tmp_path / "peer_of_a_test-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("peer_of_a_test.py", "")
+        wheel.writestr("peer_of_a_test-1.0.dist-info/METADATA", "Name: peer-of-a-test\nVersion: 1.0\n")
+    assert "not installed" in str(installed_obstacle("peer-of-a-test", "1.0"))
+    use_wheels(tmp_path)
+    assert installed_obstacle("peer-of-a-test", "1.0") is None
+    assert "1.0 is installed" in str(installed_obstacle("peer-of-a-test", "2.0"))
+    assert importlib.util.find_spec("peer_of_a_test")
+
+
+def test_a_folder_without_a_wheel_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no pure-Python wheel"):
+        use_wheels(tmp_path)
 
 
 def test_peak_memory_is_what_was_held_at_once():
