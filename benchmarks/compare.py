@@ -39,7 +39,7 @@ def compare(case: Case, mode: Mode, batch: Batch, providers: Sequence[Provider],
             restore()
             row = replace(row, **dict(zip(("value_error", "gradient_error"), oracle.errors(answer()), strict=True)))
         except Exception as error:  # a peer that runs out of memory, or that does not compile here
-            rows[provider] = replace(row, note=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:60]}")
+            rows[provider] = replace(row, note=_first_line(error))
             continue
         wrong = any(
             not error <= limit
@@ -66,6 +66,14 @@ def compare(case: Case, mode: Mode, batch: Batch, providers: Sequence[Provider],
 
 def _nothing() -> None:
     pass
+
+
+def _first_line(error: BaseException) -> str:
+    """Of what started it: Triton wraps an error of a kernel once for each function that it was called in."""
+    while error.__cause__:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:60]}"
 
 
 def _row(provider: Provider, case: Case, mode: Mode, batch: Batch) -> Row:
