@@ -11,10 +11,11 @@ from humanline_fused.functional import (
     shift_targets,
     token_log_ratio,
     token_logp,
+    token_logp_and_entropy,
 )
 from humanline_fused.impl import choose_impl
 from humanline_fused.scores import Logits, TokenLogp
-from humanline_fused.types import DPOOutput, GRPOOutput, HumanlineClamp, KTOOutput, TokenLogRatioOutput
+from humanline_fused.types import DPOOutput, GRPOOutput, HumanlineClamp, KTOOutput, TokenLogpOutput, TokenLogRatioOutput
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "Logits",
     "TokenLogRatioOutput",
     "TokenLogp",
+    "TokenLogpOutput",
     "__version__",
     "choose_impl",
     "dpo_loss",
@@ -35,4 +37,5 @@ __all__ = [
     "shift_targets",
     "token_log_ratio",
     "token_logp",
+    "token_logp_and_entropy",
 ]

@@ -19,15 +19,25 @@ from humanline_fused.types import (
     HumanlineClamp,
     Impl,
     KTOOutput,
+    TokenLogpOutput,
     TokenLogRatioOutput,
 )
 
 
-def _layer(impl: Impl, *sources: Scores | None) -> ModuleType:
-    """The module that computes. Logits decide: log-probs beside them follow their precision."""
+def _deciding(*sources: Scores | None) -> list[Tensor]:
+    """Logits decide: log-probs beside them follow their precision."""
     logits = [s.logits for s in sources if isinstance(s, Logits)]
-    tensors = logits or [s.logp for s in sources if isinstance(s, TokenLogp)]
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else tensors[0].dtype
+    return logits or [s.logp for s in sources if isinstance(s, TokenLogp)]
+
+
+def _computes_in_float64(*sources: Scores | None) -> bool:
+    return any(tensor.dtype == torch.float64 for tensor in _deciding(*sources))
+
+
+def _layer(impl: Impl, *sources: Scores | None) -> ModuleType:
+    """The module that computes."""
+    tensors = _deciding(*sources)
+    dtype = torch.float64 if _computes_in_float64(*sources) else tensors[0].dtype
     choice = choose_impl(impl, tensors[0].device, dtype)
     return eager if choice.impl == "eager" else importlib.import_module("humanline_fused.autograd")
 
@@ -38,12 +48,37 @@ def _bounds(clamp: HumanlineClamp | None) -> dict[str, float]:
     return {"log_epsilon_P": float(clamp.log_epsilon_P), "log_epsilon_R": float(clamp.log_epsilon_R)}
 
 
+def _softmax(scores: Logits) -> tuple[Tensor | None, float, float | None, float]:
+    """(temperature, inverse_temperature, softcap, scale): a temperature per token, or its inverse for all."""
+    if isinstance(scores.temperature, Tensor):
+        return scores.temperature.detach().float(), 1.0, scores.softcap, float(scores.scale)
+    return None, 1.0 / scores.temperature, scores.softcap, float(scores.scale)
+
+
+def _alike(policy: Scores, reference: Scores) -> bool:
+    """Whether both sides are logits that one launch can read."""
+    if not isinstance(policy, Logits) or not isinstance(reference, Logits):
+        return False
+    if isinstance(policy.temperature, Tensor) or isinstance(reference.temperature, Tensor):
+        if policy.temperature is not reference.temperature:
+            return False
+    elif policy.temperature != reference.temperature:
+        return False
+    rest = [(s.logits.dtype, s.softcap, s.scale) for s in (policy, reference)]
+    return rest[0] == rest[1]
+
+
 def _scores(
     layer: ModuleType, policy: Scores, reference: Scores, target_ids: Tensor, loss_mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``logp`` with a graph and ``ref_logp`` without, [B, T], in one dtype; one pass where both sides are logits."""
-    if isinstance(policy, Logits) and isinstance(reference, Logits):
-        return layer.token_logp(policy.logits, reference.logits, target_ids, loss_mask)
+    """``logp`` with a graph and ``ref_logp`` without, [B, T], in one dtype; one pass where both sides are alike."""
+    if _alike(policy, reference):
+        assert isinstance(policy, Logits)
+        assert isinstance(reference, Logits)
+        logp, _, ref_logp = layer.token_logp(
+            policy.logits, reference.logits, target_ids, loss_mask, *_softmax(policy), False, policy.inplace_gradient
+        )
+        return logp, ref_logp
     logp = _logp(layer, policy, target_ids, loss_mask)
     with torch.no_grad():
         ref_logp = _logp(layer, reference, target_ids, loss_mask)
@@ -58,7 +93,8 @@ def _scores(
 def _logp(layer: ModuleType, scores: Scores, target_ids: Tensor, loss_mask: Tensor) -> Tensor:
     match scores:
         case Logits(logits):
-            return layer.token_logp(logits, None, target_ids, loss_mask)[0]
+            settings = *_softmax(scores), False, scores.inplace_gradient
+            return layer.token_logp(logits, None, target_ids, loss_mask, *settings)[0]
         case TokenLogp(logp):
             return logp.to(torch.promote_types(logp.dtype, torch.float32)).where(loss_mask, 0.0)
 
@@ -70,7 +106,58 @@ def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
     return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
-def shift_targets(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _per_token(values: Tensor, target_ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """[B, T] (packed [1, N]) from values per sequence; values that are given per token already stay as they are."""
+    if values.ndim == 2:
+        return values
+    if cu_seqlens is None:
+        return values[:, None].expand(target_ids.shape)
+    positions = torch.arange(target_ids.shape[1], device=values.device)
+    return values[torch.searchsorted(cu_seqlens.long()[1:-1], positions, right=True)][None]
+
+
+def _fits_one_launch(layer: ModuleType, policy: Scores, reference: Scores) -> bool:
+    if layer is eager or not isinstance(policy, Logits):
+        return False
+    if not (torch.is_grad_enabled() and policy.logits.requires_grad):
+        return False
+    readable = isinstance(reference, TokenLogp) or _alike(policy, reference)
+    return readable and layer.num_programs(policy.logits) > 0
+
+
+def _one_launch(
+    layer: ModuleType,
+    policy: Scores,
+    reference: Scores,
+    target_ids: Tensor,
+    loss_mask: Tensor,
+    advantages: Tensor,
+    num_items: Tensor | None,
+    settings: dict[str, float],
+) -> tuple[Tensor, ...]:
+    """Loss, logp, ref_logp and metrics, and dlogits already."""
+    assert isinstance(policy, Logits)
+    ref_logp = None
+    if isinstance(reference, TokenLogp):
+        ref_logp = _logp(layer, reference, target_ids, loss_mask).detach().float()
+    temperature, inverse_temperature, softcap, scale = _softmax(policy)
+    return layer.grpo_one_launch(
+        policy.logits,
+        reference.logits if isinstance(reference, Logits) else None,
+        ref_logp,
+        target_ids,
+        loss_mask,
+        temperature,
+        advantages,
+        num_items,
+        inverse_temperature=inverse_temperature,
+        softcap=softcap,
+        scale=scale,
+        **settings,
+    )
+
+
+def shift_targets(input_ids: Tensor, mask: Tensor, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The targets of a causal model's rows: row ``[b, t]`` of its logits scores ``input_ids[b, t + 1]``.
 
     Shifting the ids is free. Shifting the logits (``logits[:, :-1]``) is right too, but its backward writes a second
@@ -79,9 +166,10 @@ def shift_targets(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         input_ids: [B, T], integer.
         mask: [B, T], bool: which ids a loss counts (a completion's tokens, without prompt and padding).
+        cu_seqlens: [B + 1], int32 or int64, for packed input [1, N]: where its sequences begin and end.
 
     Returns:
-        ``target_ids`` [B, T] and ``loss_mask`` [B, T], one to the left; the last column does not count.
+        ``target_ids`` and ``loss_mask``, one to the left; the last token of a sequence scores none and does not count.
 
     >>> shift_targets(torch.tensor([[5, 6, 7]]), torch.tensor([[False, True, True]]))
     (tensor([[6, 7, 5]]), tensor([[ True,  True, False]]))
@@ -89,8 +177,11 @@ def shift_targets(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     if input_ids.ndim != 2:
         raise ValueError(f"input_ids: expected [B, T], got {list(input_ids.shape)}")
     validation.check_tensor("mask", mask, input_ids.shape, (torch.bool,), input_ids.device)
+    validation.check_sequences(input_ids, cu_seqlens)
     loss_mask = mask.roll(-1, dims=1)
     loss_mask[:, -1:] = False
+    if cu_seqlens is not None:
+        loss_mask[:, cu_seqlens[1:].long() - 1] = False
     return input_ids.roll(-1, dims=1), loss_mask
 
 
@@ -116,6 +207,33 @@ def token_logp(scores: Scores, target_ids: Tensor, loss_mask: Tensor, *, impl: I
     """
     validation.check_tokens(scores, None, target_ids, loss_mask)
     return _logp(_layer(impl, scores), scores, target_ids, loss_mask)
+
+
+def token_logp_and_entropy(
+    scores: Logits, target_ids: Tensor, loss_mask: Tensor, *, impl: Impl = "auto"
+) -> TokenLogpOutput:
+    """Log-prob of each target and entropy of each token's distribution, in one pass (docs/math.md, equations 1 and 12).
+
+    Both have a graph, and share one backward pass. ``TokenLogp(out.logp)`` goes into any loss; an entropy bonus is a
+    term beside it.
+
+    Args:
+        scores: ``Logits`` [B, T, V].
+        target_ids, loss_mask, impl: as :func:`token_logp`.
+
+    Raises:
+        As :func:`token_logp`.
+
+    >>> out = token_logp_and_entropy(Logits(torch.zeros(1, 1, 4)), torch.tensor([[2]]), torch.tensor([[True]]))
+    >>> out.entropy.exp()
+    tensor([[4.]])
+    """
+    validation.check_tokens(scores, None, target_ids, loss_mask)
+    if not isinstance(scores, Logits):
+        raise TypeError(f"scores: expected Logits(...), got {type(scores).__name__}: a log-prob alone has no entropy")
+    settings = *_softmax(scores), True, scores.inplace_gradient
+    logp, entropy, _ = _layer(impl, scores).token_logp(scores.logits, None, target_ids, loss_mask, *settings)
+    return TokenLogpOutput(logp, entropy)
 
 
 def token_log_ratio(
@@ -175,6 +293,7 @@ def dpo_loss(
     *,
     beta: float = 0.1,
     label_smoothing: float = 0.0,
+    cu_seqlens: Tensor | None = None,
     clamp: HumanlineClamp | None = PAPER_CLAMP,
     impl: Impl = "auto",
 ) -> DPOOutput:
@@ -186,6 +305,8 @@ def dpo_loss(
         loss_mask: [B, T], bool. A pair without any token that counts leaves the mean; without any pair the loss is 0.
         beta: weight of the implicit reward.
         label_smoothing: share of pairs whose preference is taken to be the wrong way round, in [0, 0.5].
+        cu_seqlens: [B + 1], int32 or int64, for packed input: one row [1, N] of ids, scores and mask, whose sequence b
+            is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention).
         clamp: humanline's bounds; ``None`` is plain DPO.
         impl: who computes.
 
@@ -201,13 +322,13 @@ def dpo_loss(
     """
     bounds = _bounds(clamp)
     validation.check_tokens(policy, reference, target_ids, loss_mask)
-    validation.check_pairs(target_ids)
+    validation.check_pairs(validation.check_sequences(target_ids, cu_seqlens))
     beta = validation.check_number("beta", beta, 0)
     label_smoothing = validation.check_number("label_smoothing", label_smoothing, 0, 0.5)
     layer = _layer(impl, policy, reference)
     logp, ref_logp = _scores(layer, policy, reference, target_ids, loss_mask)
     loss, rewards, low, high = layer.dpo_loss(
-        logp, ref_logp, loss_mask, beta=beta, label_smoothing=label_smoothing, **bounds
+        logp, ref_logp, loss_mask, cu_seqlens, beta=beta, label_smoothing=label_smoothing, **bounds
     )
     return DPOOutput(logp.detach(), ref_logp, low, high, loss=loss, rewards=rewards)
 
@@ -218,6 +339,7 @@ def kto_kl(
     target_ids: Tensor,
     loss_mask: Tensor,
     *,
+    cu_seqlens: Tensor | None = None,
     clamp: HumanlineClamp | None = PAPER_CLAMP,
     group: torch.distributed.ProcessGroup | Literal["local"] | None = None,
     impl: Impl = "auto",
@@ -225,8 +347,8 @@ def kto_kl(
     """KTO's reference point ``z0 = max(0, mean Σ_t l̃_t)`` over mismatched pairs (x_i, y_{i+1}), detached, nats, [].
 
     Args:
-        policy, reference, target_ids, loss_mask, clamp, impl: as :func:`kto_loss`, for the mismatched pairs.
-            A sequence without any token that counts leaves the mean.
+        policy, reference, target_ids, loss_mask, cu_seqlens, clamp, impl: as :func:`kto_loss`, for the mismatched
+            pairs. A sequence without any token that counts leaves the mean.
         group: process group over whose ranks the mean is taken; ``None`` is all of them, ``"local"`` this one alone.
 
     Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py`` (the KL's tokens are
@@ -236,9 +358,10 @@ def kto_kl(
     >>> kto_kl(TokenLogp(torch.tensor([[-1.0], [-1.0]])), TokenLogp(torch.tensor([[-2.0], [-1.5]])), ids, mask)
     tensor(0.7500)
     """
+    validation.check_sequences(target_ids, cu_seqlens)
     with torch.no_grad():
         ratio = token_log_ratio(policy, reference, target_ids, loss_mask, clamp=clamp, impl=impl).log_ratio
-        total = torch.stack([ratio.sum(), loss_mask.any(-1).sum().to(ratio.dtype)])
+        total = torch.stack([ratio.sum(), eager.sequence_counts(loss_mask, cu_seqlens).sum().to(ratio.dtype)])
         if group != "local" and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(total, group=group)
         return (total[0] / total[1].clamp(min=1)).clamp(min=0)
@@ -255,6 +378,7 @@ def kto_loss(
     beta: float = 0.1,
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
+    cu_seqlens: Tensor | None = None,
     clamp: HumanlineClamp | None = PAPER_CLAMP,
     impl: Impl = "auto",
 ) -> KTOOutput:
@@ -270,6 +394,8 @@ def kto_loss(
         kl: z0 from :func:`kto_kl`, [] or a number, nats, ≥ 0; no gradient flows into it.
         beta: weight of the implicit reward.
         desirable_weight, undesirable_weight: λ_D and λ_U.
+        cu_seqlens: [B + 1], int32 or int64, for packed input: one row [1, N] of ids, scores and mask, whose sequence b
+            is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention).
         clamp: humanline's bounds; ``None`` is plain KTO.
         impl: who computes.
 
@@ -285,7 +411,8 @@ def kto_loss(
     """
     bounds = _bounds(clamp)
     validation.check_tokens(policy, reference, target_ids, loss_mask)
-    validation.check_tensor("desirable", desirable, target_ids.shape[:1], (torch.bool,), target_ids.device)
+    num_sequences = validation.check_sequences(target_ids, cu_seqlens)
+    validation.check_tensor("desirable", desirable, [num_sequences], (torch.bool,), target_ids.device)
     beta = validation.check_number("beta", beta, 0)
     desirable_weight = validation.check_number("desirable_weight", desirable_weight, 0)
     undesirable_weight = validation.check_number("undesirable_weight", undesirable_weight, 0)
@@ -300,6 +427,7 @@ def kto_loss(
         logp,
         ref_logp,
         loss_mask,
+        cu_seqlens,
         desirable,
         z0,
         beta=beta,
@@ -321,6 +449,8 @@ def grpo_loss(
     epsilon_high: float | None = None,
     beta: float = 0.0,
     num_items_in_batch: Tensor | float | None = None,
+    one_launch: bool = False,
+    cu_seqlens: Tensor | None = None,
     clamp: HumanlineClamp | None = PAPER_CLAMP,
     impl: Impl = "auto",
 ) -> GRPOOutput:
@@ -333,10 +463,16 @@ def grpo_loss(
         policy, reference: ``Logits`` [B, T, V] or ``TokenLogp`` [B, T], in any mix. No gradient reaches the reference.
         target_ids: [B, T], int64 or int32.
         loss_mask: [B, T], bool.
-        advantages: [B] or [B, T], float.
+        advantages: [B] or [B, T], float; packed: [B] or [1, N].
         epsilon, epsilon_high: PPO's bounds on the ratio; ``epsilon_high=None`` is ``epsilon``.
         beta: weight of the KL penalty.
         num_items_in_batch: what the sum over tokens is divided by, [] or a number; ``None`` is this batch's tokens.
+        one_launch: permits kernels to compute the gradient along with the loss, 3 passes over [B, T, V] for 4, where
+            the device's cache holds the rows in flight. It fixes ``grad_output`` at 1: any other is multiplied in
+            afterwards, at 2 more passes and a further rounding in the logits' dtype (so hand a normaliser in as
+            ``num_items_in_batch``). ``policy`` must be ``Logits``, and backward may be called once.
+        cu_seqlens: [B + 1], int32 or int64, for packed input: one row [1, N] of ids, scores and mask, whose sequence b
+            is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention).
         clamp: humanline's bounds; ``None`` is plain GRPO.
         impl: who computes.
 
@@ -352,7 +488,8 @@ def grpo_loss(
     """
     bounds = _bounds(clamp)
     validation.check_tokens(policy, reference, target_ids, loss_mask)
-    shape = target_ids.shape if isinstance(advantages, Tensor) and advantages.ndim == 2 else target_ids.shape[:1]
+    num_sequences = validation.check_sequences(target_ids, cu_seqlens)
+    shape = target_ids.shape if isinstance(advantages, Tensor) and advantages.ndim == 2 else [num_sequences]
     validation.check_tensor("advantages", advantages, shape, validation.FLOATS, target_ids.device)
     epsilon = validation.check_number("epsilon", epsilon, 0, 1)
     epsilon_high = epsilon if epsilon_high is None else validation.check_number("epsilon_high", epsilon_high, 0)
@@ -362,21 +499,23 @@ def grpo_loss(
         validation.check_tensor("num_items_in_batch", num_items_in_batch, [], numbers, target_ids.device)
     elif num_items_in_batch is not None:
         num_items_in_batch = validation.check_number("num_items_in_batch", num_items_in_batch, 1)
+    if one_launch:
+        validation.check_one_launch(policy)
     layer = _layer(impl, policy, reference)
-    logp, ref_logp = _scores(layer, policy, reference, target_ids, loss_mask)
-    if advantages.ndim == 1:
-        advantages = advantages[:, None].expand(target_ids.shape)
-    loss, kl, clip_low, clip_high, low, high = layer.grpo_loss(
-        logp,
-        ref_logp,
-        loss_mask,
-        advantages.detach().to(logp.dtype),
-        None if num_items_in_batch is None else _scalar(num_items_in_batch, logp).clamp(min=1),
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        beta=beta,
-        **bounds,
-    )
+    accumulation = torch.float64 if _computes_in_float64(policy, reference) else torch.float32
+    advantages = _per_token(advantages.detach().to(accumulation), target_ids, cu_seqlens)
+    num_items = None
+    if num_items_in_batch is not None:
+        num_items = _scalar(num_items_in_batch, advantages).clamp(min=1)
+    settings = {"epsilon": epsilon, "epsilon_high": epsilon_high, "beta": beta, **bounds}
+    if one_launch and _fits_one_launch(layer, policy, reference):
+        loss, logp, ref_logp, *metrics = _one_launch(
+            layer, policy, reference, target_ids, loss_mask, advantages, num_items, settings
+        )
+    else:
+        logp, ref_logp = _scores(layer, policy, reference, target_ids, loss_mask)
+        loss, *metrics = layer.grpo_loss(logp, ref_logp, loss_mask, advantages, num_items, **settings)
+    kl, clip_low, clip_high, low, high = metrics
     return GRPOOutput(
         logp.detach(),
         ref_logp,

@@ -74,6 +74,19 @@ class ClampedOutput:
 
 
 @dataclass(frozen=True, eq=False)
+class TokenLogpOutput:
+    """Both with a graph to the logits, [B, T], nats, 0 where the mask is False.
+
+    Attributes:
+        logp: log-probs of the targets.
+        entropy: of each token's whole distribution, −Σ p log p.
+    """
+
+    logp: Tensor
+    entropy: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class TokenLogRatioOutput(ClampedOutput):
     """``log_ratio``: clamped, [B, T], nats, 0 where the mask is False, with a graph to the policy."""
 

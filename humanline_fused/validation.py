@@ -43,10 +43,33 @@ def check_scores(name: str, scores: object, target_ids: Tensor) -> None:
             if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[-1] < 1:
                 raise ValueError(f"{name}: expected Logits of shape [B, T, V], got {_describe(logits)}")
             check_tensor(f"{name} logits", logits, [*target_ids.shape, logits.shape[-1]], FLOATS, target_ids.device)
+            check_softmax(name, scores, target_ids)
         case TokenLogp(logp):
             check_tensor(f"{name} logp", logp, target_ids.shape, FLOATS, target_ids.device)
         case _:
             raise TypeError(f"{name}: expected Logits(...) or TokenLogp(...), got {_describe(scores)}")
+
+
+def check_softmax(name: str, scores: Logits, target_ids: Tensor) -> None:
+    """Temperature, softcap and scale are positive; the logits may be overwritten if that was asked for."""
+    if isinstance(scores.temperature, Tensor):
+        check_tensor(f"{name} temperature", scores.temperature, target_ids.shape, FLOATS, target_ids.device)
+    else:
+        check_positive(f"{name} temperature", scores.temperature)
+    if scores.softcap is not None:
+        check_positive(f"{name} softcap", scores.softcap)
+    check_positive(f"{name} scale", scores.scale)
+    if not scores.inplace_gradient:
+        return
+    logits = scores.logits
+    expected = f"{name}: inplace_gradient expected the result of another operation with a gradient"
+    if name == "reference" or not logits.requires_grad:
+        raise ValueError(f"{expected}, got logits that no gradient reaches")
+    if logits.is_leaf:
+        raise ValueError(f"{expected}, got a leaf: its own values would be overwritten")
+    overlap = any(stride == 0 and size > 1 for stride, size in zip(logits.stride(), logits.shape, strict=True))
+    if overlap or logits.stride(-1) != 1:
+        raise ValueError(f"{name}: inplace_gradient expected rows apart and in a piece, got strides {logits.stride()}")
 
 
 def check_tokens(policy: Scores, reference: Scores | None, target_ids: Tensor, loss_mask: Tensor) -> None:
@@ -62,7 +85,7 @@ def check_tokens(policy: Scores, reference: Scores | None, target_ids: Tensor, l
         if vocabularies[0] != vocabularies[1]:
             raise ValueError(f"policy and reference: expected one vocabulary size, got {vocabularies}")
     for source in (policy, reference):
-        if isinstance(source, Logits) and target_ids.device.type == "cpu":
+        if isinstance(source, Logits) and _may_look_at(target_ids):
             _check_ids(target_ids, loss_mask, source.logits.shape[-1])
 
 
@@ -81,6 +104,13 @@ def check_clamp(clamp: object) -> None:
         raise TypeError(f"clamp: expected HumanlineClamp(...) or None, got {_describe(clamp)}")
 
 
+def check_one_launch(policy: Scores) -> None:
+    if not isinstance(policy, Logits):
+        raise ValueError(f"one_launch: expected Logits(...) as the policy, got {type(policy).__name__}(...)")
+    if policy.inplace_gradient:
+        raise ValueError("one_launch: expected logits without inplace_gradient, which would overwrite them in forward")
+
+
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:
     """``low ≤ value ≤ high``, finite; as a float, because a kernel is compiled anew for an integer."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
@@ -88,9 +118,36 @@ def check_number(name: str, value: object, low: float, high: float = math.inf) -
     return float(value)
 
 
-def check_pairs(target_ids: Tensor) -> None:
-    if target_ids.shape[0] % 2:
+def check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
+
+
+def check_sequences(target_ids: Tensor, cu_seqlens: Tensor | None) -> int:
+    """The number of sequences: rows of padded input, or what ``cu_seqlens`` bounds in one row of packed input."""
+    if cu_seqlens is None:
+        return target_ids.shape[0]
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"cu_seqlens: expected int32 or int64 [B + 1], got {_describe(cu_seqlens)}")
+    if cu_seqlens.shape[0] < 1 or cu_seqlens.device != target_ids.device:
+        raise ValueError(f"cu_seqlens: expected [B + 1] on {target_ids.device}, got {_describe(cu_seqlens)}")
+    if target_ids.shape[0] != 1:
+        raise ValueError(f"target_ids: expected [1, N] beside cu_seqlens, got {list(target_ids.shape)}")
+    if _may_look_at(cu_seqlens):
+        ends = cu_seqlens.tolist()
+        if ends[0] != 0 or ends[-1] != target_ids.shape[1] or sorted(ends) != ends:
+            raise ValueError(f"cu_seqlens: expected 0 to {target_ids.shape[1]}, not falling, got {ends}")
+    return cu_seqlens.shape[0] - 1
+
+
+def _may_look_at(tensor: Tensor) -> bool:
+    """Whether its values can be read without waiting for a device, or breaking a graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_pairs(num_sequences: int) -> None:
+    if num_sequences % 2:
         raise ValueError(
             "expected an even number of sequences, the first half chosen and the second half rejected, "
-            f"got {target_ids.shape[0]}"
+            f"got {num_sequences}"
         )

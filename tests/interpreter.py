@@ -29,4 +29,4 @@ def round_as_hardware_does() -> None:
     interpreter.InterpreterBuilder.create_fma = create_fma
     interpreter._convert_float = convert_to_nearest
     # Infinities and NaN are answers here, as on a GPU, and no occasion for numpy's warnings.
-    np.seterr(invalid="ignore", over="ignore")
+    np.seterr(invalid="ignore", over="ignore", divide="ignore")

@@ -113,6 +113,6 @@ def test_one_pass_over_both_models_gives_the_bits_of_two(device):
 
     batch = random_batch(device, dtype=torch.bfloat16)
     ids, mask = batch.target_ids, batch.loss_mask
-    logp, ref_logp = fused(batch.logits, batch.ref_logits, ids, mask)
+    logp, _, ref_logp = fused(batch.logits, batch.ref_logits, ids, mask)
     assert torch.equal(logp, token_logp(Logits(batch.logits), ids, mask, impl="triton"))
     assert torch.equal(ref_logp, token_logp(Logits(batch.ref_logits), ids, mask, impl="triton"))

@@ -52,7 +52,7 @@ def test_eager_gives_the_same_bits_in_chunks_of_any_size(device, monkeypatch):
     for size in (1, 2 * 37 * 4, 2**20):
         monkeypatch.setitem(importlib.import_module("humanline_fused.eager.token_logp").CHUNK_BYTES, device.type, size)
         leaf = batch.logits.clone().requires_grad_()
-        logp, _ = chunked(leaf, None, batch.target_ids, batch.loss_mask)
+        logp, *_ = chunked(leaf, None, batch.target_ids, batch.loss_mask)
         logp.pow(2).sum().backward()
         results.append((logp.detach(), leaf.grad))
     assert all(torch.equal(logp, results[0][0]) and torch.equal(grad, results[0][1]) for logp, grad in results[1:])
@@ -163,7 +163,7 @@ def test_a_row_whose_dlogp_is_0_is_not_read_in_backward(device):
     logits = torch.full((1, 2, 40), math.nan, device=device)
     ids, mask = torch.zeros(1, 2, dtype=torch.long, device=device), torch.ones(1, 2, dtype=torch.bool, device=device)
     zeros = torch.zeros(1, 2, device=device)
-    assert (token_logp_backward(zeros, logits, ids, mask, zeros, zeros) == 0).all()
+    assert (token_logp_backward(zeros, None, logits, ids, mask, None, zeros, None, 1.0, None, 1.0) == 0).all()
 
 
 @pytest.mark.parametrize("illegal", [-1, 37, 2**40])
@@ -176,7 +176,7 @@ def test_an_illegal_id_past_validation_gives_a_nan_row_and_no_read_outside_it(de
     mask = torch.ones_like(batch.loss_mask)
     batch.target_ids[1, 2] = illegal
     leaf = batch.logits.requires_grad_()
-    logp, _ = unchecked(leaf, None, batch.target_ids, mask)
+    logp, *_ = unchecked(leaf, None, batch.target_ids, mask)
     expected = torch.zeros_like(mask)
     expected[1, 2] = True
     assert torch.equal(logp.isnan(), expected)

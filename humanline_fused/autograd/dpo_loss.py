@@ -2,10 +2,30 @@
 
 from torch import Tensor
 
-from humanline_fused.autograd.logp_loss import LogpLoss
+from humanline_fused.autograd.logp_loss import boundaries, logp_loss
 from humanline_kernels.dpo_loss import dpo_loss_forward
 
 
-def dpo_loss(logp: Tensor, ref_logp: Tensor, loss_mask: Tensor, **settings: float) -> tuple[Tensor, ...]:
+def dpo_loss(
+    logp: Tensor,
+    ref_logp: Tensor,
+    loss_mask: Tensor,
+    cu_seqlens: Tensor | None,
+    *,
+    beta: float,
+    label_smoothing: float,
+    log_epsilon_P: float,
+    log_epsilon_R: float,
+) -> tuple[Tensor, ...]:
     """Loss [] with a graph; detached rewards [B], clamped low and high fractions []."""
-    return LogpLoss.apply(dpo_loss_forward, logp.contiguous(), settings, ref_logp.contiguous(), loss_mask.contiguous())
+    return logp_loss(
+        dpo_loss_forward,
+        logp,
+        ref_logp.contiguous(),
+        loss_mask.contiguous(),
+        boundaries(loss_mask, cu_seqlens),
+        beta,
+        label_smoothing,
+        log_epsilon_P,
+        log_epsilon_R,
+    )

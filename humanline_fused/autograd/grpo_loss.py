@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from humanline_fused.autograd.logp_loss import LogpLoss
+from humanline_fused.autograd.logp_loss import logp_loss
 from humanline_kernels.grpo_loss import grpo_loss_forward
 
 
@@ -12,15 +12,24 @@ def grpo_loss(
     loss_mask: Tensor,
     advantages: Tensor,
     num_items_in_batch: Tensor | None,
-    **settings: float,
+    *,
+    epsilon: float,
+    epsilon_high: float,
+    beta: float,
+    log_epsilon_P: float,
+    log_epsilon_R: float,
 ) -> tuple[Tensor, ...]:
     """Loss [] with a graph; detached kl, clip low and high, clamped low and high fractions, [] each."""
-    return LogpLoss.apply(
+    return logp_loss(
         grpo_loss_forward,
-        logp.contiguous(),
-        settings,
+        logp,
         ref_logp.contiguous(),
         loss_mask.contiguous(),
         advantages,
         num_items_in_batch,
+        epsilon,
+        epsilon_high,
+        beta,
+        log_epsilon_P,
+        log_epsilon_R,
     )

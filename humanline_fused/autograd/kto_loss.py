@@ -2,20 +2,36 @@
 
 from torch import Tensor
 
-from humanline_fused.autograd.logp_loss import LogpLoss
+from humanline_fused.autograd.logp_loss import boundaries, logp_loss
 from humanline_kernels.kto_loss import kto_loss_forward
 
 
 def kto_loss(
-    logp: Tensor, ref_logp: Tensor, loss_mask: Tensor, desirable: Tensor, kl: Tensor, **settings: float
+    logp: Tensor,
+    ref_logp: Tensor,
+    loss_mask: Tensor,
+    cu_seqlens: Tensor | None,
+    desirable: Tensor,
+    kl: Tensor,
+    *,
+    beta: float,
+    desirable_weight: float,
+    undesirable_weight: float,
+    log_epsilon_P: float,
+    log_epsilon_R: float,
 ) -> tuple[Tensor, ...]:
     """Loss [] with a graph; detached rewards [B], clamped low and high fractions []."""
-    return LogpLoss.apply(
+    return logp_loss(
         kto_loss_forward,
-        logp.contiguous(),
-        settings,
+        logp,
         ref_logp.contiguous(),
         loss_mask.contiguous(),
+        boundaries(loss_mask, cu_seqlens),
         desirable.contiguous(),
         kl.contiguous(),
+        beta,
+        desirable_weight,
+        undesirable_weight,
+        log_epsilon_P,
+        log_epsilon_R,
     )

@@ -10,20 +10,16 @@ from humanline_fused.autograd.double_backward import refuse_double_backward
 
 
 class LogpLoss(torch.autograd.Function):
-    """``kernel(logp, *args, **kwargs)`` returns loss [], ∂loss/∂logp [B, T] and metrics; all but the loss detached."""
+    """``kernel(logp, *arguments, needs_gradient)`` returns loss [], ∂loss/∂logp [B, T] and metrics, all detached."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        kernel: Callable[..., tuple[Tensor, ...]],
-        logp: Tensor,
-        kwargs: dict[str, float],
-        *args: Tensor | None,
+        ctx: Any, kernel: Callable[..., tuple[Tensor, ...]], logp: Tensor, needs_gradient: bool, *arguments: Any
     ) -> tuple[Tensor, ...]:
-        loss, coefficient, *metrics = kernel(logp, *args, **kwargs)
+        loss, coefficient, *metrics = kernel(logp, *arguments, needs_gradient)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(coefficient)
-        ctx.num_args = len(args)
+        ctx.num_arguments = len(arguments)
         ctx.mark_non_differentiable(*metrics)
         return loss, *metrics
 
@@ -31,4 +27,18 @@ class LogpLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
         (coefficient,) = ctx.saved_tensors
-        return None, coefficient * grad_outputs[0], None, *(None for _ in range(ctx.num_args))
+        return None, coefficient * grad_outputs[0], None, *(None for _ in range(ctx.num_arguments))
+
+
+def logp_loss(kernel: Callable[..., tuple[Tensor, ...]], logp: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """The loss with a graph, and detached metrics."""
+    # Inside forward grad mode is always off, so whether a gradient will be asked for has to be seen from here.
+    return LogpLoss.apply(kernel, logp.contiguous(), torch.is_grad_enabled() and logp.requires_grad, *arguments)
+
+
+def boundaries(loss_mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """``cu_seqlens`` [B + 1]: as given, or of padded input, whose sequences are all T long."""
+    if cu_seqlens is not None:
+        return cu_seqlens.contiguous()
+    B, T = loss_mask.shape
+    return torch.arange(B + 1, device=loss_mask.device) * T

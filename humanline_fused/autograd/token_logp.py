@@ -1,4 +1,4 @@
-"""logits -> logp, with dlogits as its gradient. Saves two floats per row; probabilities are never stored."""
+"""logits -> logp and entropy, with dlogits as their gradient. Saves what it returns; probabilities are never stored."""
 
 from typing import Any
 
@@ -6,32 +6,80 @@ import torch
 from torch import Tensor
 
 from humanline_fused.autograd.double_backward import refuse_double_backward
-from humanline_kernels.token_logp import token_logp_backward, token_logp_forward
+from humanline_kernels.token_logp import token_logp_backward, token_logp_backward_, token_logp_forward
 
 
 class TokenLogp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, ref_logits: Tensor | None, target_ids: Tensor, loss_mask: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        logp, ref_logp, row_max, log_sumexp = token_logp_forward(logits, ref_logits, target_ids, loss_mask)
+        ctx: Any,
+        logits: Tensor,
+        ref_logits: Tensor | None,
+        target_ids: Tensor,
+        loss_mask: Tensor,
+        temperature: Tensor | None,
+        inverse_temperature: float,
+        softcap: float | None,
+        scale: float,
+        with_entropy: bool,
+        inplace_gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        settings = inverse_temperature, softcap, scale
+        logp, entropy, ref_logp = token_logp_forward(
+            logits, ref_logits, target_ids, loss_mask, temperature, *settings, with_entropy
+        )
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, target_ids, loss_mask, row_max, log_sumexp)
-        if ref_logp is not None:
-            ctx.mark_non_differentiable(ref_logp)
-        return logp, ref_logp
+        ctx.save_for_backward(logits, target_ids, loss_mask, temperature, logp, entropy)
+        ctx.settings = settings
+        ctx.with_entropy, ctx.inplace_gradient = with_entropy, inplace_gradient
+        ctx.mark_non_differentiable(ref_logp, *(() if with_entropy else (entropy,)))
+        return logp, entropy, ref_logp
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
-        dlogp = grad_outputs[0].contiguous()
-        return token_logp_backward(dlogp, *ctx.saved_tensors), None, None, None
+        logits, target_ids, loss_mask, temperature, logp, entropy = ctx.saved_tensors
+        dlogp, dentropy = grad_outputs[0], grad_outputs[1] if ctx.with_entropy else None
+        nothing = (None,) * 9
+        if dlogp is None and dentropy is None:
+            return None, *nothing
+        rows = logits, target_ids, loss_mask, temperature, logp, entropy if ctx.with_entropy else None
+        dlogp = torch.zeros_like(logp) if dlogp is None else dlogp.contiguous()
+        if ctx.with_entropy:
+            dentropy = torch.zeros_like(logp) if dentropy is None else dentropy.contiguous()
+        if ctx.inplace_gradient:
+            token_logp_backward_(dlogp, dentropy, *rows, *ctx.settings)
+            return logits.detach(), *nothing
+        return token_logp_backward(dlogp, dentropy, *rows, *ctx.settings), *nothing
 
 
 def token_logp(
-    logits: Tensor, ref_logits: Tensor | None, target_ids: Tensor, loss_mask: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """``logp`` with a graph and ``ref_logp`` without one, [B, T], float32, nats."""
+    logits: Tensor,
+    ref_logits: Tensor | None,
+    target_ids: Tensor,
+    loss_mask: Tensor,
+    temperature: Tensor | None = None,
+    inverse_temperature: float = 1.0,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    with_entropy: bool = False,
+    inplace_gradient: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``logp`` and ``entropy`` with a graph, ``ref_logp`` without, [B, T], float32, nats; [0] if not asked for."""
     return TokenLogp.apply(
-        logits, None if ref_logits is None else ref_logits.detach(), target_ids.contiguous(), loss_mask.contiguous()
+        rows_in_a_piece(logits),
+        None if ref_logits is None else rows_in_a_piece(ref_logits.detach()),
+        target_ids.contiguous(),
+        loss_mask.contiguous(),
+        None if temperature is None else temperature.contiguous(),
+        inverse_temperature,
+        softcap,
+        scale,
+        with_entropy,
+        inplace_gradient,
     )
+
+
+def rows_in_a_piece(logits: Tensor) -> Tensor:
+    """The logits with stride 1 over the vocabulary: themselves, or a copy."""
+    return logits if logits.stride(-1) == 1 else logits.contiguous()

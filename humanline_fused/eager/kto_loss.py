@@ -3,12 +3,14 @@
 from torch import Tensor
 
 from humanline_fused.eager.log_ratio import clamped_log_ratio
+from humanline_fused.eager.sequences import sequence_counts, sequence_sum
 
 
 def kto_loss(
     logp: Tensor,
     ref_logp: Tensor,
     loss_mask: Tensor,
+    cu_seqlens: Tensor | None,
     desirable: Tensor,
     kl: Tensor,
     *,
@@ -20,13 +22,13 @@ def kto_loss(
 ) -> tuple[Tensor, ...]:
     """Loss [] with a graph; detached rewards [B], clamped_low_fraction [], clamped_high_fraction []."""
     ratio = clamped_log_ratio(logp, ref_logp, loss_mask, log_epsilon_P, log_epsilon_R)
-    rewards = beta * ratio.clamped.sum(-1)
+    rewards = beta * sequence_sum(ratio.clamped, cu_seqlens)
     reference_point = beta * kl.detach()
     losses = (desirable_weight * (1 - (rewards - reference_point).sigmoid())).where(
         desirable, undesirable_weight * (1 - (reference_point - rewards).sigmoid())
     )
 
-    counts = loss_mask.any(-1)
+    counts = sequence_counts(loss_mask, cu_seqlens)
     loss = losses.where(counts, 0.0).sum() / counts.sum().clamp(min=1)
     num_tokens = loss_mask.sum().clamp(min=1)
     return loss, rewards.detach(), ratio.low / num_tokens, ratio.high / num_tokens

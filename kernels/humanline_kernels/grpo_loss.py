@@ -13,39 +13,9 @@ from humanline_kernels.launch import TOKEN_TILES
 from humanline_kernels.log_ratio import clamp_stops, clamped_log_ratio_tile
 
 
-@triton.jit(do_not_specialize=["N", "T"])
-def grpo_loss_kernel(
-    # inputs
-    logp_ptr,  # [B, T]
-    ref_logp_ptr,  # [B, T]
-    loss_mask_ptr,  # [B, T]
-    advantages_ptr,  # [B, T], any strides
-    # outputs
-    coefficient_ptr,  # [B, T]
-    partials_ptr,  # [tiles, 7]: loss, tokens, k3, clip low, clip high, low, high
-    # sizes
-    N,  # B · T
-    T,
-    # strides
-    stride_advantages_b,
-    stride_advantages_t,
-    # scalars
-    epsilon,
-    epsilon_high,
-    beta,
-    log_epsilon_P,
-    log_epsilon_R,
-    # blocks
-    BLOCK_T: tl.constexpr,
-):
-    tile = tl.program_id(0).to(tl.int64)
-    n = tile * BLOCK_T + tl.arange(0, BLOCK_T)
-    counts, raw, clamped = clamped_log_ratio_tile(
-        logp_ptr, ref_logp_ptr, loss_mask_ptr, n, n < N, log_epsilon_P, log_epsilon_R
-    )
-    b, t = n // T, n % T
-    advantages = tl.load(advantages_ptr + b * stride_advantages_b + t * stride_advantages_t, mask=counts, other=0.0)
-
+@triton.jit
+def grpo_terms(raw, clamped, advantages, epsilon, epsilon_high, beta, log_epsilon_P, log_epsilon_R):
+    """(loss, ∂loss/∂logp, k3, too low, too high) of tokens, given their raw and clamped log-ratio."""
     # Equation 9: PPO's pessimistic minimum. Where the clipped branch is the smaller one its gradient is 0.
     ratio = tl.exp(clamped)
     too_low, too_high = ratio < 1 - epsilon, ratio > 1 + epsilon_high
@@ -61,31 +31,84 @@ def grpo_loss_kernel(
     if beta != 0:
         loss += beta * k3
         coefficient += beta * (1 - inverse_ratio)
+    return loss, coefficient, k3, (advantages < 0) & too_low, (advantages > 0) & too_high
 
-    tl.store(coefficient_ptr + n, tl.where(counts, coefficient, 0.0), mask=n < N)
+
+@triton.jit(do_not_specialize=["N", "T", "stride_advantages_b", "stride_advantages_t"])
+def grpo_loss_kernel(
+    # inputs
+    logp_ptr,  # [B, T]
+    ref_logp_ptr,  # [B, T]
+    loss_mask_ptr,  # [B, T]
+    advantages_ptr,  # [B, T], any strides
+    # outputs
+    coefficient_ptr,  # [B, T], or anything without NEEDS_GRADIENT
+    partials_ptr,  # [tiles, 7]: loss, tokens, k3, clip low, clip high, low, high
+    # sizes
+    N,  # B · T
+    T,
+    # strides
+    stride_advantages_b: tl.int64,
+    stride_advantages_t: tl.int64,
+    # scalars
+    epsilon,
+    epsilon_high,
+    beta,
+    log_epsilon_P,
+    log_epsilon_R,
+    # flags and blocks
+    NEEDS_GRADIENT: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    tile = tl.program_id(0).to(tl.int64)
+    n = tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    counts, raw, clamped = clamped_log_ratio_tile(
+        logp_ptr, ref_logp_ptr, loss_mask_ptr, n, n < N, log_epsilon_P, log_epsilon_R
+    )
+    b, t = n // T, n % T
+    advantages = tl.load(advantages_ptr + b * stride_advantages_b + t * stride_advantages_t, mask=counts, other=0.0)
+    loss, coefficient, k3, clip_low, clip_high = grpo_terms(
+        raw, clamped, advantages, epsilon, epsilon_high, beta, log_epsilon_P, log_epsilon_R
+    )
+    if NEEDS_GRADIENT:
+        tl.store(coefficient_ptr + n, tl.where(counts, coefficient, 0.0), mask=n < N)
     row_ptr = partials_ptr + tile * 7
     tl.store(row_ptr, tl.sum(tl.where(counts, loss, 0.0)))
     tl.store(row_ptr + 1, tl.sum(counts.to(tl.float32)))
     tl.store(row_ptr + 2, tl.sum(tl.where(counts, k3, 0.0)))
-    tl.store(row_ptr + 3, tl.sum((counts & (advantages < 0) & too_low).to(tl.float32)))
-    tl.store(row_ptr + 4, tl.sum((counts & (advantages > 0) & too_high).to(tl.float32)))
+    tl.store(row_ptr + 3, tl.sum((counts & clip_low).to(tl.float32)))
+    tl.store(row_ptr + 4, tl.sum((counts & clip_high).to(tl.float32)))
     tl.store(row_ptr + 5, tl.sum((raw < log_epsilon_P).to(tl.float32)))
     tl.store(row_ptr + 6, tl.sum((raw > log_epsilon_R).to(tl.float32)))
 
 
+Metrics = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""kl, clip low and high, clamped low and high fractions, [] each."""
+
+
+def grpo_means(partials: Tensor, num_items: Tensor | None) -> tuple[Tensor, Tensor, Metrics]:
+    """(loss, num_items, metrics), [] each, from the rows of partial sums."""
+    loss, num_tokens, k3, clip_low, clip_high, low, high = partials.sum(0).unbind()
+    num_tokens = num_tokens.clamp(min=1)
+    num_items = num_tokens if num_items is None else num_items
+    metrics = k3 / num_tokens, clip_low / num_tokens, clip_high / num_tokens, low / num_tokens, high / num_tokens
+    return loss / num_items, num_items, metrics
+
+
+@torch.library.custom_op("humanline::grpo_loss", mutates_args=())
 def grpo_loss_forward(
     logp: Tensor,
     ref_logp: Tensor,
     loss_mask: Tensor,
     advantages: Tensor,
     num_items_in_batch: Tensor | None,
-    *,
     epsilon: float,
     epsilon_high: float,
     beta: float,
     log_epsilon_P: float,
     log_epsilon_R: float,
-) -> tuple[Tensor, ...]:
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``loss`` [], ``coefficient`` = ∂loss/∂logp [B, T], kl, clip low and high, clamped low and high fractions [].
 
     Args:
@@ -93,10 +116,11 @@ def grpo_loss_forward(
         loss_mask: [B, T], bool, contiguous.
         advantages: [B, T], float32, any strides.
         num_items_in_batch: [], ≥ 1, or None for the tokens that count here.
+        needs_gradient: without it ``coefficient`` is [0].
     """
     B, T = logp.shape
     num_tiles = triton.cdiv(B * T, TOKEN_TILES["BLOCK_T"])
-    coefficient = torch.empty_like(logp)
+    coefficient = torch.empty_like(logp) if needs_gradient else logp.new_empty(0)
     partials = logp.new_empty(num_tiles, 7)
     if num_tiles:
         with torch.cuda.device_of(logp):
@@ -115,9 +139,14 @@ def grpo_loss_forward(
                 beta,
                 log_epsilon_P,
                 log_epsilon_R,
+                NEEDS_GRADIENT=needs_gradient,
                 **TOKEN_TILES,
             )
-    loss, num_tokens, *sums = partials.sum(0).unbind()
-    num_tokens = num_tokens.clamp(min=1)
-    num_items = num_tokens if num_items_in_batch is None else num_items_in_batch
-    return loss / num_items, coefficient.div_(num_items), *(total / num_tokens for total in sums)
+    loss, num_items, metrics = grpo_means(partials, num_items_in_batch)
+    return loss, coefficient.div_(num_items), *metrics
+
+
+@grpo_loss_forward.register_fake
+def _(logp, *arguments):
+    scalars = [logp.new_empty(()) for _ in range(6)]
+    return scalars[0], torch.empty_like(logp) if arguments[-1] else logp.new_empty(0), *scalars[1:]

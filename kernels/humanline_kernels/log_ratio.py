@@ -25,18 +25,24 @@ def clamp_stops(raw, log_epsilon_P, log_epsilon_R):
 
 
 @triton.jit
+def sequence_bounds(cu_seqlens_ptr, sequence):
+    """(begin, end) of a sequence's tokens among all tokens: padded input is packed with sequences of one length."""
+    return tl.load(cu_seqlens_ptr + sequence).to(tl.int64), tl.load(cu_seqlens_ptr + sequence + 1).to(tl.int64)
+
+
+@triton.jit
 def sequence_log_ratio(
-    logp_ptr, ref_logp_ptr, loss_mask_ptr, sequence, T, log_epsilon_P, log_epsilon_R, BLOCK_T: tl.constexpr
+    logp_ptr, ref_logp_ptr, loss_mask_ptr, begin, end, log_epsilon_P, log_epsilon_R, BLOCK_T: tl.constexpr
 ):
-    """R(y) = Σ_t clamped log-ratio of one sequence, and how many of its tokens count, lie below and lie above."""
+    """R(y) = Σ_t clamped log-ratio of the tokens [begin, end); how many count, lie below, and lie above."""
     total = tl.zeros([BLOCK_T], tl.float32)
     tokens = tl.zeros([BLOCK_T], tl.int32)
     low = tl.zeros([BLOCK_T], tl.int32)
     high = tl.zeros([BLOCK_T], tl.int32)
-    for start in range(0, T, BLOCK_T):
-        t = start + tl.arange(0, BLOCK_T)
+    for start in range(begin, end, BLOCK_T):
+        n = start + tl.arange(0, BLOCK_T)
         counts, raw, clamped = clamped_log_ratio_tile(
-            logp_ptr, ref_logp_ptr, loss_mask_ptr, sequence * T + t, t < T, log_epsilon_P, log_epsilon_R
+            logp_ptr, ref_logp_ptr, loss_mask_ptr, n, n < end, log_epsilon_P, log_epsilon_R
         )
         total += clamped
         tokens += counts.to(tl.int32)
@@ -52,18 +58,17 @@ def store_sequence_coefficient(
     logp_ptr,
     ref_logp_ptr,
     loss_mask_ptr,
-    sequence,
-    T,
+    begin,
+    end,
     log_epsilon_P,
     log_epsilon_R,
     BLOCK_T: tl.constexpr,
 ):
     """∂/∂logp of a loss whose slope in R(y) is given: the slope where the clamp lets it through, else 0."""
-    for start in range(0, T, BLOCK_T):
-        t = start + tl.arange(0, BLOCK_T)
-        offsets = sequence * T + t
+    for start in range(begin, end, BLOCK_T):
+        n = start + tl.arange(0, BLOCK_T)
         counts, raw, _ = clamped_log_ratio_tile(
-            logp_ptr, ref_logp_ptr, loss_mask_ptr, offsets, t < T, log_epsilon_P, log_epsilon_R
+            logp_ptr, ref_logp_ptr, loss_mask_ptr, n, n < end, log_epsilon_P, log_epsilon_R
         )
         coefficient = tl.where(clamp_stops(raw, log_epsilon_P, log_epsilon_R), 0.0, slope)
-        tl.store(coefficient_ptr + offsets, tl.where(counts, coefficient, 0.0), mask=t < T)
+        tl.store(coefficient_ptr + n, tl.where(counts, coefficient, 0.0), mask=n < end)

@@ -1,7 +1,7 @@
-"""logits -> logp, for one model or for policy and reference in one pass; dlogp -> dlogits.
+"""logits -> logp (and entropy) for one model or for policy and reference in one launch; dlogp -> dlogits.
 
-Grid: one program per token, 1-D. Traffic in units of N·V elements: forward reads 1 (2 with a reference), backward
-reads 1 and writes 1. Rows that do not count are never read, and rows whose dlogp is 0 are not read in backward.
+Grid: one program per row, 1-D. Traffic in units of N·V elements: forward reads 1 per model, backward reads 1 and writes
+1. Rows that do not count are never read, and rows whose coefficients are 0 are not read in backward.
 """
 
 import torch
@@ -9,188 +9,337 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from humanline_kernels.dlogits import empty_dlogits, store_dlogits, store_zeros
 from humanline_kernels.launch import vocabulary_tiles
-from humanline_kernels.online_softmax import LOG2E, log_sumexp_of_row
+from humanline_kernels.online_softmax import LOG2E, score_row
 
 
-@triton.jit
-def score_row(row_ptr, target_id, V, stride_v, BLOCK_V: tl.constexpr):
-    """(logp, row_max, log_sumexp) of one row (docs/math.md, equation 1); NaN for an id outside [0, V)."""
-    legal = (target_id >= 0) & (target_id < V)
-    target_logit = tl.load(row_ptr + tl.where(legal, target_id, 0).to(tl.int64) * stride_v).to(tl.float32)
-    row_max, log_sumexp = log_sumexp_of_row(row_ptr, target_logit, V, stride_v, BLOCK_V)
-    logp = (target_logit - row_max) - log_sumexp
-    # Rounding can lift a certain target's log-prob above 0 by an ulp; NaN stays NaN.
-    logp = tl.where(logp > 0, 0.0, logp)
-    return tl.where(legal, logp, float("nan")), row_max, log_sumexp
-
-
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(
+    do_not_specialize=[
+        "N",
+        "T",
+        "V",
+        "stride_logits_b",
+        "stride_logits_t",
+        "stride_ref_logits_b",
+        "stride_ref_logits_t",
+    ],
+    do_not_specialize_on_alignment=["logits_ptr", "ref_logits_ptr"],
+)
 def token_logp_forward_kernel(
     # inputs
     logits_ptr,  # [B, T, V]
-    ref_logits_ptr,  # [B, T, V], or anything without HAS_REFERENCE
+    ref_logits_ptr,  # [B, T, V], or anything: the grid's second half, if it has one
     target_ids_ptr,  # [B, T]
     loss_mask_ptr,  # [B, T]
+    temperature_ptr,  # [B, T], or anything without HAS_TEMPERATURE
     # outputs
     logp_ptr,  # [B, T]
-    row_max_ptr,  # [B, T]
-    log_sumexp_ptr,  # [B, T]
-    ref_logp_ptr,  # [B, T], or anything without HAS_REFERENCE
+    entropy_ptr,  # [B, T], or anything without HAS_ENTROPY
+    ref_logp_ptr,  # [B, T], or anything
     # sizes
+    N,  # B · T
     T,
     V,
     # strides
-    stride_logits_b,
-    stride_logits_t,
-    stride_logits_v,
-    stride_ref_logits_b,
-    stride_ref_logits_t,
-    stride_ref_logits_v,
+    stride_logits_b: tl.int64,
+    stride_logits_t: tl.int64,
+    stride_ref_logits_b: tl.int64,
+    stride_ref_logits_t: tl.int64,
+    # scalars
+    sharpness,
+    softcap,
+    cap_slope,
     # flags and blocks
-    HAS_REFERENCE: tl.constexpr,
+    HAS_TEMPERATURE: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    n = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0).to(tl.int64)
+    n = program % N
     b, t = n // T, n % T
-    logp, row_max, log_sumexp, ref_logp = 0.0, 0.0, 0.0, 0.0
+    row_ptr = logits_ptr + b * stride_logits_b + t * stride_logits_t
+    row_logp_ptr = logp_ptr + n
+    if program >= N:
+        row_ptr = ref_logits_ptr + b * stride_ref_logits_b + t * stride_ref_logits_t
+        row_logp_ptr = ref_logp_ptr + n
+    logp, entropy = 0.0, 0.0
     if tl.load(loss_mask_ptr + n) != 0:
-        target_id = tl.load(target_ids_ptr + n)
-        row_ptr = logits_ptr + b * stride_logits_b + t * stride_logits_t
-        logp, row_max, log_sumexp = score_row(row_ptr, target_id, V, stride_logits_v, BLOCK_V)
-        if HAS_REFERENCE:
-            ref_row_ptr = ref_logits_ptr + b * stride_ref_logits_b + t * stride_ref_logits_t
-            ref_logp, _, _ = score_row(ref_row_ptr, target_id, V, stride_ref_logits_v, BLOCK_V)
-    tl.store(logp_ptr + n, logp)
-    tl.store(row_max_ptr + n, row_max)
-    tl.store(log_sumexp_ptr + n, log_sumexp)
-    if HAS_REFERENCE:
-        tl.store(ref_logp_ptr + n, ref_logp)
+        if HAS_TEMPERATURE:
+            sharpness /= tl.load(temperature_ptr + n)
+        logp, entropy = score_row(
+            row_ptr,
+            tl.load(target_ids_ptr + n),
+            V,
+            (sharpness, softcap, cap_slope),
+            HAS_SOFTCAP,
+            HAS_ENTROPY,
+            BLOCK_V,
+            "",
+        )
+    tl.store(row_logp_ptr, logp)
+    if HAS_ENTROPY:
+        tl.store(entropy_ptr + n, entropy)
 
 
-@triton.jit
-def softmax_tile(x, row_max, log_sumexp, EXACT: tl.constexpr):
-    """exp(x − lse). One rounded constant is invisible in a 16-bit gradient; a float32 one subtracts row_max first."""
-    if EXACT:
-        return tl.exp2(tl.fma(x - row_max, LOG2E, -log_sumexp * LOG2E))
-    return tl.exp2(tl.fma(x, LOG2E, -(row_max + log_sumexp) * LOG2E))
-
-
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(
+    do_not_specialize=["T", "V", "stride_logits_b", "stride_logits_t", "stride_dlogits_b", "stride_dlogits_t"],
+    do_not_specialize_on_alignment=["logits_ptr", "dlogits_ptr"],
+)
 def token_logp_backward_kernel(
     # inputs
     dlogp_ptr,  # [B, T]
+    dentropy_ptr,  # [B, T], or anything without HAS_ENTROPY
     logits_ptr,  # [B, T, V]
     target_ids_ptr,  # [B, T]
     loss_mask_ptr,  # [B, T]
-    row_max_ptr,  # [B, T]
-    log_sumexp_ptr,  # [B, T]
+    temperature_ptr,  # [B, T], or anything without HAS_TEMPERATURE
+    logp_ptr,  # [B, T]
+    entropy_ptr,  # [B, T], or anything without HAS_ENTROPY
     # outputs
-    dlogits_ptr,  # [B, T, V], contiguous
+    dlogits_ptr,  # [B, T, V]; each row's address has the phase of its row of logits
     # sizes
     T,
     V,
     # strides
-    stride_logits_b,
-    stride_logits_t,
-    stride_logits_v,
+    stride_logits_b: tl.int64,
+    stride_logits_t: tl.int64,
+    stride_dlogits_b: tl.int64,
+    stride_dlogits_t: tl.int64,
+    # scalars
+    sharpness,
+    softcap,
+    cap_slope,
+    gain,
     # flags and blocks
+    HAS_TEMPERATURE: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
     EXACT: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    # ∂logp/∂x_j = 1[j = target] − softmax(x)_j (docs/math.md, equation 12). The loop writes −dlogp · softmax, one
-    # scalar store at the end puts the target's element right: no comparison per element.
     n = tl.program_id(0).to(tl.int64)
     b, t = n // T, n % T
-    drow_ptr = dlogits_ptr + n * V
+    drow_ptr = dlogits_ptr + b * stride_dlogits_b + t * stride_dlogits_t
     counts = tl.load(loss_mask_ptr + n) != 0
-    dlogp = tl.load(dlogp_ptr + n, mask=counts, other=0.0)
+    dlogp, dentropy, entropy = tl.load(dlogp_ptr + n, mask=counts, other=0.0), 0.0, 0.0
+    if HAS_ENTROPY:
+        dentropy = tl.load(dentropy_ptr + n, mask=counts, other=0.0)
+        entropy = tl.load(entropy_ptr + n)
     # True for NaN: a poisoned coefficient is written, not hidden.
-    if dlogp != 0:
-        target_id = tl.load(target_ids_ptr + n)
-        legal = (target_id >= 0) & (target_id < V)
-        dlogp = tl.where(legal, dlogp, float("nan"))
-        target_id = tl.where(legal, target_id, 0).to(tl.int64)
-        row_ptr = logits_ptr + b * stride_logits_b + t * stride_logits_t
-        row_max = tl.load(row_max_ptr + n)
-        log_sumexp = tl.load(log_sumexp_ptr + n)
-        target_logit = tl.load(row_ptr + target_id * stride_logits_v).to(tl.float32)
-        for start in range(0, V, BLOCK_V):
-            columns = start + tl.arange(0, BLOCK_V)
-            x = tl.load(row_ptr + columns.to(tl.int64) * stride_logits_v, mask=columns < V, other=0.0).to(tl.float32)
-            dx = -dlogp * softmax_tile(x, row_max, log_sumexp, EXACT)
-            tl.store(drow_ptr + columns, dx.to(dlogits_ptr.dtype.element_ty), mask=columns < V)
-        tl.debug_barrier()
-        dtarget = dlogp * (1 - softmax_tile(target_logit, row_max, log_sumexp, True))
-        tl.store(drow_ptr + target_id, dtarget.to(dlogits_ptr.dtype.element_ty))
+    if (dlogp != 0) | (dentropy != 0):
+        if HAS_TEMPERATURE:
+            temperature = tl.load(temperature_ptr + n)
+            sharpness /= temperature
+            gain /= temperature
+        store_dlogits(
+            logits_ptr + b * stride_logits_b + t * stride_logits_t,
+            drow_ptr,
+            tl.load(target_ids_ptr + n),
+            V,
+            tl.load(logp_ptr + n),
+            entropy,
+            dlogp * gain,
+            dentropy * gain,
+            (sharpness, softcap, cap_slope),
+            HAS_SOFTCAP,
+            HAS_ENTROPY,
+            EXACT,
+            False,
+            BLOCK_V,
+            "",
+        )
     else:
-        zeros = tl.zeros([BLOCK_V], dlogits_ptr.dtype.element_ty)
-        for start in range(0, V, BLOCK_V):
-            columns = start + tl.arange(0, BLOCK_V)
-            tl.store(drow_ptr + columns, zeros, mask=columns < V)
+        store_zeros(drow_ptr, V, BLOCK_V)
 
 
+def softmax_scalars(scale: float, softcap: float | None, inverse_temperature: float) -> dict[str, float | bool]:
+    """How a row's logits become the scores of its softmax, as the kernels take it: in log2 units."""
+    if softcap is None:
+        return {"sharpness": LOG2E.value * scale * inverse_temperature, "softcap": 1.0, "cap_slope": 0.0}
+    return {
+        "sharpness": LOG2E.value * inverse_temperature,
+        "softcap": softcap,
+        "cap_slope": 2 * LOG2E.value * scale / softcap,
+    }
+
+
+def _empty_scores(logits: Tensor, with_entropy: bool, with_reference: bool) -> tuple[Tensor, Tensor, Tensor]:
+    B, T, _ = logits.shape
+    logp = logits.new_empty(B, T, dtype=torch.float32)
+    entropy, ref_logp = (logp.new_empty((B, T) if wanted else (0,)) for wanted in (with_entropy, with_reference))
+    return logp, entropy, ref_logp
+
+
+@torch.library.custom_op("humanline::token_logp_forward", mutates_args=())
 def token_logp_forward(
-    logits: Tensor, ref_logits: Tensor | None, target_ids: Tensor, loss_mask: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """``logp``, ``ref_logp``, ``row_max``, ``log_sumexp``, [B, T] float32 each, 0 where the mask is False.
+    logits: Tensor,
+    ref_logits: Tensor | None,
+    target_ids: Tensor,
+    loss_mask: Tensor,
+    temperature: Tensor | None,
+    inverse_temperature: float,
+    softcap: float | None,
+    scale: float,
+    with_entropy: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``logp``, ``entropy``, ``ref_logp``, [B, T] float32, nats, 0 where the mask is False; [0] if not asked for.
 
     Args:
-        logits: [B, T, V], any strides.
-        ref_logits: [B, T, V], any strides, or None.
+        logits: [B, T, V], stride 1 over V.
+        ref_logits: [B, T, V], the dtype of ``logits``, stride 1 over V; or None.
         target_ids: [B, T], integer, contiguous.
         loss_mask: [B, T], bool, contiguous.
+        temperature: [B, T], float32, contiguous, or None: the softmax is of ``cap(scale · logits) / temperature``.
+        inverse_temperature: a further factor, for every token.
+        softcap: logits beyond ±softcap are bent back to it; None leaves them.
     """
     B, T, V = logits.shape
-    logp, row_max, log_sumexp = (logits.new_empty(B, T, dtype=torch.float32) for _ in range(3))
-    ref_logp = None if ref_logits is None else torch.empty_like(logp)
-    if logp.numel():
+    logp, entropy, ref_logp = _empty_scores(logits, with_entropy, ref_logits is not None)
+    if B * T:
+        reference = logits if ref_logits is None else ref_logits
         with torch.cuda.device_of(logits):
-            token_logp_forward_kernel[(B * T,)](
+            token_logp_forward_kernel[(B * T * (1 if ref_logits is None else 2),)](
                 logits,
-                logits if ref_logits is None else ref_logits,
+                reference,
                 target_ids,
                 loss_mask,
+                loss_mask if temperature is None else temperature,
                 logp,
-                row_max,
-                log_sumexp,
-                logp if ref_logp is None else ref_logp,
+                entropy,
+                ref_logp,
+                B * T,
                 T,
                 V,
-                *logits.stride(),
-                *(logits if ref_logits is None else ref_logits).stride(),
-                HAS_REFERENCE=ref_logits is not None,
+                *logits.stride()[:2],
+                *reference.stride()[:2],
+                **softmax_scalars(scale, softcap, inverse_temperature),
+                HAS_TEMPERATURE=temperature is not None,
+                HAS_SOFTCAP=softcap is not None,
+                HAS_ENTROPY=with_entropy,
                 **vocabulary_tiles(V, logits.element_size()),
             )
-    return logp, ref_logp, row_max, log_sumexp
+    return logp, entropy, ref_logp
 
 
+@token_logp_forward.register_fake
+def _(logits, ref_logits, target_ids, loss_mask, temperature, inverse_temperature, softcap, scale, with_entropy):
+    return _empty_scores(logits, with_entropy, ref_logits is not None)
+
+
+def _write_dlogits(
+    dlogp: Tensor,
+    dentropy: Tensor | None,
+    logits: Tensor,
+    target_ids: Tensor,
+    loss_mask: Tensor,
+    temperature: Tensor | None,
+    logp: Tensor,
+    entropy: Tensor | None,
+    dlogits: Tensor,
+    inverse_temperature: float,
+    softcap: float | None,
+    scale: float,
+) -> None:
+    B, T, V = logits.shape
+    if not B * T:
+        return
+    with torch.cuda.device_of(logits):
+        token_logp_backward_kernel[(B * T,)](
+            dlogp,
+            dlogp if dentropy is None else dentropy,
+            logits,
+            target_ids,
+            loss_mask,
+            loss_mask if temperature is None else temperature,
+            logp,
+            logp if entropy is None else entropy,
+            dlogits,
+            T,
+            V,
+            *logits.stride()[:2],
+            *dlogits.stride()[:2],
+            **softmax_scalars(scale, softcap, inverse_temperature),
+            gain=scale * inverse_temperature,
+            HAS_TEMPERATURE=temperature is not None,
+            HAS_SOFTCAP=softcap is not None,
+            HAS_ENTROPY=dentropy is not None,
+            EXACT=logits.dtype == torch.float32,
+            **vocabulary_tiles(V, logits.element_size()),
+        )
+
+
+@torch.library.custom_op("humanline::token_logp_backward", mutates_args=())
 def token_logp_backward(
-    dlogp: Tensor, logits: Tensor, target_ids: Tensor, loss_mask: Tensor, row_max: Tensor, log_sumexp: Tensor
+    dlogp: Tensor,
+    dentropy: Tensor | None,
+    logits: Tensor,
+    target_ids: Tensor,
+    loss_mask: Tensor,
+    temperature: Tensor | None,
+    logp: Tensor,
+    entropy: Tensor | None,
+    inverse_temperature: float,
+    softcap: float | None,
+    scale: float,
 ) -> Tensor:
-    """``dlogits`` [B, T, V], contiguous, in the logits' dtype; every element is written.
+    """``dlogits`` [B, T, V] in the logits' dtype; every element is written.
 
     Args:
         dlogp: [B, T], float32, contiguous.
-        logits: [B, T, V], any strides.
-        target_ids, loss_mask, row_max, log_sumexp: [B, T], contiguous, as in and out of forward.
+        dentropy: the same, or None.
+        logits, target_ids, loss_mask, temperature, logp, entropy: as in and out of forward.
     """
-    B, T, V = logits.shape
-    dlogits = logits.new_empty(B, T, V)
-    if dlogp.numel():
-        with torch.cuda.device_of(logits):
-            token_logp_backward_kernel[(B * T,)](
-                dlogp,
-                logits,
-                target_ids,
-                loss_mask,
-                row_max,
-                log_sumexp,
-                dlogits,
-                T,
-                V,
-                *logits.stride(),
-                EXACT=logits.dtype == torch.float32,
-                **vocabulary_tiles(V, logits.element_size()),
-            )
+    dlogits = empty_dlogits(logits)
+    _write_dlogits(
+        dlogp,
+        dentropy,
+        logits,
+        target_ids,
+        loss_mask,
+        temperature,
+        logp,
+        entropy,
+        dlogits,
+        inverse_temperature,
+        softcap,
+        scale,
+    )
     return dlogits
+
+
+@token_logp_backward.register_fake
+def _(dlogp, dentropy, logits, *_):
+    return empty_dlogits(logits)
+
+
+@torch.library.custom_op("humanline::token_logp_backward_", mutates_args={"logits"})
+def token_logp_backward_(
+    dlogp: Tensor,
+    dentropy: Tensor | None,
+    logits: Tensor,
+    target_ids: Tensor,
+    loss_mask: Tensor,
+    temperature: Tensor | None,
+    logp: Tensor,
+    entropy: Tensor | None,
+    inverse_temperature: float,
+    softcap: float | None,
+    scale: float,
+) -> None:
+    """As :func:`token_logp_backward`, with ``dlogits`` written over ``logits``."""
+    _write_dlogits(
+        dlogp,
+        dentropy,
+        logits,
+        target_ids,
+        loss_mask,
+        temperature,
+        logp,
+        entropy,
+        logits,
+        inverse_temperature,
+        softcap,
+        scale,
+    )

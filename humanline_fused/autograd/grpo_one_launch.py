@@ -1,0 +1,79 @@
+"""GRPO from logits in one launch: dlogits is there before backward is asked for."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from humanline_fused.autograd.double_backward import refuse_double_backward
+from humanline_fused.autograd.token_logp import rows_in_a_piece
+from humanline_kernels.dlogits import scale_dlogits_
+from humanline_kernels.grpo_one_launch import grpo_one_launch as launch
+from humanline_kernels.grpo_one_launch import num_programs
+
+
+class GRPOOneLaunch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        loss, dlogits, *rest = launch(logits, *arguments)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(dlogits)
+        ctx.num_arguments = len(arguments)
+        ctx.mark_non_differentiable(*rest)
+        return loss, *rest
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        refuse_double_backward()
+        try:
+            (dlogits,) = ctx.saved_tensors
+        except RuntimeError as error:
+            raise RuntimeError(
+                "one_launch: expected one backward, got a second, whose gradient is no longer held; "
+                "one_launch=False computes it again"
+            ) from error
+        # Writes to dlogits as far as autograd knows, so a second backward is seen even where grad_output is 1.
+        scale_dlogits_(dlogits, grad_outputs[0])
+        return dlogits, *(None for _ in range(ctx.num_arguments))
+
+
+def grpo_one_launch(
+    logits: Tensor,
+    ref_logits: Tensor | None,
+    ref_logp: Tensor | None,
+    target_ids: Tensor,
+    loss_mask: Tensor,
+    temperature: Tensor | None,
+    advantages: Tensor,
+    num_items_in_batch: Tensor | None,
+    *,
+    inverse_temperature: float,
+    softcap: float | None,
+    scale: float,
+    epsilon: float,
+    epsilon_high: float,
+    beta: float,
+    log_epsilon_P: float,
+    log_epsilon_R: float,
+) -> tuple[Tensor, ...]:
+    """Loss [] with a graph; detached logp, ref_logp [B, T] and the metrics of grpo_loss, [] each."""
+    loss, logp, scored, *metrics = GRPOOneLaunch.apply(
+        rows_in_a_piece(logits),
+        None if ref_logits is None else rows_in_a_piece(ref_logits.detach()),
+        None if ref_logp is None else ref_logp.contiguous(),
+        target_ids.contiguous(),
+        loss_mask.contiguous(),
+        None if temperature is None else temperature.contiguous(),
+        advantages,
+        num_items_in_batch,
+        num_programs(logits),
+        inverse_temperature,
+        softcap,
+        scale,
+        epsilon,
+        epsilon_high,
+        beta,
+        log_epsilon_P,
+        log_epsilon_R,
+    )
+    return loss, logp, scored if ref_logp is None else ref_logp, *metrics

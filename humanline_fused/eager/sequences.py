@@ -1,0 +1,16 @@
+"""Sums over the tokens of each sequence, padded or packed."""
+
+import torch
+from torch import Tensor
+
+
+def sequence_sum(values: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """[B] sums of ``values``: [B, T] padded, or [1, N] packed with ``cu_seqlens`` [B + 1] (flash-attention's)."""
+    if cu_seqlens is None:
+        return values.sum(-1)
+    return torch.segment_reduce(values[0], "sum", offsets=cu_seqlens.long())
+
+
+def sequence_counts(loss_mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """[B], bool: which sequences have a token that counts."""
+    return sequence_sum(loss_mask.float(), cu_seqlens) > 0

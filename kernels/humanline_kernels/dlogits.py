@@ -1,0 +1,176 @@
+"""dlogits: where it lies in memory, and the device functions that write a row of it."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from humanline_kernels.launch import vocabulary_tiles
+from humanline_kernels.online_softmax import (
+    LN2,
+    LOG2E,
+    NEGLIGIBLE,
+    aligned,
+    cap_root,
+    edge_columns,
+    last_tile,
+    log2_weight,
+    row_parts,
+)
+
+
+def empty_dlogits(logits: Tensor) -> Tensor:
+    """An empty tensor like ``logits`` whose every row begins as far from a 16-byte boundary as the row of logits does.
+
+    So one offset reaches the aligned part of both. For contiguous logits it is contiguous; otherwise each row, and each
+    sequence, is up to 15 bytes longer.
+    """
+    B, T, V = logits.shape
+    stride_b, stride_t, _ = logits.stride()
+    vector = 16 // logits.element_size()
+    row = V + (stride_t - V) % vector
+    sequence = T * row + (stride_b - T * row) % vector
+    phase = logits.storage_offset() % vector
+    return logits.new_empty(phase + B * sequence).as_strided((B, T, V), (sequence, row, 1), phase)
+
+
+@triton.jit
+def dlogits_tile(
+    x,
+    row,
+    softmax,
+    IS_TARGET: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """Equations 13 and 14 at logits x of the row (target's logit, logp, entropy, dlogp, dentropy)."""
+    target, logp, entropy, dlogp, dentropy = row
+    log2_p = log2_weight(x, target, logp * LOG2E, softmax, HAS_SOFTCAP, EXACT)
+    slope = -dlogp
+    if HAS_ENTROPY:
+        slope = tl.fma(tl.maximum(log2_p, NEGLIGIBLE), -dentropy * LN2, -(dlogp + dentropy * entropy))
+    dx = tl.exp2(log2_p) * slope
+    if IS_TARGET:
+        dx += dlogp
+    if HAS_SOFTCAP:
+        # 1 − tanh² = 4 r (1 − r), r = 1 / (1 + exp2(cap_slope · x))
+        sharpness, softcap, cap_slope = softmax
+        unit = 0.5 / (sharpness * softcap)
+        root = cap_root(x, unit, cap_slope)
+        r = root * root * unit
+        dx *= r * tl.fma(r, -4.0, 4.0)
+    return dx
+
+
+@triton.jit
+def store_dlogits(
+    row_ptr,
+    drow_ptr,
+    target_id,
+    V,
+    logp,
+    entropy,
+    dlogp,
+    dentropy,
+    softmax,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
+    EXACT: tl.constexpr,
+    BACKWARDS: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    EVICTION: tl.constexpr,
+):
+    """One row of dlogits, as far from a 16-byte boundary as the row itself; it may be the row itself.
+
+    ``dlogp`` and ``dentropy`` hold the factor ∂z/∂x, but for the cap's own derivative.
+
+    The loop writes every element as if it were not the target; one scalar store at the end puts that right, without a
+    comparison per element. BACKWARDS begins with what a sweep has read last.
+    """
+    dtype: tl.constexpr = drow_ptr.dtype.element_ty
+    legal = (target_id >= 0) & (target_id < V)
+    column = tl.where(legal, target_id, 0).to(tl.int64)
+    target = tl.load(row_ptr + column).to(tl.float32)
+    row = (target, logp, entropy, dlogp, dentropy)
+    # In place, nobody may write before everybody has read the target.
+    tl.debug_barrier()
+    head, body = row_parts(row_ptr, V)
+    body_ptr, dbody_ptr = aligned(row_ptr, head), aligned(drow_ptr, head)
+    whole = body // BLOCK_V * BLOCK_V
+    for step in range(0, whole, BLOCK_V):
+        offsets = (whole - BLOCK_V - step if BACKWARDS else step) + tl.arange(0, BLOCK_V)
+        x = tl.load(body_ptr + offsets, eviction_policy=EVICTION).to(tl.float32)
+        dx = dlogits_tile(x, row, softmax, False, HAS_SOFTCAP, HAS_ENTROPY, EXACT)
+        tl.store(dbody_ptr + offsets, dx.to(dtype), eviction_policy=EVICTION)
+
+    offsets, inside = last_tile(body_ptr, body, BLOCK_V)
+    x = tl.load(body_ptr + offsets, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
+    dx = dlogits_tile(x, row, softmax, False, HAS_SOFTCAP, HAS_ENTROPY, EXACT)
+    tl.store(dbody_ptr + offsets, dx.to(dtype), mask=inside, eviction_policy=EVICTION)
+
+    columns, inside = edge_columns(row_ptr, V, head, body)
+    x = tl.load(row_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    dx = dlogits_tile(x, row, softmax, False, HAS_SOFTCAP, HAS_ENTROPY, EXACT)
+    tl.store(drow_ptr + columns, dx.to(dtype), mask=inside)
+
+    tl.debug_barrier()
+    dtarget = dlogits_tile(target, row, softmax, True, HAS_SOFTCAP, HAS_ENTROPY, True)
+    tl.store(drow_ptr + column, dtarget.to(dtype))
+
+
+@triton.jit
+def store_zeros(drow_ptr, V, BLOCK_V: tl.constexpr):
+    """A row of zeros."""
+    dtype: tl.constexpr = drow_ptr.dtype.element_ty
+    head, body = row_parts(drow_ptr, V)
+    dbody_ptr = aligned(drow_ptr, head)
+    zeros = tl.zeros([BLOCK_V], dtype)
+    for start in range(0, body // BLOCK_V * BLOCK_V, BLOCK_V):
+        tl.store(dbody_ptr + start + tl.arange(0, BLOCK_V), zeros)
+    offsets, inside = last_tile(dbody_ptr, body, BLOCK_V)
+    tl.store(dbody_ptr + offsets, zeros, mask=inside)
+    columns, inside = edge_columns(drow_ptr, V, head, body)
+    tl.store(drow_ptr + columns, tl.zeros(columns.shape, dtype), mask=inside)
+
+
+@triton.jit(
+    do_not_specialize=["T", "V", "stride_dlogits_b", "stride_dlogits_t"],
+    do_not_specialize_on_alignment=["dlogits_ptr"],
+)
+def scale_dlogits_kernel(
+    dlogits_ptr,  # [B, T, V], written over
+    grad_output_ptr,  # []
+    T,
+    V,
+    stride_dlogits_b: tl.int64,
+    stride_dlogits_t: tl.int64,
+    BLOCK_V: tl.constexpr,
+):
+    grad_output = tl.load(grad_output_ptr)
+    if grad_output != 1:
+        n = tl.program_id(0).to(tl.int64)
+        row_ptr = dlogits_ptr + n // T * stride_dlogits_b + n % T * stride_dlogits_t
+        dtype: tl.constexpr = row_ptr.dtype.element_ty
+        head, body = row_parts(row_ptr, V)
+        body_ptr = aligned(row_ptr, head)
+        for start in range(0, body // BLOCK_V * BLOCK_V, BLOCK_V):
+            offsets = start + tl.arange(0, BLOCK_V)
+            tl.store(body_ptr + offsets, (tl.load(body_ptr + offsets).to(tl.float32) * grad_output).to(dtype))
+        offsets, inside = last_tile(body_ptr, body, BLOCK_V)
+        dx = tl.load(body_ptr + offsets, mask=inside).to(tl.float32) * grad_output
+        tl.store(body_ptr + offsets, dx.to(dtype), mask=inside)
+        columns, inside = edge_columns(row_ptr, V, head, body)
+        dx = tl.load(row_ptr + columns, mask=inside).to(tl.float32) * grad_output
+        tl.store(row_ptr + columns, dx.to(dtype), mask=inside)
+
+
+@torch.library.custom_op("humanline::scale_dlogits_", mutates_args={"dlogits"})
+def scale_dlogits_(dlogits: Tensor, grad_output: Tensor) -> None:
+    """``dlogits *= grad_output``, [B, T, V] and [], without a pass over memory where it is 1: the device looks."""
+    B, T, V = dlogits.shape
+    if B * T:
+        with torch.cuda.device_of(dlogits):
+            scale_dlogits_kernel[(B * T,)](
+                dlogits, grad_output, T, V, *dlogits.stride()[:2], **vocabulary_tiles(V, dlogits.element_size())
+            )
