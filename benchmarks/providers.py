@@ -1,7 +1,6 @@
 """Who computes a case: ours and the peers, each told by whose code it runs."""
 
 import importlib.util
-import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,39 +66,26 @@ def upstream(case: Case, value: Tensor, batch: Batch) -> Tensor:
 
 
 def ours(case: Case, logits: Tensor, batch: Batch, impl: Impl = "auto") -> Tensor:
-    options = {"softcap": case.softcap, "inplace_gradient": case.inplace_gradient}
-    options = {name: value for name, value in options.items() if value}
-    policy, ids, mask = Logits(logits, **options), batch.target_ids, batch.loss_mask
-    if case.operation == "logp":
-        return token_logp(policy, ids, mask, impl=impl)
-    reference = Logits(batch.ref_logits, **({"softcap": case.softcap} if case.softcap else {}))
+    policy = Logits(logits, softcap=case.softcap, inplace_gradient=case.inplace_gradient)
+    reference = Logits(batch.ref_logits, softcap=case.softcap)
+    ids, mask = batch.target_ids, batch.loss_mask
     clamp = HumanlineClamp(-case.log_epsilon, case.log_epsilon)
     settings: dict[str, Any] = {"clamp": clamp, "impl": impl, **case.settings}
     match case.operation:
+        case "logp":
+            return token_logp(policy, ids, mask, impl=impl)
         case "dpo":
             return dpo_loss(policy, reference, ids, mask, **settings).loss
         case "kto":
             return kto_loss(policy, reference, ids, mask, batch.desirable, **settings).loss
         case "grpo":
-            if case.one_launch:
-                settings["one_launch"] = True
+            settings["one_launch"] = case.one_launch
             return grpo_loss(policy, reference, ids, mask, batch.advantages, **settings).loss
     raise KeyError(case.operation)
 
 
 def ours_by_default(case: Case, logits: Tensor, batch: Batch, impl: Impl = "auto") -> Tensor:
     return ours(case.by_default, logits, batch, impl)
-
-
-def _our_cases() -> frozenset[str]:
-    scores, grpo = inspect.signature(Logits).parameters, inspect.signature(grpo_loss).parameters
-    return frozenset(
-        name
-        for name, case in CASES.items()
-        if ("softcap" in scores or not case.softcap)
-        and ("inplace_gradient" in scores or not case.inplace_gradient)
-        and ("one_launch" in grpo or not case.one_launch)
-    )
 
 
 def _anywhere(device: torch.device) -> None:
@@ -134,8 +120,8 @@ PROVIDERS = (
         frozenset({"grpo_unclamped"}),
         peers.liger_obstacle,
     ),
-    Provider("ours", "humanline_fused", OURS, ours, _our_cases(), _anywhere),
-    Provider("ours", "humanline_fused, by default", OURS, ours_by_default, OPT_IN & _our_cases(), _anywhere),
+    Provider("ours", "humanline_fused", OURS, ours, EVERY_CASE, _anywhere),
+    Provider("ours", "humanline_fused, by default", OURS, ours_by_default, OPT_IN, _anywhere),
     Provider(
         "trl",
         "TRL 1.16.0 (interpreter)",
@@ -159,7 +145,7 @@ PROVIDERS = (
         "humanline_fused (interpreter)",
         OURS,
         partial(ours, impl="triton"),
-        _our_cases(),
+        EVERY_CASE,
         _interpreter,
         timed=False,
     ),
