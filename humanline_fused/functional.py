@@ -1,6 +1,5 @@
 """The public functions: validate, choose who computes, call. No mathematics."""
 
-import importlib
 import math
 from types import ModuleType
 from typing import Literal
@@ -39,7 +38,11 @@ def _layer(impl: Impl, *sources: Scores | None) -> ModuleType:
     tensors = _deciding(*sources)
     dtype = torch.float64 if _computes_in_float64(*sources) else tensors[0].dtype
     choice = choose_impl(impl, tensors[0].device, dtype)
-    return eager if choice.impl == "eager" else importlib.import_module("humanline_fused.autograd")
+    if choice.impl == "eager":
+        return eager
+    from humanline_fused import autograd
+
+    return autograd
 
 
 def _bounds(clamp: HumanlineClamp | None) -> dict[str, float]:

@@ -18,24 +18,27 @@ class Softmax(NamedTuple):
     softcap: float | None
     scale: float
 
-    def scores(self, rows: Tensor, temperature: Tensor | None) -> Tensor:
-        rows = rows if self.scale == 1 else rows * self.scale
+    def scores(self, rows: Tensor, temperature: Tensor | float) -> Tensor:
+        if self.softcap is None and isinstance(temperature, float):
+            factor = self.scale / temperature
+            return rows if factor == 1 else rows * factor
+        rows = rows * self.scale
         if self.softcap is not None:
             rows = (rows / self.softcap).tanh() * self.softcap
-        return rows if temperature is None else rows / temperature
+        return rows / temperature
 
-    def slope(self, rows: Tensor, temperature: Tensor | None) -> Tensor | float:
-        """∂z/∂x."""
-        slope = self.scale if temperature is None else self.scale / temperature
-        if self.softcap is None:
-            return slope
-        return (1 - (rows * (self.scale / self.softcap)).tanh().square()) * slope
+    def back(self, dz: Tensor, rows: Tensor, temperature: Tensor | float) -> Tensor:
+        """dz · ∂z/∂x."""
+        slope = self.scale / temperature
+        if self.softcap is not None:
+            slope = slope * (1 - (rows * (self.scale / self.softcap)).tanh().square())
+        return dz if isinstance(slope, float) and slope == 1 else dz * slope
 
-    def of(self, index: tuple[Tensor, ...], like: Tensor) -> Tensor | None:
-        """The temperature of some tokens, [n, 1], or None for 1."""
-        if self.temperature is not None:
-            return self.temperature[index][:, None].to(like.dtype) / self.inverse_temperature
-        return None if self.inverse_temperature == 1 else torch.full_like(like[:, :1], 1 / self.inverse_temperature)
+    def temperature_of(self, index: tuple[Tensor, ...] | slice) -> Tensor | float:
+        """Of some tokens: [n, 1], or one for all."""
+        if self.temperature is None:
+            return 1 / self.inverse_temperature
+        return self.temperature[index].reshape(-1, 1) / self.inverse_temperature
 
 
 def _chunks(
@@ -54,8 +57,13 @@ def _chunks(
         yield index, logits[index].to(dtype), ids.where(legal, 0), legal
 
 
+def _finite(log_p: Tensor) -> Tensor:
+    """The same where the probability is not 0: 0 · −inf would be NaN."""
+    return log_p.clamp(min=-1e4)
+
+
 def _entropy(log_p: Tensor) -> Tensor:
-    return -torch.special.xlogy(log_p.exp(), log_p.exp()).sum(-1, keepdim=True)
+    return -(log_p.exp() * _finite(log_p)).sum(-1, keepdim=True)
 
 
 class TokenLogp(torch.autograd.Function):
@@ -78,7 +86,7 @@ class TokenLogp(torch.autograd.Function):
         logp = logits.new_zeros(loss_mask.shape, dtype=dtype)
         entropy = logits.new_zeros(loss_mask.shape if with_entropy else (0,), dtype=dtype)
         for index, rows, ids, legal in _chunks(logits, target_ids, loss_mask):
-            log_p = softmax.scores(rows, softmax.of(index, rows)).log_softmax(-1)
+            log_p = softmax.scores(rows, softmax.temperature_of(index)).log_softmax(-1)
             logp[index] = log_p.gather(-1, ids).where(legal, torch.nan)[:, 0]
             if with_entropy:
                 entropy[index] = _entropy(log_p).where(legal, torch.nan)[:, 0]
@@ -92,23 +100,37 @@ class TokenLogp(torch.autograd.Function):
         logits, target_ids, loss_mask = ctx.saved_tensors
         if grad_outputs[0] is None and grad_outputs[1] is None:
             return None, *nothing
-        dlogits = torch.zeros_like(logits, memory_format=torch.contiguous_format)
-        for index, rows, ids, legal in _chunks(logits, target_ids, loss_mask):
-            temperature = ctx.softmax.of(index, rows)
-            log_p = ctx.softmax.scores(rows, temperature).log_softmax(-1)
-            drows = torch.zeros_like(rows)
-            if grad_outputs[0] is not None:
-                dlogp = grad_outputs[0][index][:, None].where(legal, torch.nan)
-                drows = (log_p.exp() * -dlogp).scatter_add(-1, ids, dlogp)
-            if ctx.with_entropy and grad_outputs[1] is not None:
-                dentropy = grad_outputs[1][index][:, None].where(legal, torch.nan)
-                p = log_p.exp()
-                drows = drows - dentropy * (torch.special.xlogy(p, p) + p * _entropy(log_p))
-            dlogits[index] = (drows * ctx.softmax.slope(rows, temperature)).to(logits.dtype)
         if ctx.inplace_gradient:
-            logits.detach().copy_(dlogits)
-            return logits.detach(), *nothing
+            dlogits = logits.detach().masked_fill_(~loss_mask[..., None], 0.0)
+        else:
+            dlogits = torch.zeros_like(logits, memory_format=torch.contiguous_format)
+        for index, rows, ids, legal in _chunks(logits, target_ids, loss_mask):
+            temperature = ctx.softmax.temperature_of(index)
+            z = ctx.softmax.scores(rows, temperature)
+            p = z.softmax(-1)
+            dlogp, dentropy = (None if g is None else g[index][:, None].where(legal, torch.nan) for g in grad_outputs)
+            dz = torch.zeros_like(p) if dlogp is None else (p * -dlogp).scatter_add_(-1, ids, dlogp)
+            if dentropy is not None:
+                log_p = z.log_softmax(-1)
+                dz = dz - dentropy * p * (_finite(log_p) + _entropy(log_p))
+            dlogits[index] = ctx.softmax.back(dz, rows, temperature).to(logits.dtype)
         return dlogits, *nothing
+
+
+def _whole(
+    logits: Tensor, target_ids: Tensor, loss_mask: Tensor, softmax: Softmax, with_entropy: bool
+) -> tuple[Tensor, Tensor]:
+    """All rows at once, for a compiler, which splits and differentiates by itself and cannot follow a split by data."""
+    rows = logits.to(torch.promote_types(logits.dtype, torch.float32)).where(loss_mask[..., None], 0.0).flatten(0, 1)
+    ids = target_ids.long().flatten()[:, None]
+    counts = loss_mask.flatten()
+    legal = (ids >= 0) & (ids < logits.shape[-1])
+    log_p = softmax.scores(rows, softmax.temperature_of(slice(None))).log_softmax(-1)
+    logp = log_p.gather(-1, ids.where(legal, 0)).where(legal, torch.nan)[:, 0].where(counts, 0.0)
+    if not with_entropy:
+        return logp.view(loss_mask.shape), logp.new_empty(0)
+    entropy = _entropy(log_p)[:, 0].where(counts, 0.0)
+    return logp.view(loss_mask.shape), entropy.view(loss_mask.shape)
 
 
 def token_logp(
@@ -128,6 +150,12 @@ def token_logp(
     float32 (float64 for float64 logits), nats.
     """
     softmax = Softmax(temperature, inverse_temperature, softcap, scale)
+    if torch.compiler.is_compiling():
+        logp, entropy = _whole(logits, target_ids, loss_mask, softmax, with_entropy)
+        ref_logp = logp.new_empty(0)
+        if ref_logits is not None:
+            ref_logp, _ = _whole(ref_logits.detach(), target_ids, loss_mask, softmax, False)
+        return logp, entropy, ref_logp
     logp, entropy = TokenLogp.apply(logits, target_ids, loss_mask, softmax, with_entropy, inplace_gradient)
     if ref_logits is None:
         return logp, entropy, logp.new_empty(0)
