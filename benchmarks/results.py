@@ -105,7 +105,7 @@ def environment(device: torch.device, commit: str | None = None) -> dict[str, st
         "torch": torch.__version__,
         "triton": importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else "none",
         "python": platform.python_version(),
-        "commit": commit or _output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"),
+        "commit": commit or _commit(),
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
     }
     if device.type == "cuda":
@@ -119,6 +119,13 @@ def machine(device: torch.device) -> str:
     cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if os.name == "posix" else None
     name = cpu[1] if cpu else platform.processor()
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def _commit() -> str:
+    """Figures that are being written do not make the tree another one."""
+    head = _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
+    changed = ["status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results"]
+    return head if _output("git", "-C", str(ROOT), *changed) == "unknown" else f"{head}-dirty"
 
 
 def _output(*command: str) -> str:
