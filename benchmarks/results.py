@@ -1,96 +1,171 @@
-"""Rows that were measured, the file that keeps them beside the machine's facts, and README's table of them."""
+"""Rows that were measured, and the file that keeps them beside the machine's facts."""
 
 import csv
+import importlib.util
+import io
 import os
 import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).parent.parent
-MARKERS = "<!-- benchmarks: {} -->", "<!-- end of benchmarks -->"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One provider's figures for one case; times and bytes are empty where the answer was wrong."""
+    """One provider's figures for one case and mode. Times and bytes are empty where the note says why.
+
+    Attributes:
+        rows: how many of the B·T rows count.
+        floor_bytes: what the case has to read and write at least.
+        ceiling_ms: of the loads and stores alone, measured in the same turns; empty without a GPU.
+        peak_mib: the most that was held at once beyond the inputs, dlogits included.
+        value_error, gradient_error: relative, against float64; of ``logp`` or the loss, and of dlogits.
+        note: why there are no figures.
+    """
 
     case: str
+    mode: str
     provider: str
-    ms_20: float | None
-    ms_median: float | None
-    ms_80: float | None
-    peak_mib: float | None
-    loss_error: float
-    gradient_error: float
+    B: int
+    T: int
+    V: int
+    dtype: str
+    rows: int
+    floor_bytes: int
+    ms_20: float | None = None
+    ms_median: float | None = None
+    ms_80: float | None = None
+    ceiling_ms: float | None = None
+    peak_mib: float | None = None
+    value_error: float | None = None
+    gradient_error: float | None = None
+    note: str = ""
+
+    @property
+    def gb_per_s(self) -> float | None:
+        """The floor's bytes over the median: more passes than the floor's show as fewer GB/s."""
+        return None if self.ms_median is None else self.floor_bytes / self.ms_median / 1e6
+
+    @property
+    def ceiling_share(self) -> float | None:
+        return None if self.ms_median is None or self.ceiling_ms is None else self.ceiling_ms / self.ms_median
+
+    @property
+    def logits_mib(self) -> float:
+        """One [B, T, V] in the logits' dtype."""
+        return self.B * self.T * self.V * getattr(torch, self.dtype).itemsize / 2**20
 
     def cells(self) -> tuple[str, ...]:
-        if self.ms_median is None or self.peak_mib is None:
-            times = peak = "wrong answer"
-        else:
-            times, peak = f"{self.ms_median:.0f} ({self.ms_20:.0f}-{self.ms_80:.0f})", f"{self.peak_mib:.0f}"
-        return self.case, self.provider, times, peak, f"{self.loss_error:.0e}", f"{self.gradient_error:.0e}"
+        def cell(value: float | None, form: str) -> str:
+            return "" if value is None else format(value, form)
+
+        digits = ".0f" if self.ms_median is None or self.ms_median >= 10 else ".2f"
+        times = f"{cell(self.ms_median, digits)} ({cell(self.ms_20, digits)}-{cell(self.ms_80, digits)})"
+        return (
+            self.case,
+            self.mode,
+            self.provider,
+            self.note or times,
+            cell(self.gb_per_s, ".0f" if (self.gb_per_s or 0) >= 10 else ".1f"),
+            cell(self.ceiling_share, ".0%"),
+            cell(self.peak_mib, ".0f"),
+            cell(self.value_error, ".0e"),
+            cell(self.gradient_error, ".0e"),
+        )
 
 
-HEADER = ("case", "provider", "ms, median (20-80 %)", "peak MiB", "loss error", "gradient error")
+HEADER = (
+    "case",
+    "mode",
+    "provider",
+    "ms, median (20-80 %)",
+    "GB/s",
+    "of ceiling",
+    "peak MiB",
+    "value error",
+    "gradient error",
+)
 
 
-def environment(device: torch.device, shape: tuple[int, int, int]) -> dict[str, str]:
-    """What the figures depend on."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if os.name == "posix" else None
+def environment(device: torch.device, commit: str | None = None) -> dict[str, str]:
+    """What the figures depend on.
+
+    Args:
+        commit: of a tree that is a copy without its history.
+    """
     facts = {
-        "machine": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{cpu[1] if cpu else platform.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "machine": machine(device),
         "torch": torch.__version__,
+        "triton": importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else "none",
         "python": platform.python_version(),
-        "commit": commit or "unknown",
+        "commit": commit or _commit(),
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
-        "shape": "B={} T={} V={}".format(*shape),
     }
     if device.type == "cuda":
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        facts["driver"] = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+        facts["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return facts
 
 
-def write_csv(path: Path, facts: dict[str, str], rows: list[Row]) -> None:
+def machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if os.name == "posix" else None
+    name = cpu[1] if cpu else platform.processor()
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def _commit() -> str:
+    """Figures that are being written do not make the tree another one."""
+    head = _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
+    changed = ["status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results"]
+    return head if _output("git", "-C", str(ROOT), *changed) == "unknown" else f"{head}-dirty"
+
+
+def _output(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def write_csv(path: Path, facts: dict[str, str], rows: Sequence[Row] = ()) -> None:
     """Facts as ``# name: value`` lines, then the rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        file.writelines(f"# {name}: {value}\n" for name, value in facts.items())
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    lines = io.StringIO()
+    lines.writelines(f"# {name}: {value}\n" for name, value in facts.items())
+    csv.DictWriter(lines, COLUMNS).writeheader()
+    path.write_text(lines.getvalue(), newline="")
+    append_rows(path, rows)
+
+
+def append_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Add the rows of one comparison to a file, all at once: an interrupted command leaves no half of one."""
+    lines = io.StringIO()
+    csv.DictWriter(lines, COLUMNS).writerows(asdict(row) for row in rows)
+    with path.open("a", newline="") as file:
+        file.write(lines.getvalue())
+
+
+COLUMNS = [field.name for field in fields(Row)]
+TEXTS, COUNTS = {"case", "mode", "provider", "dtype", "note"}, {"B", "T", "V", "rows", "floor_bytes"}
 
 
 def read_csv(path: Path) -> tuple[dict[str, str], list[Row]]:
     lines = path.read_text().splitlines()
     facts = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
+
+    def value(name: str, text: str) -> str | float | None:
+        if name in TEXTS:
+            return text
+        return (int(text) if name in COUNTS else float(text)) if text else None
+
     rows = csv.DictReader(line for line in lines if not line.startswith("# "))
-    texts = {"case", "provider"}
-    return facts, [Row(**{k: v if k in texts else float(v) if v else None for k, v in row.items()}) for row in rows]  # type: ignore[arg-type]
-
-
-def markdown(path: Path) -> str:
-    """The file's rows as a table, and where they come from."""
-    facts, rows = read_csv(path)
-    table = [HEADER, ("---",) * len(HEADER), *(row.cells() for row in rows)]
-    source = f"`{path.relative_to(ROOT)}`: {facts['machine']}; torch {facts['torch']}; {facts['shape']}."
-    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in table), "", source])
-
-
-def fill_in(document: str) -> str:
-    """The document with every marked table made anew from the file that its marker names."""
-    begin, end = (re.escape(marker).replace(r"\{\}", r"(\S+)") for marker in MARKERS)
-
-    def table(match: re.Match[str]) -> str:
-        return f"{MARKERS[0].format(match[1])}\n{markdown(ROOT / match[1])}\n{MARKERS[1]}"
-
-    return re.sub(f"{begin}.*?{end}", table, document, flags=re.DOTALL)
+    return facts, [Row(**{name: value(name, text) for name, text in row.items()}) for row in rows]  # type: ignore[arg-type]

@@ -1,0 +1,106 @@
+"""One comparison: answers first, then times in turns, then memory."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from benchmarks.cases import Batch, Case, Mode
+from benchmarks.measure import Call, Times, interleaved_times, peak_bytes
+from benchmarks.oracle import Oracle
+from benchmarks.providers import Provider
+from benchmarks.results import Row
+
+LIMITS = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-5, 2**-8), torch.float16: (1e-5, 2**-10)}
+"""Relative errors that a right answer may have, by the logits' dtype: of the value, of dlogits.
+
+A log-prob of 10 nats has a float32 rounding of 1e-6, and its log-ratio is ten times smaller; a bfloat16 rounds to 2⁻⁹.
+"""
+
+WRONG, CHECKED = "wrong answer", "checked, not timed"
+
+
+def compare(case: Case, mode: Mode, batch: Batch, providers: Sequence[Provider], repeats: int) -> list[Row]:
+    """One row for each provider that stands for the case. Whose answer is wrong, or missing, gets no time."""
+    device = batch.logits.device
+    inputs, restore = batch, _nothing
+    if case.inplace_gradient:
+        inputs = replace(batch, logits=batch.logits.clone())
+        restore = partial(inputs.logits.copy_, batch.logits)
+    providers = [provider for provider in providers if case.name in provider.cases]
+    oracle = Oracle(case, mode, batch)
+    calls: dict[Provider, Call] = {}
+    rows: dict[Provider, Row] = {}
+    for provider in providers:
+        answer = partial(provider.answer, case, mode, inputs)
+        row = _row(provider, case, mode, batch)
+        try:
+            restore()
+            row = replace(row, **dict(zip(("value_error", "gradient_error"), oracle.errors(answer()), strict=True)))
+        except Exception as error:  # a peer that runs out of memory, or that does not compile here
+            rows[provider] = replace(row, note=_first_line(error))
+            continue
+        wrong = any(
+            not error <= limit
+            for error, limit in zip((row.value_error, row.gradient_error), LIMITS[batch.logits.dtype], strict=True)
+            if error is not None
+        )
+        rows[provider] = replace(row, note=WRONG if wrong else "" if provider.timed else CHECKED)
+        if not rows[provider].note:
+            calls[provider] = Call(answer, prepare=restore)
+    times, ceiling_ms = _times(case, mode, inputs, calls, repeats)
+    for provider, taken in times.items():
+        calls[provider].prepare()
+        peak = peak_bytes(calls[provider].run, device) / 2**20
+        rows[provider] = replace(
+            rows[provider],
+            ms_20=taken.low,
+            ms_median=taken.median,
+            ms_80=taken.high,
+            peak_mib=peak,
+            ceiling_ms=ceiling_ms,
+        )
+    return list(rows.values())
+
+
+def _nothing() -> None:
+    pass
+
+
+def _first_line(error: BaseException) -> str:
+    """Of what started it: Triton wraps an error of a kernel once for each function that it was called in."""
+    while error.__cause__:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:60]}"
+
+
+def _row(provider: Provider, case: Case, mode: Mode, batch: Batch) -> Row:
+    B, T, V = batch.logits.shape
+    return Row(
+        case=case.name,
+        mode=mode,
+        provider=provider.name,
+        B=B,
+        T=T,
+        V=V,
+        dtype=str(batch.logits.dtype).removeprefix("torch."),
+        rows=int(batch.loss_mask.sum()),
+        floor_bytes=case.floor_bytes(mode, batch),
+    )
+
+
+def _times(
+    case: Case, mode: Mode, inputs: Batch, calls: dict[Provider, Call], repeats: int
+) -> tuple[dict[Provider, Times], float | None]:
+    """Of each provider, and the ceiling's milliseconds, measured in the same turns; no ceiling without a GPU."""
+    device = inputs.logits.device
+    ceiling_calls: list[Call] = []
+    if device.type == "cuda" and calls:
+        from benchmarks.ceilings import ceilings
+
+        ceiling_calls = [Call(launches) for launches in ceilings(case, mode, inputs)]
+    times = interleaved_times([*calls.values(), *ceiling_calls], repeats, device)
+    ceiling_ms = min((taken.median for taken in times[len(calls) :]), default=None)
+    return dict(zip(calls, times, strict=False)), ceiling_ms

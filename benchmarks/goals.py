@@ -1,0 +1,126 @@
+"""What the kernels are meant to reach on a GPU, beside what was measured."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.results import Row
+
+LARGEST = 262_144
+
+Figures = dict[tuple[str, str, str], Row]
+"""Rows of one shape by case, mode and provider."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """
+    Attributes:
+        figure: what is looked at; None where it was not measured.
+        bound: it has to be at least this, or at most this if ``at_most``.
+        form: how the two are printed.
+        vocabularies: the goal holds for V in this range.
+    """
+
+    name: str
+    figure: Callable[[Figures], float | None]
+    bound: float
+    form: str = ".0%"
+    at_most: bool = False
+    vocabularies: range = range(LARGEST + 1)
+
+    def cells(self, figures: Figures) -> tuple[str, str, str]:
+        """What was measured, the goal, and whether it was met."""
+        measured = self.figure(figures)
+        goal = f"{'<=' if self.at_most else '>='} {self.bound:{self.form}}"
+        if measured is None:
+            return "", goal, "not measured"
+        met = measured <= self.bound if self.at_most else measured >= self.bound
+        return f"{measured:{self.form}}", goal, "met" if met else "missed"
+
+
+OURS, DEFAULT, HALOS, TRL = "humanline_fused", "humanline_fused, by default", "eager, as HALOs", "TRL 1.16.0"
+
+
+def ceiling(case: str, mode: str) -> Callable[[Figures], float | None]:
+    """Share of the ceiling that was measured in the same turns."""
+
+    def figure(figures: Figures) -> float | None:
+        row = figures.get((case, mode, OURS))
+        return row and row.ceiling_share
+
+    return figure
+
+
+def faster(case: str, mode: str, than: str) -> Callable[[Figures], float | None]:
+    """How many times faster than another provider of the same comparison."""
+
+    def figure(figures: Figures) -> float | None:
+        ours, theirs = (figures.get((case, mode, provider)) for provider in (OURS, than))
+        if ours is None or theirs is None or ours.ms_median is None or theirs.ms_median is None:
+            return None
+        return theirs.ms_median / ours.ms_median
+
+    return figure
+
+
+def memory(case: str, dlogits: int) -> Callable[[Figures], float | None]:
+    """Peak beyond the inputs, and beyond dlogits where it is apart from them, in tensors of logits."""
+
+    def figure(figures: Figures) -> float | None:
+        row = figures.get((case, "full", OURS))
+        return None if row is None or row.peak_mib is None else row.peak_mib / row.logits_mib - dlogits
+
+    return figure
+
+
+GOALS = (
+    Goal("log-prob forward, of the ceiling", ceiling("logp", "nograd"), 0.93),
+    Goal("exact softcap log-prob forward, of the ceiling", ceiling("logp_softcap", "nograd"), 0.50),
+    Goal("DPO, of the ceiling", ceiling("dpo", "full"), 0.90),
+    Goal("KTO, of the ceiling", ceiling("kto", "full"), 0.90),
+    Goal(
+        "GRPO in one launch, of the ceiling",
+        ceiling("grpo_one_launch", "full"),
+        0.85,
+        vocabularies=range(64 * 1024),
+    ),
+    Goal(
+        "GRPO in one launch, of the ceiling",
+        ceiling("grpo_one_launch", "full"),
+        0.80,
+        vocabularies=range(64 * 1024, 152 * 1024),
+    ),
+    Goal("GRPO in one launch, times as fast as in two", faster("grpo_one_launch", "full", DEFAULT), 1.0, ".2f"),
+    Goal("DPO, times as fast as eager", faster("dpo", "full", HALOS), 4.0, ".1f"),
+    Goal("KTO, times as fast as eager", faster("kto", "full", HALOS), 4.0, ".1f"),
+    Goal("GRPO in one launch, times as fast as eager", faster("grpo_one_launch", "full", HALOS), 5.0, ".1f"),
+    Goal("DPO, times as fast as TRL's kernel", faster("dpo", "full", TRL), 1.1, ".2f"),
+    Goal("KTO, times as fast as TRL's kernel", faster("kto", "full", TRL), 1.1, ".2f"),
+    Goal("GRPO, times as fast as TRL's kernel", faster("grpo", "full", TRL), 1.1, ".2f"),
+    Goal("DPO, memory beyond dlogits, of one logits tensor", memory("dpo", 1), 0.01, ".2%", at_most=True),
+    Goal("KTO, memory beyond dlogits, of one logits tensor", memory("kto", 1), 0.01, ".2%", at_most=True),
+    Goal("GRPO, memory beyond dlogits, of one logits tensor", memory("grpo", 1), 0.01, ".2%", at_most=True),
+    Goal(
+        "GRPO in one launch, memory beyond dlogits",
+        memory("grpo_one_launch", 1),
+        0.01,
+        ".2%",
+        at_most=True,
+    ),
+    Goal("DPO in place, memory, of one logits tensor", memory("dpo_inplace", 0), 0.01, ".2%", at_most=True),
+)
+
+HEADER = ("goal", "V", "rows", "measured", "wanted", "")
+
+
+def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Every goal at every shape that was measured."""
+    shapes: dict[tuple[int, int], Figures] = {}
+    for row in rows:
+        shapes.setdefault((row.V, row.rows), {})[row.case, row.mode, row.provider] = row
+    return [
+        (goal.name, str(V), str(num_rows), *goal.cells(figures))
+        for goal in GOALS
+        for (V, num_rows), figures in shapes.items()
+        if V in goal.vocabularies
+    ]
