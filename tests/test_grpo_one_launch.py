@@ -150,8 +150,8 @@ def test_without_a_gradient_there_is_nothing_to_save(device):
     assert not loss.requires_grad
 
 
-# (L2 bytes, multiprocessors) of an A100, an H100 or H200, a B200
-A100, H200, B200 = (40 * 2**20, 108), (50 * 2**20, 132), (126 * 2**20, 148)
+# (L2 bytes, multiprocessors) of an A100, an H100 or H200, a B200, and an MI300X
+A100, H200, B200, MI300X = (40 * 2**20, 108), (50 * 2**20, 132), (126 * 2**20, 148), (4 * 2**20, 304)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,7 @@ A100, H200, B200 = (40 * 2**20, 108), (50 * 2**20, 132), (126 * 2**20, 148)
         (256000, H200, 0),
         (128256, A100, 98),
         (256000, B200, 148),
+        (32000, MI300X, 0),
     ],
 )
 def test_no_more_rows_are_in_flight_than_60_percent_of_the_cache_holds(V, gpu, programs):

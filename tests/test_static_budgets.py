@@ -32,6 +32,9 @@ class Budget:
         return self.gfx942 if arch == "gfx942" else self.nvidia
 
 
+NEVER_LAUNCHED = {"gfx942": {"grpo_one_launch", "scale_dlogits"}}
+"""Kernels that have no place on an architecture: no cache of AMD's holds one launch's rows in flight."""
+
 FORWARD = ("sum_weights 1",)
 FALL_BACK = ("maximum_of_row", "sum_weights 2")
 REFERENCE_AND_POLICY = ("sum_weights 1", "sum_weights 3")
@@ -52,13 +55,13 @@ BUDGETS = (
     Budget("token_logp_backward bf16", ("store_zeros",), 1.3),
     Budget("token_logp_backward fp16", ("store_zeros",), 1.3),
     Budget("token_logp_backward fp32 EXACT", ("store_zeros",), 1.3),
-    Budget("grpo_one_launch bf16 HAS_REFERENCE", REFERENCE_AND_POLICY, 5.6, gfx942=4),
-    Budget("grpo_one_launch fp16 HAS_REFERENCE", REFERENCE_AND_POLICY, 5.6, gfx942=4),
-    Budget("grpo_one_launch fp32 HAS_REFERENCE EXACT", REFERENCE_AND_POLICY, 4.2, gfx942=4),
-    Budget("grpo_one_launch bf16", FORWARD, 5.6, gfx942=4),
-    Budget("grpo_one_launch bf16 HAS_REFERENCE", ("store_dlogits",), 6.8, gfx942=10),
-    Budget("grpo_one_launch fp16 HAS_REFERENCE", ("store_dlogits",), 6.8, gfx942=10),
-    Budget("grpo_one_launch fp32 HAS_REFERENCE EXACT", ("store_dlogits",), 6.8, gfx942=10),
+    Budget("grpo_one_launch bf16 HAS_REFERENCE", REFERENCE_AND_POLICY, 5.6),
+    Budget("grpo_one_launch fp16 HAS_REFERENCE", REFERENCE_AND_POLICY, 5.6),
+    Budget("grpo_one_launch fp32 HAS_REFERENCE EXACT", REFERENCE_AND_POLICY, 4.2),
+    Budget("grpo_one_launch bf16", FORWARD, 5.6),
+    Budget("grpo_one_launch bf16 HAS_REFERENCE", ("store_dlogits",), 6.8),
+    Budget("grpo_one_launch fp16 HAS_REFERENCE", ("store_dlogits",), 6.8),
+    Budget("grpo_one_launch fp32 HAS_REFERENCE EXACT", ("store_dlogits",), 6.8),
     Budget("grpo_one_launch bf16 HAS_REFERENCE", ("store_zeros",), 1.3),
 )
 
@@ -100,7 +103,7 @@ def starves(row: Row) -> bool:
 def test_every_kernel_compiles_without_spills(report, arch):
     rows = [row for row in report.rows if row.arch == arch]
     written = {name for path in KERNELS.glob("*.py") for name in re.findall(r"def (\w+)_kernel\(", path.read_text())}
-    assert {row.kernel.split()[0] for row in rows} == written
+    assert written - {row.kernel.split()[0] for row in rows} == NEVER_LAUNCHED.get(arch, set())
     assert {row.kernel: row.spills for row in rows if row.spills} == {}
 
 

@@ -145,7 +145,7 @@ def grpo_one_launch_kernel(
                 False,
                 EXACT,
                 True,
-                BLOCK_V // 2,
+                BLOCK_V,
                 "evict_first",
             )
         else:

@@ -1,14 +1,23 @@
 """The only home of tuning numbers."""
 
+import torch
+
+WARP = 64 if torch.version.hip else 32
+"""Threads of a warp on the GPUs that this torch is built for."""
+
 
 def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def vocabulary_tiles(V: int, itemsize: int) -> dict[str, int]:
-    """Tiles of one row of logits: at most 8 KiB over 8 warps, two 16-byte loads per thread and iteration."""
-    block_v = min(8192 // itemsize, max(16, next_power_of_2(V)))
-    return {"BLOCK_V": block_v, "num_warps": min(8, max(1, block_v * itemsize // 1024))}
+def vocabulary_tiles(V: int, itemsize: int, warp: int = WARP) -> dict[str, int]:
+    """Tiles of one row of logits, for 256 threads: two 16-byte loads of each per iteration, four where a warp has 64.
+
+    NVIDIA keeps eight programs per multiprocessor in flight with that; AMD's loop overhead per load wants longer ones.
+    """
+    tile_bytes, num_warps = (8192, 8) if warp == 32 else (16384, 4)
+    block_v = min(tile_bytes // itemsize, max(16, next_power_of_2(V)))
+    return {"BLOCK_V": block_v, "num_warps": min(num_warps, max(1, block_v * itemsize // (tile_bytes // num_warps)))}
 
 
 TOKEN_TILES = {"BLOCK_T": 1024, "num_warps": 4}
@@ -24,8 +33,8 @@ def one_launch_tiles(V: int, itemsize: int) -> dict[str, int]:
 def one_launch_programs(V: int, itemsize: int, l2_bytes: int, multiprocessors: int) -> int:
     """How many rows may be in flight so that each is still in the L2 cache when it is read again; 0 if too few.
 
-    They may fill 60 % of the cache (the rest: what is written meanwhile). Fewer than 60 % of the multiprocessors would
-    not keep the memory busy: the loops need that much of their issue slots.
+    They may fill 60 % of the cache (the rest: what is written), and 60 % of the multiprocessors must get one:
+    the loops need that share of an H200's exp units at full bandwidth.
     """
     programs = min(multiprocessors, int(0.6 * l2_bytes) // (V * itemsize))
     return programs if programs >= 0.6 * multiprocessors else 0

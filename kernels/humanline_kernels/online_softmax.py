@@ -56,6 +56,15 @@ def sum_in_thread(x, VECTOR: tl.constexpr):
 
 
 @triton.jit
+def add_products(total, x, y):
+    """``total`` + x · y, pair by pair: one fma per element, spelled out, in half the registers."""
+    HALF: tl.constexpr = x.shape[0] // 2
+    x_even, x_odd = tl.split(tl.reshape(x, [HALF, 2]))
+    y_even, y_odd = tl.split(tl.reshape(y, [HALF, 2]))
+    return tl.fma(x_even, y_even, tl.fma(x_odd, y_odd, total))
+
+
+@triton.jit
 def cap_root(x, unit, cap_slope):
     """q ≥ 0 such that the capped x is ``sharpness · softcap − q²``; ``unit`` is 1 / (2 · sharpness · softcap).
 
@@ -112,14 +121,15 @@ def sum_weights(
     total = sum_in_thread(w, VECTOR) + tl.where(first, edges, 0.0)
     total_log = total
     if HAS_ENTROPY:
-        total_log = sum_in_thread(w * tl.maximum(log2_w, NEGLIGIBLE), VECTOR) + tl.where(first, edges_log, 0.0)
+        total_log = tl.where(tl.arange(0, BLOCK_V // 2) == 0, edges_log, 0.0)
+        total_log = add_products(total_log, w, tl.maximum(log2_w, NEGLIGIBLE))
     for start in range(0, body // BLOCK_V * BLOCK_V, BLOCK_V):
         x = tl.load(body_ptr + start + tl.arange(0, BLOCK_V), eviction_policy=EVICTION).to(tl.float32)
         log2_w = log2_weight(x, point, 0.0, softmax, HAS_SOFTCAP, SUBTRACT)
         w = tl.exp2(log2_w)
         total += sum_in_thread(w, VECTOR)
         if HAS_ENTROPY:
-            total_log += sum_in_thread(w * tl.maximum(log2_w, NEGLIGIBLE), VECTOR)
+            total_log = add_products(total_log, w, tl.maximum(log2_w, NEGLIGIBLE))
     return tl.sum(total), tl.sum(total_log) if HAS_ENTROPY else 0.0
 
 
