@@ -1,5 +1,6 @@
 """Batches for the operations' tests, and every loss behind one signature."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,12 +70,26 @@ def loss_of(
     raise KeyError(objective)
 
 
+FORMS: list[tuple[str, dict[str, Any]]] = [("dpo", {}), ("kto", {}), ("grpo", {}), ("grpo", {"one_launch": True})]
+"""Every way that a loss takes through the kernels."""
+
+
 def loss_and_gradient(
-    objective: str, batch: Batch, *, grad_output: float = 1.0, **settings: Any
+    objective: str,
+    batch: Batch,
+    *,
+    grad_output: float = 1.0,
+    lay_out: Callable[[Tensor], Tensor] = lambda logits: logits,
+    **settings: Any,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Everything a loss returns on logits, by name, and its gradient in the policy's logits."""
+    """Everything a loss returns on logits, by name, and its gradient in the policy's logits.
+
+    Args:
+        lay_out: puts logits elsewhere in memory.
+    """
     logits = batch.logits.detach().clone().requires_grad_()
-    out = loss_of(objective, Logits(logits), Logits(batch.ref_logits), batch, **settings)
+    policy, reference = Logits(lay_out(logits)), Logits(lay_out(batch.ref_logits))
+    out = loss_of(objective, policy, reference, batch, **settings)
     (out.loss * grad_output).backward()
     assert logits.grad is not None
     return {name: getattr(out, name).detach() for name in out.__dataclass_fields__}, logits.grad

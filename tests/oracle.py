@@ -17,7 +17,7 @@ def assert_matches_oracle(objective: str, batch: Batch, **kwargs) -> None:
         size = 0.0 if name.endswith("logp") else per_token if objective == "grpo" else 2 * per_sequence
         assert_within_budget(actual[name], eager[name], oracle[name], name, log_probs=size)
     policy = oracle["logp"].requires_grad_()
-    settings = {name: value for name, value in kwargs.items() if name != "one_launch"}
+    settings = {name: value for name, value in kwargs.items() if name not in ("one_launch", "lay_out")}
     double = loss_of(objective, TokenLogp(policy), TokenLogp(oracle["ref_logp"]), batch.to(torch.float64), **settings)
     (dlogp,) = torch.autograd.grad(double.loss, policy)
     # dlogp is a difference itself (of k3's two terms, of two sigmoids), of things the size of beta.

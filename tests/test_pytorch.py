@@ -9,9 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from humanline_fused import Logits, token_logp, token_logp_and_entropy, validation
-from tests.inputs import loss_and_gradient, loss_of, random_batch
+from tests.inputs import FORMS, loss_and_gradient, loss_of, random_batch
 
-FORMS = [("dpo", {}), ("kto", {}), ("grpo", {}), ("grpo", {"one_launch": True})]
 of_every_form = pytest.mark.parametrize(("objective", "settings"), FORMS)
 
 # Compiler
@@ -152,21 +151,36 @@ def test_a_checkpointed_loss_has_the_same_gradient(device, objective, impl, use_
 # Nothing waits for the device
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@of_every_form
-def test_neither_forward_nor_backward_reads_a_value_on_the_host(device, objective, settings, packed, monkeypatch):
+@pytest.fixture
+def launches(monkeypatch):
+    """The grids of the kernels that would have been launched: a launch itself waits for nobody."""
     from humanline_kernels import dlogits, dpo_loss, grpo_loss, grpo_one_launch, kto_loss
     from humanline_kernels import token_logp as token_logp_module
 
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *args, **kwargs: None
+
+    for module in (dlogits, dpo_loss, grpo_loss, grpo_one_launch, kto_loss, token_logp_module):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, Kernel())
+    return grids
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@of_every_form
+def test_neither_forward_nor_backward_reads_a_value_on_the_host(
+    device, objective, settings, packed, launches, monkeypatch
+):
     batch = random_batch(device)
     if packed:
         settings = settings | {"cu_seqlens": torch.tensor([0, 3, 10, 15, 20], dtype=torch.int32, device=device)}
         rows = {name: getattr(batch, name) for name in ("logits", "ref_logits", "target_ids", "loss_mask")}
         batch = replace(batch, **{name: value.flatten(0, 1)[None] for name, value in rows.items()})
     monkeypatch.setattr(validation, "_may_look_at", lambda tensor: False)  # as on a GPU
-    for module in (dlogits, dpo_loss, grpo_loss, grpo_one_launch, kto_loss, token_logp_module):
-        for name in [name for name in vars(module) if name.endswith("_kernel")]:
-            monkeypatch.setattr(module, name, mock.MagicMock())  # a launch waits for nobody
     for name in ("item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
         monkeypatch.setattr(torch.Tensor, name, mock.Mock(side_effect=AssertionError(f"Tensor.{name} waits")))
     leaf = batch.logits.requires_grad_()
@@ -174,6 +188,16 @@ def test_neither_forward_nor_backward_reads_a_value_on_the_host(device, objectiv
     assert out.unclamped_fraction is not None
     out.loss.backward()
     assert leaf.grad is not None
+    assert len(launches) >= 2
+
+
+@of_every_form
+def test_grids_have_one_axis_which_may_be_longer_than_65535(device, objective, settings, launches):
+    batch = random_batch(device, B=2, T=2**16, V=2)
+    leaf = batch.logits.requires_grad_()
+    loss_of(objective, Logits(leaf), Logits(batch.ref_logits), batch, impl="triton", **settings).loss.backward()
+    assert {len(grid) for grid in launches} == {1}
+    assert max(grid[0] for grid in launches) > 2**16
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there are no CUDA graphs without CUDA")

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from humanline_fused import Logits, TokenLogp, token_logp, validation
-from tests.inputs import Batch, loss_and_gradient, loss_of, random_batch
+from tests.inputs import FORMS, Batch, loss_and_gradient, loss_of, random_batch
 from tests.oracle import assert_matches_oracle
 
 # Mask
@@ -153,9 +155,10 @@ def test_transposed_log_probs_give_the_contiguous_answer(device, objective, impl
     torch.testing.assert_close(loss_of(objective, policy, reference, turned, impl=impl).loss, expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a dlogits of 4 GiB, row by row: no interpreter does that")
-def test_rows_beyond_two_to_the_31_elements_are_addressed_forward_and_backward(device, objective):
-    T, V = 2**14 + 8, 2**17
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a dlogits of 8 GiB, row by row: no interpreter does that")
+@pytest.mark.parametrize(("objective", "form"), FORMS)
+def test_more_than_65535_rows_and_two_to_the_32_elements_are_addressed(device, objective, form):
+    T, V = 2**15 + 8, 2**16
     row = torch.randn(V, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
     logits = row.expand(2, T, V).requires_grad_()
     mask = torch.zeros(2, T, dtype=torch.bool, device=device)
@@ -168,13 +171,41 @@ def test_rows_beyond_two_to_the_31_elements_are_addressed_forward_and_backward(d
     for batch in (whole, last):
         reference = TokenLogp(torch.zeros(batch.target_ids.shape, device=device))
         leaf = batch.logits.detach().requires_grad_()
-        loss = loss_of(objective, Logits(leaf), reference, batch, clamp=None, impl="triton").loss
+        loss = loss_of(objective, Logits(leaf), reference, batch, clamp=None, impl="triton", **form).loss
         gradients += torch.autograd.grad(loss, leaf)
     assert torch.equal(gradients[0][:, -1], gradients[1][:, 0])
     assert not gradients[0][:, 0].any()
 
 
-def test_strided_views_give_the_contiguous_answer_without_a_copy(device, objective, impl):
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    V=st.integers(2, 70),
+    before=st.integers(0, 9),
+    after=st.integers(0, 9),
+    tokens_first=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 2**16),
+)
+def test_rows_may_begin_anywhere_and_lie_as_far_apart_as_they_like(
+    device, objective, V, before, after, tokens_first, dtype, seed
+):
+    def lay_out(logits):
+        wide = torch.nn.functional.pad(logits, (before, after), value=math.nan)
+        if tokens_first:
+            wide = wide.transpose(0, 1).contiguous().transpose(0, 1)
+        return wide[..., before : before + V]
+
+    assert_matches_oracle(objective, random_batch(device, 2, 3, V, dtype=dtype, seed=seed), lay_out=lay_out)
+
+
+@pytest.mark.parametrize("V", [8, 13])
+def test_dlogits_is_contiguous_where_the_logits_are(device, V):
+    batch = random_batch(device, V=V)
+    _, gradient = loss_and_gradient("dpo", batch, impl="triton")
+    assert gradient.is_contiguous()
+
+
+def test_strided_views_give_the_contiguous_answer(device, objective, impl):
     batch = random_batch(device, V=32)
     expected, expected_gradient = loss_and_gradient(objective, batch, impl=impl)
     wide = torch.full((5, 4, 2, 40), math.nan, device=device)

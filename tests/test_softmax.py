@@ -132,6 +132,33 @@ def test_any_softmax_matches_the_oracle(device, V, seed, temperature, softcap, s
     assert_both_match_the_oracle(random_batch(device, 2, 2, V, dtype=dtype, seed=seed), softmax)
 
 
+EXTREMES = {
+    "nothing": lambda row: row,
+    "−inf": lambda row: row.masked_fill(torch.arange(len(row)) % 3 == 1, -math.inf),
+    "spike": lambda row: row.masked_fill(torch.arange(len(row)) == len(row) - 1, 300.0),
+    "offset": lambda row: row + 1000,
+    "lowest": lambda row: row.masked_fill(torch.arange(len(row)) % 2 == 1, torch.finfo(row.dtype).min),
+    "equal": lambda row: torch.zeros_like(row),
+    "certain": lambda row: row.masked_fill(torch.arange(len(row)) == 0, 60.0),
+}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    V=st.integers(2, 70),
+    seed=st.integers(0, 2**16),
+    rows=st.lists(st.sampled_from(sorted(EXTREMES)), min_size=4, max_size=4),
+    softmax=st.sampled_from([{}, {"temperature": 0.5}, {"softcap": 30.0}]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_rows_of_any_extremes_match_the_oracle_beside_each_other(device, V, seed, rows, softmax, dtype):
+    batch = random_batch(device, 2, 2, V, dtype=dtype, seed=seed)
+    batch.target_ids.zero_()  # a target that every extreme leaves possible
+    for (b, t), name in zip([(0, 0), (0, 1), (1, 0), (1, 1)], rows, strict=True):
+        batch.logits[b, t] = EXTREMES[name](batch.logits[b, t].cpu()).to(device)
+    assert_both_match_the_oracle(batch, softmax)
+
+
 @pytest.mark.parametrize("name", list(softmaxes(random_batch(torch.device("cpu")))))
 def test_eager_s_gradients_are_the_derivatives_of_its_values(device, name):
     batch = random_batch(device, B=2, T=2, V=5, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""token_logp: logits -> log-prob of each target (docs/math.md, equations 1 and 12)."""
+"""token_logp: logits -> log-prob of each target (docs/math.md, equations 1 and 13)."""
 
 import importlib
 import math

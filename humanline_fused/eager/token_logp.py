@@ -1,4 +1,4 @@
-"""Log-prob of each target, entropy of each row, and their derivatives (docs/math.md, equations 1, 12 to 14)."""
+"""Log-prob of each target, entropy of each row, and their derivatives (docs/math.md, equations 1, 12 to 15)."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple

@@ -44,7 +44,7 @@ def dlogits_tile(
     HAS_ENTROPY: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """Equations 13 and 14 at logits x of the row (target's logit, logp, entropy, dlogp, dentropy)."""
+    """Equations 13 to 15 at logits x of the row (target's logit, logp, entropy, dlogp, dentropy)."""
     target, logp, entropy, dlogp, dentropy = row
     log2_p = log2_weight(x, target, logp * LOG2E, softmax, HAS_SOFTCAP, EXACT)
     slope = -dlogp
