@@ -217,5 +217,5 @@ def test_the_file_gives_back_the_rows_and_a_table_of_them(tmp_path):
     content = json.loads(path.read_text())
     assert content["triton"] == "3.7"
     assert {"kernel", "arch", "loop", "instructions_per_element", "spills"} <= content["rows"][0].keys()
-    assert "| fold bf16 HAS_ENTROPY | sm_90 | 32 | 0 | 0 | unnamed | 1.25 | 1.00 | 128 |" in markdown(path)
+    assert "| fold bf16 HAS_ENTROPY | unnamed | 1.25, 32 | H100 100%, H200 100% |" in markdown(path)
     assert "| H200 | 132 | 1.70 | 4.80 | 4.32 |" in markdown(path)

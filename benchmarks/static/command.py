@@ -4,6 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.static.budgets import broken
 from benchmarks.static.report import ARCHITECTURES, measure, table, to_json
 
 
@@ -16,7 +17,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
     options = parser.parse_args(arguments)
     report = replace(measure(options.arch), command=" ".join(["python -m benchmarks static", *arguments]))
-    print(f"triton {report.triton}\n\n{table(report)}")
+    over = broken(report.rows)
+    verdict = "\n".join(["Over budget:", *over]) if over else "Every budget is met (benchmarks/static/budgets.py)."
+    print(f"triton {report.triton}\n\n{table(report)}\n\n{verdict}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(to_json(report) + "\n")

@@ -158,12 +158,34 @@ def table(report: Report) -> str:
 
 
 def markdown(path: Path) -> str:
-    """A file's rows as a table, where they come from, and the model's assumptions."""
+    """A file's loops over the vocabulary as a table, where they come from, and the model's assumptions.
+
+    A cell of an architecture: instructions per element, and KB in flight per SM.
+    """
 
     def piped(header: tuple[str, ...], *lines: tuple[str, ...]) -> str:
         return "\n".join(f"| {' | '.join(line)} |" for line in (header, ("---",) * len(header), *lines))
 
     report = from_json(path.read_text())
-    rows = piped(HEADER, *map(cells, report.rows))
-    source = f"`{path.name}`: `{report.command}`, triton {report.triton}."
-    return f"{rows}\n\n{source} {MODEL}\n\n{piped(*ASSUMPTIONS)}"
+    architectures = list(dict.fromkeys(row.arch for row in report.rows))
+    loops: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in report.rows:
+        if row.instructions_per_element is not None:
+            loops.setdefault((row.kernel, row.loop), {})[row.arch] = row
+    lines = []
+    for (kernel, loop), on in loops.items():
+        shares = {device: share.bandwidth for row in on.values() for device, share in row.predicted.items()}
+        counts = (_count(on[arch]) if arch in on else "" for arch in architectures)
+        lines.append((kernel, loop, *counts, ", ".join(f"{device} {share:.0%}" for device, share in shares.items())))
+    header = "kernel", "loop", *architectures, "predicted share of bandwidth"
+    spills = sum(row.spills for row in report.rows)
+    source = (
+        f"Instructions per element, KB in flight per SM. Bytes spilt by all of them: {spills}. "
+        f"`{path.name}`: `{report.command}`, triton {report.triton}. {MODEL}"
+    )
+    return f"{piped(header, *lines)}\n\n{source}\n\n{piped(*ASSUMPTIONS)}"
+
+
+def _count(row: Row) -> str:
+    in_flight = f", {row.bytes_in_flight / 1024:.0f}" if row.bytes_in_flight else ""
+    return f"{row.instructions_per_element:.2f}{in_flight}"

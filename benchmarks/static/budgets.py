@@ -1,0 +1,107 @@
+"""What a loop over the vocabulary may cost so that memory stays the limit.
+
+An H200 at 4.3 TB/s has 13 issue slots and 1.7 exp operations per bfloat16 element that it reads.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.static.rows import Row
+
+OVER_THE_VOCABULARY = ("token_logp_forward", "token_logp_backward", "grpo_one_launch", "scale_dlogits")
+BYTES_IN_FLIGHT = 40 * 1024
+"""Per SM: what the latency of memory costs at full bandwidth."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Instructions per element that some loops of a kernel may take."""
+
+    kernel: str
+    loops: tuple[str, ...]
+    nvidia: float
+    gfx942: float | None = None
+
+    def on(self, arch: str) -> float | None:
+        return self.gfx942 if arch == "gfx942" else self.nvidia
+
+
+NEVER_LAUNCHED = {"gfx942": {"grpo_one_launch", "scale_dlogits"}}
+"""Kernels that have no place on an architecture: no cache of AMD's holds one launch's rows in flight."""
+
+FORWARD = ("sum_weights 1",)
+FALL_BACK = ("maximum_of_row", "sum_weights 2")
+REFERENCE_AND_POLICY = ("sum_weights 1", "sum_weights 3")
+
+BUDGETS = (
+    Budget("token_logp_forward bf16", FORWARD, 5.6, gfx942=4),
+    Budget("token_logp_forward fp16", FORWARD, 5.6, gfx942=4),
+    Budget("token_logp_forward fp32", FORWARD, 4.2, gfx942=4),
+    Budget("token_logp_forward bf16 HAS_TEMPERATURE", FORWARD, 5.6, gfx942=4),
+    Budget("token_logp_forward bf16 HAS_ENTROPY", FORWARD, 7.5),
+    Budget("token_logp_forward bf16 HAS_SOFTCAP", FORWARD, 9.5),
+    Budget("token_logp_forward bf16", FALL_BACK, 7.6),
+    Budget("token_logp_forward fp16", FALL_BACK, 7.6),
+    Budget("token_logp_forward fp32", FALL_BACK, 7.6),
+    Budget("token_logp_backward bf16", ("store_dlogits",), 6.7, gfx942=10),
+    Budget("token_logp_backward fp16", ("store_dlogits",), 6.7, gfx942=10),
+    Budget("token_logp_backward fp32 EXACT", ("store_dlogits",), 6.7, gfx942=10),
+    Budget("token_logp_backward bf16", ("store_zeros",), 1.3),
+    Budget("token_logp_backward fp16", ("store_zeros",), 1.3),
+    Budget("token_logp_backward fp32 EXACT", ("store_zeros",), 1.3),
+    Budget("grpo_one_launch bf16 HAS_REFERENCE", REFERENCE_AND_POLICY, 5.6),
+    Budget("grpo_one_launch fp16 HAS_REFERENCE", REFERENCE_AND_POLICY, 5.6),
+    Budget("grpo_one_launch fp32 HAS_REFERENCE EXACT", REFERENCE_AND_POLICY, 4.2),
+    Budget("grpo_one_launch bf16", FORWARD, 5.6),
+    Budget("grpo_one_launch bf16 HAS_REFERENCE", ("store_dlogits",), 6.8),
+    Budget("grpo_one_launch fp16 HAS_REFERENCE", ("store_dlogits",), 6.8),
+    Budget("grpo_one_launch fp32 HAS_REFERENCE EXACT", ("store_dlogits",), 6.8),
+    Budget("grpo_one_launch bf16 HAS_REFERENCE", ("store_zeros",), 1.3),
+)
+
+
+def over_the_vocabulary(rows: Sequence[Row], arch: str) -> list[Row]:
+    return [row for row in rows if row.arch == arch and row.kernel.startswith(OVER_THE_VOCABULARY)]
+
+
+def is_fall_back(row: Row) -> bool:
+    """Of the few rows whose sum overflows: the second sum of a row, and the maximum before it."""
+    return row.loop.startswith("maximum_of_row") or row.loop in ("sum_weights 2", "sum_weights 4")
+
+
+def narrow(row: Row) -> bool:
+    return any(bits < 128 for bits in (*row.load_bits, *row.store_bits))
+
+
+def waits(row: Row) -> bool:
+    return row.shuffles + row.barriers > 0
+
+
+def starves(row: Row) -> bool:
+    return bool(row.load_bits) and row.bytes_in_flight < BYTES_IN_FLIGHT
+
+
+def cost(row: Row) -> float:
+    return float("inf") if row.instructions_per_element is None else row.instructions_per_element
+
+
+def broken(rows: Sequence[Row]) -> list[str]:
+    """What is over its budget, a line each."""
+    return [f"{row.kernel} on {row.arch}, {row.loop}: {what}" for row in rows for what in _broken_by(row)]
+
+
+def _broken_by(row: Row) -> Iterator[str]:
+    for budget in BUDGETS:
+        allowed = budget.on(row.arch)
+        if row.kernel == budget.kernel and row.loop in budget.loops and allowed is not None and cost(row) > allowed:
+            yield f"{row.instructions_per_element} instructions per element, budget {allowed}"
+    if row.spills:
+        yield f"{row.spills} bytes spilt"
+    if not over_the_vocabulary([row], row.arch):
+        return
+    if narrow(row):
+        yield f"access of {min(*row.load_bits, *row.store_bits, 128)} bits, budget 128"
+    if waits(row):
+        yield f"{row.shuffles} shuffles and {row.barriers} barriers, budget 0"
+    if row.arch.startswith("sm_") and not is_fall_back(row) and starves(row):
+        yield f"{row.bytes_in_flight} bytes in flight, budget {BYTES_IN_FLIGHT}"
