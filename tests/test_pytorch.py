@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -54,24 +55,26 @@ def test_a_compiled_eager_loss_is_the_loss(device, objective):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_one_graph_serves_every_length(device, impl):
-    graphs = 0
-
-    def counting(graph, example_inputs):
-        nonlocal graphs
-        graphs += 1
-        return graph
-
+def test_one_graph_serves_every_length_forward_and_backward(device, impl):
     def score(logits, ids, mask):
+        leaf = logits.detach().requires_grad_()
+        out = token_logp_and_entropy(Logits(leaf, softcap=20.0), ids, mask, impl=impl)
+        return out.logp, out.entropy, *torch.autograd.grad(out.logp.sum() - out.entropy.sum(), leaf)
+
+    def graph(logits, ids, mask):
         out = token_logp_and_entropy(Logits(logits, softcap=20.0), ids, mask, impl=impl)
         return out.logp, out.entropy
 
-    compiled = torch.compile(score, fullgraph=True, backend=counting, dynamic=True)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(graph, fullgraph=True, backend=counter, dynamic=True)
     for T in (5, 6, 9):
         batch = random_batch(device, T=T)
-        arguments = batch.logits, batch.target_ids, batch.loss_mask
-        torch.testing.assert_close(compiled(*arguments), score(*arguments))
-    assert graphs == 1
+        leaf = batch.logits.clone().requires_grad_()
+        logp, entropy = compiled(leaf, batch.target_ids, batch.loss_mask)
+        (gradient,) = torch.autograd.grad(logp.sum() - entropy.sum(), leaf)
+        expected = score(batch.logits, batch.target_ids, batch.loss_mask)
+        torch.testing.assert_close((logp, entropy, gradient), expected)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.usefixtures("fresh_compiler")
