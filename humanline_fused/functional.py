@@ -124,6 +124,8 @@ def _fits_one_launch(layer: ModuleType, policy: Scores, reference: Scores) -> bo
         return False
     if not (torch.is_grad_enabled() and policy.logits.requires_grad):
         return False
+    if policy.logits.dtype == torch.float16:  # a scaled loss would come too late to save what underflows
+        return False
     readable = isinstance(reference, TokenLogp) or _alike(policy, reference)
     return readable and layer.num_programs(policy.logits) > 0
 
@@ -471,9 +473,10 @@ def grpo_loss(
         beta: weight of the KL penalty.
         num_items_in_batch: what the sum over tokens is divided by, [] or a number; ``None`` is this batch's tokens.
         one_launch: permits kernels to compute the gradient along with the loss, 3 passes over [B, T, V] for 4, where
-            the device's cache holds the rows in flight. It fixes ``grad_output`` at 1: any other is multiplied in
-            afterwards, at 2 more passes and a further rounding in the logits' dtype (so hand a normaliser in as
-            ``num_items_in_batch``). ``policy`` must be ``Logits``, and backward may be called once.
+            the device's cache holds the rows in flight, and the logits are not float16. It fixes ``grad_output`` at 1:
+            any other (a loss divided by accumulation steps) is multiplied in afterwards, at 2 more passes, slower than
+            without, and a further rounding; hand a normaliser in as ``num_items_in_batch`` instead. ``policy`` must be
+            ``Logits``, and backward may be called once.
         cu_seqlens: [B + 1], int32 or int64, for packed input: one row [1, N] of ids, scores and mask, whose sequence b
             is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention).
         clamp: humanline's bounds; ``None`` is plain GRPO.

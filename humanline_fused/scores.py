@@ -21,7 +21,8 @@ class Logits:
         scale: > 0.
         inplace_gradient: backward may write dlogits over the logits, and so need no memory of its own. The logits must
             be the result of another operation, not a leaf. Autograd counts it as a write: whatever else needs these
-            logits for its backward raises, and so does a second backward.
+            logits for a later backward raises, and so does a second backward (not under saved-tensor hooks, which
+            switch that check of autograd's off). Without a gradient nothing is written.
     """
 
     logits: Tensor

@@ -59,17 +59,26 @@ def check_softmax(name: str, scores: Logits, target_ids: Tensor) -> None:
     if scores.softcap is not None:
         check_positive(f"{name} softcap", scores.softcap)
     check_positive(f"{name} scale", scores.scale)
-    if not scores.inplace_gradient:
+    if scores.inplace_gradient:
+        _check_inplace_gradient(name, scores.logits)
+
+
+def _check_inplace_gradient(name: str, logits: Tensor) -> None:
+    """The logits may be written over. Where no gradient is asked for, in evaluation say, none will be."""
+    expected = f"{name}: inplace_gradient expected the result of another operation"
+    if name == "reference":
+        raise ValueError(f"{expected} with a gradient, got logits that no gradient reaches")
+    if not logits.requires_grad:
         return
-    logits = scores.logits
-    expected = f"{name}: inplace_gradient expected the result of another operation with a gradient"
-    if name == "reference" or not logits.requires_grad:
-        raise ValueError(f"{expected}, got logits that no gradient reaches")
-    if logits.is_leaf:
-        raise ValueError(f"{expected}, got a leaf: its own values would be overwritten")
-    overlap = any(stride == 0 and size > 1 for stride, size in zip(logits.stride(), logits.shape, strict=True))
-    if overlap or logits.stride(-1) != 1:
-        raise ValueError(f"{name}: inplace_gradient expected rows apart and in a piece, got strides {logits.stride()}")
+    if logits.is_leaf or (logits._base is not None and logits._base.is_leaf):
+        raise ValueError(f"{expected}, got a leaf or a view of one: its own values would be overwritten")
+    extent = 0
+    for stride, size in sorted((st, sz) for st, sz in zip(logits.stride(), logits.shape, strict=True) if sz > 1):
+        if stride <= extent:
+            raise ValueError(f"{name}: inplace_gradient expected no two logits in one place, got {logits.stride()}")
+        extent += stride * (size - 1)
+    if logits.stride(-1) != 1:
+        raise ValueError(f"{name}: inplace_gradient expected stride 1 over the vocabulary, got {logits.stride()}")
 
 
 def check_tokens(policy: Scores, reference: Scores | None, target_ids: Tensor, loss_mask: Tensor) -> None:

@@ -11,7 +11,7 @@ from tests.oracle import assert_matches_oracle
 # Value and gradient
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("beta", [0.0, 0.05])
 def test_it_is_as_close_to_the_oracle_as_eager_is(device, dtype, beta):
     assert_matches_oracle("grpo", random_batch(device, dtype=dtype), one_launch=True, beta=beta)
@@ -142,6 +142,18 @@ def test_eager_and_a_reference_that_one_launch_cannot_read_have_the_usual_way(de
         assert torch.equal(*losses)
 
 
+def test_float16_has_the_usual_way_whose_gradient_a_scaled_loss_saves_from_underflow(device):
+    batch = random_batch(device, dtype=torch.float16)
+    gradients = [
+        loss_and_gradient(
+            "grpo", batch, impl="triton", num_items_in_batch=2**20, grad_output=2.0**20, one_launch=one_launch
+        )[1]
+        for one_launch in (False, True)
+    ]
+    assert (gradients[0][batch.loss_mask] != 0).any()
+    assert torch.equal(*gradients)
+
+
 def test_without_a_gradient_there_is_nothing_to_save(device):
     batch = random_batch(device)
     with torch.no_grad():
@@ -157,7 +169,8 @@ A100, H200, B200, MI300X = (40 * 2**20, 108), (50 * 2**20, 132), (126 * 2**20, 1
 @pytest.mark.parametrize(
     ("V", "gpu", "programs"),
     [
-        (32000, H200, 132),
+        (32000, H200, 491),
+        (50257, H200, 312),
         (128256, H200, 122),
         (151936, H200, 103),
         (256000, H200, 0),

@@ -88,9 +88,11 @@ def test_a_second_backward_is_told_that_they_are_gone(device, objective, impl):
         loss.backward()
 
 
-def test_without_a_gradient_nothing_is_overwritten(device, objective, impl):
+@pytest.mark.parametrize("logits_have_a_graph", [True, False])
+def test_without_a_gradient_nothing_is_overwritten(device, objective, impl, logits_have_a_graph):
     batch = random_batch(device)
-    _, logits = overwritable(batch.logits)
+    with torch.set_grad_enabled(logits_have_a_graph):
+        _, logits = overwritable(batch.logits)
     before = logits.detach().clone()
     with torch.no_grad():
         loss_of(objective, Logits(logits, inplace_gradient=True), Logits(batch.ref_logits), batch, impl=impl)
@@ -100,15 +102,12 @@ def test_without_a_gradient_nothing_is_overwritten(device, objective, impl):
 # Errors
 
 
-def test_a_leaf_is_refused():
+@pytest.mark.parametrize("view", [lambda leaf: leaf, lambda leaf: leaf.view(4, 5, 37), lambda leaf: leaf[:, :, :]])
+def test_a_leaf_and_a_view_of_one_are_refused(view):
     batch = random_batch(torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"inplace_gradient expected the result of another operation .* got a leaf"):
-        token_logp(
-            Logits(batch.logits.requires_grad_(), inplace_gradient=True),
-            batch.target_ids,
-            batch.loss_mask,
-            impl="eager",
-        )
+    logits = view(batch.logits.requires_grad_())
+    with pytest.raises(ValueError, match=r"inplace_gradient expected the result of another operation, got a leaf or a"):
+        token_logp(Logits(logits, inplace_gradient=True), batch.target_ids, batch.loss_mask)
 
 
 def test_a_reference_is_refused():
@@ -118,8 +117,16 @@ def test_a_reference_is_refused():
         loss_of("dpo", TokenLogp(torch.zeros(4, 5)), reference, batch)
 
 
-def test_rows_that_share_memory_are_refused():
+@pytest.mark.parametrize("strides", [(0, 37, 1), (37, 4, 1), (185, 36, 1)])
+def test_rows_that_share_memory_are_refused(strides):
     batch = random_batch(torch.device("cpu"))
-    logits = (batch.logits[:1].requires_grad_() * 1).expand(4, -1, -1)
-    with pytest.raises(ValueError, match="inplace_gradient expected rows apart and in a piece, got strides"):
+    logits = (batch.logits.requires_grad_() * 1).as_strided((4, 5, 37), strides)
+    with pytest.raises(ValueError, match="inplace_gradient expected no two logits in one place, got"):
+        token_logp(Logits(logits, inplace_gradient=True), batch.target_ids, batch.loss_mask)
+
+
+def test_a_vocabulary_that_is_not_in_a_piece_is_refused():
+    batch = random_batch(torch.device("cpu"))
+    logits = (batch.logits.requires_grad_() * 1).transpose(1, 2).contiguous().transpose(1, 2)
+    with pytest.raises(ValueError, match="inplace_gradient expected stride 1 over the vocabulary, got"):
         token_logp(Logits(logits, inplace_gradient=True), batch.target_ids, batch.loss_mask)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from humanline_fused import Logits, TokenLogp, kto_kl, shift_targets, token_logp
+from humanline_fused import Logits, TokenLogp, kto_kl, shift_targets, token_logp, validation
 from tests.inputs import Batch, loss_of, random_batch
 
 LENGTHS = [3, 5, 0, 4]
@@ -110,6 +110,34 @@ def test_the_last_token_of_a_packed_sequence_scores_none():
 
 
 # Errors
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])  # to GRPO, tokens are tokens
+def test_bounds_past_validation_poison_the_loss(device, objective, monkeypatch):
+    _, packed, _, bounds = padded_and_packed(device)
+    monkeypatch.setattr(
+        validation, "_may_look_at", lambda tensor: False
+    )  # as on a GPU, where looking would wait for it
+    bounds[-1] = 1000
+    out, _ = run(objective, packed, "triton", cu_seqlens=bounds)
+    assert out.loss.isnan()
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_nothing_is_written_beyond_the_tokens_whatever_the_bounds_say(device, objective, monkeypatch):
+    from humanline_kernels.dpo_loss import dpo_loss_forward
+    from humanline_kernels.kto_loss import kto_loss_forward
+
+    memory = torch.full((32,), 7.0, device=device)
+    monkeypatch.setattr(torch, "zeros_like", lambda logp: memory[: logp.numel()].zero_().view(logp.shape))
+    logp, mask = torch.zeros(1, 8, device=device), torch.ones(1, 8, dtype=torch.bool, device=device)
+    bounds = torch.tensor([-4, 4, 20], dtype=torch.int32, device=device)
+    if objective == "dpo":
+        dpo_loss_forward(logp, logp, mask, bounds, 0.1, 0.0, -1.5, 1.5, True)
+    else:
+        desirable, kl = torch.ones(2, dtype=torch.bool, device=device), torch.zeros((), device=device)
+        kto_loss_forward(logp, logp, mask, bounds, desirable, kl, 0.1, 1.0, 1.0, -1.5, 1.5, True)
+    assert (memory[8:] == 7).all()
 
 
 @pytest.mark.parametrize(

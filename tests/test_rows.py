@@ -198,6 +198,18 @@ def test_rows_may_begin_anywhere_and_lie_as_far_apart_as_they_like(
     assert_matches_oracle(objective, random_batch(device, 2, 3, V, dtype=dtype, seed=seed), lay_out=lay_out)
 
 
+@pytest.mark.parametrize("first", range(9))
+@pytest.mark.parametrize("V", [13, 16])
+def test_each_row_of_dlogits_is_as_far_from_16_bytes_as_its_row_of_logits_also_in_foreign_memory(first, V):
+    from humanline_kernels.dlogits import empty_dlogits
+
+    memory = torch.empty(9 + 2 * 3 * 20, dtype=torch.bfloat16)[first:]
+    logits = torch.from_dlpack(memory).as_strided((2, 3, V), (60, 20, 1))  # forgets what its storage begins with
+    dlogits = empty_dlogits(logits, logits.data_ptr())
+    for b, t in [(0, 0), (0, 1), (1, 2)]:
+        assert (dlogits[b, t].data_ptr() - logits[b, t].data_ptr()) % 16 == 0
+
+
 @pytest.mark.parametrize("V", [8, 13])
 def test_dlogits_is_contiguous_where_the_logits_are(device, V):
     batch = random_batch(device, V=V)

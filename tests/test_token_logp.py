@@ -163,7 +163,7 @@ def test_a_row_whose_dlogp_is_0_is_not_read_in_backward(device):
     logits = torch.full((1, 2, 40), math.nan, device=device)
     ids, mask = torch.zeros(1, 2, dtype=torch.long, device=device), torch.ones(1, 2, dtype=torch.bool, device=device)
     zeros = torch.zeros(1, 2, device=device)
-    assert (token_logp_backward(zeros, None, logits, ids, mask, None, zeros, None, 1.0, None, 1.0) == 0).all()
+    assert (token_logp_backward(zeros, None, logits, ids, mask, None, zeros, zeros, None, 1.0, None, 1.0) == 0).all()
 
 
 @pytest.mark.parametrize("illegal", [-1, 37, 2**40])

@@ -50,11 +50,11 @@ BUDGETS = (
     Budget("token_logp_backward fp16", ("store_zeros",), 1.3),
     Budget("token_logp_backward fp32 EXACT", ("store_zeros",), 1.3),
     Budget("grpo_one_launch bf16 HAS_REFERENCE", REFERENCE_AND_POLICY, 5.6),
-    Budget("grpo_one_launch fp16 HAS_REFERENCE", REFERENCE_AND_POLICY, 5.6),
+    Budget("grpo_one_launch bf16 HAS_REFERENCE V=32000", REFERENCE_AND_POLICY, 5.6),
     Budget("grpo_one_launch fp32 HAS_REFERENCE EXACT", REFERENCE_AND_POLICY, 4.2),
     Budget("grpo_one_launch bf16", FORWARD, 5.6),
     Budget("grpo_one_launch bf16 HAS_REFERENCE", ("store_dlogits",), 6.8),
-    Budget("grpo_one_launch fp16 HAS_REFERENCE", ("store_dlogits",), 6.8),
+    Budget("grpo_one_launch bf16 HAS_REFERENCE V=32000", ("store_dlogits",), 6.8),
     Budget("grpo_one_launch fp32 HAS_REFERENCE EXACT", ("store_dlogits",), 6.8),
     Budget("grpo_one_launch bf16 HAS_REFERENCE", ("store_zeros",), 1.3),
 )

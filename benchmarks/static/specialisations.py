@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
-VOCABULARY = 128256
+VOCABULARY, SHORT_VOCABULARY = 128256, 32000
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Specialisation:
         read_bytes, written_bytes: of one element, in a loop that reads or writes its elements.
         cached_loops: those whose reads come from the L2 cache.
         launched_per_sm: programs, where the launch asks for fewer than an SM can hold.
+        note: what else tells it from others.
     """
 
     kernel: str
@@ -28,11 +29,13 @@ class Specialisation:
     written_bytes: int
     cached_loops: tuple[str, ...] = ()
     launched_per_sm: int | None = None
+    note: str = ""
 
     @property
     def name(self) -> str:
         function = self.kernel.split(":")[1].removesuffix("_kernel")
-        return " ".join([function, self.dtype, *(name for name, value in self.constants.items() if value is True)])
+        flags = [name for name, value in self.constants.items() if value is True]
+        return " ".join([function, self.dtype, *flags, *filter(None, [self.note])])
 
 
 def specialisations(arch: str) -> Iterator[Specialisation]:
@@ -42,9 +45,10 @@ def specialisations(arch: str) -> Iterator[Specialisation]:
     for flag in ("HAS_TEMPERATURE", "HAS_SOFTCAP", "HAS_ENTROPY"):
         yield from token_logp("bf16", flag, warp=warp)
     if warp == 32:  # no cache of AMD's holds the rows in flight: two launches there
-        for dtype in ITEMSIZE:
-            yield grpo_one_launch(dtype, "HAS_REFERENCE")
+        yield grpo_one_launch("bf16", "HAS_REFERENCE")
+        yield grpo_one_launch("fp32", "HAS_REFERENCE")
         yield grpo_one_launch("bf16")
+        yield grpo_one_launch("bf16", "HAS_REFERENCE", vocabulary=SHORT_VOCABULARY)
         yield scale_dlogits("bf16")
     for loss in ("dpo", "kto", "grpo"):
         yield token_loss(loss)
@@ -63,11 +67,11 @@ def token_logp(dtype: str, *flags: str, warp: int = 32) -> Iterator[Specialisati
     yield Specialisation(f"{module}:token_logp_backward_kernel", dtype, constants, num_warps, itemsize, itemsize)
 
 
-def grpo_one_launch(dtype: str, *flags: str) -> Specialisation:
-    from humanline_kernels.launch import one_launch_tiles
+def grpo_one_launch(dtype: str, *flags: str, vocabulary: int = VOCABULARY) -> Specialisation:
+    from humanline_kernels.launch import one_launch_per_multiprocessor, one_launch_tiles
 
     itemsize = ITEMSIZE[dtype]
-    tiles = one_launch_tiles(VOCABULARY, itemsize)
+    tiles = one_launch_tiles(vocabulary, itemsize)
     num_warps = tiles.pop("num_warps")
     return Specialisation(
         "humanline_kernels.grpo_one_launch:grpo_one_launch_kernel",
@@ -77,7 +81,8 @@ def grpo_one_launch(dtype: str, *flags: str) -> Specialisation:
         itemsize,
         itemsize,
         cached_loops=("store_dlogits",),
-        launched_per_sm=1,
+        launched_per_sm=one_launch_per_multiprocessor(vocabulary * itemsize),
+        note="" if vocabulary == VOCABULARY else f"V={vocabulary}",
     )
 
 

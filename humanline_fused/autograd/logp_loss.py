@@ -41,4 +41,6 @@ def boundaries(loss_mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     if cu_seqlens is not None:
         return cu_seqlens.contiguous()
     B, T = loss_mask.shape
-    return torch.arange(B + 1, device=loss_mask.device) * T
+    if T == 0:
+        return torch.zeros(B + 1, dtype=torch.long, device=loss_mask.device)
+    return torch.arange(0, B * T + 1, T, device=loss_mask.device)

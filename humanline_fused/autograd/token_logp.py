@@ -1,4 +1,4 @@
-"""logits -> logp and entropy, with dlogits as their gradient. Saves what it returns; probabilities are never stored."""
+"""logits -> logp and entropy, with dlogits as their gradient. Saves two floats per row, never the probabilities."""
 
 from typing import Any
 
@@ -25,11 +25,11 @@ class TokenLogp(torch.autograd.Function):
         inplace_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         settings = inverse_temperature, softcap, scale
-        logp, entropy, ref_logp = token_logp_forward(
+        logp, entropy, point, log2_total, ref_logp = token_logp_forward(
             logits, ref_logits, target_ids, loss_mask, temperature, *settings, with_entropy
         )
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, target_ids, loss_mask, temperature, logp, entropy)
+        ctx.save_for_backward(logits, target_ids, loss_mask, temperature, point, log2_total, entropy)
         ctx.settings = settings
         ctx.with_entropy, ctx.inplace_gradient = with_entropy, inplace_gradient
         ctx.mark_non_differentiable(ref_logp, *(() if with_entropy else (entropy,)))
@@ -38,15 +38,15 @@ class TokenLogp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
-        logits, target_ids, loss_mask, temperature, logp, entropy = ctx.saved_tensors
+        logits, *rest, entropy = ctx.saved_tensors
         dlogp, dentropy = grad_outputs[0], grad_outputs[1] if ctx.with_entropy else None
         nothing = (None,) * 9
         if dlogp is None and dentropy is None:
             return None, *nothing
-        rows = logits, target_ids, loss_mask, temperature, logp, entropy if ctx.with_entropy else None
-        dlogp = torch.zeros_like(logp) if dlogp is None else dlogp.contiguous()
+        dlogp = torch.zeros_like(entropy) if dlogp is None else dlogp.contiguous()
         if ctx.with_entropy:
-            dentropy = torch.zeros_like(logp) if dentropy is None else dentropy.contiguous()
+            dentropy = torch.zeros_like(entropy) if dentropy is None else dentropy.contiguous()
+        rows = logits, *rest, entropy if ctx.with_entropy else None
         if ctx.inplace_gradient:
             token_logp_backward_(dlogp, dentropy, *rows, *ctx.settings)
             return logits.detach(), *nothing

@@ -6,31 +6,34 @@ import triton.language as tl
 from torch import Tensor
 
 from humanline_kernels.launch import vocabulary_tiles
-from humanline_kernels.online_softmax import (
+from humanline_kernels.softmax import (
     LN2,
-    LOG2E,
     NEGLIGIBLE,
     aligned,
     cap_root,
     edge_columns,
     last_tile,
+    load_target,
     log2_weight,
     row_parts,
 )
 
 
-def empty_dlogits(logits: Tensor) -> Tensor:
+def empty_dlogits(logits: Tensor, address: int) -> Tensor:
     """An empty tensor like ``logits`` whose every row begins as far from a 16-byte boundary as the row of logits does.
 
     So one offset reaches the aligned part of both. For contiguous logits it is contiguous; otherwise each row, and each
     sequence, is up to 15 bytes longer.
+
+    Args:
+        address: of the first logit, bytes; a compiler that knows none may give any.
     """
     B, T, V = logits.shape
     stride_b, stride_t, _ = logits.stride()
     vector = 16 // logits.element_size()
     row = V + (stride_t - V) % vector
     sequence = T * row + (stride_b - T * row) % vector
-    phase = logits.storage_offset() % vector
+    phase = address % 16 // logits.element_size()
     return logits.new_empty(phase + B * sequence).as_strided((B, T, V), (sequence, row, 1), phase)
 
 
@@ -44,9 +47,9 @@ def dlogits_tile(
     HAS_ENTROPY: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """Equations 13 to 15 at logits x of the row (target's logit, logp, entropy, dlogp, dentropy)."""
-    target, logp, entropy, dlogp, dentropy = row
-    log2_p = log2_weight(x, target, logp * LOG2E, softmax, HAS_SOFTCAP, EXACT)
+    """Equations 13 to 15 at logits x of the row (point, log2_total, entropy, dlogp, dentropy)."""
+    point, log2_total, entropy, dlogp, dentropy = row
+    log2_p = log2_weight(x, point, -log2_total, softmax, HAS_SOFTCAP, EXACT)
     slope = -dlogp
     if HAS_ENTROPY:
         slope = tl.fma(tl.maximum(log2_p, NEGLIGIBLE), -dentropy * LN2, -(dlogp + dentropy * entropy))
@@ -69,10 +72,7 @@ def store_dlogits(
     drow_ptr,
     target_id,
     V,
-    logp,
-    entropy,
-    dlogp,
-    dentropy,
+    row,
     softmax,
     HAS_SOFTCAP: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
@@ -83,16 +83,13 @@ def store_dlogits(
 ):
     """One row of dlogits, as far from a 16-byte boundary as the row itself; it may be the row itself.
 
-    ``dlogp`` and ``dentropy`` hold the factor ∂z/∂x, but for the cap's own derivative.
+    ``row`` is (point, log2_total, entropy, dlogp, dentropy); the last two hold the factor ∂z/∂x, but for the cap's own.
 
     The loop writes every element as if it were not the target; one scalar store at the end puts that right, without a
     comparison per element. BACKWARDS begins with what a sweep has read last.
     """
     dtype: tl.constexpr = drow_ptr.dtype.element_ty
-    legal = (target_id >= 0) & (target_id < V)
-    column = tl.where(legal, target_id, 0).to(tl.int64)
-    target = tl.load(row_ptr + column).to(tl.float32)
-    row = (target, logp, entropy, dlogp, dentropy)
+    target, legal = load_target(row_ptr, target_id, V)
     # In place, nobody may write before everybody has read the target.
     tl.debug_barrier()
     head, body = row_parts(row_ptr, V)
@@ -116,7 +113,7 @@ def store_dlogits(
 
     tl.debug_barrier()
     dtarget = dlogits_tile(target, row, softmax, True, HAS_SOFTCAP, HAS_ENTROPY, True)
-    tl.store(drow_ptr + column, dtarget.to(dtype))
+    tl.store(drow_ptr + tl.where(legal, target_id, 0).to(tl.int64), dtarget.to(dtype))
 
 
 @triton.jit

@@ -20,7 +20,7 @@ def softplus(x):
     return tl.maximum(x, 0.0) + tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
 
 
-@triton.jit(do_not_specialize=["P"])
+@triton.jit(do_not_specialize=["P", "N"])
 def dpo_loss_kernel(
     # inputs
     logp_ptr,  # [N]
@@ -33,6 +33,7 @@ def dpo_loss_kernel(
     partials_ptr,  # [P, 5]: loss, pairs, tokens, low, high
     # sizes
     P,
+    N,  # tokens
     # scalars
     beta,
     label_smoothing,
@@ -44,8 +45,8 @@ def dpo_loss_kernel(
 ):
     chosen = tl.program_id(0).to(tl.int64)
     rejected = P + chosen
-    chosen_begin, chosen_end = sequence_bounds(cu_seqlens_ptr, chosen)
-    rejected_begin, rejected_end = sequence_bounds(cu_seqlens_ptr, rejected)
+    chosen_begin, chosen_end, chosen_legal = sequence_bounds(cu_seqlens_ptr, chosen, N)
+    rejected_begin, rejected_end, rejected_legal = sequence_bounds(cu_seqlens_ptr, rejected, N)
     chosen_log_ratio, chosen_tokens, chosen_low, chosen_high = sequence_log_ratio(
         logp_ptr, ref_logp_ptr, loss_mask_ptr, chosen_begin, chosen_end, log_epsilon_P, log_epsilon_R, BLOCK_T
     )
@@ -65,7 +66,8 @@ def dpo_loss_kernel(
     tl.store(rewards_ptr + chosen, beta * chosen_log_ratio)
     tl.store(rewards_ptr + rejected, beta * rejected_log_ratio)
     row_ptr = partials_ptr + chosen * 5
-    tl.store(row_ptr, tl.where(counts, loss, 0.0))
+    legal = chosen_legal & rejected_legal
+    tl.store(row_ptr, tl.where(legal, tl.where(counts, loss, 0.0), float("nan")))
     tl.store(row_ptr + 1, counts.to(tl.float32))
     tl.store(row_ptr + 2, tokens.to(tl.float32))
     tl.store(row_ptr + 3, (chosen_low + rejected_low).to(tl.float32))
@@ -132,6 +134,7 @@ def dpo_loss_forward(
                 rewards,
                 partials,
                 P,
+                logp.numel(),
                 beta,
                 label_smoothing,
                 log_epsilon_P,

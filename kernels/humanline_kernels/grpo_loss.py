@@ -34,6 +34,18 @@ def grpo_terms(raw, clamped, advantages, epsilon, epsilon_high, beta, log_epsilo
     return loss, coefficient, k3, (advantages < 0) & too_low, (advantages > 0) & too_high
 
 
+@triton.jit
+def store_partials(row_ptr, counts, loss, k3, clip_low, clip_high, raw, log_epsilon_P, log_epsilon_R):
+    """The sums of a tile of tokens, or of one: loss, tokens, k3, clip low and high, clamped low and high."""
+    tl.store(row_ptr, tl.sum(tl.where(counts, loss, 0.0)))
+    tl.store(row_ptr + 1, tl.sum(counts.to(tl.float32)))
+    tl.store(row_ptr + 2, tl.sum(tl.where(counts, k3, 0.0)))
+    tl.store(row_ptr + 3, tl.sum((counts & clip_low).to(tl.float32)))
+    tl.store(row_ptr + 4, tl.sum((counts & clip_high).to(tl.float32)))
+    tl.store(row_ptr + 5, tl.sum((raw < log_epsilon_P).to(tl.float32)))
+    tl.store(row_ptr + 6, tl.sum((raw > log_epsilon_R).to(tl.float32)))
+
+
 @triton.jit(do_not_specialize=["N", "T", "stride_advantages_b", "stride_advantages_t"])
 def grpo_loss_kernel(
     # inputs
@@ -43,7 +55,7 @@ def grpo_loss_kernel(
     advantages_ptr,  # [B, T], any strides
     # outputs
     coefficient_ptr,  # [B, T], or anything without NEEDS_GRADIENT
-    partials_ptr,  # [tiles, 7]: loss, tokens, k3, clip low, clip high, low, high
+    partials_ptr,  # [tiles, 7]
     # sizes
     N,  # B · T
     T,
@@ -72,14 +84,7 @@ def grpo_loss_kernel(
     )
     if NEEDS_GRADIENT:
         tl.store(coefficient_ptr + n, tl.where(counts, coefficient, 0.0), mask=n < N)
-    row_ptr = partials_ptr + tile * 7
-    tl.store(row_ptr, tl.sum(tl.where(counts, loss, 0.0)))
-    tl.store(row_ptr + 1, tl.sum(counts.to(tl.float32)))
-    tl.store(row_ptr + 2, tl.sum(tl.where(counts, k3, 0.0)))
-    tl.store(row_ptr + 3, tl.sum((counts & clip_low).to(tl.float32)))
-    tl.store(row_ptr + 4, tl.sum((counts & clip_high).to(tl.float32)))
-    tl.store(row_ptr + 5, tl.sum((raw < log_epsilon_P).to(tl.float32)))
-    tl.store(row_ptr + 6, tl.sum((raw > log_epsilon_R).to(tl.float32)))
+    store_partials(partials_ptr + tile * 7, counts, loss, k3, clip_low, clip_high, raw, log_epsilon_P, log_epsilon_R)
 
 
 Metrics = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]

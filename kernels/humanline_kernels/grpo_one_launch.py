@@ -11,9 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from humanline_kernels.dlogits import empty_dlogits, store_dlogits, store_zeros
-from humanline_kernels.grpo_loss import grpo_means, grpo_terms
+from humanline_kernels.grpo_loss import grpo_means, grpo_terms, store_partials
 from humanline_kernels.launch import one_launch_programs, one_launch_tiles
-from humanline_kernels.online_softmax import score_row
+from humanline_kernels.log_ratio import clamp_log_ratio
+from humanline_kernels.softmax import score_row
 from humanline_kernels.token_logp import softmax_scalars
 
 
@@ -86,11 +87,11 @@ def grpo_one_launch_kernel(
         target_id = tl.load(target_ids_ptr + n)
         temperature = tl.load(temperature_ptr + n) if HAS_TEMPERATURE else 1.0
         softmax = (sharpness / temperature, softcap, cap_slope)
-        logp, ref_logp = 0.0, 0.0
+        logp, ref_logp, point, log2_total = 0.0, 0.0, 0.0, 0.0
         if counts:
             if HAS_REFERENCE:
                 ref_row_ptr = ref_logits_ptr + b * stride_ref_logits_b + t * stride_ref_logits_t
-                ref_logp, _ = score_row(
+                ref_logp, _, _, _ = score_row(
                     ref_row_ptr,
                     target_id,
                     V,
@@ -102,7 +103,7 @@ def grpo_one_launch_kernel(
                 )
             else:
                 ref_logp = tl.load(ref_logp_ptr + n)
-            logp, _ = score_row(
+            logp, _, point, log2_total = score_row(
                 row_ptr,
                 target_id,
                 V,
@@ -113,7 +114,7 @@ def grpo_one_launch_kernel(
                 "evict_last",
             )
         raw = logp - ref_logp
-        clamped = tl.where(raw < log_epsilon_P, log_epsilon_P, tl.where(raw > log_epsilon_R, log_epsilon_R, raw))
+        clamped = clamp_log_ratio(raw, log_epsilon_P, log_epsilon_R)
         advantage = tl.load(advantages_ptr + b * stride_advantages_b + t * stride_advantages_t, mask=counts, other=0.0)
         loss, coefficient, k3, clip_low, clip_high = grpo_terms(
             raw, clamped, advantage, epsilon, epsilon_high, beta, log_epsilon_P, log_epsilon_R
@@ -122,24 +123,15 @@ def grpo_one_launch_kernel(
         tl.store(logp_ptr + n, logp)
         if HAS_REFERENCE:
             tl.store(ref_logp_ptr + n, ref_logp)
-        sums_ptr = partials_ptr + n * 7
-        tl.store(sums_ptr, tl.where(counts, loss, 0.0))
-        tl.store(sums_ptr + 1, counts.to(tl.float32))
-        tl.store(sums_ptr + 2, tl.where(counts, k3, 0.0))
-        tl.store(sums_ptr + 3, (counts & clip_low).to(tl.float32))
-        tl.store(sums_ptr + 4, (counts & clip_high).to(tl.float32))
-        tl.store(sums_ptr + 5, (raw < log_epsilon_P).to(tl.float32))
-        tl.store(sums_ptr + 6, (raw > log_epsilon_R).to(tl.float32))
+        store_partials(partials_ptr + n * 7, counts, loss, k3, clip_low, clip_high, raw, log_epsilon_P, log_epsilon_R)
         if dlogp != 0:
+            row = (point, log2_total, 0.0, dlogp * (gain / temperature), 0.0)
             store_dlogits(
                 row_ptr,
                 drow_ptr,
                 target_id,
                 V,
-                logp,
-                0.0,
-                dlogp * (gain / temperature),
-                0.0,
+                row,
                 softmax,
                 HAS_SOFTCAP,
                 False,
@@ -194,7 +186,7 @@ def grpo_one_launch(
     B, T, V = logits.shape
     logp = logits.new_empty(B, T, dtype=torch.float32)
     scored = logits.new_empty((0,) if ref_logits is None else (B, T), dtype=torch.float32)
-    dlogits = empty_dlogits(logits)
+    dlogits = empty_dlogits(logits, logits.data_ptr())
     partials = logp.new_empty(B * T, 7)
     num_items = loss_mask.sum(dtype=torch.float32).clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     reference = logits if ref_logits is None else ref_logits
@@ -242,4 +234,4 @@ def _(logits, ref_logits, *_):
     logp = logits.new_empty(B, T, dtype=torch.float32)
     scored = logits.new_empty((0,) if ref_logits is None else (B, T), dtype=torch.float32)
     scalars = [logp.new_empty(()) for _ in range(6)]
-    return scalars[0], empty_dlogits(logits), logp, scored, *scalars[1:]
+    return scalars[0], empty_dlogits(logits, 0), logp, scored, *scalars[1:]

@@ -13,7 +13,7 @@ from humanline_kernels.launch import TOKEN_TILES
 from humanline_kernels.log_ratio import sequence_bounds, sequence_log_ratio, store_sequence_coefficient
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def kto_loss_kernel(
     # inputs
     logp_ptr,  # [N]
@@ -26,6 +26,8 @@ def kto_loss_kernel(
     coefficient_ptr,  # [N], or anything without NEEDS_GRADIENT
     rewards_ptr,  # [B]
     partials_ptr,  # [B, 5]: loss, sequences, tokens, low, high
+    # sizes
+    N,  # tokens
     # scalars
     beta,
     desirable_weight,
@@ -37,7 +39,7 @@ def kto_loss_kernel(
     BLOCK_T: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
-    begin, end = sequence_bounds(cu_seqlens_ptr, b)
+    begin, end, legal = sequence_bounds(cu_seqlens_ptr, b, N)
     log_ratio, tokens, low, high = sequence_log_ratio(
         logp_ptr, ref_logp_ptr, loss_mask_ptr, begin, end, log_epsilon_P, log_epsilon_R, BLOCK_T
     )
@@ -54,7 +56,7 @@ def kto_loss_kernel(
 
     tl.store(rewards_ptr + b, rewards)
     row_ptr = partials_ptr + b * 5
-    tl.store(row_ptr, tl.where(counts, loss, 0.0))
+    tl.store(row_ptr, tl.where(legal, tl.where(counts, loss, 0.0), float("nan")))
     tl.store(row_ptr + 1, counts.to(tl.float32))
     tl.store(row_ptr + 2, tokens.to(tl.float32))
     tl.store(row_ptr + 3, low.to(tl.float32))
@@ -115,6 +117,7 @@ def kto_loss_forward(
                 coefficient,
                 rewards,
                 partials,
+                logp.numel(),
                 beta,
                 desirable_weight,
                 undesirable_weight,

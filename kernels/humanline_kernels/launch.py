@@ -24,17 +24,24 @@ TOKEN_TILES = {"BLOCK_T": 1024, "num_warps": 4}
 """Tiles over tokens, in kernels that read a few floats per token; one size, so one compilation for every length."""
 
 
+def one_launch_per_multiprocessor(row_bytes: int) -> int:
+    """Rows that a multiprocessor takes at once: long ones fill it alone, short ones hide each other's latency."""
+    return 1 if row_bytes > 2**17 else 4
+
+
 def one_launch_tiles(V: int, itemsize: int) -> dict[str, int]:
-    """Tiles of a row that a whole multiprocessor works on: at most 64 KiB over 16 warps, eight 16-byte loads each."""
-    block_v = min(65536 // itemsize, max(16, next_power_of_2(V)))
-    return {"BLOCK_V": block_v, "num_warps": min(16, max(1, block_v * itemsize // 4096))}
+    """Tiles that keep 64 KiB of a multiprocessor's reads in flight, eight 16-byte loads of each of 512 threads."""
+    share = one_launch_per_multiprocessor(V * itemsize)
+    block_v = min(65536 // share // itemsize, max(16, next_power_of_2(V)))
+    return {"BLOCK_V": block_v, "num_warps": min(16 // share, max(1, block_v * itemsize // 4096))}
 
 
 def one_launch_programs(V: int, itemsize: int, l2_bytes: int, multiprocessors: int) -> int:
     """How many rows may be in flight so that each is still in the L2 cache when it is read again; 0 if too few.
 
-    They may fill 60 % of the cache (the rest: what is written), and 60 % of the multiprocessors must get one:
-    the loops need that share of an H200's exp units at full bandwidth.
+    They may fill 60 % of the cache (the rest: what is written), and 60 % of the multiprocessors must get one: the loops
+    need that share of an H200's exp units at full bandwidth.
     """
-    programs = min(multiprocessors, int(0.6 * l2_bytes) // (V * itemsize))
+    row_bytes = V * itemsize
+    programs = min(one_launch_per_multiprocessor(row_bytes) * multiprocessors, int(0.6 * l2_bytes) // row_bytes)
     return programs if programs >= 0.6 * multiprocessors else 0

@@ -5,14 +5,19 @@ import triton.language as tl
 
 
 @triton.jit
+def clamp_log_ratio(raw, log_epsilon_P, log_epsilon_R):
+    """Equation 3; NaN stays NaN."""
+    return tl.where(raw < log_epsilon_P, log_epsilon_P, tl.where(raw > log_epsilon_R, log_epsilon_R, raw))
+
+
+@triton.jit
 def clamped_log_ratio_tile(logp_ptr, ref_logp_ptr, loss_mask_ptr, offsets, inside, log_epsilon_P, log_epsilon_R):
     """(counts, raw, clamped) of the tokens at ``offsets``; 0 where a token does not count. NaN stays NaN."""
     counts = tl.load(loss_mask_ptr + offsets, mask=inside, other=0) != 0
     logp = tl.load(logp_ptr + offsets, mask=counts, other=0.0)
     ref_logp = tl.load(ref_logp_ptr + offsets, mask=counts, other=0.0)
     raw = logp - ref_logp
-    clamped = tl.where(raw < log_epsilon_P, log_epsilon_P, tl.where(raw > log_epsilon_R, log_epsilon_R, raw))
-    return counts, raw, clamped
+    return counts, raw, clamp_log_ratio(raw, log_epsilon_P, log_epsilon_R)
 
 
 @triton.jit
@@ -25,9 +30,11 @@ def clamp_stops(raw, log_epsilon_P, log_epsilon_R):
 
 
 @triton.jit
-def sequence_bounds(cu_seqlens_ptr, sequence):
-    """(begin, end) of a sequence's tokens among all tokens: padded input is packed with sequences of one length."""
-    return tl.load(cu_seqlens_ptr + sequence).to(tl.int64), tl.load(cu_seqlens_ptr + sequence + 1).to(tl.int64)
+def sequence_bounds(cu_seqlens_ptr, sequence, N):
+    """(begin, end, legal) of a sequence among N tokens; bounds outside them are cut off, and not legal."""
+    begin = tl.load(cu_seqlens_ptr + sequence).to(tl.int64)
+    end = tl.load(cu_seqlens_ptr + sequence + 1).to(tl.int64)
+    return tl.maximum(begin, 0), tl.minimum(end, N), (begin >= 0) & (end <= N)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from humanline_kernels.dlogits import empty_dlogits, store_dlogits, store_zeros
 from humanline_kernels.launch import vocabulary_tiles
-from humanline_kernels.online_softmax import LOG2E, score_row
+from humanline_kernels.softmax import LOG2E, score_row
 
 
 @triton.jit(
@@ -36,6 +36,8 @@ def token_logp_forward_kernel(
     # outputs
     logp_ptr,  # [B, T]
     entropy_ptr,  # [B, T], or anything without HAS_ENTROPY
+    point_ptr,  # [B, T]
+    log2_total_ptr,  # [B, T]
     ref_logp_ptr,  # [B, T], or anything
     # sizes
     N,  # B · T
@@ -58,27 +60,25 @@ def token_logp_forward_kernel(
 ):
     program = tl.program_id(0).to(tl.int64)
     n = program % N
+    counts, target_id = tl.load(loss_mask_ptr + n) != 0, tl.load(target_ids_ptr + n)
     b, t = n // T, n % T
     row_ptr = logits_ptr + b * stride_logits_b + t * stride_logits_t
     row_logp_ptr = logp_ptr + n
     if program >= N:
         row_ptr = ref_logits_ptr + b * stride_ref_logits_b + t * stride_ref_logits_t
         row_logp_ptr = ref_logp_ptr + n
-    logp, entropy = 0.0, 0.0
-    if tl.load(loss_mask_ptr + n) != 0:
+    logp, entropy, point, log2_total = 0.0, 0.0, 0.0, 0.0
+    if counts:
         if HAS_TEMPERATURE:
             sharpness /= tl.load(temperature_ptr + n)
-        logp, entropy = score_row(
-            row_ptr,
-            tl.load(target_ids_ptr + n),
-            V,
-            (sharpness, softcap, cap_slope),
-            HAS_SOFTCAP,
-            HAS_ENTROPY,
-            BLOCK_V,
-            "",
+        softmax = (sharpness, softcap, cap_slope)
+        logp, entropy, point, log2_total = score_row(
+            row_ptr, target_id, V, softmax, HAS_SOFTCAP, HAS_ENTROPY, BLOCK_V, ""
         )
     tl.store(row_logp_ptr, logp)
+    if program < N:
+        tl.store(point_ptr + n, point)
+        tl.store(log2_total_ptr + n, log2_total)
     if HAS_ENTROPY:
         tl.store(entropy_ptr + n, entropy)
 
@@ -95,7 +95,8 @@ def token_logp_backward_kernel(
     target_ids_ptr,  # [B, T]
     loss_mask_ptr,  # [B, T]
     temperature_ptr,  # [B, T], or anything without HAS_TEMPERATURE
-    logp_ptr,  # [B, T]
+    point_ptr,  # [B, T]
+    log2_total_ptr,  # [B, T]
     entropy_ptr,  # [B, T], or anything without HAS_ENTROPY
     # outputs
     dlogits_ptr,  # [B, T, V]; each row's address has the phase of its row of logits
@@ -120,35 +121,25 @@ def token_logp_backward_kernel(
     BLOCK_V: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64)
+    # Everything at once: one load's latency, not a chain of them.
+    counts, target_id = tl.load(loss_mask_ptr + n) != 0, tl.load(target_ids_ptr + n)
+    point, log2_total = tl.load(point_ptr + n), tl.load(log2_total_ptr + n)
+    dlogp, dentropy, entropy = tl.where(counts, tl.load(dlogp_ptr + n), 0.0), 0.0, 0.0
+    if HAS_ENTROPY:
+        dentropy, entropy = tl.where(counts, tl.load(dentropy_ptr + n), 0.0), tl.load(entropy_ptr + n)
     b, t = n // T, n % T
     drow_ptr = dlogits_ptr + b * stride_dlogits_b + t * stride_dlogits_t
-    counts = tl.load(loss_mask_ptr + n) != 0
-    dlogp, dentropy, entropy = tl.load(dlogp_ptr + n, mask=counts, other=0.0), 0.0, 0.0
-    if HAS_ENTROPY:
-        dentropy = tl.load(dentropy_ptr + n, mask=counts, other=0.0)
-        entropy = tl.load(entropy_ptr + n)
     # True for NaN: a poisoned coefficient is written, not hidden.
     if (dlogp != 0) | (dentropy != 0):
         if HAS_TEMPERATURE:
             temperature = tl.load(temperature_ptr + n)
             sharpness /= temperature
             gain /= temperature
+        row_ptr = logits_ptr + b * stride_logits_b + t * stride_logits_t
+        row = (point, log2_total, entropy, dlogp * gain, dentropy * gain)
+        softmax = (sharpness, softcap, cap_slope)
         store_dlogits(
-            logits_ptr + b * stride_logits_b + t * stride_logits_t,
-            drow_ptr,
-            tl.load(target_ids_ptr + n),
-            V,
-            tl.load(logp_ptr + n),
-            entropy,
-            dlogp * gain,
-            dentropy * gain,
-            (sharpness, softcap, cap_slope),
-            HAS_SOFTCAP,
-            HAS_ENTROPY,
-            EXACT,
-            False,
-            BLOCK_V,
-            "",
+            row_ptr, drow_ptr, target_id, V, row, softmax, HAS_SOFTCAP, HAS_ENTROPY, EXACT, False, BLOCK_V, ""
         )
     else:
         store_zeros(drow_ptr, V, BLOCK_V)
@@ -165,11 +156,14 @@ def softmax_scalars(scale: float, softcap: float | None, inverse_temperature: fl
     }
 
 
-def _empty_scores(logits: Tensor, with_entropy: bool, with_reference: bool) -> tuple[Tensor, Tensor, Tensor]:
+Scores = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _empty_scores(logits: Tensor, with_entropy: bool, with_reference: bool) -> Scores:
     B, T, _ = logits.shape
     logp = logits.new_empty(B, T, dtype=torch.float32)
     entropy, ref_logp = (logp.new_empty((B, T) if wanted else (0,)) for wanted in (with_entropy, with_reference))
-    return logp, entropy, ref_logp
+    return logp, entropy, torch.empty_like(logp), torch.empty_like(logp), ref_logp
 
 
 @torch.library.custom_op("humanline::token_logp_forward", mutates_args=())
@@ -183,8 +177,10 @@ def token_logp_forward(
     softcap: float | None,
     scale: float,
     with_entropy: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``logp``, ``entropy``, ``ref_logp``, [B, T] float32, nats, 0 where the mask is False; [0] if not asked for.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``logp``, ``entropy``, ``point``, ``log2_total``, ``ref_logp``: [B, T], float32; [0] if not asked for.
+
+    Log-probs and entropy in nats, 0 where the mask is False. Point and total are what backward needs of a row.
 
     Args:
         logits: [B, T, V], stride 1 over V.
@@ -196,7 +192,7 @@ def token_logp_forward(
         softcap: logits beyond ±softcap are bent back to it; None leaves them.
     """
     B, T, V = logits.shape
-    logp, entropy, ref_logp = _empty_scores(logits, with_entropy, ref_logits is not None)
+    logp, entropy, point, log2_total, ref_logp = _empty_scores(logits, with_entropy, ref_logits is not None)
     if B * T:
         reference = logits if ref_logits is None else ref_logits
         with torch.cuda.device_of(logits):
@@ -208,6 +204,8 @@ def token_logp_forward(
                 loss_mask if temperature is None else temperature,
                 logp,
                 entropy,
+                point,
+                log2_total,
                 ref_logp,
                 B * T,
                 T,
@@ -220,7 +218,7 @@ def token_logp_forward(
                 HAS_ENTROPY=with_entropy,
                 **vocabulary_tiles(V, logits.element_size()),
             )
-    return logp, entropy, ref_logp
+    return logp, entropy, point, log2_total, ref_logp
 
 
 @token_logp_forward.register_fake
@@ -235,7 +233,8 @@ def _write_dlogits(
     target_ids: Tensor,
     loss_mask: Tensor,
     temperature: Tensor | None,
-    logp: Tensor,
+    point: Tensor,
+    log2_total: Tensor,
     entropy: Tensor | None,
     dlogits: Tensor,
     inverse_temperature: float,
@@ -253,8 +252,9 @@ def _write_dlogits(
             target_ids,
             loss_mask,
             loss_mask if temperature is None else temperature,
-            logp,
-            logp if entropy is None else entropy,
+            point,
+            log2_total,
+            point if entropy is None else entropy,
             dlogits,
             T,
             V,
@@ -278,7 +278,8 @@ def token_logp_backward(
     target_ids: Tensor,
     loss_mask: Tensor,
     temperature: Tensor | None,
-    logp: Tensor,
+    point: Tensor,
+    log2_total: Tensor,
     entropy: Tensor | None,
     inverse_temperature: float,
     softcap: float | None,
@@ -289,9 +290,9 @@ def token_logp_backward(
     Args:
         dlogp: [B, T], float32, contiguous.
         dentropy: the same, or None.
-        logits, target_ids, loss_mask, temperature, logp, entropy: as in and out of forward.
+        logits, target_ids, loss_mask, temperature, point, log2_total, entropy: as in and out of forward.
     """
-    dlogits = empty_dlogits(logits)
+    dlogits = empty_dlogits(logits, logits.data_ptr())
     _write_dlogits(
         dlogp,
         dentropy,
@@ -299,7 +300,8 @@ def token_logp_backward(
         target_ids,
         loss_mask,
         temperature,
-        logp,
+        point,
+        log2_total,
         entropy,
         dlogits,
         inverse_temperature,
@@ -311,7 +313,7 @@ def token_logp_backward(
 
 @token_logp_backward.register_fake
 def _(dlogp, dentropy, logits, *_):
-    return empty_dlogits(logits)
+    return empty_dlogits(logits, 0)
 
 
 @torch.library.custom_op("humanline::token_logp_backward_", mutates_args={"logits"})
@@ -322,7 +324,8 @@ def token_logp_backward_(
     target_ids: Tensor,
     loss_mask: Tensor,
     temperature: Tensor | None,
-    logp: Tensor,
+    point: Tensor,
+    log2_total: Tensor,
     entropy: Tensor | None,
     inverse_temperature: float,
     softcap: float | None,
@@ -336,7 +339,8 @@ def token_logp_backward_(
         target_ids,
         loss_mask,
         temperature,
-        logp,
+        point,
+        log2_total,
         entropy,
         logits,
         inverse_temperature,

@@ -4,8 +4,8 @@ A row is read in three parts, so that every access in a loop is 16 bytes wide wh
 the ``head`` before its first 16-byte boundary, a ``body`` of whole 16-byte vectors, and less than one vector after.
 
 The sums are taken around the target's own logit, so nothing has to be known about the row beforehand: no maximum in the
-loop, one fma and one exp2 per element. Only where another logit is more than 88 nats above the target's does the sum
-overflow; then the row's maximum is looked for, and the sum taken around that.
+loop, one fma and one exp2 per element. Only where another logit is more than 82 nats above the target's could a sum
+overflow; then the row's maximum is looked for, and the sums taken around that.
 """
 
 import triton
@@ -74,7 +74,7 @@ def cap_root(x, unit, cap_slope):
 
 
 @triton.jit
-def log2_weight(x, point, log2_offset, softmax, HAS_SOFTCAP: tl.constexpr, SUBTRACT: tl.constexpr):
+def log2_weight(x, point, log2_offset, softmax, HAS_SOFTCAP: tl.constexpr, EXACT: tl.constexpr):
     """``log2_offset`` + log2 exp(z(x) − z(point)), z being what the softmax is taken of (docs/math.md, equation 1).
 
     In one fma, whose constant is rounded once and equally for every x; or with the difference first, which no offset of
@@ -85,7 +85,7 @@ def log2_weight(x, point, log2_offset, softmax, HAS_SOFTCAP: tl.constexpr, SUBTR
         unit = 0.5 / (sharpness * softcap)
         root, point_root = cap_root(x, unit, cap_slope), cap_root(point, unit, cap_slope)
         return tl.fma(root * -1.0, root, tl.fma(point_root, point_root, log2_offset))
-    if SUBTRACT:
+    if EXACT:
         return tl.fma(x - point, sharpness, log2_offset)
     return tl.fma(x, sharpness, tl.fma(-point, sharpness, log2_offset))
 
@@ -98,7 +98,7 @@ def sum_weights(
     softmax,
     HAS_SOFTCAP: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
-    SUBTRACT: tl.constexpr,
+    EXACT: tl.constexpr,
     BLOCK_V: tl.constexpr,
     EVICTION: tl.constexpr,
 ):
@@ -107,7 +107,7 @@ def sum_weights(
     head, body = row_parts(row_ptr, V)
     columns, inside = edge_columns(row_ptr, V, head, body)
     x = tl.load(row_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    log2_w = log2_weight(x, point, 0.0, softmax, HAS_SOFTCAP, SUBTRACT)
+    log2_w = log2_weight(x, point, 0.0, softmax, HAS_SOFTCAP, EXACT)
     w = tl.where(inside, tl.exp2(log2_w), 0.0)
     edges = tl.sum(w)
     edges_log = tl.sum(w * tl.maximum(log2_w, NEGLIGIBLE)) if HAS_ENTROPY else 0.0
@@ -115,17 +115,17 @@ def sum_weights(
     body_ptr = aligned(row_ptr, head)
     offsets, inside = last_tile(body_ptr, body, BLOCK_V)
     x = tl.load(body_ptr + offsets, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
-    log2_w = log2_weight(x, point, 0.0, softmax, HAS_SOFTCAP, SUBTRACT)
+    log2_w = log2_weight(x, point, 0.0, softmax, HAS_SOFTCAP, EXACT)
     w = tl.where(inside, tl.exp2(log2_w), 0.0)
     first = tl.arange(0, BLOCK_V // VECTOR) == 0
     total = sum_in_thread(w, VECTOR) + tl.where(first, edges, 0.0)
-    total_log = total
+    total_log = tl.zeros([BLOCK_V // 2], tl.float32)
     if HAS_ENTROPY:
-        total_log = tl.where(tl.arange(0, BLOCK_V // 2) == 0, edges_log, 0.0)
+        total_log += tl.where(tl.arange(0, BLOCK_V // 2) == 0, edges_log, 0.0)
         total_log = add_products(total_log, w, tl.maximum(log2_w, NEGLIGIBLE))
     for start in range(0, body // BLOCK_V * BLOCK_V, BLOCK_V):
         x = tl.load(body_ptr + start + tl.arange(0, BLOCK_V), eviction_policy=EVICTION).to(tl.float32)
-        log2_w = log2_weight(x, point, 0.0, softmax, HAS_SOFTCAP, SUBTRACT)
+        log2_w = log2_weight(x, point, 0.0, softmax, HAS_SOFTCAP, EXACT)
         w = tl.exp2(log2_w)
         total += sum_in_thread(w, VECTOR)
         if HAS_ENTROPY:
@@ -149,6 +149,13 @@ def maximum_of_row(row_ptr, V, BLOCK_V: tl.constexpr):
 
 
 @triton.jit
+def load_target(row_ptr, target_id, V):
+    """(logit, legal) of the target; the row's first logit where the id lies outside [0, V)."""
+    legal = (target_id >= 0) & (target_id < V)
+    return tl.load(row_ptr + tl.where(legal, target_id, 0).to(tl.int64)).to(tl.float32), legal
+
+
+@triton.jit
 def score_row(
     row_ptr,
     target_id,
@@ -159,24 +166,32 @@ def score_row(
     BLOCK_V: tl.constexpr,
     EVICTION: tl.constexpr,
 ):
-    """(logp, entropy) of one row, nats; NaN for an id outside [0, V)."""
-    legal = (target_id >= 0) & (target_id < V)
-    target = tl.load(row_ptr + tl.where(legal, target_id, 0).to(tl.int64)).to(tl.float32)
-    total, total_log = sum_weights(row_ptr, V, target, softmax, HAS_SOFTCAP, HAS_ENTROPY, False, BLOCK_V, EVICTION)
-    # What the rounded constant of the fma makes of the target itself: the same rounding is in every weight.
-    log2_target = log2_weight(target, target, 0.0, softmax, HAS_SOFTCAP, False)
-    # False for NaN too. Half the tile: what is rare must not cost the kernel its registers.
-    if not (total < 3e38):
+    """(logp, entropy, point, log2_total) of one row; all but the point NaN for an id outside [0, V).
+
+    The first two in nats. The probability of a logit x is exp2(log2_weight(x, point, −log2_total)): the two are kept
+    apart, because a target far below the others must not take their digits (docs/numerics.md).
+    """
+    point, legal = load_target(row_ptr, target_id, V)
+    target = point
+    total, total_log = sum_weights(row_ptr, V, point, softmax, HAS_SOFTCAP, HAS_ENTROPY, False, BLOCK_V, EVICTION)
+    # What the rounded constant of the fma makes of the point itself: the same rounding is in every weight.
+    log2_point = log2_weight(point, point, 0.0, softmax, HAS_SOFTCAP, False)
+    log2_target = log2_point
+    # A weight times its log2 stays finite below this; False for NaN too.
+    if not (total < 1e36):
+        # Half the tile: what is rare must not cost the kernel its registers.
         point = maximum_of_row(row_ptr, V, BLOCK_V // 2)
         total, total_log = sum_weights(
             row_ptr, V, point, softmax, HAS_SOFTCAP, HAS_ENTROPY, True, BLOCK_V // 2, EVICTION
         )
+        log2_point = log2_weight(point, point, 0.0, softmax, HAS_SOFTCAP, True)
         log2_target = log2_weight(target, point, 0.0, softmax, HAS_SOFTCAP, True)
-    logp = (log2_target - tl.log2(total)) * LN2
+    log2_total = tl.log2(total)
+    logp = (log2_target - log2_total) * LN2
     # Rounding can lift a certain target's log-prob above 0 by an ulp; NaN stays NaN.
     logp = tl.where(legal, tl.where(logp > 0, 0.0, logp), float("nan"))
     entropy = 0.0
     if HAS_ENTROPY:
-        entropy = (tl.log2(total) - total_log / total) * LN2
+        entropy = (log2_total - total_log / total) * LN2
         entropy = tl.where(legal, tl.where(entropy < 0, 0.0, entropy), float("nan"))
-    return logp, entropy
+    return logp, entropy, point, tl.where(legal, log2_total - log2_point, float("nan"))
