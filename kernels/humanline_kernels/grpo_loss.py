@@ -35,15 +35,15 @@ def grpo_terms(raw, clamped, advantages, epsilon, epsilon_high, beta, log_epsilo
 
 
 @triton.jit
-def store_partials(row_ptr, counts, loss, k3, clip_low, clip_high, raw, log_epsilon_P, log_epsilon_R):
-    """The sums of a tile of tokens, or of one: loss, tokens, k3, clip low and high, clamped low and high."""
-    tl.store(row_ptr, tl.sum(tl.where(counts, loss, 0.0)))
-    tl.store(row_ptr + 1, tl.sum(counts.to(tl.float32)))
-    tl.store(row_ptr + 2, tl.sum(tl.where(counts, k3, 0.0)))
-    tl.store(row_ptr + 3, tl.sum((counts & clip_low).to(tl.float32)))
-    tl.store(row_ptr + 4, tl.sum((counts & clip_high).to(tl.float32)))
-    tl.store(row_ptr + 5, tl.sum((raw < log_epsilon_P).to(tl.float32)))
-    tl.store(row_ptr + 6, tl.sum((raw > log_epsilon_R).to(tl.float32)))
+def store_partials(row_ptr, loss, tokens, k3, clip_low, clip_high, low, high):
+    """One row of partial sums, or of one token's own: counts as floats."""
+    tl.store(row_ptr, loss)
+    tl.store(row_ptr + 1, tokens.to(tl.float32))
+    tl.store(row_ptr + 2, k3)
+    tl.store(row_ptr + 3, clip_low.to(tl.float32))
+    tl.store(row_ptr + 4, clip_high.to(tl.float32))
+    tl.store(row_ptr + 5, low.to(tl.float32))
+    tl.store(row_ptr + 6, high.to(tl.float32))
 
 
 @triton.jit(do_not_specialize=["N", "T", "stride_advantages_b", "stride_advantages_t"])
@@ -84,7 +84,16 @@ def grpo_loss_kernel(
     )
     if NEEDS_GRADIENT:
         tl.store(coefficient_ptr + n, tl.where(counts, coefficient, 0.0), mask=n < N)
-    store_partials(partials_ptr + tile * 7, counts, loss, k3, clip_low, clip_high, raw, log_epsilon_P, log_epsilon_R)
+    store_partials(
+        partials_ptr + tile * 7,
+        tl.sum(tl.where(counts, loss, 0.0)),
+        tl.sum(counts.to(tl.int32)),
+        tl.sum(tl.where(counts, k3, 0.0)),
+        tl.sum((counts & clip_low).to(tl.int32)),
+        tl.sum((counts & clip_high).to(tl.int32)),
+        tl.sum((raw < log_epsilon_P).to(tl.int32)),
+        tl.sum((raw > log_epsilon_R).to(tl.int32)),
+    )
 
 
 Metrics = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]

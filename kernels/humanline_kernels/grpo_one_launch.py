@@ -123,7 +123,16 @@ def grpo_one_launch_kernel(
         tl.store(logp_ptr + n, logp)
         if HAS_REFERENCE:
             tl.store(ref_logp_ptr + n, ref_logp)
-        store_partials(partials_ptr + n * 7, counts, loss, k3, clip_low, clip_high, raw, log_epsilon_P, log_epsilon_R)
+        store_partials(
+            partials_ptr + n * 7,
+            tl.where(counts, loss, 0.0),
+            counts,
+            tl.where(counts, k3, 0.0),
+            counts & clip_low,
+            counts & clip_high,
+            raw < log_epsilon_P,
+            raw > log_epsilon_R,
+        )
         if dlogp != 0:
             row = (point, log2_total, 0.0, dlogp * (gain / temperature), 0.0)
             store_dlogits(
