@@ -11,9 +11,10 @@ INSTALLED := .venv/.installed
 demo: install
 	$(BIN)/python -m humanline_fused demo
 
-# One thread: the tests' tensors are tiny, and threads that wait for a busy core cost minutes.
+# A process per core, each file in one of them, and one thread in each: the tests' tensors are tiny, and threads that wait
+# for a busy core cost minutes.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 lint: install
 	$(BIN)/python -m ruff check .

@@ -179,8 +179,7 @@ def shift_targets(input_ids: Tensor, mask: Tensor, cu_seqlens: Tensor | None = N
     >>> shift_targets(torch.tensor([[5, 6, 7]]), torch.tensor([[False, True, True]]))
     (tensor([[6, 7, 5]]), tensor([[ True,  True, False]]))
     """
-    if input_ids.ndim != 2:
-        raise ValueError(f"input_ids: expected [B, T], got {list(input_ids.shape)}")
+    validation.check_ids("input_ids", input_ids)
     validation.check_tensor("mask", mask, input_ids.shape, (torch.bool,), input_ids.device)
     validation.check_sequences(input_ids, cu_seqlens)
     loss_mask = mask.roll(-1, dims=1)
@@ -210,7 +209,7 @@ def token_logp(scores: Scores, target_ids: Tensor, loss_mask: Tensor, *, impl: I
     >>> token_logp(Logits(torch.zeros(1, 1, 4)), torch.tensor([[2]]), torch.tensor([[True]])).exp()
     tensor([[0.2500]])
     """
-    validation.check_tokens(scores, None, target_ids, loss_mask)
+    validation.check_rows("scores", scores, target_ids, loss_mask)
     return _logp(_layer(impl, scores), scores, target_ids, loss_mask)
 
 
@@ -233,7 +232,7 @@ def token_logp_and_entropy(
     >>> out.entropy.exp()
     tensor([[4.]])
     """
-    validation.check_tokens(scores, None, target_ids, loss_mask)
+    validation.check_rows("scores", scores, target_ids, loss_mask)
     if not isinstance(scores, Logits):
         raise TypeError(f"scores: expected Logits(...), got {type(scores).__name__}: a log-prob alone has no entropy")
     settings = *_softmax(scores), True, scores.inplace_gradient
@@ -363,6 +362,7 @@ def kto_kl(
     >>> kto_kl(TokenLogp(torch.tensor([[-1.0], [-1.0]])), TokenLogp(torch.tensor([[-2.0], [-1.5]])), ids, mask)
     tensor(0.7500)
     """
+    validation.check_tokens(policy, reference, target_ids, loss_mask)
     validation.check_sequences(target_ids, cu_seqlens)
     with torch.no_grad():
         ratio = token_log_ratio(policy, reference, target_ids, loss_mask, clamp=clamp, impl=impl).log_ratio

@@ -81,21 +81,38 @@ def _check_inplace_gradient(name: str, logits: Tensor) -> None:
         raise ValueError(f"{name}: inplace_gradient expected stride 1 over the vocabulary, got {logits.stride()}")
 
 
-def check_tokens(policy: Scores, reference: Scores | None, target_ids: Tensor, loss_mask: Tensor) -> None:
-    """Shapes, dtypes and devices of what all operations take; on a CPU also that the ids are legal."""
-    if not isinstance(target_ids, Tensor) or target_ids.ndim != 2 or target_ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"target_ids: expected int64 or int32 [B, T], got {_describe(target_ids)}")
-    check_tensor("loss_mask", loss_mask, target_ids.shape, (torch.bool,), target_ids.device)
-    check_scores("policy", policy, target_ids)
-    if reference is not None:
-        check_scores("reference", reference, target_ids)
+def check_ids(name: str, ids: object) -> None:
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name}: expected int64 or int32 [B, T], got {_describe(ids)}")
+
+
+def check_rows(name: str, scores: Scores, target_ids: Tensor, loss_mask: Tensor) -> None:
+    """Shapes, dtypes and devices of a source of scores and its tokens; on a CPU also that the ids are legal."""
+    _check_shapes(name, scores, target_ids, loss_mask)
+    _check_vocabulary(scores, target_ids, loss_mask)
+
+
+def check_tokens(policy: Scores, reference: Scores, target_ids: Tensor, loss_mask: Tensor) -> None:
+    """The same of policy and reference, and that they fit each other."""
+    _check_shapes("policy", policy, target_ids, loss_mask)
+    _check_shapes("reference", reference, target_ids, loss_mask)
     if isinstance(policy, Logits) and isinstance(reference, Logits):
         vocabularies = policy.logits.shape[-1], reference.logits.shape[-1]
         if vocabularies[0] != vocabularies[1]:
             raise ValueError(f"policy and reference: expected one vocabulary size, got {vocabularies}")
-    for source in (policy, reference):
-        if isinstance(source, Logits) and _may_look_at(target_ids):
-            _check_ids(target_ids, loss_mask, source.logits.shape[-1])
+    _check_vocabulary(policy, target_ids, loss_mask)
+    _check_vocabulary(reference, target_ids, loss_mask)
+
+
+def _check_shapes(name: str, scores: Scores, target_ids: Tensor, loss_mask: Tensor) -> None:
+    check_ids("target_ids", target_ids)
+    check_tensor("loss_mask", loss_mask, target_ids.shape, (torch.bool,), target_ids.device)
+    check_scores(name, scores, target_ids)
+
+
+def _check_vocabulary(scores: Scores, target_ids: Tensor, loss_mask: Tensor) -> None:
+    if isinstance(scores, Logits) and _may_look_at(target_ids):
+        _check_ids(target_ids, loss_mask, scores.logits.shape[-1])
 
 
 def _check_ids(target_ids: Tensor, loss_mask: Tensor, vocabulary: int) -> None:
@@ -141,7 +158,7 @@ def check_sequences(target_ids: Tensor, cu_seqlens: Tensor | None) -> int:
     if cu_seqlens.shape[0] < 1 or cu_seqlens.device != target_ids.device:
         raise ValueError(f"cu_seqlens: expected [B + 1] on {target_ids.device}, got {_describe(cu_seqlens)}")
     if target_ids.shape[0] != 1:
-        raise ValueError(f"target_ids: expected [1, N] beside cu_seqlens, got {list(target_ids.shape)}")
+        raise ValueError(f"cu_seqlens: expected ids in one row [1, N] beside it, got {list(target_ids.shape)}")
     if _may_look_at(cu_seqlens):
         ends = cu_seqlens.tolist()
         if ends[0] != 0 or ends[-1] != target_ids.shape[1] or sorted(ends) != ends:

@@ -1,6 +1,7 @@
 """Triton's interpreter, made to round as the hardware does: once in ``tl.fma``, to nearest even in fp32 -> bf16.
 
-Left as it is, it rounds the fma twice and truncates to bf16, and the kernels' error budget would measure that.
+Left as it is, it rounds the fma twice and truncates to bf16, and the kernels' error budget would measure that. It would
+also patch the language anew in every call of a device function, which takes longer than what the function does.
 """
 
 from typing import Any
@@ -25,7 +26,32 @@ def convert_to_nearest(values: Any, source: tl.dtype, target: tl.dtype, rounding
     return rounded.view(torch.int16).numpy().view(np.uint16)
 
 
+def patch_once_a_launch() -> None:
+    """What a launch has patched stays so until it ends, for all the functions that see the same modules of Triton's."""
+    patch_language = interpreter._patch_lang
+    seen: set[frozenset[str]] = set()
+    scopes: list[Any] = []
+
+    def restore() -> None:
+        seen.clear()
+        while scopes:
+            type(scopes[-1]).restore(scopes.pop())
+
+    def patch(fn: Any) -> Any:
+        modules = frozenset(value.__name__ for value in fn.__globals__.values() if value is tl or value is tl.core)
+        if modules not in seen:
+            seen.add(modules)
+            scopes.append(patch_language(fn))
+            scopes[-1].restore = restore
+            return scopes[-1]
+        return None  # a device function's scope is not asked for again
+
+    interpreter._patch_lang = patch
+
+
 def round_as_hardware_does() -> None:
+    if hasattr(interpreter, "_LangPatchScope"):
+        patch_once_a_launch()
     interpreter.InterpreterBuilder.create_fma = create_fma
     interpreter._convert_float = convert_to_nearest
     # Infinities and NaN are answers here, as on a GPU, and no occasion for numpy's warnings.

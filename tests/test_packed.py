@@ -156,7 +156,7 @@ def test_bounds_that_do_not_cover_the_row_are_refused(objective, bounds, message
 
 def test_bounds_beside_padded_input_are_refused(objective):
     padded, _, _, bounds = padded_and_packed(torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"target_ids: expected \[1, N\] beside cu_seqlens, got \[4, 5\]"):
+    with pytest.raises(ValueError, match=r"cu_seqlens: expected ids in one row \[1, N\] beside it, got \[4, 5\]"):
         run(objective, padded, "eager", cu_seqlens=bounds)
 
 

@@ -276,13 +276,13 @@ def test_no_gradient_reaches_the_temperature(device, impl):
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"softcap": -1.0}, {"scale": math.inf}, {"softcap": True}])
 def test_numbers_that_are_not_positive_are_refused(wrong):
     batch = random_batch(torch.device("cpu"))
-    with pytest.raises(ValueError, match=f"policy {next(iter(wrong))}: expected a finite number > 0, got"):
+    with pytest.raises(ValueError, match=f"scores {next(iter(wrong))}: expected a finite number > 0, got"):
         token_logp(Logits(batch.logits, **wrong), batch.target_ids, batch.loss_mask)
 
 
 def test_a_temperature_that_does_not_fit_the_ids_is_refused():
     batch = random_batch(torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"policy temperature: expected .* \[4, 5\] on cpu, got float32 \[4\]"):
+    with pytest.raises(ValueError, match=r"scores temperature: expected .* \[4, 5\] on cpu, got float32 \[4\]"):
         token_logp(Logits(batch.logits, temperature=torch.ones(4)), batch.target_ids, batch.loss_mask)
 
 

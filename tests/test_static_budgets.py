@@ -91,7 +91,15 @@ def test_a_slow_kernel_breaks_every_budget(slow):
         assert waits(row)
         assert starves(row)
     mistaken = [replace(row, kernel="token_logp_forward bf16", loop="sum_weights 1") for row in slow]
-    assert len(broken(mistaken)) == 4 * len(slow) - 1  # an AMD GPU has no budget of bytes in flight
+    said = broken(mistaken)
+    for what in ("instructions per element, budget", "bits, budget 128", "barriers, budget 0"):
+        assert sum(what in line for line in said) == len(slow)
+    assert sum("bytes in flight, budget" in line for line in said) == 3  # an AMD GPU has no such budget
+
+
+def test_a_budget_whose_loop_is_gone_is_broken(report):
+    renamed = [replace(row, loop=row.loop.replace("sum_weights", "add_weights")) for row in report.rows]
+    assert any("sum_weights 1: no such loop" in line for line in broken(renamed))
 
 
 def test_a_kernel_starved_of_registers_is_seen_to_spill():

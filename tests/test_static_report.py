@@ -198,6 +198,12 @@ def test_an_exact_softcap_is_bound_by_the_exp_unit():
     assert shares.bandwidth == pytest.approx(1 / shares.exp, rel=1e-2)
 
 
+def test_a_loop_with_few_bytes_in_flight_is_bound_by_latency():
+    h200 = next(device for device in DEVICES if device.name == "H200")
+    wanted = 4320 / 132 * 800  # bytes per ns and SM, times ns
+    assert predict(h200, 1, 0.1, 2, bytes_in_flight=8192).bandwidth == pytest.approx(8192 / wanted, rel=1e-2)
+
+
 def test_a_loop_that_leaves_the_units_idle_is_bound_by_bandwidth():
     assert [predict(device, 1, 0.1, 2).bandwidth for device in DEVICES] == [1, 1, 1, 1]
 

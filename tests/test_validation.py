@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from humanline_fused import Logits, TokenLogp, choose_impl, shift_targets, token_log_ratio, token_logp
+from humanline_fused import Logits, TokenLogp, choose_impl, kto_kl, shift_targets, token_log_ratio, token_logp
 from tests.inputs import loss_of, random_batch
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ def test_logits_that_do_not_fit_the_ids_are_refused(objective):
 
 def test_logits_without_a_vocabulary_axis_are_refused():
     batch = random_batch(CPU)
-    with pytest.raises(ValueError, match=r"policy: expected Logits of shape \[B, T, V\], got float32 \[4, 5\]"):
+    with pytest.raises(ValueError, match=r"scores: expected Logits of shape \[B, T, V\], got float32 \[4, 5\]"):
         token_logp(Logits(batch.logits[..., 0]), batch.target_ids, batch.loss_mask)
 
 
@@ -40,7 +41,7 @@ def test_two_vocabularies_are_refused(objective):
 
 def test_integer_logits_are_refused():
     batch = random_batch(CPU)
-    with pytest.raises(TypeError, match=r"policy logits: expected bfloat16 or .* got int64"):
+    with pytest.raises(TypeError, match=r"scores logits: expected bfloat16 or .* got int64"):
         token_logp(Logits(batch.logits.long()), batch.target_ids, batch.loss_mask)
 
 
@@ -84,6 +85,16 @@ def test_a_clamp_given_as_a_pair_of_numbers_is_refused():
     batch = random_batch(CPU)
     with pytest.raises(TypeError, match=r"clamp: expected HumanlineClamp\(\.\.\.\) or None, got tuple \(-1\.5, 1\.5\)"):
         loss_of("dpo", Logits(batch.logits), Logits(batch.ref_logits), batch, clamp=(-1.5, 1.5))
+
+
+def test_ids_that_are_no_tensor_are_refused_by_every_operation(objective):
+    batch = replace(random_batch(CPU), target_ids=[[1]])
+    with pytest.raises(TypeError, match=r"target_ids: expected int64 or int32 \[B, T\], got list \[\[1\]\]"):
+        loss_of(objective, Logits(batch.logits), Logits(batch.ref_logits), batch)
+    with pytest.raises(TypeError, match="target_ids: expected"):
+        kto_kl(Logits(batch.logits), Logits(batch.ref_logits), batch.target_ids, batch.loss_mask)
+    with pytest.raises(TypeError, match="input_ids: expected int64 or int32"):
+        shift_targets(batch.logits[..., 0], batch.loss_mask)
 
 
 # Who computes

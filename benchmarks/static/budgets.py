@@ -25,6 +25,9 @@ class Budget:
     def on(self, arch: str) -> float | None:
         return self.gfx942 if arch == "gfx942" else self.nvidia
 
+    def of(self, row: Row) -> float | None:
+        return self.on(row.arch) if row.kernel == self.kernel and row.loop in self.loops else None
+
 
 NEVER_LAUNCHED = {"gfx942": {"grpo_one_launch", "scale_dlogits"}}
 """Kernels that have no place on an architecture: no cache of AMD's holds one launch's rows in flight."""
@@ -85,16 +88,29 @@ def cost(row: Row) -> float:
     return float("inf") if row.instructions_per_element is None else row.instructions_per_element
 
 
+def allowed(row: Row) -> float | None:
+    """Instructions per element that the row's loop may take."""
+    return min((b for budget in BUDGETS if (b := budget.of(row)) is not None), default=None)
+
+
 def broken(rows: Sequence[Row]) -> list[str]:
-    """What is over its budget, a line each."""
-    return [f"{row.kernel} on {row.arch}, {row.loop}: {what}" for row in rows for what in _broken_by(row)]
+    """What is over its budget, and which budget of these architectures finds no loop to hold; a line each."""
+    over = [f"{row.kernel} on {row.arch}, {row.loop}: {what}" for row in rows for what in _broken_by(row)]
+    there = {(row.kernel, row.arch, row.loop) for row in rows}
+    idle = [
+        f"{budget.kernel} on {arch}, {loop}: no such loop"
+        for arch in dict.fromkeys(row.arch for row in rows)
+        for budget in BUDGETS
+        for loop in budget.loops
+        if budget.on(arch) is not None and (budget.kernel, arch, loop) not in there
+    ]
+    return over + idle
 
 
 def _broken_by(row: Row) -> Iterator[str]:
-    for budget in BUDGETS:
-        allowed = budget.on(row.arch)
-        if row.kernel == budget.kernel and row.loop in budget.loops and allowed is not None and cost(row) > allowed:
-            yield f"{row.instructions_per_element} instructions per element, budget {allowed}"
+    budget = allowed(row)
+    if budget is not None and cost(row) > budget:
+        yield f"{row.instructions_per_element} instructions per element, budget {budget}"
     if row.spills:
         yield f"{row.spills} bytes spilt"
     if not over_the_vocabulary([row], row.arch):

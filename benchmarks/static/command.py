@@ -1,6 +1,7 @@
 """``python -m benchmarks static``."""
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,3 +24,5 @@ def main(arguments: list[str]) -> None:
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(to_json(report) + "\n")
+    if over:
+        sys.exit(1)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.static.roofline import DEVICES, EXP_PER_CLOCK, ISSUE_SLOTS_PER_CLOCK, Prediction
+from benchmarks.static.budgets import allowed
+from benchmarks.static.roofline import DEVICES, EXP_PER_CLOCK, ISSUE_SLOTS_PER_CLOCK, LATENCY, Prediction
 from benchmarks.static.rows import Row
 from benchmarks.static.specialisations import Specialisation
 
@@ -80,7 +81,7 @@ HEADER: tuple[str, ...] = (
     "spills",
     "shared",
     "loop",
-    "instructions / element",
+    "instructions / element, of the budget",
     "exp / element",
     "load bits",
     "store bits",
@@ -105,9 +106,10 @@ ASSUMPTIONS = (
 )
 
 MODEL = f"""\
-The share of bandwidth is a model, min(1, 1 / issue, 1 / exp unit). An SM issues {ISSUE_SLOTS_PER_CLOCK}
-instructions and {EXP_PER_CLOCK} exp operations per clock (CUDA programming guide); of the data sheet's bandwidth a copy
-was measured to reach 90 %, on an H200; the clocks under load are assumed."""
+The share of bandwidth is a model: the least of 1, 1 / issue, 1 / exp unit, and the bytes in flight over what a latency
+of {LATENCY} ns takes at full bandwidth. An SM issues {ISSUE_SLOTS_PER_CLOCK} instructions, slower integer ones counted
+alike, and {EXP_PER_CLOCK} exp operations per clock (CUDA programming guide); of the data sheet's bandwidth a copy was
+measured to reach 90 %, on an H200; clocks and latency under load are assumed."""
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -128,7 +130,7 @@ def cells(row: Row) -> tuple[str, ...]:
         str(row.spills),
         str(row.shared),
         row.loop or "none",
-        number(row.instructions_per_element),
+        number(row.instructions_per_element) + (f" of {budget:.1f}" if (budget := allowed(row)) else ""),
         number(row.exp_per_element),
         widths(row.load_bits),
         widths(row.store_bits),

@@ -89,9 +89,21 @@ class Prediction:
     exp: float
 
 
-def predict(device: Device, instructions: float, exp: float, memory_bytes: float) -> Prediction:
-    """For a loop that spends so many instructions and exp operations, and moves so many bytes, per element."""
+LATENCY = 800
+"""Nanoseconds that a read from memory takes under load: assumed."""
+
+
+def predict(
+    device: Device, instructions: float, exp: float, memory_bytes: float, bytes_in_flight: int | None = None
+) -> Prediction:
+    """For a loop that spends so many instructions and exp operations, and moves so many bytes, per element.
+
+    Args:
+        bytes_in_flight: of reads, per SM; None for a loop that waits for no memory.
+    """
     elements_per_clock = device.bandwidth * 1e3 / memory_bytes / device.clock / device.num_sms
     issue = instructions * elements_per_clock / ISSUE_SLOTS_PER_CLOCK
     exp_unit = exp * elements_per_clock / EXP_PER_CLOCK
-    return Prediction(round(1 / max(1.0, issue, exp_unit), 3), round(issue, 3), round(exp_unit, 3))
+    wanted = device.bandwidth * 1e3 / device.num_sms * LATENCY
+    starved = 1.0 if bytes_in_flight is None else wanted / max(1, bytes_in_flight)
+    return Prediction(round(1 / max(1.0, issue, exp_unit, starved), 3), round(issue, 3), round(exp_unit, 3))

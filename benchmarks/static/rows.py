@@ -68,8 +68,11 @@ def row(spec: Specialisation, arch: str, code: MachineCode, loop: Loop, name: st
         exp = round(loop.count(Kind.EXP) / elements, 2)
         read_bits = 0 if loop.source and loop.source.function in spec.cached_loops else loop.bits(Kind.LOAD)
         memory_bytes = (read_bits + loop.bits(Kind.STORE)) / 8 / elements
+        in_flight = programs * threads * loop.bits_in_flight() // 8 if read_bits else None
         predicted = {
-            device.name: predict(device, instructions, exp, memory_bytes) for device in DEVICES if device.arch == arch
+            device.name: predict(device, instructions, exp, memory_bytes, in_flight)
+            for device in DEVICES
+            if device.arch == arch
         }
     return Row(
         kernel=spec.name,
