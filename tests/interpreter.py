@@ -12,6 +12,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 convert_float = interpreter._convert_float
+patch_language = interpreter._patch_lang
 
 
 def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
@@ -26,32 +27,30 @@ def convert_to_nearest(values: Any, source: tl.dtype, target: tl.dtype, rounding
     return rounded.view(torch.int16).numpy().view(np.uint16)
 
 
-def patch_once_a_launch() -> None:
+patched_for: set[frozenset[str]] = set()
+scopes: list[Any] = []
+
+
+def restore_all() -> None:
+    patched_for.clear()
+    while scopes:
+        type(scopes[-1]).restore(scopes.pop())
+
+
+def patch_once_a_launch(fn: Any) -> Any:
     """What a launch has patched stays so until it ends, for all the functions that see the same modules of Triton's."""
-    patch_language = interpreter._patch_lang
-    seen: set[frozenset[str]] = set()
-    scopes: list[Any] = []
-
-    def restore() -> None:
-        seen.clear()
-        while scopes:
-            type(scopes[-1]).restore(scopes.pop())
-
-    def patch(fn: Any) -> Any:
-        modules = frozenset(value.__name__ for value in fn.__globals__.values() if value is tl or value is tl.core)
-        if modules not in seen:
-            seen.add(modules)
-            scopes.append(patch_language(fn))
-            scopes[-1].restore = restore
-            return scopes[-1]
+    modules = frozenset(value.__name__ for value in fn.__globals__.values() if value is tl or value is tl.core)
+    if modules in patched_for:
         return None  # a device function's scope is not asked for again
-
-    interpreter._patch_lang = patch
+    patched_for.add(modules)
+    scopes.append(patch_language(fn))
+    scopes[-1].restore = restore_all
+    return scopes[-1]
 
 
 def round_as_hardware_does() -> None:
     if hasattr(interpreter, "_LangPatchScope"):
-        patch_once_a_launch()
+        interpreter._patch_lang = patch_once_a_launch
     interpreter.InterpreterBuilder.create_fma = create_fma
     interpreter._convert_float = convert_to_nearest
     # Infinities and NaN are answers here, as on a GPU, and no occasion for numpy's warnings.
