@@ -12,11 +12,23 @@ from benchmarks.oracle import Oracle
 from benchmarks.providers import Provider
 from benchmarks.results import Row
 
-LIMITS = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-5, 2**-8), torch.float16: (1e-5, 2**-10)}
-"""Relative errors that a right answer may have, by the logits' dtype: of the value, of dlogits.
+LARGEST_LOGP = 32.0
+"""Nats; of the log-probs that :func:`benchmarks.cases.make_batch` gives rise to."""
 
-A log-prob of 10 nats has a float32 rounding of 1e-6, and its log-ratio is ten times smaller; a bfloat16 rounds to 2⁻⁹.
-"""
+VALUE_LIMIT = 1e-5
+"""Relative error that a right value may have: a log-ratio is ten times smaller than its log-probs, which are rounded to
+1e-6."""
+
+
+def gradient_limit(dtype: torch.dtype) -> float:
+    """Relative error that a right dlogits may have, in the targets' columns and in all others.
+
+    An entry is rounded to half a unit in its last place, which beside the smallest number of that exponent is eps / 2
+    (all targets of a batch may be such). A softmax has the absolute error of its exponent, which is a logit less lse:
+    in float32 each of the two is rounded to at most eps / 2 of the largest log-prob.
+    """
+    return torch.finfo(dtype).eps / 2 + LARGEST_LOGP * torch.finfo(torch.float32).eps
+
 
 WRONG, CHECKED = "wrong answer", "checked, not timed"
 
@@ -30,6 +42,7 @@ def compare(case: Case, mode: Mode, batch: Batch, providers: Sequence[Provider],
         restore = partial(inputs.logits.copy_, batch.logits)
     providers = [provider for provider in providers if case.name in provider.cases]
     oracle = Oracle(case, mode, batch)
+    limits = VALUE_LIMIT, gradient_limit(batch.logits.dtype)
     calls: dict[Provider, Call] = {}
     rows: dict[Provider, Row] = {}
     for provider in providers:
@@ -43,7 +56,7 @@ def compare(case: Case, mode: Mode, batch: Batch, providers: Sequence[Provider],
             continue
         wrong = any(
             not error <= limit
-            for error, limit in zip((row.value_error, row.gradient_error), LIMITS[batch.logits.dtype], strict=True)
+            for error, limit in zip((row.value_error, row.gradient_error), limits, strict=True)
             if error is not None
         )
         rows[provider] = replace(row, note=WRONG if wrong else "" if provider.timed else CHECKED)

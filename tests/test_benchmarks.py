@@ -17,7 +17,7 @@ from benchmarks import goals, gpu, report
 from benchmarks import oracle as oracle_module
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Batch, Case, make_batch
-from benchmarks.compare import CHECKED, LIMITS, WRONG, compare
+from benchmarks.compare import CHECKED, VALUE_LIMIT, WRONG, compare, gradient_limit
 from benchmarks.measure import peak_bytes
 from benchmarks.oracle import Oracle
 from benchmarks.peers import installed_obstacle, use_wheels
@@ -54,10 +54,9 @@ def test_every_provider_gives_the_oracle_s_answer(benchmark, case, mode, provide
     value_error, gradient_error = Oracle(case, mode, batch).errors(
         benchmark(lambda: provider.answer(case, mode, replace(batch, logits=batch.logits.clone())))
     )
-    limits = LIMITS[torch.float32]
-    assert value_error < limits[0]
+    assert value_error < VALUE_LIMIT
     assert (gradient_error is None) == (mode == "nograd")
-    assert gradient_error is None or gradient_error < limits[1]
+    assert gradient_error is None or gradient_error < gradient_limit(torch.float32)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
@@ -121,6 +120,38 @@ def test_a_wrong_gradient_under_a_right_value_is_a_wrong_answer():
     assert row.value_error is not None
     assert row.value_error < 1e-6
     assert row.note == WRONG
+
+
+def scaled_beside_the_targets(dlogits: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+    targets = target_ids[..., None]
+    return (dlogits * 0.8).scatter(-1, targets, dlogits.gather(-1, targets))
+
+
+def without_the_last_columns(dlogits: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+    beyond = torch.arange(dlogits.shape[-1]) >= 0.96 * dlogits.shape[-1]
+    return dlogits.masked_fill(beyond, 0)
+
+
+@pytest.mark.parametrize("tamper", [scaled_beside_the_targets, without_the_last_columns])
+@pytest.mark.parametrize("name", ["logp", "dpo", "grpo"])
+def test_a_wrong_gradient_that_the_targets_columns_would_hide_is_a_wrong_answer(name, tamper):
+    V = 256_000
+    batch = make_batch(2, 3, V, torch.bfloat16, CPU, masked=0)
+    batch = replace(batch, target_ids=batch.target_ids % (V // 2))
+
+    class Tampered(Provider):
+        def answer(self, case, mode, batch):
+            value, dlogits = super().answer(case, mode, batch)
+            tampered = tamper(dlogits, batch.target_ids)
+            of_the_whole = (tampered.double() - dlogits.double()).norm() / dlogits.double().norm()
+            assert of_the_whole < gradient_limit(torch.bfloat16)
+            return value, tampered
+
+    ours = provider_of("ours")
+    right, tampered = compare(CASES[name], "full", batch, [ours, Tampered(**vars(ours))], repeats=2)
+    assert (right.note, tampered.note) == ("", WRONG)
+    assert right.ms_median is not None
+    assert tampered.ms_median is None
 
 
 def test_what_raises_is_noted_and_the_others_are_still_measured():
