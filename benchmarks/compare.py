@@ -1,13 +1,15 @@
 """One comparison: answers first, then times in turns, then memory."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
 from benchmarks.cases import Batch, Case, Mode
-from benchmarks.measure import Call, Times, interleaved_times, peak_bytes
+from benchmarks.measure import Call, Times, first_line, give_back_memory, interleaved_times, peak_bytes
 from benchmarks.oracle import Oracle
 from benchmarks.providers import Provider
 from benchmarks.results import Row
@@ -30,7 +32,7 @@ def gradient_limit(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2 + LARGEST_LOGP * torch.finfo(torch.float32).eps
 
 
-WRONG, CHECKED = "wrong answer", "checked, not timed"
+WRONG, CHECKED, HOST_BOUND = "wrong answer", "checked, not timed", "host-bound"
 
 
 def compare(case: Case, mode: Mode, batch: Batch, providers: Sequence[Provider], repeats: int) -> list[Row]:
@@ -52,8 +54,10 @@ def compare(case: Case, mode: Mode, batch: Batch, providers: Sequence[Provider],
             restore()
             row = replace(row, **dict(zip(("value_error", "gradient_error"), oracle.errors(answer()), strict=True)))
         except Exception as error:  # a peer that runs out of memory, or that does not compile here
-            rows[provider] = replace(row, note=_first_line(error))
+            rows[provider] = replace(row, note=first_line(error))
             continue
+        finally:
+            give_back_memory(device)
         wrong = any(
             not error <= limit
             for error, limit in zip((row.value_error, row.gradient_error), limits, strict=True)
@@ -64,29 +68,28 @@ def compare(case: Case, mode: Mode, batch: Batch, providers: Sequence[Provider],
             calls[provider] = Call(answer, prepare=restore)
     times, ceiling_ms = _times(case, mode, inputs, calls, repeats)
     for provider, taken in times.items():
-        calls[provider].prepare()
-        peak = peak_bytes(calls[provider].run, device) / 2**20
-        rows[provider] = replace(
-            rows[provider],
-            ms_20=taken.low,
-            ms_median=taken.median,
-            ms_80=taken.high,
-            peak_mib=peak,
-            ceiling_ms=ceiling_ms,
-        )
+        rows[provider] = replace(rows[provider], **_figures(calls[provider], taken, ceiling_ms, device))
     return list(rows.values())
+
+
+def _figures(call: Call, taken: Times | str, ceiling_ms: float | None, device: torch.device) -> dict[str, Any]:
+    """A row's fields; of a call that raised, in its turns or now, why it has none."""
+    if isinstance(taken, str):
+        return {"note": taken}
+    try:
+        call.prepare()
+        peak = peak_bytes(call.run, device) / 2**20
+    except Exception as error:
+        return {"note": first_line(error)}
+    finally:
+        give_back_memory(device)
+    times = {"ms_20": taken.low, "ms_median": taken.median, "ms_80": taken.high}
+    note = HOST_BOUND if taken.host_bound else ""
+    return {**times, "ceiling_ms": ceiling_ms, "peak_mib": peak, "note": note}
 
 
 def _nothing() -> None:
     pass
-
-
-def _first_line(error: BaseException) -> str:
-    """Of what started it: Triton wraps an error of a kernel once for each function that it was called in."""
-    while error.__cause__:
-        error = error.__cause__
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:60]}"
 
 
 def _row(provider: Provider, case: Case, mode: Mode, batch: Batch) -> Row:
@@ -106,14 +109,15 @@ def _row(provider: Provider, case: Case, mode: Mode, batch: Batch) -> Row:
 
 def _times(
     case: Case, mode: Mode, inputs: Batch, calls: dict[Provider, Call], repeats: int
-) -> tuple[dict[Provider, Times], float | None]:
+) -> tuple[dict[Provider, Times | str], float | None]:
     """Of each provider, and the ceiling's milliseconds, measured in the same turns; no ceiling without a GPU."""
     device = inputs.logits.device
     ceiling_calls: list[Call] = []
     if device.type == "cuda" and calls:
         from benchmarks.ceilings import ceilings
 
-        ceiling_calls = [Call(launches) for launches in ceilings(case, mode, inputs)]
+        with contextlib.suppress(torch.OutOfMemoryError):
+            ceiling_calls = [Call(launches) for launches in ceilings(case, mode, inputs)]
     times = interleaved_times([*calls.values(), *ceiling_calls], repeats, device)
-    ceiling_ms = min((taken.median for taken in times[len(calls) :]), default=None)
+    ceiling_ms = min((taken.median for taken in times[len(calls) :] if isinstance(taken, Times)), default=None)
     return dict(zip(calls, times, strict=False)), ceiling_ms

@@ -27,7 +27,7 @@ class Row:
         ceiling_ms: of the loads and stores alone, measured in the same turns; empty without a GPU.
         peak_mib: the most that was held at once beyond the inputs, dlogits included.
         value_error, gradient_error: relative, against float64; of ``logp`` or the loss, and of dlogits.
-        note: why there are no figures.
+        note: why there are no figures, or what they have to be read with.
     """
 
     case: str
@@ -68,11 +68,12 @@ class Row:
 
         digits = ".0f" if self.ms_median is None or self.ms_median >= 10 else ".2f"
         times = f"{cell(self.ms_median, digits)} ({cell(self.ms_20, digits)}-{cell(self.ms_80, digits)})"
+        times = "" if self.ms_median is None else times
         return (
             self.case,
             self.mode,
             self.provider,
-            self.note or times,
+            ", ".join(filter(None, (times, self.note))),
             cell(self.gb_per_s, ".0f" if (self.gb_per_s or 0) >= 10 else ".1f"),
             cell(self.ceiling_share, ".0%"),
             cell(self.peak_mib, ".0f"),

@@ -5,6 +5,7 @@
 
 import functools
 import importlib.util
+import itertools
 import operator
 import sys
 import zipfile
@@ -17,8 +18,8 @@ from benchmarks import goals, gpu, report
 from benchmarks import oracle as oracle_module
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Batch, Case, make_batch
-from benchmarks.compare import CHECKED, VALUE_LIMIT, WRONG, compare, gradient_limit
-from benchmarks.measure import peak_bytes
+from benchmarks.compare import CHECKED, HOST_BOUND, VALUE_LIMIT, WRONG, compare, gradient_limit
+from benchmarks.measure import Call, interleaved_times, peak_bytes
 from benchmarks.oracle import Oracle
 from benchmarks.peers import installed_obstacle, use_wheels
 from benchmarks.providers import KEYS, PROVIDERS, Provider, available, upstream
@@ -165,6 +166,40 @@ def test_what_raises_is_noted_and_the_others_are_still_measured():
     rows = compare(CASES["kto"], "nograd", small_batch(), providers, repeats=2)
     assert rows[0].note == "MemoryError: no room for it"
     assert rows[1].ms_median is not None
+
+
+@pytest.mark.parametrize("call", [2, 3, 5], ids=["warming up", "timed", "for its memory"])
+def test_what_raises_after_its_check_loses_its_own_figures_alone(call):
+    calls = itertools.count(1)
+
+    class Exhausted(Provider):
+        def answer(self, case, mode, batch):
+            if next(calls) == call:
+                raise torch.OutOfMemoryError("no room for it")
+            return super().answer(case, mode, batch)
+
+    exhausted = Exhausted(**vars(provider_of("halos")))
+    rows = compare(CASES["dpo"], "full", small_batch(), [exhausted, provider_of("ours")], repeats=2)
+    assert [row.note for row in rows] == ["OutOfMemoryError: no room for it", ""]
+    assert [row.ms_median is None for row in rows] == [True, False]
+    assert [row.peak_mib is None for row in rows] == [True, False]
+
+
+def test_each_turn_has_an_order_of_its_own_that_the_next_run_repeats():
+    def orders() -> list[str]:
+        called: list[str] = []
+        calls = [Call(functools.partial(called.append, name)) for name in "abcd"]
+        interleaved_times(calls, repeats=5, device=CPU)
+        return ["".join(called[turn : turn + 4]) for turn in range(0, 24, 4)]
+
+    assert {"".join(sorted(order)) for order in orders()} == {"abcd"}
+    assert len(set(orders())) > 1
+    assert orders() == orders()
+
+
+def test_a_row_that_waited_for_the_host_says_so_beside_its_time():
+    assert replace(ROW, ms_20=1, ms_median=2, ms_80=3, note=HOST_BOUND).cells()[3] == "2.00 (1.00-3.00), host-bound"
+    assert replace(ROW, note=WRONG).cells()[3] == WRONG
 
 
 def test_what_the_interpreter_computes_is_checked_and_not_timed():
