@@ -110,11 +110,17 @@ def _interpreter(device: torch.device) -> str | None:
     return "Triton's interpreter checks answers on a CPU, under TRITON_INTERPRET=1"
 
 
-OURS = f"humanline_fused {__version__}"
+OURS, DEFAULT, HALOS, TRL = (
+    "humanline_fused",
+    "humanline_fused, by default",
+    "eager, as HALOs",
+    f"TRL {peers.TRL_VERSION}",
+)
+OUR_SOURCE = f"humanline_fused {__version__}"
 WITHOUT_SOFTCAP = EVERY_CASE - {"logp_softcap"}
 
 PROVIDERS = (
-    Provider("halos", "eager, as HALOs", peers.HALOS, peers.halos, EVERY_CASE, _anywhere),
+    Provider("halos", HALOS, peers.HALOS, peers.halos, EVERY_CASE, _anywhere),
     Provider(
         "compile",
         "torch.compile of it",
@@ -123,20 +129,20 @@ PROVIDERS = (
         EVERY_CASE - OPT_IN,
         peers.compile_obstacle,
     ),
-    Provider("trl", "TRL 1.16.0", peers.TRL, peers.trl, WITHOUT_SOFTCAP, peers.trl_obstacle),
+    Provider("trl", TRL, peers.TRL, peers.trl, WITHOUT_SOFTCAP, peers.trl_obstacle),
     Provider(
         "liger",
-        "Liger 0.8.5",
+        f"Liger {peers.LIGER_VERSION}",
         peers.LIGER,
         peers.liger,
         frozenset({"grpo_unclamped"}),
         peers.liger_obstacle,
     ),
-    Provider("ours", "humanline_fused", OURS, ours, EVERY_CASE, _anywhere),
-    Provider("ours", "humanline_fused, by default", OURS, ours_by_default, OPT_IN, _anywhere),
+    Provider("ours", OURS, OUR_SOURCE, ours, EVERY_CASE, _anywhere),
+    Provider("ours", DEFAULT, OUR_SOURCE, ours_by_default, OPT_IN, _anywhere),
     Provider(
         "trl",
-        "TRL 1.16.0 (interpreter)",
+        f"{TRL} (interpreter)",
         peers.TRL,
         partial(peers.trl, kernels=True),
         WITHOUT_SOFTCAP - OPT_IN,
@@ -145,7 +151,7 @@ PROVIDERS = (
     ),
     Provider(
         "liger",
-        "Liger 0.8.5 (interpreter)",
+        f"Liger {peers.LIGER_VERSION} (interpreter)",
         peers.LIGER,
         peers.liger,
         frozenset({"grpo_unclamped"}),
@@ -154,8 +160,8 @@ PROVIDERS = (
     ),
     Provider(
         "ours",
-        "humanline_fused (interpreter)",
-        OURS,
+        f"{OURS} (interpreter)",
+        OUR_SOURCE,
         partial(ours, impl="triton"),
         EVERY_CASE,
         _interpreter,

@@ -6,6 +6,7 @@
 import functools
 import importlib.util
 import itertools
+import math
 import operator
 import sys
 import zipfile
@@ -18,12 +19,12 @@ from benchmarks import goals, gpu, report
 from benchmarks import oracle as oracle_module
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Batch, Case, make_batch
-from benchmarks.compare import CHECKED, HOST_BOUND, VALUE_LIMIT, WRONG, compare, gradient_limit
+from benchmarks.compare import CHECKED, HOST_BOUND, TWO_LAUNCHES, VALUE_LIMIT, WRONG, compare, gradient_limit
 from benchmarks.measure import Call, interleaved_times, peak_bytes
 from benchmarks.oracle import Oracle
 from benchmarks.peers import installed_obstacle, use_wheels
 from benchmarks.providers import KEYS, PROVIDERS, Provider, available, upstream
-from benchmarks.results import ROOT, Row, append_rows, read_csv, write_csv
+from benchmarks.results import MEASURED_CODE, ROOT, Row, append_rows, read_csv, source_hash, write_csv
 
 CPU = torch.device("cpu")
 SHAPE = (4, 8, 500)
@@ -348,15 +349,63 @@ def test_a_part_that_runs_out_of_time_says_so_and_keeps_its_file(tmp_path):
     assert read_csv(file)[1] == []
 
 
-def test_a_part_of_another_commit_is_measured_anew(tmp_path):
-    facts = {"machine": "gpu", "torch": "2", "triton": "3", "commit": "a"}
+@pytest.mark.parametrize("changed", ["source", "providers", "repeats"])
+def test_a_part_of_other_code_or_providers_or_repeats_is_measured_anew(tmp_path, changed):
+    facts = {**dict.fromkeys(gpu.SAME, "one"), "commit": "a-dirty"}
     part = gpu.PARTS[0]
     old = gpu.part_file(tmp_path, part, facts, "GPU one")
     append_rows(old, [ROW])
-    assert gpu.part_file(tmp_path, part, facts, "GPU one") == old
+    assert gpu.part_file(tmp_path, part, {**facts, "commit": "b"}, "GPU one") == old
     assert read_csv(old)[1] == [ROW]
-    new = gpu.part_file(tmp_path, part, {**facts, "commit": "b"}, "GPU one")
+    new = gpu.part_file(tmp_path, part, {**facts, changed: "another"}, "GPU one")
     assert read_csv(new)[1] == []
+
+
+def test_the_source_is_told_apart_by_every_python_file_of_the_measured_code(tmp_path):
+    for folder in MEASURED_CODE:
+        (tmp_path / folder / "part").mkdir(parents=True)
+        (tmp_path / folder / "part" / "one.py").write_text("1")
+    seen = {source_hash(tmp_path)}
+    for folder in MEASURED_CODE:
+        (tmp_path / folder / "part" / "one.py").write_text("2")
+        seen.add(source_hash(tmp_path))
+    assert len(seen) == 1 + len(MEASURED_CODE)
+    (tmp_path / "benchmarks" / "figures.csv").write_text("3")
+    assert source_hash(tmp_path) in seen
+
+
+def test_a_comparison_in_which_somebody_failed_is_measured_again_and_no_other(tmp_path):
+    part, file = gpu.PARTS[0], tmp_path / "part.csv"
+    only = [replace(provider_of("ours"), cases=frozenset({"logp"}))]
+    noted = [
+        replace(ROW, case="logp", mode="nograd", provider="kept", note=TWO_LAUNCHES),
+        replace(ROW, case="logp", mode="full", provider="again", note="OutOfMemoryError: no room for it"),
+        replace(ROW, case="logp", mode="full", provider="beside it"),
+    ]
+    write_csv(file, {"machine": "one"}, noted)
+    assert gpu.measure(part, file, only, 2, CPU, toy=True, deadline=math.inf)
+    rows = read_csv(file)[1]
+    assert [(row.mode, row.provider, row.note) for row in rows] == [
+        ("nograd", "kept", TWO_LAUNCHES),
+        ("full", "humanline_fused", ""),
+    ]
+
+
+def test_where_one_launch_would_be_two_nobody_is_timed_and_no_goal_is_judged():
+    checked = replace(provider_of("ours"), name="checked", timed=False)
+    providers = [provider_of("halos"), provider_of("ours"), checked]
+    rows = compare(CASES["grpo_one_launch"], "full", small_batch(), providers, repeats=2)
+    assert [(row.provider, row.note) for row in rows] == [("humanline_fused", TWO_LAUNCHES), ("checked", CHECKED)]
+    assert all(row.ms_median is None for row in rows)
+    judged = [line[-1] for line in goals.table(rows) if "one launch" in line[0]]
+    assert judged
+    assert set(judged) == {"not measured"}
+
+
+def test_one_launch_is_timed_where_the_device_makes_one(monkeypatch):
+    monkeypatch.setattr("benchmarks.compare.fits_one_launch", lambda logits: True)
+    rows = compare(CASES["grpo_one_launch"], "full", small_batch(), [provider_of("ours")], repeats=2)
+    assert [row.ms_median is None for row in rows] == [False]
 
 
 def test_goals_are_printed_beside_what_was_measured():
