@@ -1,7 +1,7 @@
 """What is compared: one registry, for ``python -m benchmarks`` and for pytest-benchmark.
 
 The same answer means: the value (``logp`` or the loss) and dlogits within a rounding of the float64 answer
-(``LIMITS`` in ``compare.py``). A case's floor is the bytes that no implementation can do without.
+(the limits in ``compare.py``). A case's floor is the bytes that no implementation can do without.
 """
 
 import math

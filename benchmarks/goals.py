@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from benchmarks.providers import DEFAULT, HALOS, OURS, TRL
 from benchmarks.results import Row
 
 LARGEST = 262_144
@@ -36,9 +37,6 @@ class Goal:
             return "", goal, "not measured"
         met = measured <= self.bound if self.at_most else measured >= self.bound
         return f"{measured:{self.form}}", goal, "met" if met else "missed"
-
-
-OURS, DEFAULT, HALOS, TRL = "humanline_fused", "humanline_fused, by default", "eager, as HALOs", "TRL 1.16.0"
 
 
 def ceiling(case: str, mode: str) -> Callable[[Figures], float | None]:

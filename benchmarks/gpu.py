@@ -1,9 +1,10 @@
 """``python -m benchmarks gpu``: everything that belongs on a GPU, in parts that can be taken up again.
 
 A part is one vocabulary; its comparisons are every case in every mode, and its file grows by one comparison at a time.
-What the file holds, of the same commit on the same machine, is not measured again. A part begins no comparison after
-its seventh minute, and is taken up there by the same command. Needs torch, triton, transformers and this tree
-(``PYTHONPATH=.:kernels`` where nothing is installed), and a folder of wheels for the peers.
+What the file holds, of the same source, providers and repeats on the same machine, is not measured again, unless
+somebody ran out of memory or failed. A part begins no comparison after its seventh minute, and is taken up there by the
+same command. Needs torch, triton, transformers and this tree (``PYTHONPATH=.:kernels`` where nothing is installed), and
+a folder of wheels for the peers.
 
 With ``--toy``, or without a GPU, the same parts run to their end on a CPU: small logits, eager providers timed, the
 kernels' answers checked under Triton's interpreter.
@@ -25,11 +26,22 @@ import torch
 
 from benchmarks import goals
 from benchmarks.cases import CASES, MASKED_SHARE, Mode, make_batch
-from benchmarks.compare import CHECKED, compare
+from benchmarks.compare import FINAL, WRONG, compare
 from benchmarks.peers import use_wheels
 from benchmarks.providers import KEYS, Provider, available, sources
-from benchmarks.results import HEADER, ROOT, Row, append_rows, environment, machine, read_csv, write_csv
-from benchmarks.run import print_table
+from benchmarks.results import (
+    HEADER,
+    ROOT,
+    Row,
+    append_rows,
+    drop_rows,
+    environment,
+    machine,
+    machine_with_cache,
+    read_csv,
+    write_csv,
+)
+from benchmarks.static.report import columns
 
 B, T = 8, 1024
 TOY_B, TOY_T, TOY_FACTOR = 4, 6, 64
@@ -49,6 +61,10 @@ class Part:
 
 
 PARTS = (Part(32000), Part(50257), Part(128256), Part(128256, MASKED_SHARE), Part(151936), Part(256000))
+
+
+SAME = ("machine", "torch", "triton", "source", "repeats", "providers")
+"""Facts that a file shares with what is added to it; a commit would not tell one changed tree from the next."""
 
 
 def main(arguments: list[str]) -> None:
@@ -77,6 +93,7 @@ def main(arguments: list[str]) -> None:
     device = torch.device("cpu" if toy else "cuda")
     keys = options.providers or [key for key in KEYS if not (toy and key == "compile")]
     providers, obstacles = available(keys, device)
+    repeats = options.repeats or (2 if toy else 20)
     facts = environment(device, options.commit)
     print(f"{'Toy size, on a CPU; ' if toy else ''}{facts['machine']}; torch {facts['torch']}; results in {results}")
     for name, source in sources(providers).items():
@@ -87,17 +104,19 @@ def main(arguments: list[str]) -> None:
     rows: list[Row] = []
     incomplete: list[str] = []
     for part in (part for name in options.part for part in PARTS if part.name == name):
-        file = part_file(results, part, {**facts, **sources(providers)}, "cpu-toy" if toy else machine(device))
+        measured_by = {"repeats": str(repeats), "providers": " | ".join(provider.name for provider in providers)}
+        of_part = {**facts, **measured_by, **sources(providers)}
+        file = part_file(results, part, of_part, "cpu-toy" if toy else machine(device))
         print(f"\n{part.name}: {file.name}", flush=True)
         deadline = time.monotonic() + 60 * options.minutes
-        if not measure(part, file, providers, options.repeats or (2 if toy else 20), device, toy, deadline):
+        if not measure(part, file, providers, repeats, device, toy, deadline):
             incomplete.append(part.name)
         measured = read_csv(file)[1]
-        print_table(HEADER, [row.cells() for row in measured])
+        print(columns([HEADER, *(row.cells() for row in measured)]))
         rows += measured
-    print("\nGoals of a GPU: none is measured at toy size\n" if toy else "\nGoals\n")
-    print_table(goals.HEADER, goals.table([_without_times(row) for row in rows] if toy else rows))
-    wrong = [row for row in rows if row.provider.startswith("humanline_fused") and row.note not in ("", CHECKED)]
+    print(f"\nGoals of a GPU; {'none is measured at toy size' if toy else machine_with_cache(device)}\n")
+    print(columns([goals.HEADER, *goals.table([_without_times(row) for row in rows] if toy else rows)]))
+    wrong = [row for row in rows if row.provider.startswith("humanline_fused") and row.note not in FINAL - {WRONG}]
     for row in wrong:
         print(f"\n{row.provider}, {row.case} {row.mode}, V={row.V}: {row.note}")
     if incomplete:
@@ -115,8 +134,9 @@ def measure(
     toy: bool,
     deadline: float,
 ) -> bool:
-    """Add to the file the comparisons that it lacks; whether it has them all now."""
-    done = {(row.case, row.mode) for row in read_csv(file)[1]}
+    """Add to the file the comparisons that it lacks, or where somebody failed; whether it has them all now."""
+    known = read_csv(file)[1]
+    done = {(row.case, row.mode) for row in known} - {(row.case, row.mode) for row in known if row.note not in FINAL}
     missing: list[tuple[str, Mode]] = [
         (case.name, mode)
         for case in CASES.values()
@@ -130,17 +150,19 @@ def measure(
     for name, mode in missing:
         if time.monotonic() > deadline:
             return False
-        append_rows(file, compare(CASES[name], mode, batch, providers, repeats))
+        rows = compare(CASES[name], mode, batch, providers, repeats)
+        drop_rows(file, name, mode)
+        append_rows(file, rows)
     return True
 
 
 def part_file(results: Path, part: Part, facts: dict[str, str], machine_name: str) -> Path:
-    """The part's file of this commit on this machine: the newest that is there, or a new one with today's date."""
+    """The part's file of these facts: the newest that is there, or a new one with today's date."""
     machine_slug = re.sub(r"[^a-z0-9]+", "-", machine_name.lower()).strip("-")
     dates = "[0-9]" * 4 + "-[0-9][0-9]" * 2
     for file in sorted(results.glob(f"{machine_slug}-{dates}-{part.name}.csv"), reverse=True):
         known = read_csv(file)[0]
-        if all(known.get(fact) == facts[fact] for fact in ("machine", "torch", "triton", "commit")):
+        if all(known.get(fact) == facts[fact] for fact in SAME):
             return file
     file = results / f"{machine_slug}-{date.today()}-{part.name}.csv"
     write_csv(file, facts)

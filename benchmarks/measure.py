@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import statistics
 import tempfile
 import time
@@ -23,57 +24,100 @@ class Call:
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds: the 20th, 50th and 80th percentile."""
+    """Milliseconds: the 20th, 50th and 80th percentile.
+
+    Attributes:
+        host_bound: in most turns the device waited for the host to queue the call.
+    """
 
     low: float
     median: float
     high: float
+    host_bound: bool = False
 
 
-def interleaved_times(calls: list[Call], repeats: int, device: torch.device) -> list[Times]:
-    """Each call's times; the calls take turns, so that a disturbance of the machine meets them all."""
+def interleaved_times(calls: list[Call], repeats: int, device: torch.device) -> list[Times | str]:
+    """Each call's times, or the error that it raised, which ends its turns.
+
+    The calls take turns, so that a disturbance of the machine meets them all, and each turn has an order of its own:
+    a call pays for the memory that the one before it left to be given back.
+    """
     clock = _Events(device) if device.type == "cuda" else _wall_clock
-    samples: list[list[float]] = [[] for _ in calls]
+    shuffled = random.Random(0)
+    samples: list[list[Sample]] = [[] for _ in calls]
+    errors: dict[int, str] = {}
     for turn in range(repeats + 1):
-        for call, taken in zip(calls, samples, strict=True):
-            call.prepare()
-            milliseconds = clock(call.run)
-            if turn:  # the first turn warms up
-                taken.append(milliseconds)
-    return [Times(*_percentiles(taken)) for taken in samples]
+        for i in shuffled.sample(range(len(calls)), len(calls)):
+            if i in errors:
+                continue
+            try:
+                calls[i].prepare()
+                sample = clock(calls[i].run)
+            except Exception as error:
+                errors[i] = first_line(error)
+            else:
+                if turn:  # the first turn warms up
+                    samples[i].append(sample)
+                continue
+            give_back_memory(device)  # only here is what the error's traceback held free
+    return [errors.get(i) or _times(taken) for i, taken in enumerate(samples)]
+
+
+Sample = tuple[float, bool]
+"""Milliseconds, and whether the device waited for the host."""
 
 
 class _Events:
     """A GPU's own clock.
 
     Before each call a buffer of sixteen times the L2 cache is read: no call finds its inputs where the last one left
-    them, the lines it evicts need no write-back (those of a zeroed buffer would), and the reading lasts long enough
-    for the host to have queued the call's launches.
+    them, and the lines it evicts need no write-back (those of a zeroed buffer would). Then the device sleeps while the
+    host queues the call's launches: what it had not queued by then is timed with them.
     """
+
+    SLEEP = 4_000_000
+    """Clock cycles: about 2 ms, as long as the host needs for hundreds of launches."""
 
     def __init__(self, device: torch.device) -> None:
         words = 16 * torch.cuda.get_device_properties(device).L2_cache_size // 4
         self.cold = torch.zeros(words, dtype=torch.int32, device=device)
         self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
-    def __call__(self, run: Callable[[], object]) -> float:
+    def __call__(self, run: Callable[[], object]) -> Sample:
         self.cold.amax()
+        torch.cuda._sleep(self.SLEEP)
         self.start.record()
         run()
         self.end.record()
+        host_bound = self.start.query()
         self.end.synchronize()
-        return self.start.elapsed_time(self.end)
+        return self.start.elapsed_time(self.end), host_bound
 
 
-def _wall_clock(run: Callable[[], object]) -> float:
+def _wall_clock(run: Callable[[], object]) -> Sample:
     start = time.perf_counter()
     run()
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (time.perf_counter() - start), False
 
 
-def _percentiles(samples: list[float]) -> tuple[float, float, float]:
-    low, _, _, high = statistics.quantiles(samples, n=5, method="inclusive")
-    return low, statistics.median(samples), high
+def _times(samples: list[Sample]) -> Times:
+    milliseconds, host_bound = zip(*samples, strict=True)
+    low, _, _, high = statistics.quantiles(milliseconds, n=5, method="inclusive")
+    return Times(low, statistics.median(milliseconds), high, 2 * sum(host_bound) > len(samples))
+
+
+def first_line(error: BaseException) -> str:
+    """Of what started it: Triton wraps an error of a kernel once for each function that it was called in."""
+    while error.__cause__:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:60]}"
+
+
+def give_back_memory(device: torch.device) -> None:
+    """What the allocator keeps of one provider is not there for the next one's larger blocks."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:

@@ -34,18 +34,19 @@ class Oracle:
         self.value = value.detach()
 
     def errors(self, answer: Answer) -> tuple[float, float | None]:
-        """``‖actual − oracle‖ / ‖oracle‖`` of the value and of dlogits."""
+        """``‖actual − oracle‖ / ‖oracle‖`` of the value and of dlogits, of which the larger of two: in the targets'
+        columns and in all others, each beside its own norm. The targets' would hide the others at a large V."""
         value, dlogits = answer
         value_error = ((value.double() - self.value).norm() / self.value.norm()).item()
         if self.dlogp is None or dlogits is None:
             return value_error, None
-        difference, size = self.value.new_zeros(()), self.value.new_zeros(())
+        differences, sizes = self.value.new_zeros(2), self.value.new_zeros(2)
         for rows, logits, ids in self._chunks(self.batch.logits):
             logits.requires_grad_()
             (oracle,) = torch.autograd.grad(self._score(logits, ids), logits, self.dlogp.flatten()[rows])
-            difference += (dlogits.flatten(0, 1)[rows].double() - oracle).square().sum()
-            size += oracle.square().sum()
-        return value_error, (difference / size).sqrt().item()
+            differences += _squares(dlogits.flatten(0, 1)[rows].double() - oracle, ids)
+            sizes += _squares(oracle, ids)
+        return value_error, (differences / sizes).sqrt().max().item()
 
     def _chunks(self, logits: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         every_row, ids = logits.detach().flatten(0, 1), self.batch.target_ids.flatten()
@@ -77,3 +78,9 @@ class Oracle:
                 advantages = batch.advantages.double()
                 return grpo_loss(policy, reference, ids, mask, advantages, **settings).loss
         raise KeyError(self.case.operation)
+
+
+def _squares(rows: Tensor, ids: Tensor) -> Tensor:
+    """[2]: summed over the targets' columns, and over all others."""
+    squares, targets = rows.square(), ids.long()[:, None]
+    return torch.stack([squares.gather(-1, targets).sum(), squares.scatter(-1, targets, 0).sum()])

@@ -22,7 +22,10 @@ from benchmarks.cases import Batch, Case
 TRL_VERSION, LIGER_VERSION = "1.16.0", "0.8.5"
 HALOS = "ContextualAI/HALOs at aa02f66, train/trainers.py (followed)"
 TRL = f"trl {TRL_VERSION}: kernels/logprob_entropy.py on a GPU, trainer/utils.py selective_log_softmax elsewhere"
-LIGER = f"liger-kernel {LIGER_VERSION}: transformers/grpo_loss.py triton_grpo_loss, fused_selective_log_softmax"
+LIGER = (
+    f"liger-kernel {LIGER_VERSION}: transformers/grpo_loss.py triton_grpo_loss, fused_selective_log_softmax; "
+    "inplace=False (its default is True), so its peak holds a dlogits"
+)
 
 
 def loss_on_log_probs(case: Case, logp: Tensor, ref_logp: Tensor, batch: Batch) -> Tensor:

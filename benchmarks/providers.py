@@ -52,10 +52,22 @@ class Provider:
                 return self.value(case, batch.logits, batch), None
         logits = batch.logits.detach().requires_grad_()
         if case.inplace_gradient:
-            logits = logits.view_as(logits)  # a gradient may be written over a model's output, but never over a leaf
+            logits = _ModelOutput.apply(logits)  # a gradient may be written over one, never over a leaf or its view
         value = self.value(case, logits, batch)
         (dlogits,) = torch.autograd.grad(value, logits, upstream(case, value, batch))
         return value.detach(), dlogits
+
+
+class _ModelOutput(torch.autograd.Function):
+    """The same memory as what a model would have computed; a copy of it would be timed."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        return logits.data
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Tensor:
+        return grad_outputs[0]
 
 
 def upstream(case: Case, value: Tensor, batch: Batch) -> Tensor:
@@ -98,11 +110,17 @@ def _interpreter(device: torch.device) -> str | None:
     return "Triton's interpreter checks answers on a CPU, under TRITON_INTERPRET=1"
 
 
-OURS = f"humanline_fused {__version__}"
+OURS, DEFAULT, HALOS, TRL = (
+    "humanline_fused",
+    "humanline_fused, by default",
+    "eager, as HALOs",
+    f"TRL {peers.TRL_VERSION}",
+)
+OUR_SOURCE = f"humanline_fused {__version__}"
 WITHOUT_SOFTCAP = EVERY_CASE - {"logp_softcap"}
 
 PROVIDERS = (
-    Provider("halos", "eager, as HALOs", peers.HALOS, peers.halos, EVERY_CASE, _anywhere),
+    Provider("halos", HALOS, peers.HALOS, peers.halos, EVERY_CASE, _anywhere),
     Provider(
         "compile",
         "torch.compile of it",
@@ -111,20 +129,20 @@ PROVIDERS = (
         EVERY_CASE - OPT_IN,
         peers.compile_obstacle,
     ),
-    Provider("trl", "TRL 1.16.0", peers.TRL, peers.trl, WITHOUT_SOFTCAP, peers.trl_obstacle),
+    Provider("trl", TRL, peers.TRL, peers.trl, WITHOUT_SOFTCAP, peers.trl_obstacle),
     Provider(
         "liger",
-        "Liger 0.8.5",
+        f"Liger {peers.LIGER_VERSION}",
         peers.LIGER,
         peers.liger,
         frozenset({"grpo_unclamped"}),
         peers.liger_obstacle,
     ),
-    Provider("ours", "humanline_fused", OURS, ours, EVERY_CASE, _anywhere),
-    Provider("ours", "humanline_fused, by default", OURS, ours_by_default, OPT_IN, _anywhere),
+    Provider("ours", OURS, OUR_SOURCE, ours, EVERY_CASE, _anywhere),
+    Provider("ours", DEFAULT, OUR_SOURCE, ours_by_default, OPT_IN, _anywhere),
     Provider(
         "trl",
-        "TRL 1.16.0 (interpreter)",
+        f"{TRL} (interpreter)",
         peers.TRL,
         partial(peers.trl, kernels=True),
         WITHOUT_SOFTCAP - OPT_IN,
@@ -133,7 +151,7 @@ PROVIDERS = (
     ),
     Provider(
         "liger",
-        "Liger 0.8.5 (interpreter)",
+        f"Liger {peers.LIGER_VERSION} (interpreter)",
         peers.LIGER,
         peers.liger,
         frozenset({"grpo_unclamped"}),
@@ -142,8 +160,8 @@ PROVIDERS = (
     ),
     Provider(
         "ours",
-        "humanline_fused (interpreter)",
-        OURS,
+        f"{OURS} (interpreter)",
+        OUR_SOURCE,
         partial(ours, impl="triton"),
         EVERY_CASE,
         _interpreter,

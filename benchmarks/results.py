@@ -1,6 +1,7 @@
 """Rows that were measured, and the file that keeps them beside the machine's facts."""
 
 import csv
+import hashlib
 import importlib.util
 import io
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
+MEASURED_CODE = ("kernels", "humanline_fused", "benchmarks")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Row:
         ceiling_ms: of the loads and stores alone, measured in the same turns; empty without a GPU.
         peak_mib: the most that was held at once beyond the inputs, dlogits included.
         value_error, gradient_error: relative, against float64; of ``logp`` or the loss, and of dlogits.
-        note: why there are no figures.
+        note: why there are no figures, or what they have to be read with.
     """
 
     case: str
@@ -68,11 +70,12 @@ class Row:
 
         digits = ".0f" if self.ms_median is None or self.ms_median >= 10 else ".2f"
         times = f"{cell(self.ms_median, digits)} ({cell(self.ms_20, digits)}-{cell(self.ms_80, digits)})"
+        times = "" if self.ms_median is None else times
         return (
             self.case,
             self.mode,
             self.provider,
-            self.note or times,
+            ", ".join(filter(None, (times, self.note))),
             cell(self.gb_per_s, ".0f" if (self.gb_per_s or 0) >= 10 else ".1f"),
             cell(self.ceiling_share, ".0%"),
             cell(self.peak_mib, ".0f"),
@@ -106,6 +109,7 @@ def environment(device: torch.device, commit: str | None = None) -> dict[str, st
         "triton": importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else "none",
         "python": platform.python_version(),
         "commit": commit or _commit(),
+        "source": source_hash(),
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
     }
     if device.type == "cuda":
@@ -119,6 +123,21 @@ def machine(device: torch.device) -> str:
     cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if os.name == "posix" else None
     name = cpu[1] if cpu else platform.processor()
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def machine_with_cache(device: torch.device) -> str:
+    """The card, and its L2, which decides what fits one launch."""
+    cache = torch.cuda.get_device_properties(device).L2_cache_size / 2**20
+    return f"{machine(device)}, {cache:.0f} MiB of L2"
+
+
+def source_hash(root: Path = ROOT) -> str:
+    """Of all code that the figures depend on, committed or not."""
+    digest = hashlib.sha256()
+    for file in sorted(file for folder in MEASURED_CODE for file in (root / folder).rglob("*.py")):
+        digest.update(f"{file.relative_to(root).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
 
 
 def _commit() -> str:
@@ -152,6 +171,14 @@ def append_rows(path: Path, rows: Sequence[Row]) -> None:
     csv.DictWriter(lines, COLUMNS).writerows(asdict(row) for row in rows)
     with path.open("a", newline="") as file:
         file.write(lines.getvalue())
+
+
+def drop_rows(path: Path, case: str, mode: str) -> None:
+    """Take one comparison out of a file."""
+    facts, rows = read_csv(path)
+    kept = [row for row in rows if (row.case, row.mode) != (case, mode)]
+    if len(kept) < len(rows):
+        write_csv(path, facts, kept)
 
 
 COLUMNS = [field.name for field in fields(Row)]

@@ -10,6 +10,7 @@ from benchmarks.compare import compare
 from benchmarks.peers import use_wheels
 from benchmarks.providers import KEYS, available, sources
 from benchmarks.results import HEADER, environment, write_csv
+from benchmarks.static.report import columns
 from humanline_fused import choose_impl
 
 SHORT = ["dpo", "kto", "grpo", "--mode", "full", "--providers", "halos", "ours"]
@@ -57,13 +58,7 @@ def main(arguments: list[str]) -> None:
         for row in compare(case, mode, batch, providers, options.repeats)
     ]
     print()
-    print_table(HEADER, [row.cells() for row in rows])
+    print(columns([HEADER, *(row.cells() for row in rows)]))
     print("\nGB/s: of the case's floor. Peak: beyond the inputs, dlogits included. Errors: relative, against float64.")
     if options.csv:
         write_csv(options.csv, {**facts, **sources(providers)}, rows)
-
-
-def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    for row in [header, tuple("-" * width for width in widths), *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -5,6 +5,8 @@
 
 import functools
 import importlib.util
+import itertools
+import math
 import operator
 import sys
 import zipfile
@@ -17,12 +19,12 @@ from benchmarks import goals, gpu, report
 from benchmarks import oracle as oracle_module
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Batch, Case, make_batch
-from benchmarks.compare import CHECKED, LIMITS, WRONG, compare
-from benchmarks.measure import peak_bytes
+from benchmarks.compare import CHECKED, HOST_BOUND, TWO_LAUNCHES, VALUE_LIMIT, WRONG, compare, gradient_limit
+from benchmarks.measure import Call, interleaved_times, peak_bytes
 from benchmarks.oracle import Oracle
 from benchmarks.peers import installed_obstacle, use_wheels
 from benchmarks.providers import KEYS, PROVIDERS, Provider, available, upstream
-from benchmarks.results import ROOT, Row, append_rows, read_csv, write_csv
+from benchmarks.results import MEASURED_CODE, ROOT, Row, append_rows, read_csv, source_hash, write_csv
 
 CPU = torch.device("cpu")
 SHAPE = (4, 8, 500)
@@ -54,10 +56,9 @@ def test_every_provider_gives_the_oracle_s_answer(benchmark, case, mode, provide
     value_error, gradient_error = Oracle(case, mode, batch).errors(
         benchmark(lambda: provider.answer(case, mode, replace(batch, logits=batch.logits.clone())))
     )
-    limits = LIMITS[torch.float32]
-    assert value_error < limits[0]
+    assert value_error < VALUE_LIMIT
     assert (gradient_error is None) == (mode == "nograd")
-    assert gradient_error is None or gradient_error < limits[1]
+    assert gradient_error is None or gradient_error < gradient_limit(torch.float32)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
@@ -123,6 +124,38 @@ def test_a_wrong_gradient_under_a_right_value_is_a_wrong_answer():
     assert row.note == WRONG
 
 
+def scaled_beside_the_targets(dlogits: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+    targets = target_ids[..., None]
+    return (dlogits * 0.8).scatter(-1, targets, dlogits.gather(-1, targets))
+
+
+def without_the_last_columns(dlogits: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+    beyond = torch.arange(dlogits.shape[-1]) >= 0.96 * dlogits.shape[-1]
+    return dlogits.masked_fill(beyond, 0)
+
+
+@pytest.mark.parametrize("tamper", [scaled_beside_the_targets, without_the_last_columns])
+@pytest.mark.parametrize("name", ["logp", "dpo", "grpo"])
+def test_a_wrong_gradient_that_the_targets_columns_would_hide_is_a_wrong_answer(name, tamper):
+    V = 256_000
+    batch = make_batch(2, 3, V, torch.bfloat16, CPU, masked=0)
+    batch = replace(batch, target_ids=batch.target_ids % (V // 2))
+
+    class Tampered(Provider):
+        def answer(self, case, mode, batch):
+            value, dlogits = super().answer(case, mode, batch)
+            tampered = tamper(dlogits, batch.target_ids)
+            of_the_whole = (tampered.double() - dlogits.double()).norm() / dlogits.double().norm()
+            assert of_the_whole < gradient_limit(torch.bfloat16)
+            return value, tampered
+
+    ours = provider_of("ours")
+    right, tampered = compare(CASES[name], "full", batch, [ours, Tampered(**vars(ours))], repeats=2)
+    assert (right.note, tampered.note) == ("", WRONG)
+    assert right.ms_median is not None
+    assert tampered.ms_median is None
+
+
 def test_what_raises_is_noted_and_the_others_are_still_measured():
     def fails(case, logits, batch):
         try:
@@ -134,6 +167,40 @@ def test_what_raises_is_noted_and_the_others_are_still_measured():
     rows = compare(CASES["kto"], "nograd", small_batch(), providers, repeats=2)
     assert rows[0].note == "MemoryError: no room for it"
     assert rows[1].ms_median is not None
+
+
+@pytest.mark.parametrize("call", [2, 3, 5], ids=["warming up", "timed", "for its memory"])
+def test_what_raises_after_its_check_loses_its_own_figures_alone(call):
+    calls = itertools.count(1)
+
+    class Exhausted(Provider):
+        def answer(self, case, mode, batch):
+            if next(calls) == call:
+                raise torch.OutOfMemoryError("no room for it")
+            return super().answer(case, mode, batch)
+
+    exhausted = Exhausted(**vars(provider_of("halos")))
+    rows = compare(CASES["dpo"], "full", small_batch(), [exhausted, provider_of("ours")], repeats=2)
+    assert [row.note for row in rows] == ["OutOfMemoryError: no room for it", ""]
+    assert [row.ms_median is None for row in rows] == [True, False]
+    assert [row.peak_mib is None for row in rows] == [True, False]
+
+
+def test_each_turn_has_an_order_of_its_own_that_the_next_run_repeats():
+    def orders() -> list[str]:
+        called: list[str] = []
+        calls = [Call(functools.partial(called.append, name)) for name in "abcd"]
+        interleaved_times(calls, repeats=5, device=CPU)
+        return ["".join(called[turn : turn + 4]) for turn in range(0, 24, 4)]
+
+    assert {"".join(sorted(order)) for order in orders()} == {"abcd"}
+    assert len(set(orders())) > 1
+    assert orders() == orders()
+
+
+def test_a_row_that_waited_for_the_host_says_so_beside_its_time():
+    assert replace(ROW, ms_20=1, ms_median=2, ms_80=3, note=HOST_BOUND).cells()[3] == "2.00 (1.00-3.00), host-bound"
+    assert replace(ROW, note=WRONG).cells()[3] == WRONG
 
 
 def test_what_the_interpreter_computes_is_checked_and_not_timed():
@@ -282,15 +349,63 @@ def test_a_part_that_runs_out_of_time_says_so_and_keeps_its_file(tmp_path):
     assert read_csv(file)[1] == []
 
 
-def test_a_part_of_another_commit_is_measured_anew(tmp_path):
-    facts = {"machine": "gpu", "torch": "2", "triton": "3", "commit": "a"}
+@pytest.mark.parametrize("changed", ["source", "providers", "repeats"])
+def test_a_part_of_other_code_or_providers_or_repeats_is_measured_anew(tmp_path, changed):
+    facts = {**dict.fromkeys(gpu.SAME, "one"), "commit": "a-dirty"}
     part = gpu.PARTS[0]
     old = gpu.part_file(tmp_path, part, facts, "GPU one")
     append_rows(old, [ROW])
-    assert gpu.part_file(tmp_path, part, facts, "GPU one") == old
+    assert gpu.part_file(tmp_path, part, {**facts, "commit": "b"}, "GPU one") == old
     assert read_csv(old)[1] == [ROW]
-    new = gpu.part_file(tmp_path, part, {**facts, "commit": "b"}, "GPU one")
+    new = gpu.part_file(tmp_path, part, {**facts, changed: "another"}, "GPU one")
     assert read_csv(new)[1] == []
+
+
+def test_the_source_is_told_apart_by_every_python_file_of_the_measured_code(tmp_path):
+    for folder in MEASURED_CODE:
+        (tmp_path / folder / "part").mkdir(parents=True)
+        (tmp_path / folder / "part" / "one.py").write_text("1")
+    seen = {source_hash(tmp_path)}
+    for folder in MEASURED_CODE:
+        (tmp_path / folder / "part" / "one.py").write_text("2")
+        seen.add(source_hash(tmp_path))
+    assert len(seen) == 1 + len(MEASURED_CODE)
+    (tmp_path / "benchmarks" / "figures.csv").write_text("3")
+    assert source_hash(tmp_path) in seen
+
+
+def test_a_comparison_in_which_somebody_failed_is_measured_again_and_no_other(tmp_path):
+    part, file = gpu.PARTS[0], tmp_path / "part.csv"
+    only = [replace(provider_of("ours"), cases=frozenset({"logp"}))]
+    noted = [
+        replace(ROW, case="logp", mode="nograd", provider="kept", note=TWO_LAUNCHES),
+        replace(ROW, case="logp", mode="full", provider="again", note="OutOfMemoryError: no room for it"),
+        replace(ROW, case="logp", mode="full", provider="beside it"),
+    ]
+    write_csv(file, {"machine": "one"}, noted)
+    assert gpu.measure(part, file, only, 2, CPU, toy=True, deadline=math.inf)
+    rows = read_csv(file)[1]
+    assert [(row.mode, row.provider, row.note) for row in rows] == [
+        ("nograd", "kept", TWO_LAUNCHES),
+        ("full", "humanline_fused", ""),
+    ]
+
+
+def test_where_one_launch_would_be_two_nobody_is_timed_and_no_goal_is_judged():
+    checked = replace(provider_of("ours"), name="checked", timed=False)
+    providers = [provider_of("halos"), provider_of("ours"), checked]
+    rows = compare(CASES["grpo_one_launch"], "full", small_batch(), providers, repeats=2)
+    assert [(row.provider, row.note) for row in rows] == [("humanline_fused", TWO_LAUNCHES), ("checked", CHECKED)]
+    assert all(row.ms_median is None for row in rows)
+    judged = [line[-1] for line in goals.table(rows) if "one launch" in line[0]]
+    assert judged
+    assert set(judged) == {"not measured"}
+
+
+def test_one_launch_is_timed_where_the_device_makes_one(monkeypatch):
+    monkeypatch.setattr("benchmarks.compare.fits_one_launch", lambda logits: True)
+    rows = compare(CASES["grpo_one_launch"], "full", small_batch(), [provider_of("ours")], repeats=2)
+    assert [row.ms_median is None for row in rows] == [False]
 
 
 def test_goals_are_printed_beside_what_was_measured():
