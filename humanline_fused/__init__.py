@@ -8,13 +8,13 @@ from humanline_fused.functional import (
     grpo_loss,
     kto_kl,
     kto_loss,
-    shift_targets,
     token_log_ratio,
     token_logp,
     token_logp_and_entropy,
 )
 from humanline_fused.impl import choose_impl
 from humanline_fused.scores import Logits, TokenLogp
+from humanline_fused.targets import shift_targets
 from humanline_fused.types import DPOOutput, GRPOOutput, HumanlineClamp, KTOOutput, TokenLogpOutput, TokenLogRatioOutput
 
 __version__ = "0.1.0"

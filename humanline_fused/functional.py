@@ -1,7 +1,6 @@
 """The public functions: validate, choose who computes, call. No mathematics."""
 
 import math
-from types import ModuleType
 from typing import Literal
 
 import torch
@@ -9,8 +8,17 @@ import torch.distributed
 from torch import Tensor
 
 from humanline_fused import eager, validation
-from humanline_fused.impl import choose_impl
-from humanline_fused.scores import Logits, Scores, TokenLogp
+from humanline_fused.dispatch import (
+    computes_in_float64,
+    fits_one_launch,
+    layer_for,
+    one_launch_loss,
+    per_token,
+    score,
+    score_both,
+    softmax_of,
+)
+from humanline_fused.scores import Logits, Scores
 from humanline_fused.types import (
     PAPER_CLAMP,
     DPOOutput,
@@ -23,83 +31,10 @@ from humanline_fused.types import (
 )
 
 
-def _deciding(*sources: Scores | None) -> list[Tensor]:
-    """Logits decide: log-probs beside them follow their precision."""
-    logits = [s.logits for s in sources if isinstance(s, Logits)]
-    return logits or [s.logp for s in sources if isinstance(s, TokenLogp)]
-
-
-def _computes_in_float64(*sources: Scores | None) -> bool:
-    return any(tensor.dtype == torch.float64 for tensor in _deciding(*sources))
-
-
-def _layer(impl: Impl, *sources: Scores | None) -> ModuleType:
-    """The module that computes."""
-    tensors = _deciding(*sources)
-    dtype = torch.float64 if _computes_in_float64(*sources) else tensors[0].dtype
-    choice = choose_impl(impl, tensors[0].device, dtype)
-    if choice.impl == "eager":
-        return eager
-    from humanline_fused import autograd
-
-    return autograd
-
-
 def _bounds(clamp: HumanlineClamp | None) -> dict[str, float]:
     validation.check_clamp(clamp)
     clamp = clamp or HumanlineClamp(-math.inf, math.inf)
     return {"log_epsilon_P": float(clamp.log_epsilon_P), "log_epsilon_R": float(clamp.log_epsilon_R)}
-
-
-def _softmax(scores: Logits) -> tuple[Tensor | None, float, float | None, float]:
-    """(temperature, inverse_temperature, softcap, scale): a temperature per token, or its inverse for all."""
-    if isinstance(scores.temperature, Tensor):
-        return scores.temperature.detach().float(), 1.0, scores.softcap, float(scores.scale)
-    return None, 1.0 / scores.temperature, scores.softcap, float(scores.scale)
-
-
-def _alike(policy: Scores, reference: Scores) -> bool:
-    """Whether both sides are logits that one launch can read."""
-    if not isinstance(policy, Logits) or not isinstance(reference, Logits):
-        return False
-    if isinstance(policy.temperature, Tensor) or isinstance(reference.temperature, Tensor):
-        if policy.temperature is not reference.temperature:
-            return False
-    elif policy.temperature != reference.temperature:
-        return False
-    rest = [(s.logits.dtype, s.softcap, s.scale) for s in (policy, reference)]
-    return rest[0] == rest[1]
-
-
-def _scores(
-    layer: ModuleType, policy: Scores, reference: Scores, target_ids: Tensor, loss_mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """``logp`` with a graph and ``ref_logp`` without, [B, T], in one dtype; one pass where both sides are alike."""
-    if _alike(policy, reference):
-        assert isinstance(policy, Logits)
-        assert isinstance(reference, Logits)
-        logp, _, ref_logp = layer.token_logp(
-            policy.logits, reference.logits, target_ids, loss_mask, *_softmax(policy), False, policy.inplace_gradient
-        )
-        return logp, ref_logp
-    logp = _logp(layer, policy, target_ids, loss_mask)
-    with torch.no_grad():
-        ref_logp = _logp(layer, reference, target_ids, loss_mask)
-    if isinstance(policy, Logits):
-        return logp, ref_logp.to(logp.dtype)
-    if isinstance(reference, Logits):
-        return logp.to(ref_logp.dtype), ref_logp
-    dtype = torch.promote_types(logp.dtype, ref_logp.dtype)
-    return logp.to(dtype), ref_logp.to(dtype)
-
-
-def _logp(layer: ModuleType, scores: Scores, target_ids: Tensor, loss_mask: Tensor) -> Tensor:
-    match scores:
-        case Logits(logits):
-            settings = *_softmax(scores), False, scores.inplace_gradient
-            return layer.token_logp(logits, None, target_ids, loss_mask, *settings)[0]
-        case TokenLogp(logp):
-            return logp.to(torch.promote_types(logp.dtype, torch.float32)).where(loss_mask, 0.0)
 
 
 def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
@@ -107,86 +42,6 @@ def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach().to(like.dtype)
     return torch.full((), value, dtype=like.dtype, device=like.device)
-
-
-def _per_token(values: Tensor, target_ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """[B, T] (packed [1, N]) from values per sequence; values that are given per token already stay as they are."""
-    if values.ndim == 2:
-        return values
-    if cu_seqlens is None:
-        return values[:, None].expand(target_ids.shape)
-    positions = torch.arange(target_ids.shape[1], device=values.device)
-    return values[torch.searchsorted(cu_seqlens.long()[1:-1], positions, right=True)][None]
-
-
-def _fits_one_launch(layer: ModuleType, policy: Scores, reference: Scores) -> bool:
-    if layer is eager or not isinstance(policy, Logits):
-        return False
-    if not (torch.is_grad_enabled() and policy.logits.requires_grad):
-        return False
-    if policy.logits.dtype == torch.float16:  # a scaled loss would come too late to save what underflows
-        return False
-    readable = isinstance(reference, TokenLogp) or _alike(policy, reference)
-    return readable and layer.num_programs(policy.logits) > 0
-
-
-def _one_launch(
-    layer: ModuleType,
-    policy: Scores,
-    reference: Scores,
-    target_ids: Tensor,
-    loss_mask: Tensor,
-    advantages: Tensor,
-    num_items: Tensor | None,
-    settings: dict[str, float],
-) -> tuple[Tensor, ...]:
-    """Loss, logp, ref_logp and metrics, and dlogits already."""
-    assert isinstance(policy, Logits)
-    ref_logp = None
-    if isinstance(reference, TokenLogp):
-        ref_logp = _logp(layer, reference, target_ids, loss_mask).detach().float()
-    temperature, inverse_temperature, softcap, scale = _softmax(policy)
-    return layer.grpo_one_launch(
-        policy.logits,
-        reference.logits if isinstance(reference, Logits) else None,
-        ref_logp,
-        target_ids,
-        loss_mask,
-        temperature,
-        advantages,
-        num_items,
-        inverse_temperature=inverse_temperature,
-        softcap=softcap,
-        scale=scale,
-        **settings,
-    )
-
-
-def shift_targets(input_ids: Tensor, mask: Tensor, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The targets of a causal model's rows: row ``[b, t]`` of its logits scores ``input_ids[b, t + 1]``.
-
-    Shifting the ids is free. Shifting the logits (``logits[:, :-1]``) is right too, but its backward writes a second
-    [B, T, V] tensor and passes three more times over it.
-
-    Args:
-        input_ids: [B, T], integer.
-        mask: [B, T], bool: which ids a loss counts (a completion's tokens, without prompt and padding).
-        cu_seqlens: [B + 1], int32 or int64, for packed input [1, N]: where its sequences begin and end.
-
-    Returns:
-        ``target_ids`` and ``loss_mask``, one to the left; the last token of a sequence scores none and does not count.
-
-    >>> shift_targets(torch.tensor([[5, 6, 7]]), torch.tensor([[False, True, True]]))
-    (tensor([[6, 7, 5]]), tensor([[ True,  True, False]]))
-    """
-    validation.check_ids("input_ids", input_ids)
-    validation.check_tensor("mask", mask, input_ids.shape, (torch.bool,), input_ids.device)
-    validation.check_sequences(input_ids, cu_seqlens)
-    loss_mask = mask.roll(-1, dims=1)
-    loss_mask[:, -1:] = False
-    if cu_seqlens is not None:
-        loss_mask[:, cu_seqlens[1:].long() - 1] = False
-    return input_ids.roll(-1, dims=1), loss_mask
 
 
 def token_logp(scores: Scores, target_ids: Tensor, loss_mask: Tensor, *, impl: Impl = "auto") -> Tensor:
@@ -210,7 +65,7 @@ def token_logp(scores: Scores, target_ids: Tensor, loss_mask: Tensor, *, impl: I
     tensor([[0.2500]])
     """
     validation.check_rows("scores", scores, target_ids, loss_mask)
-    return _logp(_layer(impl, scores), scores, target_ids, loss_mask)
+    return score(layer_for(impl, scores), scores, target_ids, loss_mask)
 
 
 def token_logp_and_entropy(
@@ -235,8 +90,8 @@ def token_logp_and_entropy(
     validation.check_rows("scores", scores, target_ids, loss_mask)
     if not isinstance(scores, Logits):
         raise TypeError(f"scores: expected Logits(...), got {type(scores).__name__}: a log-prob alone has no entropy")
-    settings = *_softmax(scores), True, scores.inplace_gradient
-    logp, entropy, _ = _layer(impl, scores).token_logp(scores.logits, None, target_ids, loss_mask, *settings)
+    settings = *softmax_of(scores), True, scores.inplace_gradient
+    logp, entropy, _ = layer_for(impl, scores).token_logp(scores.logits, None, target_ids, loss_mask, *settings)
     return TokenLogpOutput(logp, entropy)
 
 
@@ -276,7 +131,7 @@ def token_log_ratio(
     """
     bounds = _bounds(clamp)
     validation.check_tokens(policy, reference, target_ids, loss_mask)
-    logp, ref_logp = _scores(_layer(impl, policy, reference), policy, reference, target_ids, loss_mask)
+    logp, ref_logp = score_both(layer_for(impl, policy, reference), policy, reference, target_ids, loss_mask)
     # N floats: there is nothing here for a kernel to win, so both impls share the plain form.
     ratio = eager.clamped_log_ratio(logp, ref_logp, loss_mask, **bounds)
     num_tokens = loss_mask.sum().clamp(min=1)
@@ -329,8 +184,8 @@ def dpo_loss(
     validation.check_pairs(validation.check_sequences(target_ids, cu_seqlens))
     beta = validation.check_number("beta", beta, 0)
     label_smoothing = validation.check_number("label_smoothing", label_smoothing, 0, 0.5)
-    layer = _layer(impl, policy, reference)
-    logp, ref_logp = _scores(layer, policy, reference, target_ids, loss_mask)
+    layer = layer_for(impl, policy, reference)
+    logp, ref_logp = score_both(layer, policy, reference, target_ids, loss_mask)
     loss, rewards, low, high = layer.dpo_loss(
         logp, ref_logp, loss_mask, cu_seqlens, beta=beta, label_smoothing=label_smoothing, **bounds
     )
@@ -425,8 +280,8 @@ def kto_loss(
         validation.check_tensor("kl", kl, [], validation.FLOATS, target_ids.device)
     else:
         kl = validation.check_number("kl", kl, 0)
-    layer = _layer(impl, policy, reference)
-    logp, ref_logp = _scores(layer, policy, reference, target_ids, loss_mask)
+    layer = layer_for(impl, policy, reference)
+    logp, ref_logp = score_both(layer, policy, reference, target_ids, loss_mask)
     z0 = _scalar(kl, logp)
     loss, rewards, low, high = layer.kto_loss(
         logp,
@@ -507,19 +362,19 @@ def grpo_loss(
         num_items_in_batch = validation.check_number("num_items_in_batch", num_items_in_batch, 1)
     if one_launch:
         validation.check_one_launch(policy)
-    layer = _layer(impl, policy, reference)
-    accumulation = torch.float64 if _computes_in_float64(policy, reference) else torch.float32
-    advantages = _per_token(advantages.detach().to(accumulation), target_ids, cu_seqlens)
+    layer = layer_for(impl, policy, reference)
+    accumulation = torch.float64 if computes_in_float64(policy, reference) else torch.float32
+    advantages = per_token(advantages.detach().to(accumulation), target_ids, cu_seqlens)
     num_items = None
     if num_items_in_batch is not None:
         num_items = _scalar(num_items_in_batch, advantages).clamp(min=1)
     settings = {"epsilon": epsilon, "epsilon_high": epsilon_high, "beta": beta, **bounds}
-    if one_launch and _fits_one_launch(layer, policy, reference):
-        loss, logp, ref_logp, *metrics = _one_launch(
+    if one_launch and fits_one_launch(layer, policy, reference):
+        loss, logp, ref_logp, *metrics = one_launch_loss(
             layer, policy, reference, target_ids, loss_mask, advantages, num_items, settings
         )
     else:
-        logp, ref_logp = _scores(layer, policy, reference, target_ids, loss_mask)
+        logp, ref_logp = score_both(layer, policy, reference, target_ids, loss_mask)
         loss, *metrics = layer.grpo_loss(logp, ref_logp, loss_mask, advantages, num_items, **settings)
     kl, clip_low, clip_high, low, high = metrics
     return GRPOOutput(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
-from humanline_fused.functional import shift_targets
+from humanline_fused.targets import shift_targets
 from humanline_fused.training.batch import collate, num_loss_tokens
 from humanline_fused.training.data import advantages, fingerprint, prepare, tokenize
 from humanline_fused.training.plan import MicroBatch

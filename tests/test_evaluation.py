@@ -8,8 +8,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from humanline_fused.functional import shift_targets, token_logp
+from humanline_fused.functional import token_logp
 from humanline_fused.scores import Logits
+from humanline_fused.targets import shift_targets
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.batch import Batch
 from humanline_fused.training.plan import MicroBatch

@@ -11,10 +11,11 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from humanline_fused.functional import shift_targets, token_logp
+from humanline_fused.functional import token_logp
 from humanline_fused.reference import CopyReference
 from humanline_fused.reference import sync as sync_module
 from humanline_fused.scores import Logits
+from humanline_fused.targets import shift_targets
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer
 from humanline_fused.training import objective as objective_module
 from humanline_fused.training import trainer as trainer_module

@@ -20,12 +20,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
 
-from humanline_fused.functional import kto_kl, shift_targets, token_logp
+from humanline_fused.functional import kto_kl, token_logp
 from humanline_fused.impl import choose_impl
 from humanline_fused.reference import CopyReference, LookaheadReference
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
 from humanline_fused.scores import Logits, TokenLogp
+from humanline_fused.targets import shift_targets
 from humanline_fused.training import checkpoint, objective
 from humanline_fused.training.batch import Batch, collate, num_loss_tokens
 from humanline_fused.training.config import HumanlineConfig
