@@ -124,6 +124,7 @@ def token_log_ratio(
 
     Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``.
 
+    >>> from humanline_fused import TokenLogp
     >>> ids, mask = torch.tensor([[0]]), torch.tensor([[True]])
     >>> out = token_log_ratio(TokenLogp(torch.tensor([[-1.0]])), TokenLogp(torch.tensor([[-4.0]])), ids, mask)
     >>> out.log_ratio
@@ -174,6 +175,7 @@ def dpo_loss(
 
     Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``. Label smoothing as cDPO.
 
+    >>> from humanline_fused import TokenLogp
     >>> logits = torch.zeros(2, 1, 4, requires_grad=True)
     >>> ids, mask = torch.tensor([[0], [1]]), torch.ones(2, 1, dtype=torch.bool)
     >>> round(dpo_loss(Logits(logits), TokenLogp(torch.zeros(2, 1)), ids, mask).loss.item(), 4)
@@ -213,6 +215,7 @@ def kto_kl(
     Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py`` (the KL's tokens are
     clamped too).
 
+    >>> from humanline_fused import TokenLogp
     >>> ids, mask = torch.tensor([[0], [1]]), torch.ones(2, 1, dtype=torch.bool)
     >>> kto_kl(TokenLogp(torch.tensor([[-1.0], [-1.0]])), TokenLogp(torch.tensor([[-2.0], [-1.5]])), ids, mask)
     tensor(0.7500)
@@ -264,6 +267,7 @@ def kto_loss(
 
     Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``.
 
+    >>> from humanline_fused import TokenLogp
     >>> ids, mask = torch.tensor([[0]]), torch.tensor([[True]])
     >>> same = TokenLogp(torch.tensor([[-1.0]]))
     >>> kto_loss(same, same, ids, mask, torch.tensor([True]), kl=0.0).loss
@@ -342,6 +346,7 @@ def grpo_loss(
 
     Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``; names as TRL's.
 
+    >>> from humanline_fused import TokenLogp
     >>> ids, mask = torch.tensor([[0]]), torch.tensor([[True]])
     >>> same = TokenLogp(torch.tensor([[-1.0]]))
     >>> grpo_loss(same, same, ids, mask, torch.tensor([2.0])).loss
