@@ -13,7 +13,7 @@ from humanline_fused.functional import (
     token_logp_and_entropy,
 )
 from humanline_fused.impl import choose_impl
-from humanline_fused.scores import Logits, TokenLogp
+from humanline_fused.scores import LMHead, Logits, TokenLogp
 from humanline_fused.targets import shift_targets
 from humanline_fused.types import DPOOutput, GRPOOutput, HumanlineClamp, KTOOutput, TokenLogpOutput, TokenLogRatioOutput
 
@@ -24,6 +24,7 @@ __all__ = [
     "GRPOOutput",
     "HumanlineClamp",
     "KTOOutput",
+    "LMHead",
     "Logits",
     "TokenLogRatioOutput",
     "TokenLogp",

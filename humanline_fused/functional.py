@@ -18,7 +18,7 @@ from humanline_fused.dispatch import (
     score_both,
     softmax_of,
 )
-from humanline_fused.scores import Logits, Scores
+from humanline_fused.scores import LMHead, Logits, Scores
 from humanline_fused.types import (
     PAPER_CLAMP,
     DPOOutput,
@@ -29,6 +29,13 @@ from humanline_fused.types import (
     TokenLogpOutput,
     TokenLogRatioOutput,
 )
+
+
+def _stub(scores):
+    if isinstance(scores, LMHead):
+        logits = torch.nn.functional.linear(scores.hidden, scores.weight, scores.bias)
+        return Logits(logits, temperature=scores.temperature, softcap=scores.softcap, scale=scores.scale)
+    return scores
 
 
 def _bounds(clamp: HumanlineClamp | None) -> dict[str, float]:
@@ -64,12 +71,13 @@ def token_logp(scores: Scores, target_ids: Tensor, loss_mask: Tensor, *, impl: I
     >>> token_logp(Logits(torch.zeros(1, 1, 4)), torch.tensor([[2]]), torch.tensor([[True]])).exp()
     tensor([[0.2500]])
     """
+    scores = _stub(scores)
     validation.check_rows("scores", scores, target_ids, loss_mask)
     return score(layer_for(impl, scores), scores, target_ids, loss_mask)
 
 
 def token_logp_and_entropy(
-    scores: Logits, target_ids: Tensor, loss_mask: Tensor, *, impl: Impl = "auto"
+    scores: Logits | LMHead, target_ids: Tensor, loss_mask: Tensor, *, impl: Impl = "auto"
 ) -> TokenLogpOutput:
     """Log-prob of each target and entropy of each token's distribution, in one pass (docs/math.md, equations 1 and 12).
 
@@ -87,6 +95,7 @@ def token_logp_and_entropy(
     >>> out.entropy.exp()
     tensor([[4.]])
     """
+    scores = _stub(scores)
     validation.check_rows("scores", scores, target_ids, loss_mask)
     if not isinstance(scores, Logits):
         raise TypeError(f"scores: expected Logits(...), got {type(scores).__name__}: a log-prob alone has no entropy")
@@ -130,6 +139,7 @@ def token_log_ratio(
     >>> out.log_ratio
     tensor([[1.5000]])
     """
+    policy, reference = _stub(policy), _stub(reference)
     bounds = _bounds(clamp)
     validation.check_tokens(policy, reference, target_ids, loss_mask)
     logp, ref_logp = score_both(layer_for(impl, policy, reference), policy, reference, target_ids, loss_mask)
@@ -181,6 +191,7 @@ def dpo_loss(
     >>> round(dpo_loss(Logits(logits), TokenLogp(torch.zeros(2, 1)), ids, mask).loss.item(), 4)
     0.6931
     """
+    policy, reference = _stub(policy), _stub(reference)
     bounds = _bounds(clamp)
     validation.check_tokens(policy, reference, target_ids, loss_mask)
     validation.check_pairs(validation.check_sequences(target_ids, cu_seqlens))
@@ -220,6 +231,7 @@ def kto_kl(
     >>> kto_kl(TokenLogp(torch.tensor([[-1.0], [-1.0]])), TokenLogp(torch.tensor([[-2.0], [-1.5]])), ids, mask)
     tensor(0.7500)
     """
+    policy, reference = _stub(policy), _stub(reference)
     validation.check_tokens(policy, reference, target_ids, loss_mask)
     validation.check_sequences(target_ids, cu_seqlens)
     with torch.no_grad():
@@ -273,6 +285,7 @@ def kto_loss(
     >>> kto_loss(same, same, ids, mask, torch.tensor([True]), kl=0.0).loss
     tensor(0.5000)
     """
+    policy, reference = _stub(policy), _stub(reference)
     bounds = _bounds(clamp)
     validation.check_tokens(policy, reference, target_ids, loss_mask)
     num_sequences = validation.check_sequences(target_ids, cu_seqlens)
@@ -352,6 +365,7 @@ def grpo_loss(
     >>> grpo_loss(same, same, ids, mask, torch.tensor([2.0])).loss
     tensor(-2.)
     """
+    policy, reference = _stub(policy), _stub(reference)
     bounds = _bounds(clamp)
     validation.check_tokens(policy, reference, target_ids, loss_mask)
     num_sequences = validation.check_sequences(target_ids, cu_seqlens)

@@ -3,6 +3,7 @@
 from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,4 +45,48 @@ class TokenLogp:
     logp: Tensor
 
 
-Scores = Logits | TokenLogp
+@dataclass(frozen=True, eq=False)
+class LMHead:
+    """A model's last product and its softmax, without [B, T, V] logits: they exist a chunk at a time.
+
+    ``logits = hidden · weightᵀ + bias``, of which the softmax is taken as of :class:`Logits`. Only rows that count are
+    multiplied. In products with the weight, of 2·n·H·V flops for n rows that count: 1 without a gradient, 2 where the
+    head is frozen, 3 where it is trained by ``dpo_loss``, ``kto_loss`` or ``grpo_loss``, 4 where it is trained by a
+    loss of the caller's (or by an entropy), and 1 for a reference. Gradients have no graph of their own.
+
+    Args:
+        hidden: [B, T, H], bfloat16, float16, float32 or float64: what the model hands its head. Row ``[b, t]`` scores
+            ``target_ids[b, t]``.
+        weight: [V, H], in the dtype of ``hidden`` (under autocast both are cast as a linear layer's would be). May be
+            the embedding's. Whole: DTensors and ZeRO-3's partitioned parameters are refused.
+        bias: [V].
+        temperature, softcap, scale: as :class:`Logits`.
+        group: ranks that hold a slice each of weight and bias, in rank order, and the same ``hidden``; ids are those of
+            the whole vocabulary. Every rank gets the whole result, and the whole gradient of ``hidden``.
+        rows: [n], int64: positions ``b · T + t`` where the mask is True, ascending. With it, or with a ``loss_mask`` on
+            the CPU, nobody waits for a GPU to count them (DPO and KTO with a trained head and more than one chunk need
+            them on the CPU for that).
+        workspace_bytes: of the logits that are held at once; at least one row. Default: 128 MiB on a CPU; on a GPU
+            2 GiB, or as much as 4096 rows take if that is more, at most 4 GiB, and half of the free memory.
+        fp32_logits: keep the products' float32 instead of rounding it to the dtype of ``hidden``.
+        main_grad: add the weight's gradient to ``weight.main_grad`` (float32, as Megatron's) instead of returning it.
+        drop_clamped: tokens beyond the clamp, whose gradient is 0, leave the backward products too. Costs a wait for
+            the GPU and a copy per chunk; pays where more than 5 % of the tokens are clamped.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    _: KW_ONLY
+    temperature: Tensor | float = 1.0
+    softcap: float | None = None
+    scale: float = 1.0
+    group: ProcessGroup | None = None
+    rows: Tensor | None = None
+    workspace_bytes: int | None = None
+    fp32_logits: bool = False
+    main_grad: bool = False
+    drop_clamped: bool = False
+
+
+Scores = Logits | LMHead | TokenLogp
