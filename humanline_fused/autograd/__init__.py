@@ -4,6 +4,16 @@ from humanline_fused.autograd.dpo_loss import dpo_loss
 from humanline_fused.autograd.grpo_loss import grpo_loss
 from humanline_fused.autograd.grpo_one_launch import grpo_one_launch, num_programs
 from humanline_fused.autograd.kto_loss import kto_loss
+from humanline_fused.autograd.rows import score_rows, write_dlogits_
 from humanline_fused.autograd.token_logp import token_logp
 
-__all__ = ["dpo_loss", "grpo_loss", "grpo_one_launch", "kto_loss", "num_programs", "token_logp"]
+__all__ = [
+    "dpo_loss",
+    "grpo_loss",
+    "grpo_one_launch",
+    "kto_loss",
+    "num_programs",
+    "score_rows",
+    "token_logp",
+    "write_dlogits_",
+]

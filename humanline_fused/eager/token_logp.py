@@ -1,44 +1,15 @@
 """Log-prob of each target, entropy of each row, and their derivatives (docs/math.md, equations 1, 12 to 15)."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from humanline_fused.softmax import Softmax
+
 CHUNK_BYTES = {"cpu": 2**20}
 """What is computed at once: on a CPU as much as stays in a core's cache, elsewhere 256 MiB."""
-
-
-class Softmax(NamedTuple):
-    """How logits become the scores z of their softmax: ``cap(scale · x) · inverse_temperature / temperature``."""
-
-    temperature: Tensor | None
-    inverse_temperature: float
-    softcap: float | None
-    scale: float
-
-    def scores(self, rows: Tensor, temperature: Tensor | float) -> Tensor:
-        if self.softcap is None and isinstance(temperature, float):
-            factor = self.scale / temperature
-            return rows if factor == 1 else rows * factor
-        rows = rows * self.scale
-        if self.softcap is not None:
-            rows = (rows / self.softcap).tanh() * self.softcap
-        return rows / temperature
-
-    def back(self, dz: Tensor, rows: Tensor, temperature: Tensor | float) -> Tensor:
-        """dz · ∂z/∂x."""
-        slope = self.scale / temperature
-        if self.softcap is not None:
-            slope = slope * (1 - (rows * (self.scale / self.softcap)).tanh().square())
-        return dz if isinstance(slope, float) and slope == 1 else dz * slope
-
-    def temperature_of(self, index: tuple[Tensor, ...] | slice) -> Tensor | float:
-        """Of some tokens: [n, 1], or one for all."""
-        if self.temperature is None:
-            return 1 / self.inverse_temperature
-        return self.temperature[index].reshape(-1, 1) / self.inverse_temperature
 
 
 def _chunks(
@@ -57,13 +28,13 @@ def _chunks(
         yield index, logits[index].to(dtype), ids.where(legal, 0), legal
 
 
-def _finite(log_p: Tensor) -> Tensor:
+def finite(log_p: Tensor) -> Tensor:
     """The same where the probability is not 0: 0 · −inf would be NaN."""
     return log_p.clamp(min=-1e4)
 
 
-def _entropy(log_p: Tensor) -> Tensor:
-    return -(log_p.exp() * _finite(log_p)).sum(-1, keepdim=True)
+def entropy_of(log_p: Tensor) -> Tensor:
+    return -(log_p.exp() * finite(log_p)).sum(-1, keepdim=True)
 
 
 class TokenLogp(torch.autograd.Function):
@@ -89,7 +60,7 @@ class TokenLogp(torch.autograd.Function):
             log_p = softmax.scores(rows, softmax.temperature_of(index)).log_softmax(-1)
             logp[index] = log_p.gather(-1, ids).where(legal, torch.nan)[:, 0]
             if with_entropy:
-                entropy[index] = _entropy(log_p).where(legal, torch.nan)[:, 0]
+                entropy[index] = entropy_of(log_p).where(legal, torch.nan)[:, 0]
         if not with_entropy:
             ctx.mark_non_differentiable(entropy)
         return logp, entropy
@@ -112,7 +83,7 @@ class TokenLogp(torch.autograd.Function):
             dz = torch.zeros_like(p) if dlogp is None else (p * -dlogp).scatter_add_(-1, ids, dlogp)
             if dentropy is not None:
                 log_p = z.log_softmax(-1)
-                dz = dz - dentropy * p * (_finite(log_p) + _entropy(log_p))
+                dz = dz - dentropy * p * (finite(log_p) + entropy_of(log_p))
             dlogits[index] = ctx.softmax.back(dz, rows, temperature).to(logits.dtype)
         return dlogits, *nothing
 
@@ -129,7 +100,7 @@ def _whole(
     logp = log_p.gather(-1, ids.where(legal, 0)).where(legal, torch.nan)[:, 0].where(counts, 0.0)
     if not with_entropy:
         return logp.view(loss_mask.shape), logp.new_empty(0)
-    entropy = _entropy(log_p)[:, 0].where(counts, 0.0)
+    entropy = entropy_of(log_p)[:, 0].where(counts, 0.0)
     return logp.view(loss_mask.shape), entropy.view(loss_mask.shape)
 
 

@@ -1,0 +1,58 @@
+"""From products to gradients: scaled once, rounded once."""
+
+import torch
+from torch import Tensor
+
+from humanline_fused.chunked_head.products import add_outer, column_sums
+from humanline_fused.chunked_head.work import Work
+
+
+class HeadTotals:
+    """Gradients of weight and bias, summed over chunks in the accumulation's dtype; None where none is wanted."""
+
+    def __init__(self, work: Work, weight: Tensor) -> None:
+        self.work = work
+        self.weight = weight.new_zeros(weight.shape, dtype=work.accumulation) if work.needs.weight else None
+        self.bias = weight.new_zeros(len(weight), dtype=work.accumulation) if work.needs.bias else None
+
+    def add(self, dlogits: Tensor, hidden: Tensor, coefficient: Tensor) -> None:
+        if self.weight is not None:
+            add_outer(self.weight, dlogits, hidden, coefficient)
+        if self.bias is not None:
+            self.bias += column_sums(dlogits, coefficient)
+
+
+def hidden_gradient(total: Tensor, coefficient: Tensor, index: Tensor, hidden: Tensor) -> Tensor:
+    """[B, T, H]: coefficient ⊙ total at the rows of ``index``, 0 elsewhere."""
+    gradient = hidden.new_zeros(hidden.shape).flatten(0, 1)
+    gradient[index] = _scaled(total, coefficient[:, None], hidden.dtype)
+    return gradient.view(hidden.shape)
+
+
+def weight_gradient(work: Work, total: Tensor, factor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """``factor`` · total in the weight's dtype, out of place; or added to ``main_grad``."""
+    if work.main_grad is None:
+        return total.to(dtype) if factor is None else _scaled(total, factor, dtype)
+    if factor is None:
+        work.main_grad.add_(total)
+    else:
+        work.main_grad.addcmul_(total, factor.to(total.dtype))
+    return None
+
+
+def weight_gradient_of_chunk(
+    work: Work, dlogits: Tensor, hidden: Tensor, coefficient: Tensor, weight: Tensor
+) -> Tensor | None:
+    """The same where one chunk holds all rows: its product needs no accumulator."""
+    if work.main_grad is not None:
+        add_outer(work.main_grad, dlogits, hidden, coefficient)
+        return None
+    if weight.dtype == dlogits.dtype != torch.float16:
+        return dlogits.T @ (hidden * coefficient[:, None]).to(weight.dtype)
+    total = weight.new_zeros(weight.shape, dtype=work.accumulation)
+    add_outer(total, dlogits, hidden, coefficient)
+    return total.to(weight.dtype)
+
+
+def _scaled(total: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.mul(total, factor.to(total.dtype), out=torch.empty_like(total, dtype=dtype))

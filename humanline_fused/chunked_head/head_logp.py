@@ -1,0 +1,120 @@
+"""hidden -> logp and entropy, for whatever loss comes behind them.
+
+Products with the weight: 1 without a gradient; 2 where hidden alone has one, because ∂logp/∂hidden is stored; 4 where
+the head has one, or 3 where only hidden has but the entropy has too: backward computes the logits again.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from humanline_fused.chunked_head.epilogue import RowScores
+from humanline_fused.chunked_head.gradients import (
+    HeadTotals,
+    hidden_gradient,
+    weight_gradient,
+    weight_gradient_of_chunk,
+)
+from humanline_fused.chunked_head.products import column_sums
+from humanline_fused.chunked_head.rows import chunks_of
+from humanline_fused.chunked_head.sweep import Sweep
+from humanline_fused.chunked_head.work import Work
+
+
+class HeadLogp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, work: Work, hidden: Tensor, ref_hidden: Tensor | None, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        sweep = Sweep(work, hidden, ref_hidden, weight, bias)
+        first, store = sweep.first_with_gradient, work.needs.hidden and not work.needs.head and not work.with_entropy
+        dhidden = hidden.new_empty(sweep.num_rows - first if store else 0, hidden.shape[-1], dtype=work.accumulation)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for ((start, end),) in sweep.blocks:
+                logits = sweep.logits(sweep.hidden(start, end))
+                sweep.score(logits, start, end)
+                if store and end > first:
+                    rows = torch.arange(max(start, first), end, device=hidden.device)
+                    dlogits = sweep.dlogits(logits[len(logits) - len(rows) :], rows)
+                    dhidden[rows - first] = sweep.dhidden(dlogits)
+        ctx.set_materialize_grads(False)
+        ctx.work, ctx.store, ctx.rows = work, store, slice(first - sweep.first_of_policy, None)
+        policy = RowScores(*(values[sweep.first_of_policy :] for values in sweep.scores))
+        ctx.save_for_backward(hidden, weight, bias, dhidden, *policy)
+        logp, entropy, ref_logp = sweep.results()
+        ctx.mark_non_differentiable(ref_logp, *(() if work.with_entropy else (entropy,)))
+        return logp, entropy, ref_logp
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        work: Work = ctx.work
+        hidden, weight, bias, dhidden, *scores = ctx.saved_tensors
+        index = work.rows.positions[ctx.rows]
+        dlogp, dentropy = (None if g is None else g.flatten()[index] for g in grad_outputs[:2])
+        if dlogp is None and dentropy is None:
+            return None, None, None, None, None
+        if ctx.store:
+            return None, hidden_gradient(dhidden, dlogp, index, hidden), None, None, None
+        gradients = _again(work, hidden, weight, bias, RowScores(*scores), dlogp, dentropy)
+        return None, gradients[0], None, *gradients[1:]
+
+
+def _again(
+    work: Work,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scores: RowScores,
+    dlogp: Tensor | None,
+    dentropy: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of hidden, weight and bias, from logits that are computed again."""
+    sweep = Sweep(work, hidden, None, weight, bias, scores)
+    first = sweep.first_with_gradient
+    chunks = chunks_of(first, sweep.num_rows, work.capacity(len(weight)))
+    coefficient, dlogp, dentropy = _split(dlogp, dentropy)
+    dhidden = hidden.new_zeros(hidden.shape).flatten(0, 1) if work.needs.hidden else None
+    totals = None if len(chunks) == 1 else HeadTotals(work, weight)
+    dweight, dbias = None, None
+    with torch.autocast(hidden.device.type, enabled=False):
+        for start, end in chunks:
+            part, rows = slice(start - first, end - first), torch.arange(start, end, device=hidden.device)
+            rows_hidden = sweep.hidden(start, end)
+            dlogits = sweep.dlogits(
+                sweep.logits(rows_hidden), rows, dlogp[part], None if dentropy is None else dentropy[part]
+            )
+            if dhidden is not None:
+                scaled = sweep.dhidden(dlogits) * coefficient[part, None]
+                dhidden[sweep.index(slice(start, end))] = scaled.to(hidden.dtype)
+            if totals is not None:
+                totals.add(dlogits, rows_hidden, coefficient[part])
+                continue
+            if work.needs.weight:
+                dweight = weight_gradient_of_chunk(work, dlogits, rows_hidden, coefficient[part], weight)
+            if bias is not None and work.needs.bias:
+                dbias = column_sums(dlogits, coefficient[part]).to(bias.dtype)
+        if totals is not None:
+            if totals.weight is not None:
+                dweight = weight_gradient(work, totals.weight, None, weight.dtype)
+            if totals.bias is not None and bias is not None:
+                dbias = totals.bias.to(bias.dtype)
+    return None if dhidden is None else dhidden.view(hidden.shape), dweight, dbias
+
+
+def _split(dlogp: Tensor | None, dentropy: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(coefficient, dlogp, dentropy): what the rows of the products are scaled with, and what it leaves, about 1."""
+    if dentropy is None:
+        assert dlogp is not None
+        return dlogp, torch.ones_like(dlogp), None
+    dlogp = torch.zeros_like(dentropy) if dlogp is None else dlogp
+    size = torch.maximum(dlogp.abs(), dentropy.abs())
+    coefficient = size.where(size != 0, 1.0)
+    return coefficient, dlogp / coefficient, dentropy / coefficient
+
+
+def head_logp(
+    work: Work, hidden: Tensor, ref_hidden: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``logp`` and ``entropy`` with a graph, ``ref_logp`` without, [B, T], nats; [0] if not asked for."""
+    return HeadLogp.apply(work, hidden, ref_hidden, weight, bias)

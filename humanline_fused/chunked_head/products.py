@@ -1,0 +1,79 @@
+"""Matrix products whose sums are float32 (float64 for float64 factors), whatever the factors are."""
+
+import torch
+from torch import Tensor
+
+SLICE_BYTES = 2**24
+"""Of a factor that is converted at once where no product takes half precision in and gives float32 out."""
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def write_logits(logits: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """``logits`` [n, V] = hidden [n, H] · weightᵀ + bias, in the dtype of ``logits``: the factors', or float32."""
+    if logits.dtype != hidden.dtype:
+        add_product(logits.zero_(), hidden, weight.T)
+        if bias is not None:
+            logits += bias
+    elif bias is None:
+        torch.mm(hidden, weight.T, out=logits)
+    else:
+        torch.addmm(bias, hidden, weight.T, out=logits)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a · b, in the accumulation's dtype."""
+    dtype = accumulation_dtype(a.dtype)
+    if a.dtype == dtype:
+        return a @ b
+    if a.is_cuda:
+        return torch.ops.aten.mm.dtype(a, b, dtype)
+    return add_product(a.new_zeros(a.shape[0], b.shape[1], dtype=dtype), a, b)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``total`` += a · b; ``total`` is in the accumulation's dtype."""
+    if a.dtype == total.dtype:
+        return total.addmm_(a, b)
+    if a.is_cuda:
+        return torch.ops.aten.addmm.dtype_out(total, a, b, total.dtype, out=total)
+    size = max(1, SLICE_BYTES // (total.itemsize * max(*total.shape, 1)))
+    for columns, rows in zip(a.split(size, 1), b.split(size, 0), strict=True):
+        total.addmm_(columns.to(total.dtype), rows.to(total.dtype))
+    return total
+
+
+def add_outer(total: Tensor, dlogits: Tensor, hidden: Tensor, coefficient: Tensor) -> None:
+    """``total`` [V, H] += dlogitsᵀ · (coefficient ⊙ hidden): a coefficient scales H numbers of a row, never V.
+
+    float16 holds nothing smaller than 6e-8, and coefficients are: they are divided by a power of two, which is
+    multiplied in behind the product.
+    """
+    rows = hidden * coefficient[:, None]
+    if not (hidden.is_cuda and hidden.dtype == torch.float16):
+        add_product(total, dlogits.T, rows.to(hidden.dtype))
+        return
+    unit = _power_of_two(coefficient)
+    rows = (rows / unit).to(hidden.dtype)
+    size = max(1, 2**28 // (total.itemsize * total.shape[1]))
+    for part, columns in zip(total.split(size, 0), dlogits.split(size, 1), strict=True):
+        part.addcmul_(product(columns.T, rows), unit)
+
+
+def column_sums(dlogits: Tensor, coefficient: Tensor) -> Tensor:
+    """Σ over rows of coefficient · dlogits, [V], in the accumulation's dtype."""
+    if dlogits.dtype == coefficient.dtype:
+        return dlogits.T @ coefficient
+    unit = _power_of_two(coefficient)
+    scaled = coefficient / unit
+    high = scaled.to(dlogits.dtype)
+    low = (scaled - high).to(dlogits.dtype)  # what rounding the coefficient would lose, once for every column
+    return product(dlogits.T, torch.stack([high, low], 1)).sum(1) * unit
+
+
+def _power_of_two(coefficient: Tensor) -> Tensor:
+    """The largest that is no larger than the largest coefficient, [], without a wait for the device; 1 for zeros."""
+    largest = coefficient.abs().amax() if coefficient.numel() else coefficient.new_zeros(())
+    return torch.where((largest > 0) & largest.isfinite(), largest.log2().floor().exp2(), 1.0)

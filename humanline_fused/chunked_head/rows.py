@@ -1,0 +1,114 @@
+"""Which rows are multiplied, in which order, and how many at once."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from humanline_fused.tokens import Tokens
+
+Chunk = tuple[int, int]
+"""Rows from one to before the other, of the list of all that are multiplied."""
+
+
+class Rows(NamedTuple):
+    """The tokens that count; those that have no gradient first.
+
+    Attributes:
+        positions: [n], int64, in [0, B · T), on the device.
+        num_without_gradient: how many come first.
+        block_sizes: of the rest, how many in turn depend on each other; None if any number may stand together.
+    """
+
+    positions: Tensor
+    num_without_gradient: int
+    block_sizes: list[int] | None = None
+
+
+def rows_of(tokens: Tokens, given: Tensor | None) -> Rows:
+    """Waits for the device only where neither the mask nor the rows that are ``given`` say on the CPU what counts."""
+    index = tokens.counts.flatten().nonzero()[:, 0] if given is None else given
+    num_without_gradient, waits = 0, given is None and not _on_cpu(index)
+    if tokens.gradient is not None and (waits or _on_cpu(index, tokens.gradient)):
+        gradient = tokens.gradient.flatten().to(index.device)[index]
+        index = torch.cat([index[~gradient], index[gradient]])
+        num_without_gradient = len(index) - int(gradient.sum())
+    return Rows(index.to(tokens.device, non_blocking=True), num_without_gradient)
+
+
+def _on_cpu(*tensors: Tensor) -> bool:
+    return all(tensor.device.type == "cpu" for tensor in tensors)
+
+
+def in_blocks(rows: Rows, tokens: Tokens, given: Tensor | None) -> Rows:
+    """The same rows, those that depend on each other side by side.
+
+    Their number in each sequence is read on the CPU if the mask or the ``given`` rows lie there.
+    """
+    if tokens.depends == "token":
+        return rows
+    look = tokens.counts.flatten().nonzero()[:, 0] if _on_cpu(tokens.counts) else given
+    index = rows.positions if look is None else look
+    if tokens.cu_seqlens is None:
+        sequence, num_sequences = index // tokens.target_ids.shape[1], tokens.target_ids.shape[0]
+    else:
+        ends = tokens.cu_seqlens.to(index.device).long()[1:-1]
+        sequence, num_sequences = torch.searchsorted(ends, index, right=True), tokens.cu_seqlens.shape[0] - 1
+    num_blocks = num_sequences // 2 if tokens.depends == "pair" else num_sequences
+    block = sequence % max(num_blocks, 1)
+    sizes = torch.bincount(block, minlength=num_blocks).tolist()
+    index = index[block.argsort(stable=True)].to(tokens.device, non_blocking=True)
+    return Rows(index, 0, [size for size in sizes if size])
+
+
+def chunks_of(start: int, end: int, capacity: int) -> list[Chunk]:
+    """As few as there may be, of about the same size, in multiples of what a product's tiles are."""
+    number = -(-(end - start) // capacity)
+    if number < 1:
+        return []
+    size = -(-(end - start) // number)
+    size = min(capacity, -(-size // 128) * 128)
+    return [(a, min(a + size, end)) for a in range(start, end, size)]
+
+
+def blocks_of(start: int, sizes: list[int], capacity: int) -> list[list[Chunk]]:
+    """Whole blocks together in a chunk, as many as fit; a block that does not fit by itself is several chunks."""
+    blocks: list[list[Chunk]] = []
+    ends = [start]
+    for size in sizes:
+        if blocks and len(blocks[-1]) == 1 and ends[-1] + size - blocks[-1][0][0] <= capacity:
+            blocks[-1] = [(blocks[-1][0][0], ends[-1] + size)]
+        else:
+            blocks.append(chunks_of(ends[-1], ends[-1] + size, capacity))
+        ends.append(ends[-1] + size)
+    return blocks
+
+
+def plan(num_first: int, rows: Rows, capacity: int) -> list[list[Chunk]]:
+    """Blocks of chunks over ``num_first`` rows that have no gradient, and ``rows`` behind them.
+
+    Rows without a gradient share a chunk with the first that have one only if all of the former, or their last chunk,
+    fit in beside the latter whole: a chunk more would be a product more over the weight's gradient.
+    """
+    first = num_first + rows.num_without_gradient
+    end = num_first + len(rows.positions)
+    if rows.block_sizes is None:
+        blocks = [[chunk] for chunk in chunks_of(first, end, capacity)]
+    else:
+        blocks = blocks_of(first, rows.block_sizes, capacity)
+    before = chunks_of(0, first, capacity)
+    if before and blocks and len(blocks[0]) == 1 and blocks[0][0][1] - before[-1][0] <= capacity:
+        start, _ = before.pop()
+        blocks[0] = [(start, blocks[0][0][1])]
+    return [*([chunk] for chunk in before), *blocks]
+
+
+def capacity_of(workspace_bytes: int | None, row_bytes: int, device: torch.device) -> int:
+    """How many rows of logits are held at once."""
+    if workspace_bytes is None:
+        workspace_bytes = 2**27
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            workspace_bytes = min(max(2**31, 4096 * row_bytes), 2**32, (free + reserved) // 2)
+    return max(1, workspace_bytes // row_bytes)

@@ -1,0 +1,110 @@
+"""What one call has to do, apart from the tensors that autograd follows."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from humanline_fused.chunked_head.epilogue import Epilogue
+from humanline_fused.chunked_head.products import accumulation_dtype
+from humanline_fused.chunked_head.rows import Rows, capacity_of
+from humanline_fused.chunked_head.shards import Shards
+from humanline_fused.scores import LMHead
+from humanline_fused.softmax import Softmax, softmax_of
+from humanline_fused.tokens import Tokens
+
+
+class Needs(NamedTuple):
+    """Which gradients will be asked for."""
+
+    hidden: bool
+    weight: bool
+    bias: bool
+
+    @property
+    def head(self) -> bool:
+        return self.weight or self.bias
+
+
+def needs_of(head: LMHead) -> Needs:
+    # Asked outside of autograd.Function: inside, grad mode is off, and needs_input_grad is True under no_grad.
+    on = torch.is_grad_enabled()
+    return Needs(*(on and t is not None and t.requires_grad for t in (head.hidden, head.weight, head.bias)))
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """
+    Attributes:
+        shape: [B, T].
+        rows: of the policy; a reference with the same head has the same, before them.
+        target_ids: [B · T].
+        softmax: its temperature [B · T], or None.
+        dtype: of the factors of the products.
+        main_grad: what the weight's gradient is added to instead of being returned, or None.
+    """
+
+    epilogue: Epilogue
+    shape: torch.Size
+    rows: Rows
+    target_ids: Tensor
+    softmax: Softmax
+    with_entropy: bool
+    needs: Needs
+    dtype: torch.dtype
+    logits_dtype: torch.dtype
+    workspace_bytes: int | None
+    main_grad: Tensor | None
+    drop_clamped: bool
+
+    @property
+    def accumulation(self) -> torch.dtype:
+        return accumulation_dtype(self.dtype)
+
+    def capacity(self, vocabulary: int) -> int:
+        """How many rows of logits are held at once."""
+        row_bytes = _padded(vocabulary, self.logits_dtype) * self.logits_dtype.itemsize
+        if self.logits_dtype != self.dtype:
+            row_bytes += vocabulary * self.dtype.itemsize  # their gradient, rounded for the products
+        return capacity_of(self.workspace_bytes, row_bytes, self.target_ids.device)
+
+    def empty_logits(self, rows: int, vocabulary: int) -> Tensor:
+        """[rows, V], each row on a 16-byte boundary, which products and loads want."""
+        width = _padded(vocabulary, self.logits_dtype)
+        return self.target_ids.new_empty(rows, width, dtype=self.logits_dtype)[:, :vocabulary]
+
+    def softmax_at(self, index: Tensor) -> Softmax:
+        """Of the tokens at these positions."""
+        temperature = self.softmax.temperature
+        return self.softmax._replace(temperature=None if temperature is None else temperature[index])
+
+
+def _padded(vocabulary: int, dtype: torch.dtype) -> int:
+    vector = max(1, 16 // dtype.itemsize)
+    return -(-vocabulary // vector) * vector
+
+
+def work_of(epilogue: Epilogue, head: LMHead, rows: Rows, tokens: Tokens, with_entropy: bool = False) -> Work:
+    hidden, needs, softmax = head.hidden, needs_of(head), softmax_of(head)
+    dtype = hidden.dtype
+    if torch.is_autocast_enabled(hidden.device.type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+    if softmax.temperature is not None:
+        softmax = softmax._replace(temperature=softmax.temperature.flatten())
+    if head.group is not None:
+        epilogue = Shards(epilogue, head.group, len(head.weight), hidden.device)
+    return Work(
+        epilogue=epilogue,
+        shape=tokens.target_ids.shape,
+        rows=rows,
+        target_ids=tokens.target_ids.flatten(),
+        softmax=softmax,
+        with_entropy=with_entropy,
+        needs=needs,
+        dtype=dtype,
+        logits_dtype=accumulation_dtype(dtype) if head.fp32_logits else dtype,
+        workspace_bytes=head.workspace_bytes,
+        main_grad=getattr(head.weight, "main_grad") if head.main_grad and needs.weight else None,  # noqa: B009
+        drop_clamped=head.drop_clamped,
+    )

@@ -1,0 +1,125 @@
+"""GRPO."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from humanline_fused import validation
+from humanline_fused.dispatch import (
+    accumulation_dtype,
+    fits_one_launch,
+    layer_for,
+    loss_of,
+    one_launch_loss,
+    per_token,
+)
+from humanline_fused.functional.arguments import bounds_of, scalar
+from humanline_fused.scores import LMHead, Scores
+from humanline_fused.tokens import Tokens
+from humanline_fused.types import PAPER_CLAMP, GRPOOutput, HumanlineClamp, Impl
+
+
+def grpo_loss(
+    policy: Scores,
+    reference: Scores,
+    target_ids: Tensor,
+    loss_mask: Tensor,
+    advantages: Tensor,
+    *,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    beta: float = 0.0,
+    num_items_in_batch: Tensor | float | None = None,
+    one_launch: bool = False,
+    cu_seqlens: Tensor | None = None,
+    clamp: HumanlineClamp | None = PAPER_CLAMP,
+    impl: Impl = "auto",
+) -> GRPOOutput:
+    """GRPO: ``−min(A r_t, A clip(r_t, 1 − ε, 1 + ε_high)) + β k3_t`` with ``r_t = exp(l̃_t)``, mean over tokens.
+
+    The synced reference plays the old policy: there is no third model. ``k3_t`` is taken on the unclamped log-ratio,
+    so a token outside humanline's bounds still receives its gradient (docs/math.md, equations 9 to 11).
+
+    Args:
+        policy, reference: ``Logits`` [B, T, V], ``LMHead`` [B, T, H] or ``TokenLogp`` [B, T], in any mix. No gradient
+            reaches the reference.
+        target_ids: [B, T], int64 or int32.
+        loss_mask: [B, T], bool.
+        advantages: [B] or [B, T], float; packed: [B] or [1, N]; beside the ids, or on the CPU.
+        epsilon, epsilon_high: PPO's bounds on the ratio; ``epsilon_high=None`` is ``epsilon``.
+        beta: weight of the KL penalty.
+        num_items_in_batch: what the sum over tokens is divided by, [] or a number; ``None`` is this batch's tokens.
+        one_launch: permits kernels to compute the gradient along with the loss, 3 passes over [B, T, V] for 4, where
+            the device's cache holds the rows in flight, and the logits are not float16. It fixes ``grad_output`` at 1:
+            any other (a loss divided by accumulation steps) is multiplied in afterwards, at 2 more passes, slower than
+            without, and a further rounding; hand a normaliser in as ``num_items_in_batch`` instead. ``policy`` must be
+            ``Logits``, and backward may be called once.
+        cu_seqlens: [B + 1], int32 or int64, for packed input: one row [1, N] of ids, scores and mask, whose sequence b
+            is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention).
+        clamp: humanline's bounds; ``None`` is plain GRPO.
+        impl: who computes.
+
+    Raises:
+        As :func:`token_logp`.
+
+    Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``; names as TRL's.
+
+    >>> from humanline_fused import TokenLogp
+    >>> ids, mask = torch.tensor([[0]]), torch.tensor([[True]])
+    >>> same = TokenLogp(torch.tensor([[-1.0]]))
+    >>> grpo_loss(same, same, ids, mask, torch.tensor([2.0])).loss
+    tensor(-2.)
+    """
+    bounds = bounds_of(clamp)
+    validation.check_tokens(policy, reference, target_ids, loss_mask)
+    num_sequences = validation.check_sequences(target_ids, cu_seqlens)
+    shape = target_ids.shape if isinstance(advantages, Tensor) and advantages.ndim == 2 else [num_sequences]
+    on_cpu = isinstance(advantages, Tensor) and advantages.device.type == "cpu"
+    device = advantages.device if on_cpu else target_ids.device
+    validation.check_tensor("advantages", advantages, shape, validation.FLOATS, device)
+    epsilon = validation.check_number("epsilon", epsilon, 0, 1)
+    epsilon_high = epsilon if epsilon_high is None else validation.check_number("epsilon_high", epsilon_high, 0)
+    beta = validation.check_number("beta", beta, 0)
+    if isinstance(num_items_in_batch, Tensor):
+        numbers = (*validation.FLOATS, torch.int64, torch.int32)
+        validation.check_tensor("num_items_in_batch", num_items_in_batch, [], numbers, target_ids.device)
+    elif num_items_in_batch is not None:
+        num_items_in_batch = validation.check_number("num_items_in_batch", num_items_in_batch, 1)
+    if one_launch:
+        validation.check_one_launch(policy)
+    layer = layer_for(impl, policy, reference)
+    accumulation = accumulation_dtype(policy, reference)
+    gradient = None
+    if beta == 0 and isinstance(policy, LMHead) and (cu_seqlens is None or not on_cpu):
+        gradient = per_token(advantages.detach() != 0, target_ids, cu_seqlens)
+    tokens = Tokens(target_ids, loss_mask, cu_seqlens, gradient=gradient)
+    advantages = per_token(advantages.detach().to(target_ids.device, accumulation), target_ids, cu_seqlens)
+    num_items = None
+    if num_items_in_batch is not None:
+        num_items = scalar(num_items_in_batch, accumulation, target_ids.device).clamp(min=1)
+    settings = {"epsilon": epsilon, "epsilon_high": epsilon_high, "beta": beta, **bounds}
+    if one_launch and fits_one_launch(layer, policy, reference):
+        loss, logp, ref_logp, *metrics = one_launch_loss(
+            layer, policy, reference, tokens, advantages, num_items, settings
+        )
+    else:
+        loss_of_logp = partial(
+            layer.grpo_loss,
+            loss_mask=tokens.loss_mask,
+            advantages=advantages,
+            num_items_in_batch=num_items,
+            **settings,
+        )
+        logp, ref_logp, (loss, *metrics) = loss_of(layer, policy, reference, tokens, loss_of_logp)
+    kl, clip_low, clip_high, low, high = metrics
+    return GRPOOutput(
+        logp,
+        ref_logp,
+        low,
+        high,
+        loss=loss,
+        kl=kl,
+        clip_low_fraction=clip_low,
+        clip_high_fraction=clip_high,
+    )

@@ -1,0 +1,63 @@
+"""Each token's log-ratio, clamped: what any humanline loss is written on."""
+
+from torch import Tensor
+
+from humanline_fused import eager, validation
+from humanline_fused.dispatch import layer_for, score_both
+from humanline_fused.functional.arguments import bounds_of
+from humanline_fused.scores import Scores
+from humanline_fused.tokens import Tokens
+from humanline_fused.types import PAPER_CLAMP, HumanlineClamp, Impl, TokenLogRatioOutput
+
+
+def token_log_ratio(
+    policy: Scores,
+    reference: Scores,
+    target_ids: Tensor,
+    loss_mask: Tensor,
+    *,
+    clamp: HumanlineClamp | None = PAPER_CLAMP,
+    impl: Impl = "auto",
+) -> TokenLogRatioOutput:
+    """Each token's log-ratio ``log π_θ − log π_ref``, clamped: what any humanline loss is written on.
+
+    ``l̃_t = clamp(log π_θ(y_t) − log π_ref(y_t), log_epsilon_P, log_epsilon_R)`` (docs/math.md, equations 2 and 3).
+    Its gradient is 1 on the closed interval and 0 outside.
+
+    Args:
+        policy, reference: ``Logits`` [B, T, V], ``LMHead`` [B, T, H] or ``TokenLogp`` [B, T], in any mix. No gradient
+            reaches the reference.
+        target_ids: [B, T], int64 or int32; read only where ``loss_mask`` is True.
+        loss_mask: [B, T], bool: the tokens that count; beside the ids, or on the CPU.
+        clamp: humanline's bounds; ``None`` does not clamp.
+        impl: who computes.
+
+    Returns:
+        ``log_ratio`` [B, T] in nats with a graph, 0 where the mask is False; the rest detached.
+
+    Raises:
+        As :func:`token_logp`.
+
+    Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``.
+
+    >>> from humanline_fused import TokenLogp
+    >>> ids, mask = torch.tensor([[0]]), torch.tensor([[True]])
+    >>> out = token_log_ratio(TokenLogp(torch.tensor([[-1.0]])), TokenLogp(torch.tensor([[-4.0]])), ids, mask)
+    >>> out.log_ratio
+    tensor([[1.5000]])
+    """
+    bounds = bounds_of(clamp)
+    validation.check_tokens(policy, reference, target_ids, loss_mask)
+    tokens = Tokens(target_ids, loss_mask)
+    logp, ref_logp = score_both(layer_for(impl, policy, reference), policy, reference, tokens)
+    loss_mask = tokens.loss_mask
+    # N floats: there is nothing here for a kernel to win, so both impls share the plain form.
+    ratio = eager.clamped_log_ratio(logp, ref_logp, loss_mask, **bounds)
+    num_tokens = loss_mask.sum().clamp(min=1)
+    return TokenLogRatioOutput(
+        log_ratio=ratio.clamped,
+        logp=logp.detach(),
+        ref_logp=ref_logp,
+        clamped_low_fraction=ratio.low / num_tokens,
+        clamped_high_fraction=ratio.high / num_tokens,
+    )

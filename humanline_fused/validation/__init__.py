@@ -1,0 +1,26 @@
+"""Checks of what a caller hands in. Every error says what was expected and what came.
+
+Nothing here waits for a GPU: what only the device knows (ids out of range) is an error on a CPU and a NaN row there.
+"""
+
+from humanline_fused.validation.scores import (
+    check_clamp,
+    check_one_launch,
+    check_rows,
+    check_tokens,
+)
+from humanline_fused.validation.sequences import check_pairs, check_sequences
+from humanline_fused.validation.values import FLOATS, check_ids, check_number, check_tensor
+
+__all__ = [
+    "FLOATS",
+    "check_clamp",
+    "check_ids",
+    "check_number",
+    "check_one_launch",
+    "check_pairs",
+    "check_rows",
+    "check_sequences",
+    "check_tensor",
+    "check_tokens",
+]
