@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from types import ModuleType
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from humanline_fused.scores import LMHead, Logits, Scores, TokenLogp
 from humanline_fused.softmax import softmax_of
 from humanline_fused.tokens import Tokens
 from humanline_fused.types import Impl
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _deciding(*sources: Scores | None) -> list[Tensor]:
@@ -107,9 +110,21 @@ def score_with_entropy(
 ) -> tuple[Tensor, Tensor]:
     """``logp`` and ``entropy`` with a graph, [B, T]."""
     if isinstance(scores, LMHead):
-        return _score_head(layer, scores, tokens, with_entropy=with_entropy)[:2]
+        return _score_head(layer, scores, tokens, None, with_entropy)[:2]
     settings = *softmax_of(scores), with_entropy, scores.inplace_gradient
     return layer.token_logp(scores.logits, None, tokens.target_ids, tokens.loss_mask, *settings)[:2]
+
+
+def _outside_of_graphs(function: F) -> F:
+    """How many rows count decides the work: a compiler cannot follow it."""
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args)
+        return function(*args)
+
+    return cast(F, call)
 
 
 def _score_reference(layer: ModuleType, reference: Scores, tokens: Tokens) -> Tensor:
@@ -117,7 +132,7 @@ def _score_reference(layer: ModuleType, reference: Scores, tokens: Tokens) -> Te
         return score(layer, reference, replace(tokens, gradient=None))
 
 
-@torch.compiler.disable()
+@_outside_of_graphs
 def _score_head(
     layer: ModuleType, head: LMHead, tokens: Tokens, reference: LMHead | None = None, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +157,7 @@ def loss_of(
     return logp.detach(), ref_logp, loss(logp, ref_logp)
 
 
-@torch.compiler.disable()
+@_outside_of_graphs
 def _loss_of_head(
     layer: ModuleType,
     policy: LMHead,

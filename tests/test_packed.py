@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from humanline_fused import Logits, TokenLogp, kto_kl, shift_targets, token_logp, validation
+from humanline_fused import Logits, TokenLogp, kto_kl, shift_targets, token_logp
+from humanline_fused.validation import values
 from tests.inputs import Batch, loss_of, random_batch
 
 LENGTHS = [3, 5, 0, 4]
@@ -115,9 +116,7 @@ def test_the_last_token_of_a_packed_sequence_scores_none():
 @pytest.mark.parametrize("objective", ["dpo", "kto"])  # to GRPO, tokens are tokens
 def test_bounds_past_validation_poison_the_loss(device, objective, monkeypatch):
     _, packed, _, bounds = padded_and_packed(device)
-    monkeypatch.setattr(
-        validation, "_may_look_at", lambda tensor: False
-    )  # as on a GPU, where looking would wait for it
+    monkeypatch.setattr(values, "may_look_at", lambda tensor: False)  # as on a GPU, where looking would wait for it
     bounds[-1] = 1000
     out, _ = run(objective, packed, "triton", cu_seqlens=bounds)
     assert out.loss.isnan()

@@ -9,7 +9,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from humanline_fused import Logits, token_logp, token_logp_and_entropy, validation
+from humanline_fused import Logits, token_logp, token_logp_and_entropy
+from humanline_fused.validation import values
 from tests.inputs import FORMS, loss_and_gradient, loss_of, random_batch
 
 of_every_form = pytest.mark.parametrize(("objective", "settings"), FORMS)
@@ -183,7 +184,7 @@ def test_neither_forward_nor_backward_reads_a_value_on_the_host(
         settings = settings | {"cu_seqlens": torch.tensor([0, 3, 10, 15, 20], dtype=torch.int32, device=device)}
         rows = {name: getattr(batch, name) for name in ("logits", "ref_logits", "target_ids", "loss_mask")}
         batch = replace(batch, **{name: value.flatten(0, 1)[None] for name, value in rows.items()})
-    monkeypatch.setattr(validation, "_may_look_at", lambda tensor: False)  # as on a GPU
+    monkeypatch.setattr(values, "may_look_at", lambda tensor: False)  # as on a GPU
     for name in ("item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
         monkeypatch.setattr(torch.Tensor, name, mock.Mock(side_effect=AssertionError(f"Tensor.{name} waits")))
     leaf = batch.logits.requires_grad_()

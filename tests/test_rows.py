@@ -8,7 +8,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from humanline_fused import Logits, TokenLogp, token_logp, validation
+from humanline_fused import Logits, TokenLogp, token_logp
+from humanline_fused.validation import scores
 from tests.inputs import FORMS, Batch, loss_and_gradient, loss_of, random_batch
 from tests.oracle import assert_matches_oracle
 
@@ -120,7 +121,7 @@ def test_nan_or_infinity_in_a_row_that_counts_is_visible_in_loss_and_gradient(de
 def test_an_illegal_id_past_validation_poisons_loss_and_gradient(device, objective, impl, monkeypatch):
     batch = random_batch(device)
     batch.loss_mask[1, 2], batch.target_ids[1, 2] = True, 37
-    monkeypatch.setattr(validation, "_check_ids", lambda *_: None)  # as on a GPU, where looking would wait for it
+    monkeypatch.setattr(scores, "_check_ids", lambda *_: None)  # as on a GPU, where looking would wait for it
     out, gradient = loss_and_gradient(objective, batch, impl=impl)
     assert out["loss"].isnan()
     assert gradient[1, 2].isnan().all()

@@ -288,5 +288,5 @@ def test_a_temperature_that_does_not_fit_the_ids_is_refused():
 
 def test_log_probs_alone_have_no_entropy_to_give():
     batch = random_batch(torch.device("cpu"))
-    with pytest.raises(TypeError, match=r"scores: expected Logits\(\.\.\.\), got TokenLogp"):
+    with pytest.raises(TypeError, match=r"scores: expected Logits\(\.\.\.\) or LMHead\(\.\.\.\), got TokenLogp"):
         token_logp_and_entropy(TokenLogp(torch.zeros(4, 5)), batch.target_ids, batch.loss_mask)

@@ -15,9 +15,8 @@ CPU = torch.device("cpu")
 
 def test_a_bare_tensor_is_no_source_of_scores(objective):
     batch = random_batch(CPU)
-    with pytest.raises(
-        TypeError, match=r"policy: expected Logits\(\.\.\.\) or TokenLogp\(\.\.\.\), got float32 \[4, 5, 37\]"
-    ):
+    expected = r"policy: expected Logits\(\.\.\.\), LMHead\(\.\.\.\) or TokenLogp\(\.\.\.\), got float32 \[4, 5, 37\]"
+    with pytest.raises(TypeError, match=expected):
         loss_of(objective, batch.logits, Logits(batch.ref_logits), batch)
 
 

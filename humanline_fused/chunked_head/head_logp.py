@@ -55,6 +55,7 @@ class HeadLogp(torch.autograd.Function):
         if dlogp is None and dentropy is None:
             return None, None, None, None, None
         if ctx.store:
+            assert dlogp is not None
             return None, hidden_gradient(dhidden, dlogp, index, hidden), None, None, None
         gradients = _again(work, hidden, weight, bias, RowScores(*scores), dlogp, dentropy)
         return None, gradients[0], None, *gradients[1:]

@@ -115,6 +115,5 @@ class Sweep:
 
     def per_token(self, values: Tensor) -> Tensor:
         """[B, T] of values of the policy's rows; 0 for tokens that do not count."""
-        return (
-            values.new_zeros(self.work.shape.numel()).index_copy(0, self.work.rows.positions, values).view(self.work.shape)
-        )
+        into = values.new_zeros(self.work.shape.numel())
+        return into.index_copy(0, self.work.rows.positions, values).view(self.work.shape)

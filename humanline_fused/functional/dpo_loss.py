@@ -43,7 +43,8 @@ def dpo_loss(
 
     Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``. Label smoothing as cDPO.
 
-    >>> from humanline_fused import TokenLogp
+    >>> import torch
+    >>> from humanline_fused import Logits, TokenLogp
     >>> logits = torch.zeros(2, 1, 4, requires_grad=True)
     >>> ids, mask = torch.tensor([[0], [1]]), torch.ones(2, 1, dtype=torch.bool)
     >>> round(dpo_loss(Logits(logits), TokenLogp(torch.zeros(2, 1)), ids, mask).loss.item(), 4)

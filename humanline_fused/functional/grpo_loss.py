@@ -65,6 +65,7 @@ def grpo_loss(
 
     Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``; names as TRL's.
 
+    >>> import torch
     >>> from humanline_fused import TokenLogp
     >>> ids, mask = torch.tensor([[0]]), torch.tensor([[True]])
     >>> same = TokenLogp(torch.tensor([[-1.0]]))

@@ -37,6 +37,7 @@ def kto_kl(
     Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py`` (the KL's tokens are
     clamped too).
 
+    >>> import torch
     >>> from humanline_fused import TokenLogp
     >>> ids, mask = torch.tensor([[0], [1]]), torch.ones(2, 1, dtype=torch.bool)
     >>> kto_kl(TokenLogp(torch.tensor([[-1.0], [-1.0]])), TokenLogp(torch.tensor([[-2.0], [-1.5]])), ids, mask)
@@ -92,6 +93,7 @@ def kto_loss(
 
     Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``.
 
+    >>> import torch
     >>> from humanline_fused import TokenLogp
     >>> ids, mask = torch.tensor([[0]]), torch.tensor([[True]])
     >>> same = TokenLogp(torch.tensor([[-1.0]]))

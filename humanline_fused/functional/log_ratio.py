@@ -40,6 +40,7 @@ def token_log_ratio(
 
     Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``.
 
+    >>> import torch
     >>> from humanline_fused import TokenLogp
     >>> ids, mask = torch.tensor([[0]]), torch.tensor([[True]])
     >>> out = token_log_ratio(TokenLogp(torch.tensor([[-1.0]])), TokenLogp(torch.tensor([[-4.0]])), ids, mask)

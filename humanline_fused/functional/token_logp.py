@@ -26,6 +26,8 @@ def token_logp(scores: Scores, target_ids: Tensor, loss_mask: Tensor, *, impl: I
         TypeError, ValueError: an argument does not fit; the message says what was expected and what came.
         RuntimeError: ``impl="triton"`` cannot run here.
 
+    >>> import torch
+    >>> from humanline_fused import Logits
     >>> token_logp(Logits(torch.zeros(1, 1, 4)), torch.tensor([[2]]), torch.tensor([[True]])).exp()
     tensor([[0.2500]])
     """
@@ -48,6 +50,8 @@ def token_logp_and_entropy(
     Raises:
         As :func:`token_logp`.
 
+    >>> import torch
+    >>> from humanline_fused import Logits
     >>> out = token_logp_and_entropy(Logits(torch.zeros(1, 1, 4)), torch.tensor([[2]]), torch.tensor([[True]]))
     >>> out.entropy.exp()
     tensor([[4.]])

@@ -5,7 +5,8 @@ import torch.distributed
 from torch import Tensor
 
 from humanline_fused.scores import LMHead, Logits
-from humanline_fused.validation.values import FLOATS, check_positive, check_tensor, describe, may_look_at
+from humanline_fused.validation import values
+from humanline_fused.validation.values import FLOATS, check_positive, check_tensor, describe
 
 
 def check_softmax(name: str, scores: Logits | LMHead, target_ids: Tensor) -> None:
@@ -72,7 +73,7 @@ def check_counted_rows(name: str, head: LMHead, loss_mask: Tensor) -> None:
         return
     if not isinstance(rows, Tensor) or rows.ndim != 1 or rows.dtype != torch.int64:
         raise TypeError(f"{name} rows: expected int64 [n], got {describe(rows)}")
-    if not (may_look_at(rows) and may_look_at(loss_mask)):
+    if not (values.may_look_at(rows) and values.may_look_at(loss_mask)):
         return
     counted = loss_mask.flatten().nonzero()[:, 0]
     if not torch.equal(rows, counted):

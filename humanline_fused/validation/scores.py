@@ -5,8 +5,9 @@ from torch import Tensor
 
 from humanline_fused.scores import LMHead, Logits, Scores, TokenLogp
 from humanline_fused.types import HumanlineClamp
+from humanline_fused.validation import values
 from humanline_fused.validation.head import check_counted_rows, check_head, check_softmax
-from humanline_fused.validation.values import FLOATS, check_ids, check_tensor, describe, may_look_at
+from humanline_fused.validation.values import FLOATS, check_ids, check_tensor, describe
 
 
 def check_scores(name: str, scores: object, target_ids: Tensor) -> None:
@@ -86,7 +87,7 @@ def _check_shapes(name: str, scores: Scores, target_ids: Tensor, loss_mask: Tens
 
 def _check_vocabulary(scores: Scores, target_ids: Tensor, loss_mask: Tensor) -> None:
     vocabulary = _vocabulary(scores)
-    if vocabulary is not None and may_look_at(target_ids):
+    if vocabulary is not None and values.may_look_at(target_ids):
         _check_ids(target_ids, loss_mask, vocabulary)
 
 

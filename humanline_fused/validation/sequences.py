@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from humanline_fused.validation.values import describe, may_look_at
+from humanline_fused.validation import values
+from humanline_fused.validation.values import describe
 
 
 def check_sequences(target_ids: Tensor, cu_seqlens: Tensor | None) -> int:
@@ -16,7 +17,7 @@ def check_sequences(target_ids: Tensor, cu_seqlens: Tensor | None) -> int:
         raise ValueError(f"cu_seqlens: expected [B + 1] on {target_ids.device}, got {describe(cu_seqlens)}")
     if target_ids.shape[0] != 1:
         raise ValueError(f"cu_seqlens: expected ids in one row [1, N] beside it, got {list(target_ids.shape)}")
-    if may_look_at(cu_seqlens):
+    if values.may_look_at(cu_seqlens):
         ends = cu_seqlens.tolist()
         if ends[0] != 0 or ends[-1] != target_ids.shape[1] or sorted(ends) != ends:
             raise ValueError(f"cu_seqlens: expected 0 to {target_ids.shape[1]}, not falling, got {ends}")
