@@ -27,7 +27,8 @@ class LogpLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
         (coefficient,) = ctx.saved_tensors
-        return None, coefficient * grad_outputs[0], None, *(None for _ in range(ctx.num_arguments))
+        dlogp = None if grad_outputs[0] is None else coefficient * grad_outputs[0]
+        return None, dlogp, None, *(None for _ in range(ctx.num_arguments))
 
 
 def logp_loss(kernel: Callable[..., tuple[Tensor, ...]], logp: Tensor, *arguments: Any) -> tuple[Tensor, ...]:

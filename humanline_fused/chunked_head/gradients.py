@@ -7,6 +7,15 @@ from humanline_fused.chunked_head.products import add_outer, column_sums
 from humanline_fused.chunked_head.work import Work
 
 
+def refuse_double_backward() -> None:
+    """Called first in every backward: grad mode is on there only under ``create_graph=True``."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "double backward: the gradients of an LMHead cannot be differentiated again (create_graph=True); "
+            "expected a plain backward, or Logits(...) and impl='eager'"
+        )
+
+
 class HeadTotals:
     """Gradients of weight and bias, summed over chunks in the accumulation's dtype; None where none is wanted."""
 

@@ -13,6 +13,7 @@ from humanline_fused.chunked_head.epilogue import RowScores
 from humanline_fused.chunked_head.gradients import (
     HeadTotals,
     hidden_gradient,
+    refuse_double_backward,
     weight_gradient,
     weight_gradient_of_chunk,
 )
@@ -48,6 +49,7 @@ class HeadLogp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        refuse_double_backward()
         work: Work = ctx.work
         hidden, weight, bias, dhidden, *scores = ctx.saved_tensors
         index = work.rows.positions[ctx.rows]

@@ -13,6 +13,7 @@ from torch import Tensor
 from humanline_fused.chunked_head.gradients import (
     HeadTotals,
     hidden_gradient,
+    refuse_double_backward,
     weight_gradient,
     weight_gradient_of_chunk,
 )
@@ -62,6 +63,9 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        refuse_double_backward()
+        if grad_outputs[0] is None:
+            return (None,) * 7
         work: Work = ctx.work
         hidden, weight, bias, index, coefficient, *rest = ctx.saved_tensors
         grad_output = grad_outputs[0]

@@ -1,0 +1,253 @@
+"""The head inside the loss: the answers of logits, whatever the chunks, sources, gradients and layouts."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from humanline_fused import LMHead, Logits, TokenLogp, token_log_ratio, token_logp, token_logp_and_entropy
+from tests.head_inputs import HeadBatch, Kind, answer, head_batch
+from tests.inputs import loss_of
+
+CPU = torch.device("cpu")
+ONE_ROW, TWO_CHUNKS = 1, 37 * 4 * 14
+"""workspace_bytes: every pair longer than a chunk; pairs and sequences of about half the tokens in each of two."""
+
+
+def assert_matches_oracle(objective: str, batch: HeadBatch, policy: Kind, reference: Kind, impl: str, **kwargs: Any):
+    """Loss, log-probs and gradients err no more than eager on logits does, and round.
+
+    Rounding: of float32 in sums of as many terms as products and log-probs have, and half a unit of the dtype in each
+    of the two factors that products are made of, which are as large as the sums' absolute terms.
+    """
+    actual, gradients = answer(objective, batch, policy, reference, impl=impl, **kwargs)
+    plain = {name: value for name, value in kwargs.items() if name != "options"}
+    plain["options"] = {n: v for n, v in kwargs.get("options", {}).items() if n in ("temperature", "softcap", "scale")}
+    eager, eager_gradients = answer(objective, batch, "logits", "logits", **plain)
+    oracle, oracle_gradients = answer(objective, batch.to(torch.float64), "logits", "logits", **plain)
+    terms = batch.hidden[0, 0].numel() + len(batch.weight) + batch.tokens.loss_mask.numel()
+    log_probs = (oracle["logp"].abs() + oracle["ref_logp"].abs()).sum().item()
+    single, own_dtype = torch.finfo(torch.float32).eps, torch.finfo(batch.hidden.dtype).eps
+    for name, value in oracle.items():
+        size = max(value.abs().max().item(), 1.0)
+        allowed = (eager[name].double() - value).abs().max() + 2 * single * (log_probs + terms) * size
+        assert actual[name].dtype == eager[name].dtype, name
+        assert ((actual[name].double() - value).abs() <= allowed).all(), name
+    assert gradients.keys() == oracle_gradients.keys()
+    for name, value in oracle_gradients.items():
+        assert gradients[name].dtype == batch.hidden.dtype, name
+        size = _absolute_terms(batch, oracle, name) * max(1.0, abs(kwargs.get("grad_output", 1.0)))
+        own = (eager_gradients[name].double() - value).abs().max()
+        allowed = own + (single * (terms + log_probs) + own_dtype) * size
+        excess = (gradients[name].double() - value).abs() - allowed
+        assert (excess <= 0).all(), f"{name}: {excess.max():.2e} over {allowed:.2e}"
+        assert value.abs().max() > 0
+
+
+def _absolute_terms(batch: HeadBatch, oracle: dict[str, torch.Tensor], name: str) -> float:
+    """The largest sum of absolute terms that an entry of the gradient is made of, for coefficients of at most 1."""
+    logits = linear(batch.hidden.double(), batch.weight.double(), None if batch.bias is None else batch.bias.double())
+    p = (logits * batch.tokens.loss_mask[..., None]).softmax(-1).flatten(0, 1)
+    p.scatter_add_(-1, batch.tokens.target_ids.flatten()[:, None], torch.ones_like(p[:, :1]))
+    if name == "hidden":
+        return (p @ batch.weight.double().abs()).max().item()
+    rows = batch.hidden.double().abs().flatten(0, 1)
+    return (p.T @ rows).max().item() if name == "weight" else p.sum(0).max().item()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("reference", ["head", "logits", "logp"])
+@pytest.mark.parametrize("policy", ["head", "logits", "logp"])
+def test_every_mix_of_sources_matches_the_oracle(device, objective, impl, policy, reference, frozen, packed):
+    batch = head_batch(device)
+    options = {"workspace_bytes": TWO_CHUNKS}
+    batch = batch.packed if packed else batch
+    assert_matches_oracle(objective, batch, policy, reference, impl, frozen=frozen, grad_output=3.0, options=options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("workspace_bytes", [ONE_ROW, TWO_CHUNKS, None])
+def test_half_precision_matches_the_oracle(device, objective, impl, dtype, frozen, workspace_bytes):
+    batch = head_batch(device).to(dtype)
+    options = {"workspace_bytes": workspace_bytes}
+    assert_matches_oracle(objective, batch, "head", "head", impl, frozen=frozen, options=options)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("workspace_bytes", [ONE_ROW, 37 * 4 * 4, TWO_CHUNKS, None])
+@pytest.mark.parametrize("drop_clamped", [False, True])
+@pytest.mark.parametrize("softmax", [{}, {"temperature": 0.7}, {"softcap": 4.0, "scale": 0.8}])
+def test_any_chunks_match_the_oracle(device, objective, shared, workspace_bytes, drop_clamped, softmax):
+    options = {"workspace_bytes": workspace_bytes, "drop_clamped": drop_clamped, **softmax}
+    assert_matches_oracle(objective, head_batch(device), "head", "head", "eager", shared=shared, options=options)
+
+
+@pytest.mark.parametrize("workspace_bytes", [ONE_ROW, TWO_CHUNKS, None])
+def test_rows_without_an_advantage_match_the_oracle(device, impl, workspace_bytes):
+    batch = head_batch(device, bias=False)
+    batch.tokens.advantages[1] = 0
+    options = {"workspace_bytes": workspace_bytes}
+    for frozen in (False, True):
+        assert_matches_oracle("grpo", batch, "head", "head", impl, frozen=frozen, options=options, beta=0.0)
+
+
+def test_a_temperature_per_token_goes_with_its_token(device, objective, impl):
+    batch = head_batch(device)
+    temperature = torch.rand(batch.tokens.target_ids.shape, generator=torch.Generator().manual_seed(3)) + 0.5
+    options = {"temperature": temperature.to(device), "workspace_bytes": 37 * 4 * 9}
+    assert_matches_oracle(objective, batch, "head", "head", impl, options=options)
+
+
+@pytest.mark.parametrize("workspace_bytes", [ONE_ROW, 37 * 8 * 9, None])
+@pytest.mark.parametrize("inputs", [["hidden"], ["weight"], ["bias"], ["hidden", "bias"], ["hidden", "weight", "bias"]])
+def test_gradients_of_any_of_the_three_are_the_derivative(objective, inputs, workspace_bytes):
+    batch = head_batch(CPU, B=2, T=3, H=3, V=5).to(torch.float64)
+    chosen = [getattr(batch, name).requires_grad_() for name in inputs]
+
+    def loss(*tensors):
+        head = dict(zip(inputs, tensors, strict=True))
+        head = {name: head.get(name, getattr(batch, name).detach()) for name in ("hidden", "weight", "bias")}
+        policy = LMHead(**head, workspace_bytes=workspace_bytes)
+
+        return loss_of(objective, policy, LMHead(batch.ref_hidden, batch.ref_weight), batch.tokens).loss
+
+    assert torch.autograd.gradcheck(loss, chosen)
+
+
+@pytest.mark.parametrize("workspace_bytes", [ONE_ROW, 37 * 8 * 5, None])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_log_probs_and_entropies_have_the_derivatives_of_those_of_logits(impl, frozen, workspace_bytes):
+    batch = head_batch(CPU)
+    batch = batch if impl == "triton" else batch.to(torch.float64)
+    results = []
+    for kind in ("head", "logits"):
+        leaves = [batch.hidden.clone().requires_grad_()]
+        leaves += [t.clone().requires_grad_(not frozen) for t in (batch.weight, batch.bias)]
+        scores = LMHead(*leaves, workspace_bytes=workspace_bytes) if kind == "head" else Logits(linear(*leaves))
+        out = token_logp_and_entropy(scores, batch.tokens.target_ids, batch.tokens.loss_mask, impl=impl)
+        total = (out.logp.square() + out.entropy.sin()).sum()
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        results.append((out.logp.detach(), out.entropy.detach(), *torch.autograd.grad(total, wanted)))
+    for actual, expected in zip(*results, strict=True):
+        # Products sum up to 37 terms in another order.
+        rounding = 37 * torch.finfo(expected.dtype).eps * expected.abs().max().item()
+        torch.testing.assert_close(actual, expected, rtol=0, atol=rounding)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("workspace_bytes", [ONE_ROW, TWO_CHUNKS, None])
+def test_backward_may_be_called_again_with_another_grad_output(device, objective, impl, frozen, workspace_bytes):
+    batch = head_batch(device)
+    leaves = [batch.hidden.requires_grad_(), batch.weight.requires_grad_(not frozen)]
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+
+    policy = LMHead(*leaves, workspace_bytes=workspace_bytes)
+    loss = loss_of(objective, policy, LMHead(batch.ref_hidden, batch.ref_weight), batch.tokens, impl=impl).loss
+    once = torch.autograd.grad(loss, wanted, retain_graph=True)
+    fourfold = torch.autograd.grad(4 * loss, wanted, retain_graph=True)
+    again = torch.autograd.grad(loss, wanted)
+    for first, scaled, second in zip(once, fourfold, again, strict=True):
+        assert torch.equal(first, second)
+        assert torch.equal(scaled, 4 * first)  # a power of two: no rounding
+
+
+def test_no_gradient_reaches_the_reference(device, objective, impl):
+    batch = head_batch(device)
+    ref_hidden, ref_weight = batch.ref_hidden.requires_grad_(), batch.ref_weight.requires_grad_()
+
+    policy = LMHead(batch.hidden.requires_grad_(), batch.weight.requires_grad_())
+    loss_of(objective, policy, LMHead(ref_hidden, ref_weight), batch.tokens, impl=impl).loss.backward()
+    assert batch.weight.grad is not None
+    assert ref_hidden.grad is None
+    assert ref_weight.grad is None
+
+
+def test_a_tied_embedding_gets_the_gradient_of_both_its_uses():
+    batch = head_batch(CPU, bias=False)
+    gradients = []
+    for kind in ("head", "logits"):
+        weight = batch.weight.clone().requires_grad_()
+        hidden = weight[batch.tokens.target_ids.roll(1, 1)].tanh()
+        scores = LMHead(hidden, weight) if kind == "head" else Logits(linear(hidden, weight))
+        token_logp(scores, batch.tokens.target_ids, batch.tokens.loss_mask).sum().backward()
+        gradients.append(weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("workspace_bytes", [ONE_ROW, TWO_CHUNKS, None])
+def test_main_grad_takes_the_weight_s_gradient_and_keeps_what_it_held(objective, workspace_bytes):
+    batch = head_batch(CPU).to(torch.bfloat16)
+
+    def gradient(main_grad: bool):
+        weight = torch.nn.Parameter(batch.weight.clone())
+        weight.main_grad = torch.ones(weight.shape)  # pyright: ignore[reportAttributeAccessIssue]
+        options = {"main_grad": main_grad, "workspace_bytes": workspace_bytes}
+        policy = LMHead(batch.hidden.clone().requires_grad_(), weight, **options)
+        loss = loss_of(objective, policy, LMHead(batch.ref_hidden, batch.ref_weight), batch.tokens).loss
+        (2 * loss).backward()
+        return weight
+
+    weight = gradient(True)
+    assert weight.grad is None
+    expected = gradient(False).grad
+    assert expected is not None
+    # In float32 it is what the returned gradient is before it is rounded to bfloat16.
+    rounded = (weight.main_grad - 1).to(torch.bfloat16)  # pyright: ignore[reportOptionalOperand]
+    ulp = torch.finfo(torch.bfloat16).eps
+    torch.testing.assert_close(rounded, expected, rtol=ulp, atol=ulp / 256)
+
+
+def test_float32_logits_take_off_the_error_that_rounding_logits_makes(objective):
+    batch = head_batch(CPU).to(torch.bfloat16)
+    oracle, _ = answer(objective, batch.to(torch.float64), "logits", "logits")
+    errors = []
+    for fp32_logits in (False, True):
+        values, _ = answer(objective, batch, "head", "head", options={"fp32_logits": fp32_logits})
+        errors.append((values["logp"] - oracle["logp"]).abs().max().item())
+    rounded, kept = errors
+    assert kept < 1e-5 < rounded
+
+
+def test_autocast_casts_head_and_hidden_as_a_linear_layer_s(objective):
+    batch = head_batch(CPU)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values, gradients = answer(objective, batch, "head", "head")
+        eager, _ = answer(objective, batch, "logits", "logits")
+    assert gradients["weight"].dtype == torch.float32
+    assert torch.equal(values["logp"], eager["logp"])
+    exact, exact_gradients = answer(objective, batch, "head", "head")
+    assert not torch.equal(values["logp"], exact["logp"])
+    scale = exact_gradients["weight"].abs().max()
+    assert (gradients["weight"] - exact_gradients["weight"]).abs().max() < 0.05 * scale
+
+
+def test_any_loss_can_be_written_on_the_log_ratio_of_heads(impl):
+    batch = head_batch(CPU)
+    gradients = []
+    for kind in ("head", "logits"):
+        hidden, weight = batch.hidden.clone().requires_grad_(), batch.weight.clone().requires_grad_()
+        policy = LMHead(hidden, weight) if kind == "head" else Logits(linear(hidden, weight))
+        reference = TokenLogp(torch.full(batch.tokens.target_ids.shape, -3.0))
+        out = token_log_ratio(policy, reference, batch.tokens.target_ids, batch.tokens.loss_mask, impl=impl)
+        gradients.append(torch.autograd.grad(out.log_ratio.square().sum(), [hidden, weight]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_double_backward_is_a_clear_error(objective):
+    batch = head_batch(CPU)
+    policy, reference = LMHead(batch.hidden.requires_grad_(), batch.weight), LMHead(batch.ref_hidden, batch.ref_weight)
+    loss = loss_of(objective, policy, reference, batch.tokens).loss
+    with pytest.raises(RuntimeError, match=r"double backward: .* or Logits"):
+        torch.autograd.grad(loss, batch.hidden, create_graph=True)
+
+
+def test_a_batch_without_a_token_that_counts_has_a_loss_and_gradients_of_zero(objective, impl):
+    batch = head_batch(CPU)
+    tokens = replace(batch.tokens, loss_mask=torch.zeros_like(batch.tokens.loss_mask))
+    values, gradients = answer(objective, replace(batch, tokens=tokens), "head", "head", impl=impl)
+    assert values["loss"] == 0
+    assert all(not gradient.any() for gradient in gradients.values())
