@@ -16,8 +16,9 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from humanline_fused.functional import token_logp
 from humanline_fused.scores import LMHead, Logits
 from humanline_fused.targets import shift_targets
-from humanline_fused.training.head import LogitsRecorder, _record, restore_forward_, score_in_forward_
+from humanline_fused.training.head import restore_forward_, score_in_forward_
 from humanline_fused.training.probe import probe
+from humanline_fused.training.recorder import LogitsRecorder
 from tests.error_budget import assert_within_budget
 from tests.tiny_model import tiny_model
 
@@ -56,7 +57,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 def random_model(name: str) -> PreTrainedModel:
     """Random weights of a size that makes logits of a few nats."""
-    architecture = CONFIG_MAPPING[name.split(",")[0]]
+    architecture: Any = CONFIG_MAPPING[name.split(",")[0]]
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = architecture(vocab_size=VOCABULARY, **special, **ARCHITECTURES[name])
     torch.manual_seed(0)
@@ -131,12 +132,14 @@ def test_only_the_hidden_states_the_weight_and_the_bias_leave_the_model():
 
 
 def recorder(dtype: torch.dtype = torch.float32) -> LogitsRecorder:
-    return _record(nn.Linear(4, 9, bias=False, dtype=dtype), torch.zeros(2, 3, 4, dtype=dtype))
+    return LogitsRecorder(LMHead(torch.zeros(2, 3, 4, dtype=dtype), torch.zeros(9, 4, dtype=dtype)), dtype)
 
 
 def test_a_number_divided_by_and_multiplied_with_leaves_nothing():
     assert 49.0 * (1 / 49.0) != 1
-    scores = (torch.tanh(recorder() / 49.0) * 49.0).scores()
+    divided: Any = recorder() / 49.0
+    capped: Any = torch.tanh(divided)
+    scores = (capped * 49.0).scores()
     assert (scores.scale, scores.softcap) == (1.0, 49.0)
 
 
@@ -186,7 +189,7 @@ def test_what_is_not_known_is_an_error_that_says_what_was_done_and_what_to_set(
 
 def test_logits_that_the_head_did_not_make_are_an_error(monkeypatch: pytest.MonkeyPatch):
     model = tiny_model()
-    own = type(model).forward
+    own: Any = type(model).forward
     monkeypatch.setattr(
         type(model), "forward", lambda *args, **kw: SimpleNamespace(logits=own(*args, **kw).logits.scores().hidden)
     )
@@ -200,7 +203,8 @@ def test_logits_that_the_head_did_not_make_are_an_error(monkeypatch: pytest.Monk
 
 
 def test_without_score_the_model_is_as_before(tmp_path: Path):
-    model, plain = tiny_model().eval(), tiny_model().eval()
+    model: Any = tiny_model().eval()
+    plain: Any = tiny_model().eval()
     score_in_forward_(model)
     scored(model)
     assert torch.equal(model(**tokens()).logits, plain(**tokens()).logits)
@@ -307,8 +311,15 @@ def test_a_head_that_does_more_than_multiply_is_refused():
         score_in_forward_(model)
 
 
+def test_a_head_with_a_forward_of_its_own_is_refused():
+    model: Any = tiny_model()
+    model.lm_head.forward = model.lm_head.forward
+    with pytest.raises(ValueError, match=r"expected a head that is a plain nn\.Linear"):
+        score_in_forward_(model)
+
+
 def test_a_model_spread_over_devices_is_refused():
-    model = tiny_model()
+    model: Any = tiny_model()
     model.forward = lambda *args, **kwargs: None
     with pytest.raises(ValueError, match=r"expected a model whose forward is a method.*device_map.*head='logits'"):
         score_in_forward_(model)
