@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def train(folder: Path, world_size: int) -> None:
             torch.save(kept, folder / f"{objective}.pt")
 
 
-def rank(index: int, folder: str, port: int) -> None:
+def rank(index: int, run: Callable[[Path, int], None], folder: str, port: int) -> None:
     os.environ |= {
         "RANK": str(index),
         "LOCAL_RANK": str(index),
@@ -49,18 +50,23 @@ def rank(index: int, folder: str, port: int) -> None:
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
-    train(Path(folder), world_size=2)
+    run(Path(folder), 2)
     torch.distributed.destroy_process_group()
+
+
+def in_two_processes(run: Callable[[Path, int], None], folder: Path) -> None:
+    """Call ``run(folder, 2)`` in each of two processes that can reach each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn(rank, (run, str(folder), port), nprocs=2)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folders = {size: tmp_path_factory.mktemp(f"processes{size}") for size in (1, 2)}
     train(folders[1], world_size=1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn(rank, (str(folders[2]), port), nprocs=2)
+    in_two_processes(train, folders[2])
     return folders
 
 

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from humanline_fused.targets import shift_targets
 from humanline_fused.training.data import Example
 from humanline_fused.training.plan import MicroBatch
 
 Batch = dict[str, Tensor]
-"""``input_ids``, ``attention_mask`` (int64), ``completion_mask`` (bool), each [B, T]; the same under ``kl_`` for KTO's
-mismatched pairs; ``desirable`` [B] bool (KTO); ``advantages`` [B] float32 (GRPO). The trainer adds ``ref_logp`` [B, T]
-(and ``kl_ref_logp``), float32, nats."""
+"""``input_ids``, ``attention_mask`` (int64), ``completion_mask`` (bool), each [B, T], and ``rows`` [n] (int64), the
+positions ``b · T + t`` whose targets count, always on the CPU; the same under ``kl_`` for KTO's mismatched pairs;
+``desirable`` [B] bool (KTO); ``advantages`` [B] float32 (GRPO). The trainer adds ``ref_logp`` [B, T] (and
+``kl_ref_logp``), float32, nats."""
 
 
 def pad(sequences: Sequence[tuple[Tensor, Tensor]], pad_token_id: int, max_length: int) -> Batch:
@@ -25,7 +27,9 @@ def pad(sequences: Sequence[tuple[Tensor, Tensor]], pad_token_id: int, max_lengt
         input_ids[row, :length] = torch.cat([prompt, completion])[:length]
         attention_mask[row, :length] = 1
         completion_mask[row, len(prompt) : length] = True
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
+    _, loss_mask = shift_targets(input_ids, completion_mask)
+    rows = loss_mask.flatten().nonzero()[:, 0]
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask, "rows": rows}
 
 
 def collate(
@@ -47,6 +51,14 @@ def collate(
     if objective == "grpo":
         batch["advantages"] = torch.tensor([row.weight for row in rows])
     return batch
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch where it is computed on; ``rows`` stay, so that nobody waits for a device to count them."""
+    return {
+        name: tensor if name.endswith("rows") else tensor.to(device, non_blocking=True)
+        for name, tensor in batch.items()
+    }
 
 
 def num_loss_tokens(example: Example) -> int:

@@ -10,6 +10,7 @@ from humanline_fused.types import HumanlineClamp, Impl
 
 Objective = Literal["dpo", "kto", "grpo"]
 Reference = Literal["lookahead", "copy", "frozen"]
+Head = Literal["fused", "logits"]
 
 DEFAULT_BETA = {"dpo": 0.1, "kto": 0.1, "grpo": 0.0}
 """As TRL's."""
@@ -95,6 +96,14 @@ class HumanlineConfig(TrainingArguments):
         default=True, metadata=_help("grpo: divide advantages by the standard deviation of their group.")
     )
     impl: Impl = field(default="auto", metadata=_help("Who computes the loss: auto, triton or eager."))
+    head: Head = field(
+        default="fused",
+        metadata=_help(
+            "How logits come about. fused: the loss multiplies the hidden states with the model's head, a chunk of the "
+            "rows that count at a time. logits: the model multiplies them all, for a head that is more than a linear "
+            "layer (an adapter on it, quantised, sharded by itself)."
+        ),
+    )
     disable_dropout: bool = field(
         default=True, metadata=_help("Turn dropout off, so that policy and reference differ by the updates alone.")
     )
@@ -121,7 +130,8 @@ class HumanlineConfig(TrainingArguments):
             gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             self.bf16 = gpu and not (self.fp16 or self.use_cpu)  # pyright: ignore[reportIncompatibleVariableOverride]
         super().__post_init__()
-        for name, kind in (("objective", Objective), ("reference", Reference), ("impl", Impl)):
+        choices = {"objective": Objective, "reference": Reference, "impl": Impl, "head": Head}
+        for name, kind in choices.items():
             self._expect(name, getattr(self, name) in get_args(kind), " or ".join(map(repr, get_args(kind))))
         if self.beta is None:
             self.beta = DEFAULT_BETA[self.objective]

@@ -20,21 +20,20 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
 
-from humanline_fused.functional import kto_kl, token_logp
 from humanline_fused.impl import choose_impl
 from humanline_fused.reference import CopyReference, LookaheadReference
-from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
-from humanline_fused.scores import Logits, TokenLogp
-from humanline_fused.targets import shift_targets
 from humanline_fused.training import checkpoint, objective
-from humanline_fused.training.batch import Batch, collate, num_loss_tokens
+from humanline_fused.training.batch import Batch, collate, num_loss_tokens, to_device
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data import Example, fingerprint, prepare
+from humanline_fused.training.head import score_in_forward_
 from humanline_fused.training.initial_scores import InitialScores
 from humanline_fused.training.metrics import Meter, MetricsFile
 from humanline_fused.training.plan import BatchPlan, MicroBatch, evaluation_plan
+from humanline_fused.training.probe import probe
 from humanline_fused.training.reference_sync import ReferenceSync
+from humanline_fused.training.scoring import Scorer
 from humanline_fused.training.start import check_token_ids, load_policy
 from humanline_fused.training.summary import describe
 
@@ -105,6 +104,8 @@ class HumanlineTrainer(Trainer):
         self.eval_data = None if eval_dataset is None else read(eval_dataset, split=args.eval_dataset_split)
         self.train_examples = self.train_data.examples
         self.eval_examples = self.eval_data.examples if self.eval_data else []
+        if args.head == "fused":
+            score_in_forward_(policy)
         check_token_ids([*self.train_examples, *self.eval_examples], self.pad_token_id, policy)
         self.plan = BatchPlan(
             len(self.train_examples),
@@ -134,6 +135,8 @@ class HumanlineTrainer(Trainer):
         self.initial_scores = InitialScores(run_dir, settings | held_out, args.process_index, args.world_size)
         self.metrics_file = MetricsFile(run_dir / "metrics.jsonl")
         self.add_callback(self.metrics_file)
+        self.scorer = Scorer(args)
+        self._probed = args.head == "logits"
         self.reference = self._make_reference(reference_model)
         self._windows: dict[int, list[Batch]] = {}
         self._staging = False
@@ -141,7 +144,7 @@ class HumanlineTrainer(Trainer):
     def _make_reference(self, model: nn.Module | None) -> LookaheadReference | CopyReference:
         args = self.args
         if args.reference == "lookahead":
-            return LookaheadReference(lambda step: self._score(self._policy, self._window(step)), args.sync_every)
+            return LookaheadReference(lambda step: self.scorer.score(self._policy, self._window(step)), args.sync_every)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             instead = {
                 "copy": "reference='lookahead': the same numbers without a second model",
@@ -154,12 +157,14 @@ class HumanlineTrainer(Trainer):
         if model is not None:
             refuse_shared_storage(model, self._policy)
         model = copy.deepcopy(self._policy) if model is None else model.to(args.device)
+        if args.head == "fused":
+            score_in_forward_(model)
         model = self.accelerator.prepare_model(model.requires_grad_(False), evaluation_mode=True)
         self.accelerator.free_memory()  # it takes the first prepared model for the policy
         sync_every = args.sync_every if args.reference == "copy" else None
         if sync_every:
             pair_tensors(model, self._policy)
-        reference = CopyReference(lambda step: self._score(model, self._window(step)), model, sync_every)
+        reference = CopyReference(lambda step: self.scorer.score(model, self._window(step)), model, sync_every)
         self.add_callback(ReferenceSync(reference))
         return reference
 
@@ -173,7 +178,7 @@ class HumanlineTrainer(Trainer):
     def _collate(self, examples: Sequence[Example], micro: MicroBatch) -> Batch:
         sizes = {"pad_token_id": self.pad_token_id, "max_length": self.args.max_length}
         batch = collate(examples, micro, self.args.objective, **sizes)
-        return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in batch.items()}
+        return to_device(batch, self.args.device)
 
     def _window(self, step: int) -> list[Batch]:
         """Kept for this step and the next: what is scored is what is trained on. (All k steps could be the run.)"""
@@ -198,6 +203,10 @@ class HumanlineTrainer(Trainer):
         if step >= self.state.max_steps:  # Trainer would take one more step when a finished run is resumed
             self.control.should_training_stop = True
             return [], None
+        if not self._probed:
+            assert self.model is not None
+            probe(self._policy, self.model, self._window(step)[0], self.args.impl)
+            self._probed = True
         self._score_initially(self._policy)
         window, scores = self._window(step), self.reference.scores(step, self.state.max_steps - 1)
         examples = [self.train_examples[i] for ids in self.plan.global_window(step) for i in ids]
@@ -216,39 +225,15 @@ class HumanlineTrainer(Trainer):
         """As they are: on the device, and float32 under DeepSpeed too, where Trainer would round the log-probs."""
         return inputs
 
-    # Scores and loss
-
-    def _rows(self, model: nn.Module, batch: Batch, kind: str = "") -> tuple[Logits, torch.Tensor, torch.Tensor]:
-        ids, mask = batch[f"{kind}input_ids"], batch[f"{kind}attention_mask"]
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        return Logits(logits), *shift_targets(ids, batch[f"{kind}completion_mask"])
-
-    @torch.no_grad()
-    def _score(self, model: nn.Module, batches: list[Batch]) -> list[TokenScores]:
-        """Log-probs of the micro-batches' tokens, in the training's own grouping: another padding moves last bits."""
-        model.eval()
-        kinds = ("", "kl_") if self.args.objective == "kto" else ("",)
-        impl = self.args.impl
-        return [{f"{k}ref_logp": token_logp(*self._rows(model, b, k), impl=impl) for k in kinds} for b in batches]
-
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean over the optimizer step's pairs (DPO), sequences (KTO) or tokens (GRPO), and its metrics."""
-        args, training, kl = self.args, model.training, None
-        if args.objective == "kto":
-            group = None if training else "local"  # evaluation's micro-batches are the same for any number of ranks
-            with torch.no_grad():  # scored as its reference is, without dropout
-                policy, target_ids, loss_mask = self._rows(model.eval(), inputs, "kl_")
-            model.train(training)
-            reference = TokenLogp(inputs["kl_ref_logp"])
-            clamp = args.humanline_clamp
-            kl = kto_kl(policy, reference, target_ids, loss_mask, clamp=clamp, group=group, impl=args.impl)
-        rows = self._rows(model, inputs)
-        out = objective.compute_loss(args, inputs, *rows, kl=kl, num_items=inputs.get("num_items"))
+        meter = self.meters["train" if model.training else "eval"]
+        loss, out, loss_mask = self.scorer.loss(model, inputs)
         if "repeated" not in inputs:
-            self.meters["train" if training else "eval"].update(objective.report(inputs, out, rows[-1]))
-        return (out.loss, out) if return_outputs else out.loss
+            meter.update(objective.report(inputs, out, loss_mask))
+        return (loss, out) if return_outputs else loss
 
     # Evaluation
 
@@ -265,7 +250,9 @@ class HumanlineTrainer(Trainer):
         if not self.is_in_train and initial.file.is_file():
             initial.load()
             return
-        initial.make(self._score(model, [self._collate(self.eval_examples, micro)])[0] for micro, _ in self._dealt())
+        initial.make(
+            self.scorer.score(model, [self._collate(self.eval_examples, micro)])[0] for micro, _ in self._dealt()
+        )
         if self.is_in_train and self.args.should_save:
             initial.save()
 

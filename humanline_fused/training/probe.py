@@ -1,0 +1,73 @@
+"""Whether the head inside the loss gives what the model's own logits give, asked before a run begins."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from humanline_fused.functional import token_logp
+from humanline_fused.scores import LMHead, Logits
+from humanline_fused.targets import shift_targets
+from humanline_fused.training.batch import Batch
+from humanline_fused.training.head import INSTEAD, causal_lm
+from humanline_fused.types import Impl
+
+PROBED_TOKENS = 32
+
+
+@torch.no_grad()
+def probe(wrapped: nn.Module, model: nn.Module, batch: Batch, impl: Impl) -> None:
+    """Score the first tokens of a batch both ways, as the run will: wrapped, placed and cast. Leaves eval mode on.
+
+    Args:
+        wrapped: what is trained.
+        model: the transformers or PEFT model in it, after :func:`humanline_fused.training.head.score_in_forward_`.
+        batch: ``input_ids`` and ``attention_mask``, [B, T].
+        impl: who computes.
+
+    Raises:
+        ValueError: the log-probs differ by more than rounding can explain.
+    """
+    wrapped.eval()
+    ids, attention_mask = (batch[name][:1, :PROBED_TOKENS] for name in ("input_ids", "attention_mask"))
+    inputs = {"input_ids": ids, "attention_mask": attention_mask, "use_cache": False}
+    targets = shift_targets(ids, attention_mask.bool())
+    products: list[tuple[Tensor, torch.dtype]] = []
+    head = causal_lm(model).get_output_embeddings()
+    hook = head.register_forward_hook(lambda _, args, product: products.append((args[0], product.dtype)))
+    try:
+        logits = wrapped(**inputs).logits
+    finally:
+        hook.remove()
+    hidden, dtype = products[-1]
+    own = token_logp(Logits(logits), *targets, impl=impl)
+
+    def compare(scores: LMHead) -> dict[str, Tensor]:
+        scores = replace(scores, hidden=hidden)  # a body that gives other bits the second time is not the question
+        _compare(token_logp(scores, *targets, impl=impl), own, _tolerance(scores, dtype, logits, own))
+        return {}
+
+    wrapped(**inputs, score=compare)
+
+
+def _tolerance(scores: LMHead, dtype: torch.dtype, logits: Tensor, own: Tensor) -> float:
+    """How far two log-probs of one hidden state may be apart, nats.
+
+    Each way rounds its product, and the model perhaps a scale and the three steps of a cap: a rounding moves a logit by
+    half an epsilon of it at most, and the log-prob by twice that. A float32 product's error is its sum's, which grows
+    with the square root of its length. The log-probs themselves are float32.
+    """
+    roundings = 2 + (scores.scale != 1) + 3 * (scores.softcap is not None)
+    length = scores.hidden.shape[-1] if dtype in (torch.float32, torch.float64) else 1
+    largest = logits.where(logits.isfinite(), 0.0).abs().max().item()
+    rounded = 2 * torch.finfo(torch.float32).eps * (1 + own.abs().nan_to_num().max().item())
+    return roundings * torch.finfo(dtype).eps * length**0.5 * largest + rounded
+
+
+def _compare(fused: Tensor, own: Tensor, tolerance: float) -> None:
+    if not torch.allclose(fused, own, rtol=0.0, atol=tolerance, equal_nan=True):
+        difference = (fused - own).abs().max().item()
+        raise ValueError(
+            f"head='fused': expected the log-probs of the model's own logits within {tolerance:.1e} nats, got a "
+            f"difference of {difference:.1e}. {INSTEAD}"
+        )

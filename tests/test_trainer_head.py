@@ -1,0 +1,117 @@
+"""The trainer with the head inside the loss (its default) is the trainer on logits, but for rounding."""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training import objective as objective_module
+from humanline_fused.training.recorder import LogitsRecorder
+from tests.tiny_model import losses, records, tiny_model, tiny_trainer, trained
+
+# Plain gradient descent: Adam would divide a gradient that is nothing but rounding by itself.
+DESCENT: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1}
+CLOCK = ("runtime", "per_second")
+# Both ways add up the same products, perhaps in another order: float32 roundings of a metric, which is a sum of at most
+# six tokens' log-probs of a few nats each ...
+ROUNDING = 16 * torch.finfo(torch.float32).eps
+# ... and of six steps' gradients, of norm 1 at most (max_grad_norm).
+DRIFT = 6 * DESCENT["learning_rate"] * ROUNDING
+
+
+def numbers(trainer: HumanlineTrainer) -> torch.Tensor:
+    """Every number of the log that does not depend on the clock."""
+    lines = trainer.state.log_history
+    return torch.tensor([v for line in lines for k, v in sorted(line.items()) if not k.endswith(CLOCK)])
+
+
+def weights(trainer: HumanlineTrainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
+
+
+def check_that_they_agree(fused: HumanlineTrainer, logits: HumanlineTrainer) -> None:
+    assert (fused.args.head, logits.args.head) == ("fused", "logits")
+    torch.testing.assert_close(numbers(fused), numbers(logits), rtol=ROUNDING, atol=ROUNDING)
+    torch.testing.assert_close(weights(fused), weights(logits), rtol=0, atol=DRIFT)
+    assert len(set(losses(fused))) == 6
+
+
+@pytest.mark.parametrize("reference", ["lookahead", "copy", "frozen"])
+def test_losses_metrics_evaluations_and_weights_are_those_of_the_logits(tmp_path: Path, objective: str, reference: str):
+    settings: dict[str, Any] = {"objective": objective, "reference": reference, "sync_every": 2, **DESCENT}
+    settings |= {"eval_dataset": records(objective, 8, seed=5), "eval_strategy": "steps", "eval_steps": 3}
+    runs = [trained(tmp_path / head, **settings, **given) for head, given in HEADS.items()]
+    check_that_they_agree(*runs)
+
+
+HEADS: dict[str, dict[str, Any]] = {"fused": {}, "logits": {"head": "logits"}}
+
+
+def adapted() -> Any:
+    torch.manual_seed(1)
+    return peft.get_peft_model(tiny_model(), peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["v_proj"]))
+
+
+def test_lora_on_the_body_trains_as_on_logits(tmp_path: Path):
+    fused, logits = (trained(tmp_path / head, model=adapted(), **DESCENT, **given) for head, given in HEADS.items())
+    check_that_they_agree(fused, logits)
+    copied = trained(tmp_path / "copied", model=adapted(), reference="copy", **DESCENT)
+    assert losses(copied) == losses(fused)
+    assert torch.equal(weights(copied), weights(fused))
+
+
+def test_under_mixed_precision_the_first_step_compares_the_policy_with_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    outputs: list[Any] = []
+    report = objective_module.report
+    monkeypatch.setattr(
+        objective_module, "report", lambda batch, out, mask: outputs.append(out) or report(batch, out, mask)
+    )
+    for reference in ("lookahead", "copy"):
+        trained(tmp_path / reference, reference=reference, bf16=True, max_steps=2)
+    for out in outputs[::2]:
+        assert torch.equal(out.logp, out.ref_logp)
+    assert torch.equal(outputs[1].logp, outputs[3].logp)
+    assert not torch.equal(outputs[1].logp, outputs[1].ref_logp)
+    exact = trained(tmp_path / "exact", max_steps=1)
+    assert outputs[0].logp.dtype == torch.float32
+    assert losses(exact) == [pytest.approx(0.6931, abs=1e-4)]
+
+
+class Products(TrainerCallback):
+    """What the head of the model returned, by type."""
+
+    def __init__(self) -> None:
+        self.seen: list[type] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        kwargs["model"].lm_head.register_forward_hook(lambda *call: self.seen.append(type(call[2])))
+
+
+def test_logits_exist_for_the_probe_alone(tmp_path: Path):
+    products = Products()
+    trained(tmp_path, objective="kto", callbacks=[products], eval_dataset=records("kto", 4, 5))
+    assert products.seen[0] is torch.Tensor
+    assert set(products.seen[1:]) == {LogitsRecorder}
+
+
+def test_the_rows_that_count_are_listed_on_the_cpu_before_the_batch_leaves_it(tmp_path: Path, objective: str):
+    trainer = tiny_trainer(tmp_path, objective=objective)
+    for kind in ("", "kl_") if objective == "kto" else ("",):
+        (batch,) = trainer._window(0)
+        length = batch[f"{kind}input_ids"].shape[1]
+        counted = batch[f"{kind}completion_mask"].nonzero().tolist()
+        assert batch[f"{kind}rows"].tolist() == [b * length + t - 1 for b, t in counted]
+
+
+def test_a_head_that_does_not_fit_is_refused_before_anything_is_written_unless_logits_are_asked_for(tmp_path: Path):
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "lm_head"])
+    with pytest.raises(ValueError, match=r"adapter on the head.*head='logits' \(--head logits\)"):
+        tiny_trainer(tmp_path / "run", model=peft.get_peft_model(tiny_model(), config))
+    assert not (tmp_path / "run").exists()
+    assert len(losses(trained(tmp_path / "run", model=peft.get_peft_model(tiny_model(), config), head="logits"))) == 6
