@@ -109,9 +109,13 @@ class Case:
         """What no implementation can do without: ``floor_bytes`` or ``floor_flops`` of a row."""
         raise NotImplementedError
 
-    def prepared(self, batch: Any) -> tuple[Any, Callable[[], object]]:
-        """The batch that this case is measured on, and what puts it right again before each call."""
-        raise NotImplementedError
+    def inputs(self, batch: Any) -> Any:
+        """What this case makes of a batch before anything is compared."""
+        return batch
+
+    def writable(self, batch: Any) -> tuple[Any, Callable[[], object]]:
+        """The inputs that a call may write over, and what puts them right again before each call."""
+        return batch, lambda: None
 
     def leaves(self, mode: Mode, batch: Any) -> tuple[Any, tuple[Tensor, ...]]:
         """The batch with a graph, and its tensors whose gradients are asked for."""

@@ -57,13 +57,14 @@ def compare(case: Case, mode: Mode, batch: Inputs, providers: Sequence[Provider]
     Where one launch is asked for and two are made, nobody is timed: it would be another case under this one's name.
     """
     device = batch.scores.device
-    inputs, restore = case.prepared(batch)
+    batch = case.inputs(batch)
     providers = [provider for provider in providers if case.name in provider.cases]
     skipped: list[Row] = []
     if isinstance(case, LogitsCase) and case.one_launch and not fits_one_launch(batch.scores):
         skipped = [replace(_row(p, case, mode, batch), note=TWO_LAUNCHES) for p in providers if p.name == OURS]
         providers = [provider for provider in providers if not provider.timed]
-    rows = _checked(case, mode, inputs, restore, providers)
+    rows = _checked(case, mode, batch, providers)
+    inputs, restore = case.writable(batch)
     calls = {
         provider: Call(partial(provider.answer, case, mode, inputs), prepare=restore)
         for provider, row in rows.items()
@@ -77,19 +78,18 @@ def compare(case: Case, mode: Mode, batch: Inputs, providers: Sequence[Provider]
     return [*skipped, *rows.values()]
 
 
-def _checked(
-    case: Case, mode: Mode, inputs: Inputs, restore: Callable[[], object], providers: Sequence[Provider]
-) -> dict[Provider, Row]:
+def _checked(case: Case, mode: Mode, batch: Inputs, providers: Sequence[Provider]) -> dict[Provider, Row]:
     """Each provider's errors, and a note unless it is to be timed, or is timed with one."""
-    exact = inputs.exact()
+    exact = batch.exact()
     truth = oracle(case, mode, exact)
+    inputs, restore = case.writable(exact)
     gradients = gradient_limit(case, exact.scores.dtype)
     rows: dict[Provider, Row] = {}
     for provider in providers:
-        row = _row(provider, case, mode, inputs)
+        row = _row(provider, case, mode, batch)
         try:
             restore()
-            value, gradient = truth.errors(provider.answer(case, mode, exact))
+            value, gradient = truth.errors(provider.answer(case, mode, inputs))
         except Exception as error:  # a peer that runs out of memory, or that does not compile here
             rows[provider] = replace(row, note=first_line(error))
             continue

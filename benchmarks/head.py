@@ -10,7 +10,6 @@ touches the logits (:meth:`HeadBatch.exact`), and times are taken on random numb
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
@@ -121,8 +120,8 @@ class HeadCase(Case):
         V, H = batch.weight.shape
         return {"floor_flops": self.units[mode] * 2 * batch.counted * H * V}
 
-    def prepared(self, batch: HeadBatch) -> tuple[HeadBatch, Callable[[], object]]:
-        return batch.peaked() if self.is_peaked else batch, lambda: None
+    def inputs(self, batch: HeadBatch) -> HeadBatch:
+        return batch.peaked() if self.is_peaked else batch
 
     def leaves(self, mode: Mode, batch: HeadBatch) -> tuple[HeadBatch, tuple[Tensor, ...]]:
         hidden, weight = batch.hidden.detach().requires_grad_(), batch.weight.detach()

@@ -87,8 +87,7 @@ class LogitsCase(Case):
         rows = passes.reads * batch.counted + passes.writes * batch.loss_mask.numel()
         return {"floor_bytes": rows * batch.logits.shape[-1] * batch.logits.itemsize}
 
-    def prepared(self, batch: Batch) -> tuple[Batch, Callable[[], object]]:
-        """What is written over its logits gets them anew."""
+    def writable(self, batch: Batch) -> tuple[Batch, Callable[[], object]]:
         if not self.inplace_gradient:
             return batch, lambda: None
         inputs = replace(batch, logits=batch.logits.clone())

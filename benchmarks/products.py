@@ -1,6 +1,6 @@
 """What the matrix units give at best: the products of a case on hidden states, for the rows that count.
 
-Nothing else: no chunks, no softmax, no gathering of rows: each product is one ``torch.mm`` into memory that is there already.
+Nothing else: no chunks, no softmax, no gathering of rows. The logits' memory is there already.
 """
 
 from collections.abc import Callable

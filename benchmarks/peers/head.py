@@ -1,8 +1,8 @@
 """The lm_head's product and the loss on it, as others compute them without [B, T, V] logits.
 
 TRL, cut-cross-entropy and torch give log-probs of targets; the losses around them are HALOs' formulas, and each gets
-the rows that count picked out, as TRL's trainers do on a GPU. Liger gives whole losses, which know no clamp, and multiplies
-every row.
+the rows that count picked out, as TRL's trainers do on a GPU. Liger gives whole losses, which know no clamp, and
+multiplies every row.
 """
 
 import sys
