@@ -1,125 +1,127 @@
-"""What is compared: one registry, for ``python -m benchmarks`` and for pytest-benchmark.
+"""What a case is, and what every loss takes, whether on logits (``logits.py``) or on hidden states (``head.py``)."""
 
-The same answer means: the value (``logp`` or the loss) and dlogits within a rounding of the float64 answer
-(the limits in ``compare.py``). A case's floor is the bytes that no implementation can do without.
-"""
-
-import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 
 LOG_EPSILON = 1.5
 MASKED_SHARE = 0.3
-SOFTCAP = 30.0
-"""Of Gemma's final logits."""
 
 Settings = dict[str, float]
-Mode = Literal["nograd", "full"]
-"""The value alone under ``torch.no_grad()``, or forward and backward."""
+Mode = Literal["nograd", "frozen", "full"]
+"""The value alone under ``torch.no_grad()``; forward and backward with a head that is not trained; or with all."""
 
-MODES: tuple[Mode, ...] = ("nograd", "full")
+MODES: tuple[Mode, ...] = ("nograd", "frozen", "full")
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What a loss on logits takes, for every objective; the tests' batches are of this kind too."""
+class Targets:
+    """What a loss takes beside its scores, for every objective.
 
-    logits: Tensor
-    ref_logits: Tensor
+    Attributes:
+        target_ids: [B, T], int64.
+        loss_mask: [B, T], bool.
+        desirable: [B], bool.
+        advantages: [B], at least float32.
+    """
+
     target_ids: Tensor
     loss_mask: Tensor
     desirable: Tensor
     advantages: Tensor
 
-    def to(self, dtype: torch.dtype) -> "Batch":
-        """The same batch with logits in ``dtype``, and advantages in it too, but never below float32."""
-        return replace(
-            self,
-            logits=self.logits.detach().to(dtype),
-            ref_logits=self.ref_logits.to(dtype),
-            advantages=self.advantages.to(torch.promote_types(dtype, torch.float32)),
-        )
+    @property
+    def counted(self) -> int:
+        """How many rows count."""
+        return int(self.loss_mask.sum())
 
 
-@dataclass(frozen=True)
-class Passes:
-    """Over [N, V]: reads of the rows that count, and writes of every row (dlogits is written whole)."""
+def random_targets(B: int, T: int, V: int, generator: torch.Generator, masked: float) -> dict[str, Tensor]:
+    """The fields of :class:`Targets`. A ``masked`` share of the rows does not count, and no last row does: a causal
+    model's last row has no target."""
+    device = generator.device
+    loss_mask = torch.rand(B, T, generator=generator, device=device) >= masked
+    loss_mask[:, -1] = False
+    return {
+        "loss_mask": loss_mask,
+        "target_ids": torch.randint(0, V, (B, T), generator=generator, device=device),
+        "desirable": torch.arange(B, device=device) % 2 == 0,
+        "advantages": torch.randn(B, generator=generator, device=device),
+    }
 
-    reads: int
-    writes: int
+
+class Inputs(Protocol):
+    """What a comparison asks of either kind of batch.
+
+    Attributes:
+        shape: B, T, V, and H where there are hidden states.
+        scores: the tensor whose dtype and device are the batch's.
+    """
+
+    @property
+    def target_ids(self) -> Tensor: ...
+    @property
+    def loss_mask(self) -> Tensor: ...
+    @property
+    def desirable(self) -> Tensor: ...
+    @property
+    def advantages(self) -> Tensor: ...
+    @property
+    def counted(self) -> int: ...
+    @property
+    def shape(self) -> dict[str, int]: ...
+    @property
+    def scores(self) -> Tensor: ...
+
+    def exact(self) -> Self:
+        """The batch whose answers are compared: of the same shape and dtype, with logits that no rounding touches."""
+        ...
 
 
 @dataclass(frozen=True)
 class Case:
-    """One operation on logits.
+    """One operation.
 
     Attributes:
         operation: ``"logp"`` (its gradient for dlogp = the advantages), ``"dpo"``, ``"kto"`` or ``"grpo"``.
-        passes: the floor, for each mode that is worth a comparison.
         log_epsilon: humanline's bounds are ±this.
     """
 
     name: str
     operation: str
-    passes: dict[Mode, Passes]
     settings: Settings
     log_epsilon: float = LOG_EPSILON
     softcap: float | None = None
-    inplace_gradient: bool = False
-    one_launch: bool = False
 
     @property
     def has_reference(self) -> bool:
         return self.operation != "logp"
 
     @property
-    def by_default(self) -> "Case":
-        """The same operation without what a caller has to opt into."""
-        return replace(self, inplace_gradient=False, one_launch=False)
+    def modes(self) -> tuple[Mode, ...]:
+        """Those that are worth a comparison."""
+        raise NotImplementedError
 
-    def floor_bytes(self, mode: Mode, batch: Batch) -> int:
-        passes = self.passes[mode]
-        rows = passes.reads * int(batch.loss_mask.sum()) + passes.writes * batch.loss_mask.numel()
-        return rows * batch.logits.shape[-1] * batch.logits.itemsize
+    def floor(self, mode: Mode, batch: Any) -> dict[str, int]:
+        """What no implementation can do without: ``floor_bytes`` or ``floor_flops`` of a row."""
+        raise NotImplementedError
+
+    def inputs(self, batch: Any) -> Any:
+        """What this case makes of a batch before anything is compared."""
+        return batch
+
+    def writable(self, batch: Any) -> tuple[Any, Callable[[], object]]:
+        """The inputs that a call may write over, and what puts them right again before each call."""
+        return batch, lambda: None
+
+    def leaves(self, mode: Mode, batch: Any) -> tuple[Any, tuple[Tensor, ...]]:
+        """The batch with a graph, and its tensors whose gradients are asked for."""
+        raise NotImplementedError
 
 
-POLICY: dict[Mode, Passes] = {"nograd": Passes(1, 0), "full": Passes(2, 1)}
-BOTH_MODELS: dict[Mode, Passes] = {"nograd": Passes(2, 0), "full": Passes(3, 1)}
+DPO: Settings = {"beta": 0.1}
+KTO: Settings = {"beta": 0.1, "kl": 0.2}
 GRPO: Settings = {"beta": 0.01, "epsilon": 0.2}
-
-CASES = {
-    case.name: case
-    for case in (
-        Case("logp", "logp", POLICY, {}),
-        Case("logp_softcap", "logp", POLICY, {}, softcap=SOFTCAP),
-        Case("dpo", "dpo", BOTH_MODELS, {"beta": 0.1}),
-        Case("dpo_inplace", "dpo", {"full": Passes(3, 1)}, {"beta": 0.1}, inplace_gradient=True),
-        Case("kto", "kto", BOTH_MODELS, {"beta": 0.1, "kl": 0.2}),
-        Case("grpo", "grpo", BOTH_MODELS, GRPO),
-        Case("grpo_one_launch", "grpo", {"full": Passes(2, 1)}, GRPO, one_launch=True),
-        Case("grpo_unclamped", "grpo", BOTH_MODELS, GRPO, log_epsilon=math.inf),
-    )
-}
-
-
-def make_batch(B: int, T: int, V: int, dtype: torch.dtype, device: torch.device, masked: float = MASKED_SHARE) -> Batch:
-    """Random logits and a reference near them. A ``masked`` share of the rows does not count, and no last row does:
-    a causal model's last row has no target."""
-    generator = torch.Generator(device).manual_seed(0)
-    logits = torch.randn(B, T, V, generator=generator, device=device)
-    noise = torch.randn(B, T, V, generator=generator, device=device)
-    ref_logits = noise.mul_(0.5).add_(logits, alpha=2).to(dtype)
-    del noise
-    loss_mask = torch.rand(B, T, generator=generator, device=device) >= masked
-    loss_mask[:, -1] = False
-    return Batch(
-        logits=logits.mul_(2).to(dtype),
-        ref_logits=ref_logits,
-        target_ids=torch.randint(0, V, (B, T), generator=generator, device=device),
-        loss_mask=loss_mask,
-        desirable=torch.arange(B, device=device) % 2 == 0,
-        advantages=torch.randn(B, generator=generator, device=device),
-    )

@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from benchmarks.cases import Batch, Case, Mode
+from benchmarks.cases import Mode
+from benchmarks.logits import Batch, LogitsCase
 
 TILES = (
     {"BLOCK": 2048, "TILES": 4, "num_warps": 8},
@@ -65,7 +66,7 @@ def copy_kernel(
         tl.store(dlogits_ptr + word, total, mask=word < num_written)
 
 
-def ceilings(case: Case, mode: Mode, batch: Batch) -> list[Callable[[], Tensor]]:
+def ceilings(case: LogitsCase, mode: Mode, batch: Batch) -> list[Callable[[], Tensor]]:
     """One call for each of :data:`TILES`, with the launches of the case: forward, then backward, or both in one."""
     policy, reference = _words(batch.logits), _words(batch.ref_logits)
     row_bytes = batch.logits.shape[-1] * batch.logits.itemsize

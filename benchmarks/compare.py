@@ -1,7 +1,7 @@
 """One comparison: answers first, then times in turns, then memory."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,78 +9,98 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Batch, Case, Mode
+from benchmarks.cases import Case, Inputs, Mode
+from benchmarks.head import HeadCase
+from benchmarks.logits import LogitsCase
 from benchmarks.measure import Call, Times, first_line, give_back_memory, interleaved_times, peak_bytes
-from benchmarks.oracle import Oracle
+from benchmarks.oracle import oracle
 from benchmarks.providers import OURS, Provider
 from benchmarks.results import Row
 
 LARGEST_LOGP = 32.0
-"""Nats; of the log-probs that :func:`benchmarks.cases.make_batch` gives rise to."""
+"""Nats; of the log-probs that :func:`benchmarks.logits.make_batch` gives rise to, and that of hidden states does."""
 
 VALUE_LIMIT = 1e-5
 """Relative error that a right value may have: a log-ratio is ten times smaller than its log-probs, which are rounded to
 1e-6."""
 
 
-def gradient_limit(dtype: torch.dtype) -> float:
-    """Relative error that a right dlogits may have, in the targets' columns and in all others.
+ROUNDINGS = 3
+"""In the dtype of the hidden states on the way to a gradient: of dlogits, of the side that is scaled, of the sum."""
+
+
+def gradient_limit(case: Case, dtype: torch.dtype) -> float:
+    """Relative error that a right gradient may have, in each of the parts that the oracle compares.
 
     An entry is rounded to half a unit in its last place, which beside the smallest number of that exponent is eps / 2
-    (all targets of a batch may be such). A softmax has the absolute error of its exponent, which is a logit less lse:
-    in float32 each of the two is rounded to at most eps / 2 of the largest log-prob.
+    (all targets of a batch may be such); behind a product it was so up to :data:`ROUNDINGS` times. A softmax has the
+    absolute error of its exponent, which is a logit less lse: in float32 each of the two is rounded to at most eps / 2
+    of the largest log-prob.
     """
-    return torch.finfo(dtype).eps / 2 + LARGEST_LOGP * torch.finfo(torch.float32).eps
+    roundings = ROUNDINGS if isinstance(case, HeadCase) else 1
+    return roundings * torch.finfo(dtype).eps / 2 + LARGEST_LOGP * torch.finfo(torch.float32).eps
 
+
+APPROXIMATE_LIMIT = 0.5
+"""Relative error beyond which an approximation is of something else."""
 
 WRONG, CHECKED, HOST_BOUND = "wrong answer", "checked, not timed", "host-bound"
+APPROXIMATE = "approximate answer"
 TWO_LAUNCHES = "two launches here"
-FINAL = {"", WRONG, CHECKED, HOST_BOUND, TWO_LAUNCHES}
+FINAL = {"", WRONG, CHECKED, HOST_BOUND, APPROXIMATE, f"{APPROXIMATE}, {HOST_BOUND}", TWO_LAUNCHES}
 """Notes that another try would not change; all others are errors."""
 
 
-def compare(case: Case, mode: Mode, batch: Batch, providers: Sequence[Provider], repeats: int) -> list[Row]:
+def compare(case: Case, mode: Mode, batch: Inputs, providers: Sequence[Provider], repeats: int) -> list[Row]:
     """One row for each provider that stands for the case. Whose answer is wrong, or missing, gets no time.
 
     Where one launch is asked for and two are made, nobody is timed: it would be another case under this one's name.
     """
-    device = batch.logits.device
-    inputs, restore = batch, _nothing
-    if case.inplace_gradient:
-        inputs = replace(batch, logits=batch.logits.clone())
-        restore = partial(inputs.logits.copy_, batch.logits)
+    device = batch.scores.device
+    batch = case.inputs(batch)
     providers = [provider for provider in providers if case.name in provider.cases]
     skipped: list[Row] = []
-    if case.one_launch and not fits_one_launch(batch.logits):
+    if isinstance(case, LogitsCase) and case.one_launch and not fits_one_launch(batch.scores):
         skipped = [replace(_row(p, case, mode, batch), note=TWO_LAUNCHES) for p in providers if p.name == OURS]
         providers = [provider for provider in providers if not provider.timed]
-    oracle = Oracle(case, mode, batch)
-    limits = VALUE_LIMIT, gradient_limit(batch.logits.dtype)
-    calls: dict[Provider, Call] = {}
+    rows = _checked(case, mode, batch, providers)
+    inputs, restore = case.writable(batch)
+    calls = {
+        provider: Call(partial(provider.answer, case, mode, inputs), prepare=restore)
+        for provider, row in rows.items()
+        if row.note in ("", APPROXIMATE)
+    }
+    times, ceiling_ms = _times(case, mode, inputs, calls, repeats)
+    for provider, taken in times.items():
+        figures = _figures(calls[provider], taken, ceiling_ms, device)
+        figures["note"] = ", ".join(filter(None, (rows[provider].note, figures["note"])))
+        rows[provider] = replace(rows[provider], **figures)
+    return [*skipped, *rows.values()]
+
+
+def _checked(case: Case, mode: Mode, batch: Inputs, providers: Sequence[Provider]) -> dict[Provider, Row]:
+    """Each provider's errors, and a note unless it is to be timed, or is timed with one."""
+    exact = batch.exact()
+    truth = oracle(case, mode, exact)
+    inputs, restore = case.writable(exact)
+    gradients = gradient_limit(case, exact.scores.dtype)
     rows: dict[Provider, Row] = {}
     for provider in providers:
-        answer = partial(provider.answer, case, mode, inputs)
         row = _row(provider, case, mode, batch)
         try:
             restore()
-            row = replace(row, **dict(zip(("value_error", "gradient_error"), oracle.errors(answer()), strict=True)))
+            value, gradient = truth.errors(provider.answer(case, mode, inputs))
         except Exception as error:  # a peer that runs out of memory, or that does not compile here
             rows[provider] = replace(row, note=first_line(error))
             continue
         finally:
-            give_back_memory(device)
-        wrong = any(
-            not error <= limit
-            for error, limit in zip((row.value_error, row.gradient_error), limits, strict=True)
-            if error is not None
-        )
-        rows[provider] = replace(row, note=WRONG if wrong else "" if provider.timed else CHECKED)
-        if not rows[provider].note:
-            calls[provider] = Call(answer, prepare=restore)
-    times, ceiling_ms = _times(case, mode, inputs, calls, repeats)
-    for provider, taken in times.items():
-        rows[provider] = replace(rows[provider], **_figures(calls[provider], taken, ceiling_ms, device))
-    return [*skipped, *rows.values()]
+            give_back_memory(exact.scores.device)
+        note = "" if provider.timed else CHECKED
+        if not (value <= VALUE_LIMIT and (gradient or 0) <= gradients):
+            near = value <= APPROXIMATE_LIMIT and (gradient or 0) <= APPROXIMATE_LIMIT
+            note = APPROXIMATE if provider.approximate and near else WRONG
+        rows[provider] = replace(row, value_error=value, gradient_error=gradient, note=note)
+    return rows
 
 
 def _figures(call: Call, taken: Times | str, ceiling_ms: float | None, device: torch.device) -> dict[str, Any]:
@@ -107,36 +127,41 @@ def fits_one_launch(logits: Tensor) -> bool:
     return num_programs(logits) > 0
 
 
-def _nothing() -> None:
-    pass
-
-
-def _row(provider: Provider, case: Case, mode: Mode, batch: Batch) -> Row:
-    B, T, V = batch.logits.shape
+def _row(provider: Provider, case: Case, mode: Mode, batch: Inputs) -> Row:
+    sizes: dict[str, Any] = {**batch.shape, **case.floor(mode, batch)}
     return Row(
         case=case.name,
         mode=mode,
         provider=provider.name,
-        B=B,
-        T=T,
-        V=V,
-        dtype=str(batch.logits.dtype).removeprefix("torch."),
-        rows=int(batch.loss_mask.sum()),
-        floor_bytes=case.floor_bytes(mode, batch),
+        dtype=str(batch.scores.dtype).removeprefix("torch."),
+        rows=batch.counted,
+        **sizes,
     )
 
 
 def _times(
-    case: Case, mode: Mode, inputs: Batch, calls: dict[Provider, Call], repeats: int
+    case: Case, mode: Mode, inputs: Any, calls: dict[Provider, Call], repeats: int
 ) -> tuple[dict[Provider, Times | str], float | None]:
-    """Of each provider, and the ceiling's milliseconds, measured in the same turns; no ceiling without a GPU."""
-    device = inputs.logits.device
+    """Of each provider, and the ceiling's milliseconds, measured in the same turns."""
+    device = inputs.scores.device
     ceiling_calls: list[Call] = []
-    if device.type == "cuda" and calls:
-        from benchmarks.ceilings import ceilings
-
+    if calls:
         with contextlib.suppress(torch.OutOfMemoryError):
-            ceiling_calls = [Call(launches) for launches in ceilings(case, mode, inputs)]
+            ceiling_calls = [Call(work) for work in _ceilings(case, mode, inputs)]
     times = interleaved_times([*calls.values(), *ceiling_calls], repeats, device)
     ceiling_ms = min((taken.median for taken in times[len(calls) :] if isinstance(taken, Times)), default=None)
     return dict(zip(calls, times, strict=False)), ceiling_ms
+
+
+def _ceilings(case: Case, mode: Mode, inputs: Any) -> list[Callable[[], Tensor]]:
+    """Ways to do the least that the case has to; of loads and stores there are none without a GPU."""
+    if isinstance(case, HeadCase):
+        from benchmarks.products import bare_products
+
+        return bare_products(case, mode, inputs)
+    if inputs.scores.device.type != "cuda":
+        return []
+    from benchmarks.ceilings import ceilings
+
+    assert isinstance(case, LogitsCase)
+    return ceilings(case, mode, inputs)

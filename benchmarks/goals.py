@@ -1,4 +1,4 @@
-"""What the kernels are meant to reach on a GPU, beside what was measured."""
+"""What is meant to be reached, beside what was measured: on logits here, on hidden states in ``head_goals.py``."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ class Goal:
         bound: it has to be at least this, or at most this if ``at_most``.
         form: how the two are printed.
         vocabularies: the goal holds for V in this range.
+        nothing_masked: it holds only where every row counts that has a target.
     """
 
     name: str
@@ -28,6 +29,11 @@ class Goal:
     form: str = ".0%"
     at_most: bool = False
     vocabularies: range = range(LARGEST + 1)
+    nothing_masked: bool = False
+
+    def holds_for(self, row: Row) -> bool:
+        """Whether it says something of the row's shape."""
+        return row.V in self.vocabularies and not (self.nothing_masked and row.rows < row.B * (row.T - 1))
 
     def cells(self, figures: Figures) -> tuple[str, str, str]:
         """What was measured, the goal, and whether it was met."""
@@ -111,14 +117,15 @@ GOALS = (
 HEADER = ("goal", "V", "rows", "measured", "wanted", "")
 
 
-def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def table(rows: Sequence[Row], goals: Sequence[Goal] = GOALS) -> list[tuple[str, ...]]:
     """Every goal at every shape that was measured."""
-    shapes: dict[tuple[int, int], Figures] = {}
+    shapes: dict[tuple[int | None, ...], list[Row]] = {}
     for row in rows:
-        shapes.setdefault((row.V, row.rows), {})[row.case, row.mode, row.provider] = row
+        shapes.setdefault((row.V, row.H, row.rows), []).append(row)
+    figures = [(alike[0], {(row.case, row.mode, row.provider): row for row in alike}) for alike in shapes.values()]
     return [
-        (goal.name, str(V), str(num_rows), *goal.cells(figures))
-        for goal in GOALS
-        for (V, num_rows), figures in shapes.items()
-        if V in goal.vocabularies
+        (goal.name, str(row.V), str(row.rows), *goal.cells(of_shape))
+        for goal in goals
+        for row, of_shape in figures
+        if goal.holds_for(row)
     ]

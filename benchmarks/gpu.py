@@ -1,6 +1,7 @@
 """``python -m benchmarks gpu``: everything that belongs on a GPU, in parts that can be taken up again.
 
-A part is one vocabulary; its comparisons are every case in every mode, and its file grows by one comparison at a time.
+A part is one vocabulary, on logits or on hidden states; its comparisons are every case of that kind in every mode (or
+those that ``--case`` names), and its file grows by one comparison at a time.
 What the file holds, of the same source, providers and repeats on the same machine, is not measured again, unless
 somebody ran out of memory or failed. A part begins no comparison after its seventh minute, and is taken up there by the
 same command. Needs torch, triton, transformers and this tree (``PYTHONPATH=.:kernels`` where nothing is installed), and
@@ -24,18 +25,21 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import goals
-from benchmarks.cases import CASES, MASKED_SHARE, Mode, make_batch
+from benchmarks import goals, head_goals
+from benchmarks.cases import MASKED_SHARE, Inputs, Mode
 from benchmarks.compare import FINAL, WRONG, compare
-from benchmarks.peers import use_wheels
+from benchmarks.head import HEAD_CASES, make_head_batch
+from benchmarks.logits import LOGITS_CASES, make_batch
+from benchmarks.peers.installed import use_wheels
 from benchmarks.providers import KEYS, Provider, available, sources
+from benchmarks.registry import CASES
 from benchmarks.results import (
-    HEADER,
     ROOT,
     Row,
     append_rows,
     drop_rows,
     environment,
+    filled,
     machine,
     machine_with_cache,
     read_csv,
@@ -45,22 +49,46 @@ from benchmarks.static.report import columns
 
 B, T = 8, 1024
 TOY_B, TOY_T, TOY_FACTOR = 4, 6, 64
-"""At toy size a vocabulary is this many times smaller, and as odd or even as it was."""
+"""At toy size V and H are this many times smaller, and as odd or even as they were."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One vocabulary."""
+    """One vocabulary; on hidden states where there is an H, else on logits."""
 
     V: int
     masked: float = 0.0
+    H: int | None = None
 
     @property
     def name(self) -> str:
-        return f"v{self.V}" + ("-masked" if self.masked else "")
+        return ("head-" if self.H else "") + f"v{self.V}" + ("-masked" if self.masked else "")
+
+    @property
+    def cases(self) -> list[str]:
+        return list(HEAD_CASES if self.H else LOGITS_CASES)
+
+    def batch(self, device: torch.device, toy: bool) -> Inputs:
+        factor, (rows, tokens) = (TOY_FACTOR, (TOY_B, TOY_T)) if toy else (1, (B, T))
+        common = torch.bfloat16, device, self.masked
+        if self.H:
+            return make_head_batch(rows, tokens, self.V // factor, self.H // factor, *common)
+        return make_batch(rows, tokens, self.V // factor, *common)
 
 
-PARTS = (Part(32000), Part(50257), Part(128256), Part(128256, MASKED_SHARE), Part(151936), Part(256000))
+H = 4096
+PARTS = (
+    Part(32000),
+    Part(50257),
+    Part(128256),
+    Part(128256, MASKED_SHARE),
+    Part(151936),
+    Part(256000),
+    Part(128256, H=H),
+    Part(128256, MASKED_SHARE, H),
+    Part(151936, H=H),
+    Part(151936, MASKED_SHARE, H),
+)
 
 
 SAME = ("machine", "torch", "triton", "source", "repeats", "providers")
@@ -72,6 +100,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__)
     names = [part.name for part in PARTS]
     parser.add_argument("--part", nargs="+", choices=names, default=names, help="in this order; without it, all")
+    parser.add_argument("--case", nargs="+", choices=tuple(CASES), default=tuple(CASES), help="without it, all")
     parser.add_argument("--toy", action="store_true", help="on a CPU, to see the command run to its end")
     parser.add_argument("--wheels", type=Path, help="folder of pure-Python wheels of peers that are not installed")
     parser.add_argument("--results", type=Path, help="folder of the CSVs: benchmarks/results/, or a new one for a toy")
@@ -109,13 +138,20 @@ def main(arguments: list[str]) -> None:
         file = part_file(results, part, of_part, "cpu-toy" if toy else machine(device))
         print(f"\n{part.name}: {file.name}", flush=True)
         deadline = time.monotonic() + 60 * options.minutes
-        if not measure(part, file, providers, repeats, device, toy, deadline):
+        if not measure(part, file, providers, repeats, device, toy, deadline, options.case):
             incomplete.append(part.name)
         measured = read_csv(file)[1]
-        print(columns([HEADER, *(row.cells() for row in measured)]))
+        if measured:
+            print(columns(filled(measured)))
         rows += measured
     print(f"\nGoals of a GPU; {'none is measured at toy size' if toy else machine_with_cache(device)}\n")
-    print(columns([goals.HEADER, *goals.table([_without_times(row) for row in rows] if toy else rows)]))
+    judged = [_without_times(row) for row in rows] if toy else rows
+    for of_kind, wanted in (
+        ([row for row in judged if not row.H], goals.GOALS),
+        ([row for row in judged if row.H], head_goals.GPU),
+    ):
+        if of_kind:
+            print(columns([goals.HEADER, *goals.table(of_kind, wanted)]))
     wrong = [row for row in rows if row.provider.startswith("humanline_fused") and row.note not in FINAL - {WRONG}]
     for row in wrong:
         print(f"\n{row.provider}, {row.case} {row.mode}, V={row.V}: {row.note}")
@@ -133,20 +169,22 @@ def measure(
     device: torch.device,
     toy: bool,
     deadline: float,
+    cases: Sequence[str] = tuple(CASES),
 ) -> bool:
-    """Add to the file the comparisons that it lacks, or where somebody failed; whether it has them all now."""
+    """Add to the file the comparisons of these cases that it lacks, or where somebody failed; whether it has them all
+    now."""
     known = read_csv(file)[1]
     done = {(row.case, row.mode) for row in known} - {(row.case, row.mode) for row in known if row.note not in FINAL}
     missing: list[tuple[str, Mode]] = [
-        (case.name, mode)
-        for case in CASES.values()
-        for mode in case.passes
-        if (case.name, mode) not in done and any(case.name in provider.cases for provider in providers)
+        (name, mode)
+        for name in part.cases
+        if name in cases and any(name in provider.cases for provider in providers)
+        for mode in CASES[name].modes
+        if (name, mode) not in done
     ]
     if not missing:
         return True
-    shape = (TOY_B, TOY_T, part.V // TOY_FACTOR) if toy else (B, T, part.V)
-    batch = make_batch(*shape, torch.bfloat16, device, part.masked)
+    batch = part.batch(device, toy)
     for name, mode in missing:
         if time.monotonic() > deadline:
             return False

@@ -10,19 +10,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import peers
-from benchmarks.cases import CASES, Batch, Case, Mode
-from humanline_fused import HumanlineClamp, Logits, __version__, dpo_loss, grpo_loss, kto_loss, token_logp
+from benchmarks.cases import Case, Inputs, Mode
+from benchmarks.head import HEAD_CASES, HeadCase
+from benchmarks.logits import LOGITS_CASES, LogitsCase
+from benchmarks.peers import halos, head, installed, logits
+from benchmarks.registry import CASES
+from humanline_fused import (
+    HumanlineClamp,
+    LMHead,
+    Logits,
+    TokenLogp,
+    __version__,
+    dpo_loss,
+    grpo_loss,
+    kto_loss,
+    token_logp,
+)
+from humanline_fused.scores import Scores
 from humanline_fused.types import Impl
 
-Answer = tuple[Tensor, Tensor | None]
-"""The value ([] for a loss, [B, T] for ``logp``) and dlogits [B, T, V]; without the latter in mode ``nograd``."""
+Answer = tuple[Tensor, tuple[Tensor, ...]]
+"""The value ([] for a loss, [B, T] for ``logp``) and its gradients, of :meth:`benchmarks.cases.Case.leaves`; none in
+mode ``nograd``."""
 
-Value = Callable[[Case, Tensor, Batch], Tensor]
-"""The differentiable value of a case at these logits [B, T, V]."""
+Value = Callable[[Any, Any], Tensor]
+"""The differentiable value of a case on a batch of its kind."""
 
 EVERY_CASE = frozenset(CASES)
-OPT_IN = frozenset(name for name, case in CASES.items() if case != case.by_default)
+ON_LOGITS, ON_HIDDEN_STATES = frozenset(LOGITS_CASES), frozenset(HEAD_CASES)
+OPT_IN = frozenset(name for name, case in LOGITS_CASES.items() if case != case.by_default)
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,7 @@ class Provider:
         cases: names of the cases that it can answer.
         obstacle: why it cannot run on this device, or None.
         timed: False where only its answers mean something, as under Triton's interpreter.
+        approximate: its ``source`` says what it leaves out; it is timed beside its error.
     """
 
     key: str
@@ -45,41 +62,36 @@ class Provider:
     cases: frozenset[str]
     obstacle: Callable[[torch.device], str | None]
     timed: bool = True
+    approximate: bool = False
 
-    def answer(self, case: Case, mode: Mode, batch: Batch) -> Answer:
+    def answer(self, case: Case, mode: Mode, batch: Inputs) -> Answer:
         if mode == "nograd":
             with torch.no_grad():
-                return self.value(case, batch.logits, batch), None
-        logits = batch.logits.detach().requires_grad_()
-        if case.inplace_gradient:
-            logits = _ModelOutput.apply(logits)  # a gradient may be written over one, never over a leaf or its view
-        value = self.value(case, logits, batch)
-        (dlogits,) = torch.autograd.grad(value, logits, upstream(case, value, batch))
-        return value.detach(), dlogits
+                return self.value(case, batch), ()
+        inputs, leaves = case.leaves(mode, batch)
+        value = self.value(case, inputs)
+        return value.detach(), torch.autograd.grad(value, leaves, upstream(case, value, batch))
 
 
-class _ModelOutput(torch.autograd.Function):
-    """The same memory as what a model would have computed; a copy of it would be timed."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor) -> Tensor:
-        return logits.data
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Tensor:
-        return grad_outputs[0]
-
-
-def upstream(case: Case, value: Tensor, batch: Batch) -> Tensor:
+def upstream(case: Case, value: Tensor, batch: Inputs) -> Tensor:
     """The gradient that arrives at the value: 1 at a loss, each sequence's advantage at its log-probs."""
     if case.operation == "logp":
         return batch.advantages[:, None].expand(value.shape).to(value.dtype)
     return torch.ones_like(value)
 
 
-def ours(case: Case, logits: Tensor, batch: Batch, impl: Impl = "auto") -> Tensor:
-    policy = Logits(logits, softcap=case.softcap, inplace_gradient=case.inplace_gradient)
-    reference = Logits(batch.ref_logits, softcap=case.softcap)
+def _scores(case: Case, batch: Any) -> tuple[Scores, Scores]:
+    """Policy and reference."""
+    if isinstance(case, LogitsCase):
+        policy = Logits(batch.logits, softcap=case.softcap, inplace_gradient=case.inplace_gradient)
+        return policy, Logits(batch.ref_logits, softcap=case.softcap)
+    assert isinstance(case, HeadCase)
+    reference = TokenLogp(batch.ref_logp) if case.given else LMHead(batch.ref_hidden, batch.ref_weight)
+    return LMHead(batch.hidden, batch.weight), reference
+
+
+def ours(case: Case, batch: Inputs, impl: Impl = "auto") -> Tensor:
+    policy, reference = _scores(case, batch)
     ids, mask = batch.target_ids, batch.loss_mask
     clamp = HumanlineClamp(-case.log_epsilon, case.log_epsilon)
     settings: dict[str, Any] = {"clamp": clamp, "impl": impl, **case.settings}
@@ -91,13 +103,13 @@ def ours(case: Case, logits: Tensor, batch: Batch, impl: Impl = "auto") -> Tenso
         case "kto":
             return kto_loss(policy, reference, ids, mask, batch.desirable, **settings).loss
         case "grpo":
-            settings["one_launch"] = case.one_launch
+            settings["one_launch"] = isinstance(case, LogitsCase) and case.one_launch
             return grpo_loss(policy, reference, ids, mask, batch.advantages, **settings).loss
     raise KeyError(case.operation)
 
 
-def ours_by_default(case: Case, logits: Tensor, batch: Batch, impl: Impl = "auto") -> Tensor:
-    return ours(case.by_default, logits, batch, impl)
+def ours_by_default(case: LogitsCase, batch: Inputs) -> Tensor:
+    return ours(case.by_default, batch)
 
 
 def _anywhere(device: torch.device) -> None:
@@ -114,48 +126,79 @@ OURS, DEFAULT, HALOS, TRL = (
     "humanline_fused",
     "humanline_fused, by default",
     "eager, as HALOs",
-    f"TRL {peers.TRL_VERSION}",
+    f"TRL {installed.TRL_VERSION}",
 )
+LIGER = f"Liger {installed.LIGER_VERSION}"
+TRL_CHUNKED, LIGER_LINEAR = f"{TRL}, chunked", f"{LIGER}, fused linear"
+CCE, CCE_UNFILTERED = (
+    f"cut-cross-entropy {installed.CCE_VERSION}",
+    f"cut-cross-entropy {installed.CCE_VERSION}, unfiltered",
+)
+TORCH = "F.linear_cross_entropy"
 OUR_SOURCE = f"humanline_fused {__version__}"
-WITHOUT_SOFTCAP = EVERY_CASE - {"logp_softcap"}
+WITHOUT_SOFTCAP = ON_LOGITS - {"logp_softcap"}
+UNCLAMPED = frozenset({"grpo_unclamped"})
+HEAD_UNCLAMPED = frozenset({"head_dpo_unclamped", "head_grpo_unclamped"})
 
 PROVIDERS = (
-    Provider("halos", HALOS, peers.HALOS, peers.halos, EVERY_CASE, _anywhere),
+    Provider("halos", HALOS, halos.HALOS, halos.halos, EVERY_CASE, _anywhere),
     Provider(
         "compile",
         "torch.compile of it",
         f"torch {torch.__version__}",
-        peers.compiled_halos,
-        EVERY_CASE - OPT_IN,
-        peers.compile_obstacle,
+        halos.compiled_halos,
+        ON_LOGITS - OPT_IN,
+        installed.compile_obstacle,
     ),
-    Provider("trl", TRL, peers.TRL, peers.trl, WITHOUT_SOFTCAP, peers.trl_obstacle),
+    Provider("trl", TRL, logits.TRL, logits.trl, WITHOUT_SOFTCAP, logits.trl_obstacle),
+    Provider("liger", LIGER, logits.LIGER, logits.liger, UNCLAMPED, logits.liger_obstacle),
+    Provider("trl", TRL_CHUNKED, head.TRL, head.trl, ON_HIDDEN_STATES, head.trl_obstacle),
+    Provider("liger", LIGER_LINEAR, head.LIGER, head.liger, HEAD_UNCLAMPED, head.liger_obstacle),
     Provider(
-        "liger",
-        f"Liger {peers.LIGER_VERSION}",
-        peers.LIGER,
-        peers.liger,
-        frozenset({"grpo_unclamped"}),
-        peers.liger_obstacle,
+        "cce",
+        CCE,
+        head.CCE,
+        partial(head.cut_cross_entropy, filter_eps="high"),
+        ON_HIDDEN_STATES,
+        head.cce_obstacle,
+        approximate=True,
+    ),
+    Provider(
+        "cce",
+        CCE_UNFILTERED,
+        head.CCE_UNFILTERED,
+        partial(head.cut_cross_entropy, filter_eps=None),
+        ON_HIDDEN_STATES,
+        head.cce_obstacle,
+        approximate=True,
+    ),
+    Provider(
+        "torch",
+        TORCH,
+        head.TORCH,
+        head.torch_linear_cross_entropy,
+        ON_HIDDEN_STATES,
+        head.torch_obstacle,
+        approximate=True,
     ),
     Provider("ours", OURS, OUR_SOURCE, ours, EVERY_CASE, _anywhere),
     Provider("ours", DEFAULT, OUR_SOURCE, ours_by_default, OPT_IN, _anywhere),
     Provider(
         "trl",
         f"{TRL} (interpreter)",
-        peers.TRL,
-        partial(peers.trl, kernels=True),
+        logits.TRL,
+        partial(logits.trl, kernels=True),
         WITHOUT_SOFTCAP - OPT_IN,
-        lambda device: _interpreter(device) or peers.trl_obstacle(device),
+        lambda device: _interpreter(device) or logits.trl_obstacle(device),
         timed=False,
     ),
     Provider(
         "liger",
-        f"Liger {peers.LIGER_VERSION} (interpreter)",
-        peers.LIGER,
-        peers.liger,
-        frozenset({"grpo_unclamped"}),
-        lambda device: _interpreter(device) or peers.installed_obstacle("liger-kernel", peers.LIGER_VERSION),
+        f"{LIGER} (interpreter)",
+        logits.LIGER,
+        logits.liger,
+        UNCLAMPED,
+        lambda device: _interpreter(device) or installed.installed_obstacle("liger-kernel", installed.LIGER_VERSION),
         timed=False,
     ),
     Provider(

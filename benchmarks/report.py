@@ -8,7 +8,7 @@ name yet, the document says so.
 import re
 from pathlib import Path
 
-from benchmarks.results import HEADER, ROOT, Row, read_csv
+from benchmarks.results import ROOT, Row, filled, read_csv
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs/performance.md")
 BEGIN, END = "<!-- benchmarks: {} -->", "<!-- end of benchmarks -->"
@@ -44,14 +44,15 @@ def figures(file: Path, words: list[str]) -> str:
     """The rows as a table, without the columns that are the same or empty in all of them, and where they come from."""
     facts, rows = read_csv(file)
     rows = [row for row in rows if not words or {row.case, row.mode} <= set(words)]
-    cells = [row.cells() for row in rows]
-    kept = [i for i in range(len(HEADER)) if any(row[i] for row in cells) and not _is_the_only_mode(i, rows)]
-    table = [[row[i] for i in kept] for row in [HEADER, ("---",) * len(HEADER), *cells]]
+    header, *lines = filled(rows)
+    kept = [i for i, name in enumerate(header) if name != "mode" or len({row.mode for row in rows}) > 1]
+    table = [[line[i] for i in kept] for line in [header, ("---",) * len(header), *lines]]
     name = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
-    shapes = "; ".join(sorted({f"B={row.B} T={row.T} V={row.V}, {row.rows} rows count, {row.dtype}" for row in rows}))
+    shapes = "; ".join(sorted({_shape(row) for row in rows}))
     source = f"`{name}`: {facts['machine']}; torch {facts['torch']}; triton {facts['triton']}; {shapes}."
     return "\n".join([*(f"| {' | '.join(row)} |" for row in table), "", source])
 
 
-def _is_the_only_mode(column: int, rows: list[Row]) -> bool:
-    return HEADER[column] == "mode" and len({row.mode for row in rows}) == 1
+def _shape(row: Row) -> str:
+    hidden = f" H={row.H}" if row.H else ""
+    return f"B={row.B} T={row.T}{hidden} V={row.V}, {row.rows} rows count, {row.dtype}"

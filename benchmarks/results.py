@@ -25,10 +25,13 @@ class Row:
 
     Attributes:
         rows: how many of the B·T rows count.
-        floor_bytes: what the case has to read and write at least.
-        ceiling_ms: of the loads and stores alone, measured in the same turns; empty without a GPU.
-        peak_mib: the most that was held at once beyond the inputs, dlogits included.
-        value_error, gradient_error: relative, against float64; of ``logp`` or the loss, and of dlogits.
+        H: of the hidden states; empty on logits.
+        floor_bytes: what a case on logits has to read and write at least.
+        floor_flops: what a case on hidden states has to multiply and add at least.
+        ceiling_ms: of the loads and stores alone (empty without a GPU), or of the products alone, measured in the same
+            turns.
+        peak_mib: the most that was held at once beyond the inputs, gradients included.
+        value_error, gradient_error: relative, against float64; of ``logp`` or the loss, and of the gradients.
         note: why there are no figures, or what they have to be read with.
     """
 
@@ -40,7 +43,9 @@ class Row:
     V: int
     dtype: str
     rows: int
-    floor_bytes: int
+    H: int | None = None
+    floor_bytes: int | None = None
+    floor_flops: int | None = None
     ms_20: float | None = None
     ms_median: float | None = None
     ms_80: float | None = None
@@ -53,16 +58,25 @@ class Row:
     @property
     def gb_per_s(self) -> float | None:
         """The floor's bytes over the median: more passes than the floor's show as fewer GB/s."""
-        return None if self.ms_median is None else self.floor_bytes / self.ms_median / 1e6
+        return None if self.ms_median is None or not self.floor_bytes else self.floor_bytes / self.ms_median / 1e6
+
+    @property
+    def tflop_per_s(self) -> float | None:
+        """The floor's flops over the median: products beyond the floor's show as fewer TFLOP/s."""
+        return None if self.ms_median is None or not self.floor_flops else self.floor_flops / self.ms_median / 1e9
 
     @property
     def ceiling_share(self) -> float | None:
         return None if self.ms_median is None or self.ceiling_ms is None else self.ceiling_ms / self.ms_median
 
     @property
+    def itemsize(self) -> int:
+        return getattr(torch, self.dtype).itemsize
+
+    @property
     def logits_mib(self) -> float:
         """One [B, T, V] in the logits' dtype."""
-        return self.B * self.T * self.V * getattr(torch, self.dtype).itemsize / 2**20
+        return self.B * self.T * self.V * self.itemsize / 2**20
 
     def cells(self) -> tuple[str, ...]:
         def cell(value: float | None, form: str) -> str:
@@ -77,6 +91,7 @@ class Row:
             self.provider,
             ", ".join(filter(None, (times, self.note))),
             cell(self.gb_per_s, ".0f" if (self.gb_per_s or 0) >= 10 else ".1f"),
+            cell(self.tflop_per_s, ".0f" if (self.tflop_per_s or 0) >= 10 else ".2f"),
             cell(self.ceiling_share, ".0%"),
             cell(self.peak_mib, ".0f"),
             cell(self.value_error, ".0e"),
@@ -90,11 +105,19 @@ HEADER = (
     "provider",
     "ms, median (20-80 %)",
     "GB/s",
+    "TFLOP/s",
     "of ceiling",
     "peak MiB",
     "value error",
     "gradient error",
 )
+
+
+def filled(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The header and the rows' cells, without the columns that are empty in all of them."""
+    table = [HEADER, *(row.cells() for row in rows)]
+    kept = [i for i in range(len(HEADER)) if any(line[i] for line in table[1:])]
+    return [tuple(line[i] for i in kept) for line in table]
 
 
 def environment(device: torch.device, commit: str | None = None) -> dict[str, str]:
@@ -182,7 +205,10 @@ def drop_rows(path: Path, case: str, mode: str) -> None:
 
 
 COLUMNS = [field.name for field in fields(Row)]
-TEXTS, COUNTS = {"case", "mode", "provider", "dtype", "note"}, {"B", "T", "V", "rows", "floor_bytes"}
+TEXTS, COUNTS = (
+    {"case", "mode", "provider", "dtype", "note"},
+    {"B", "T", "V", "rows", "H", "floor_bytes", "floor_flops"},
+)
 
 
 def read_csv(path: Path) -> tuple[dict[str, str], list[Row]]:

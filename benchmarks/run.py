@@ -5,11 +5,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cases import CASES, MODES, make_batch
+from benchmarks import goals, head_goals
+from benchmarks.cases import MASKED_SHARE, MODES, Inputs
 from benchmarks.compare import compare
-from benchmarks.peers import use_wheels
+from benchmarks.head import HEAD_CASES, make_head_batch
+from benchmarks.logits import LOGITS_CASES, make_batch
+from benchmarks.peers.installed import use_wheels
 from benchmarks.providers import KEYS, available, sources
-from benchmarks.results import HEADER, environment, write_csv
+from benchmarks.registry import CASES
+from benchmarks.results import Row, environment, filled, write_csv
 from benchmarks.static.report import columns
 from humanline_fused import choose_impl
 
@@ -19,15 +23,25 @@ SHORT = ["dpo", "kto", "grpo", "--mode", "full", "--providers", "halos", "ours"]
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks run", description=__doc__)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; without one, all")
+    parser.add_argument(
+        "cases",
+        nargs="*",
+        metavar="CASE",
+        help=f"of {', '.join(CASES)}; without one, all on logits; 'head' is all on hidden states",
+    )
     parser.add_argument("--mode", nargs="+", choices=MODES, default=MODES, help="the value alone, or with its gradient")
     parser.add_argument("--providers", nargs="+", choices=KEYS, default=KEYS, help="those that are installed")
     parser.add_argument("--shape", type=int, nargs=3, metavar=("B", "T", "V"), help="of the logits")
+    parser.add_argument("--hidden", type=int, metavar="H", help="of the hidden states, even")
+    parser.add_argument("--masked", type=float, default=MASKED_SHARE, help="share of the rows that does not count")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls per provider, at least 2")
     parser.add_argument("--csv", type=Path, help="also write the figures, and the machine's facts, to this file")
     parser.add_argument("--wheels", type=Path, help="folder of pure-Python wheels of peers that are not installed")
     options = parser.parse_args(arguments)
-    unknown = sorted(set(options.cases) - set(CASES))
+    names = [name for given in options.cases for name in (HEAD_CASES if given == "head" else [given])] or [
+        *LOGITS_CASES
+    ]
+    unknown = sorted(set(names) - set(CASES))
     if unknown:
         parser.error(f"expected cases of {', '.join(CASES)}, got {', '.join(unknown)}")
     if options.repeats < 2:
@@ -37,12 +51,9 @@ def main(arguments: list[str]) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    B, T, V = options.shape or ((8, 1024, 128256) if device.type == "cuda" else (4, 128, 32000))
     facts = environment(device)
     impl, why = choose_impl("auto", device, dtype)
     print(f"{facts['machine']}; torch {facts['torch']}; humanline_fused uses {impl}: {why}")
-    batch = make_batch(B, T, V, dtype, device)
-    print(f"B={B} T={T} V={V}, {dtype}, {int(batch.loss_mask.sum())} of {B * T} rows count.")
     if device.type == "cpu":
         print("No GPU: the Triton kernels are not timed (their interpreter's times mean nothing).")
     providers, obstacles = available(options.providers, device)
@@ -50,15 +61,38 @@ def main(arguments: list[str]) -> None:
         print(f"{name}: {source}")
     for obstacle in obstacles:
         print(obstacle)
-    rows = [
-        row
-        for case in (CASES[name] for name in options.cases or CASES)
-        for mode in case.passes
-        if mode in options.mode
-        for row in compare(case, mode, batch, providers, options.repeats)
-    ]
+    rows: list[Row] = []
+    for of_kind in (LOGITS_CASES, HEAD_CASES):
+        chosen = [CASES[name] for name in names if name in of_kind]
+        if not chosen:
+            continue
+        batch = _batch(of_kind is HEAD_CASES, device, dtype, options)
+        sizes = " ".join(f"{axis}={size}" for axis, size in batch.shape.items())
+        print(f"{sizes}, {dtype}, {batch.counted} of {batch.loss_mask.numel()} rows count.")
+        for case in chosen:
+            for mode in case.modes:
+                if mode in options.mode:
+                    rows += compare(case, mode, batch, providers, options.repeats)
+        del batch
     print()
-    print(columns([HEADER, *(row.cells() for row in rows)]))
-    print("\nGB/s: of the case's floor. Peak: beyond the inputs, dlogits included. Errors: relative, against float64.")
+    print(columns(filled(rows)))
+    print("\nGB/s, TFLOP/s: of the case's floor. Peak: beyond the inputs, gradients included.")
+    print("Errors: relative, against float64.")
+    on_hidden_states = [row for row in rows if row.H]
+    if on_hidden_states and device.type == "cpu":
+        judged = goals.table(on_hidden_states, head_goals.CPU)
+        print()
+        print(columns([goals.HEADER, *(line for line in judged if line[-1] != "not measured")]))
     if options.csv:
         write_csv(options.csv, {**facts, **sources(providers)}, rows)
+
+
+def _batch(on_hidden_states: bool, device: torch.device, dtype: torch.dtype, options: argparse.Namespace) -> Inputs:
+    """Of the sizes that were asked for, or of those that the device is equal to."""
+    on_gpu = device.type == "cuda"
+    common = dtype, device, options.masked
+    if on_hidden_states:
+        B, T, V = options.shape or ((8, 1024, 128256) if on_gpu else (8, 512, 32000))
+        return make_head_batch(B, T, V, options.hidden or (4096 if on_gpu else 512), *common)
+    B, T, V = options.shape or ((8, 1024, 128256) if on_gpu else (4, 128, 32000))
+    return make_batch(B, T, V, *common)

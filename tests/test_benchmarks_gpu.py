@@ -1,0 +1,141 @@
+"""``python -m benchmarks gpu``: its parts are taken up where they stopped, and end beside the goals."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import goals, gpu
+from benchmarks.__main__ import main
+from benchmarks.compare import CHECKED, TWO_LAUNCHES, compare
+from benchmarks.logits import LOGITS_CASES, Batch, make_batch
+from benchmarks.providers import PROVIDERS, Provider
+from benchmarks.results import MEASURED_CODE, Row, append_rows, read_csv, source_hash, write_csv
+
+CPU = torch.device("cpu")
+SHAPE = (4, 8, 500)
+ROW = Row("dpo", "full", "a, b", 4, 8, 500, "float32", 20, floor_bytes=4_000_000)
+
+
+def small_batch(dtype: torch.dtype = torch.float32) -> Batch:
+    return make_batch(*SHAPE, dtype, CPU)
+
+
+def provider_of(key: str) -> Provider:
+    return next(provider for provider in PROVIDERS if provider.key == key)
+
+
+TOY = ["gpu", "--toy", "--part", "v32000", "--providers", "ours"]
+
+
+def test_the_gpu_command_runs_to_its_end_at_toy_size_and_takes_up_what_is_missing(tmp_path):
+    main([*TOY, "--results", str(tmp_path)])
+    (file,) = tmp_path.glob("cpu-toy-*-v32000.csv")
+    measured, lines = read_csv(file)[1], file.read_text().splitlines(keepends=True)
+    ours = provider_of("ours").cases
+    comparisons = [(case.name, mode) for case in LOGITS_CASES.values() for mode in case.modes if case.name in ours]
+    assert list(dict.fromkeys((row.case, row.mode) for row in measured)) == comparisons
+    checked = [row for row in measured if "interpreter" in row.provider]
+    assert [(row.case, row.mode) for row in checked] == comparisons
+    assert {row.note for row in checked} == {CHECKED}
+
+    last = sum((row.case, row.mode) == comparisons[-1] for row in measured)
+    file.write_text("".join(lines[:-last]))
+    main([*TOY, "--results", str(tmp_path)])
+    again = file.read_text().splitlines(keepends=True)
+    assert again[: len(lines) - last] == lines[:-last]
+    assert [(row.case, row.mode) for row in read_csv(file)[1]] == [(row.case, row.mode) for row in measured]
+
+
+def test_a_part_that_runs_out_of_time_says_so_and_keeps_its_file(tmp_path):
+    with pytest.raises(SystemExit):
+        main([*TOY, "--results", str(tmp_path), "--minutes", "0"])
+    (file,) = tmp_path.glob("*.csv")
+    assert read_csv(file)[1] == []
+
+
+@pytest.mark.parametrize("changed", ["source", "providers", "repeats"])
+def test_a_part_of_other_code_or_providers_or_repeats_is_measured_anew(tmp_path, changed):
+    facts = {**dict.fromkeys(gpu.SAME, "one"), "commit": "a-dirty"}
+    part = gpu.PARTS[0]
+    old = gpu.part_file(tmp_path, part, facts, "GPU one")
+    append_rows(old, [ROW])
+    assert gpu.part_file(tmp_path, part, {**facts, "commit": "b"}, "GPU one") == old
+    assert read_csv(old)[1] == [ROW]
+    new = gpu.part_file(tmp_path, part, {**facts, changed: "another"}, "GPU one")
+    assert read_csv(new)[1] == []
+
+
+def test_the_source_is_told_apart_by_every_python_file_of_the_measured_code(tmp_path):
+    for folder in MEASURED_CODE:
+        (tmp_path / folder / "part").mkdir(parents=True)
+        (tmp_path / folder / "part" / "one.py").write_text("1")
+    seen = {source_hash(tmp_path)}
+    for folder in MEASURED_CODE:
+        (tmp_path / folder / "part" / "one.py").write_text("2")
+        seen.add(source_hash(tmp_path))
+    assert len(seen) == 1 + len(MEASURED_CODE)
+    (tmp_path / "benchmarks" / "figures.csv").write_text("3")
+    assert source_hash(tmp_path) in seen
+
+
+def test_a_comparison_in_which_somebody_failed_is_measured_again_and_no_other(tmp_path):
+    part, file = gpu.PARTS[0], tmp_path / "part.csv"
+    only = [replace(provider_of("ours"), cases=frozenset({"logp"}))]
+    noted = [
+        replace(ROW, case="logp", mode="nograd", provider="kept", note=TWO_LAUNCHES),
+        replace(ROW, case="logp", mode="full", provider="again", note="OutOfMemoryError: no room for it"),
+        replace(ROW, case="logp", mode="full", provider="beside it"),
+    ]
+    write_csv(file, {"machine": "one"}, noted)
+    assert gpu.measure(part, file, only, 2, CPU, toy=True, deadline=math.inf)
+    rows = read_csv(file)[1]
+    assert [(row.mode, row.provider, row.note) for row in rows] == [
+        ("nograd", "kept", TWO_LAUNCHES),
+        ("full", "humanline_fused", ""),
+    ]
+
+
+def test_where_one_launch_would_be_two_nobody_is_timed_and_no_goal_is_judged():
+    checked = replace(provider_of("ours"), name="checked", timed=False)
+    providers = [provider_of("halos"), provider_of("ours"), checked]
+    rows = compare(LOGITS_CASES["grpo_one_launch"], "full", small_batch(), providers, repeats=2)
+    assert [(row.provider, row.note) for row in rows] == [("humanline_fused", TWO_LAUNCHES), ("checked", CHECKED)]
+    assert all(row.ms_median is None for row in rows)
+    judged = [line[-1] for line in goals.table(rows) if "one launch" in line[0]]
+    assert judged
+    assert set(judged) == {"not measured"}
+
+
+def test_one_launch_is_timed_where_the_device_makes_one(monkeypatch):
+    monkeypatch.setattr("benchmarks.compare.fits_one_launch", lambda logits: True)
+    rows = compare(LOGITS_CASES["grpo_one_launch"], "full", small_batch(), [provider_of("ours")], repeats=2)
+    assert [row.ms_median is None for row in rows] == [False]
+
+
+def test_goals_are_printed_beside_what_was_measured():
+    share = {"ms_20": 1.0, "ms_median": 1.0, "ms_80": 1.0, "peak_mib": 1.005 * ROW.logits_mib}
+    rows = [
+        replace(ROW, provider="humanline_fused", ceiling_ms=0.95, **share),
+        replace(ROW, provider="TRL 1.16.0", ceiling_ms=0.95, **{**share, "ms_median": 1.05}),
+    ]
+    verdicts = {name: (measured, verdict) for name, _, _, measured, _, verdict in goals.table(rows)}
+    assert verdicts["DPO, of the ceiling"] == ("95%", "met")
+    assert verdicts["DPO, times as fast as TRL's kernel"] == ("1.05", "missed")
+    assert verdicts["DPO, times as fast as eager"] == ("", "not measured")
+    assert verdicts["DPO, memory beyond dlogits, of one logits tensor"] == ("0.50%", "met")
+
+
+def test_every_goal_names_a_case_a_mode_and_a_provider_that_exist():
+    names = {provider.name for provider in PROVIDERS}
+    looked_at = set()
+
+    class Everything(dict):
+        def get(self, key, default=None):
+            looked_at.add(key)
+            return replace(ROW, ms_median=1.0, ceiling_ms=1.0, peak_mib=1.0)
+
+    for goal in goals.GOALS:
+        assert goal.figure(Everything()) is not None
+    assert all(mode in LOGITS_CASES[case].passes and provider in names for case, mode, provider in looked_at)
