@@ -1,6 +1,7 @@
 """One comparison: answers first, then times in turns, then memory."""
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -48,13 +49,16 @@ def gradient_limit(case: Case, batch: Inputs) -> float:
 
 
 def _of_long_sums(case: Case, batch: Inputs) -> float:
-    """What float32 log-probs leave in the argument of a sigmoid, β times the sum of a sequence's: where each adds up a
-    vocabulary of the same few numbers, their errors have one sign. Cases on hidden states have the longer sequences and,
-    made of signs, such numbers."""
+    """What float32 leaves in a log-prob whose exponentials are added up one by one, of either sign (√V), and in β times
+    a sequence's sum of those, the argument of a sigmoid (β √T).
+
+    The longer sequences of hidden states show it, and logits made of signs: few numbers, which are rounded alike.
+    """
     if not isinstance(case, HeadCase):
         return 0.0
-    tokens = batch.shape["T"] * case.settings["beta"] if case.operation in ("dpo", "kto") else 0.0
-    return (1 + tokens) * LARGEST_LOGP * torch.finfo(torch.float32).eps
+    of_token = (LARGEST_LOGP + math.sqrt(batch.shape["V"])) * torch.finfo(torch.float32).eps
+    is_summed = case.operation in ("dpo", "kto")
+    return of_token * (1 + (case.settings["beta"] * math.sqrt(batch.shape["T"]) if is_summed else 0))
 
 
 APPROXIMATE_LIMIT = 0.5
