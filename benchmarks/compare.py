@@ -1,6 +1,7 @@
 """One comparison: answers first, then times in turns, then memory."""
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,7 +30,12 @@ ROUNDINGS = 3
 """In the dtype of the hidden states on the way to a gradient: of dlogits, of the side that is scaled, of the sum."""
 
 
-def gradient_limit(case: Case, dtype: torch.dtype) -> float:
+def value_limit(case: Case, batch: Inputs) -> float:
+    """Relative error that a right value may have."""
+    return VALUE_LIMIT + _of_long_sums(case, batch)
+
+
+def gradient_limit(case: Case, batch: Inputs) -> float:
     """Relative error that a right gradient may have, in each of the parts that the oracle compares.
 
     An entry is rounded to half a unit in its last place, which beside the smallest number of that exponent is eps / 2
@@ -38,7 +44,21 @@ def gradient_limit(case: Case, dtype: torch.dtype) -> float:
     of the largest log-prob.
     """
     roundings = ROUNDINGS if isinstance(case, HeadCase) else 1
-    return roundings * torch.finfo(dtype).eps / 2 + LARGEST_LOGP * torch.finfo(torch.float32).eps
+    of_entries = roundings * torch.finfo(batch.scores.dtype).eps / 2 + LARGEST_LOGP * torch.finfo(torch.float32).eps
+    return of_entries + _of_long_sums(case, batch)
+
+
+def _of_long_sums(case: Case, batch: Inputs) -> float:
+    """What float32 leaves in a log-prob whose exponentials are added up one by one, of either sign (√V), and in β times
+    a sequence's sum of those, the argument of a sigmoid (β √T).
+
+    The longer sequences of hidden states show it, and logits made of signs: few numbers, which are rounded alike.
+    """
+    if not isinstance(case, HeadCase):
+        return 0.0
+    of_token = (LARGEST_LOGP + math.sqrt(batch.shape["V"])) * torch.finfo(torch.float32).eps
+    is_summed = case.operation in ("dpo", "kto")
+    return of_token * (1 + (case.settings["beta"] * math.sqrt(batch.shape["T"]) if is_summed else 0))
 
 
 APPROXIMATE_LIMIT = 0.5
@@ -60,7 +80,7 @@ def compare(case: Case, mode: Mode, batch: Inputs, providers: Sequence[Provider]
     batch = case.inputs(batch)
     providers = [provider for provider in providers if case.name in provider.cases]
     skipped: list[Row] = []
-    if isinstance(case, LogitsCase) and case.one_launch and not fits_one_launch(batch.scores):
+    if _takes_two_launches(case, batch):
         skipped = [replace(_row(p, case, mode, batch), note=TWO_LAUNCHES) for p in providers if p.name == OURS]
         providers = [provider for provider in providers if not provider.timed]
     rows = _checked(case, mode, batch, providers)
@@ -83,7 +103,7 @@ def _checked(case: Case, mode: Mode, batch: Inputs, providers: Sequence[Provider
     exact = batch.exact()
     truth = oracle(case, mode, exact)
     inputs, restore = case.writable(exact)
-    gradients = gradient_limit(case, exact.scores.dtype)
+    values, gradients = value_limit(case, exact), gradient_limit(case, exact)
     rows: dict[Provider, Row] = {}
     for provider in providers:
         row = _row(provider, case, mode, batch)
@@ -96,7 +116,7 @@ def _checked(case: Case, mode: Mode, batch: Inputs, providers: Sequence[Provider
         finally:
             give_back_memory(exact.scores.device)
         note = "" if provider.timed else CHECKED
-        if not (value <= VALUE_LIMIT and (gradient or 0) <= gradients):
+        if not (value <= values and (gradient or 0) <= gradients):
             near = value <= APPROXIMATE_LIMIT and (gradient or 0) <= APPROXIMATE_LIMIT
             note = APPROXIMATE if provider.approximate and near else WRONG
         rows[provider] = replace(row, value_error=value, gradient_error=gradient, note=note)
@@ -117,6 +137,10 @@ def _figures(call: Call, taken: Times | str, ceiling_ms: float | None, device: t
     times = {"ms_20": taken.low, "ms_median": taken.median, "ms_80": taken.high}
     note = HOST_BOUND if taken.host_bound else ""
     return {**times, "ceiling_ms": ceiling_ms, "peak_mib": peak, "note": note}
+
+
+def _takes_two_launches(case: Case, batch: Inputs) -> bool:
+    return isinstance(case, LogitsCase) and case.one_launch and not fits_one_launch(batch.scores)
 
 
 def fits_one_launch(logits: Tensor) -> bool:

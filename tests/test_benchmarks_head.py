@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import head_goals
 from benchmarks.__main__ import main
-from benchmarks.compare import APPROXIMATE, CHECKED, VALUE_LIMIT, WRONG, compare, gradient_limit
+from benchmarks.compare import APPROXIMATE, CHECKED, WRONG, compare, gradient_limit, value_limit
 from benchmarks.goals import table
 from benchmarks.head import HEAD_CASES, HeadBatch, make_head_batch
 from benchmarks.oracle import HeadOracle
@@ -39,9 +39,9 @@ def test_ours_and_the_materialising_path_give_the_oracle_s_answer(case, mode, dt
     oracle = HeadOracle(case, mode, batch)
     for key in ("halos", "ours"):
         value_error, gradient_error = oracle.errors(provider_of(key).answer(case, mode, batch))
-        assert value_error < VALUE_LIMIT
+        assert value_error < value_limit(case, batch)
         assert (gradient_error is None) == (mode == "nograd")
-        assert gradient_error is None or gradient_error < gradient_limit(case, dtype)
+        assert gradient_error is None or gradient_error < gradient_limit(case, batch)
 
 
 @pytest.mark.parametrize("case", HEAD_CASES.values(), ids=lambda case: case.name)
@@ -88,7 +88,7 @@ def test_a_wrong_gradient_under_a_right_value_is_a_wrong_answer(name):
     wrong = replace(ours, value=detached_in_part)
     (row,) = compare(HEAD_CASES["head_dpo_given"], "full", small_batch(), [wrong], repeats=2)
     assert row.value_error is not None
-    assert row.value_error < VALUE_LIMIT
+    assert row.value_error < value_limit(HEAD_CASES["head_dpo_given"], small_batch())
     assert (row.note, row.ms_median) == (WRONG, None)
 
 
