@@ -172,7 +172,7 @@ def _loss_of_head(
         ref_hidden = reference.hidden
     else:
         ref_logp = _score_reference(layer, reference, tokens).to(work.accumulation)
-    if work.capacity(len(policy.weight)) < len(rows.positions):
+    if work.capacity < len(rows.positions):
         work = replace(work, rows=in_blocks(rows, tokens, policy.rows))
     value, logp, ref_logp, *metrics = head_loss(
         work, loss, ref_logp, policy.hidden, ref_hidden, policy.weight, policy.bias

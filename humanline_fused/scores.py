@@ -62,7 +62,8 @@ class LMHead:
         bias: [V].
         temperature, softcap, scale: as :class:`Logits`.
         group: ranks that hold a slice each of weight and bias, in rank order, and the same ``hidden``; ids are those of
-            the whole vocabulary. Every rank gets the whole result, and the whole gradient of ``hidden``.
+            the whole vocabulary. Every rank gets the whole result, and the whole gradient of ``hidden``. The ranks
+            agree on the size of a chunk, for which each call waits once.
         rows: [n], int64: positions ``b · T + t`` where the mask is True, ascending. With it, or with a ``loss_mask`` on
             the CPU, nobody waits for a GPU to count them (DPO and KTO with a trained head and more than one chunk need
             them on the CPU for that).

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmarks.cases import Batch
 from humanline_fused import LMHead, Logits, TokenLogp, token_logp
 from humanline_fused.scores import Scores
-from tests.inputs import loss_of
+from tests.inputs import Batch, loss_of
 
 Kind = Literal["head", "logits", "logp"]
 

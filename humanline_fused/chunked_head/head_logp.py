@@ -75,7 +75,7 @@ def _again(
     """The gradients of hidden, weight and bias, from logits that are computed again."""
     sweep = Sweep(work, hidden, None, weight, bias, scores)
     first = sweep.first_with_gradient
-    chunks = chunks_of(first, sweep.num_rows, work.capacity(len(weight)))
+    chunks = chunks_of(first, sweep.num_rows, work.capacity)
     coefficient, dlogp, dentropy = _split(dlogp, dentropy)
     dhidden = hidden.new_zeros(hidden.shape).flatten(0, 1) if work.needs.hidden else None
     totals = None if len(chunks) == 1 else HeadTotals(work, weight)

@@ -35,6 +35,12 @@ class Shards:
         torch.distributed.all_gather(everyones, mine.contiguous(), group=self.group)
         return torch.stack(everyones)
 
+    def smallest(self, number: int) -> int:
+        """Of the ranks' numbers: slices and free memory differ, and every rank has to cut the rows alike."""
+        least = torch.full((1,), number, device=self.first_column.device)
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN, group=self.group)
+        return int(least)
+
     def add_up(self, total: Tensor) -> None:
         """Sum over the ranks, in place."""
         torch.distributed.all_reduce(total, group=self.group)
@@ -86,7 +92,7 @@ class Shards:
         ids, own = self._own(target_ids)
         _, entropy, point, log2_total = scores
         temperature = softmax.temperature_of(slice(None))
-        first = logits[:, :1].to(dlogp.dtype)
+        first = logits[:, :1].to(dlogp.dtype, copy=True)
         self.epilogue.write_dlogits_(logits, ids, softmax, scores, dlogp, dentropy)
         # The first column was taken for the target where another rank has it: it is a column like the others.
         log_p = softmax.scores(first, temperature) - softmax.scores(point[:, None], temperature)

@@ -46,7 +46,7 @@ class Sweep:
 
     @cached_property
     def blocks(self) -> list[list[Chunk]]:
-        return plan(self.first_of_policy, self.work.rows, self.work.capacity(len(self.weight)))
+        return plan(self.first_of_policy, self.work.rows, self.work.capacity)
 
     def index(self, rows: slice) -> Tensor:
         """Where rows of the policy stand, in [0, B · T)."""

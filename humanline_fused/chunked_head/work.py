@@ -42,6 +42,7 @@ class Work:
         target_ids: [B · T].
         softmax: its temperature [B · T], or None.
         dtype: of the factors of the products.
+        capacity: how many rows of logits are held at once.
         main_grad: what the weight's gradient is added to instead of being returned, or None.
     """
 
@@ -54,20 +55,13 @@ class Work:
     needs: Needs
     dtype: torch.dtype
     logits_dtype: torch.dtype
-    workspace_bytes: int | None
+    capacity: int
     main_grad: Tensor | None
     drop_clamped: bool
 
     @property
     def accumulation(self) -> torch.dtype:
         return accumulation_dtype(self.dtype)
-
-    def capacity(self, vocabulary: int) -> int:
-        """How many rows of logits are held at once."""
-        row_bytes = _padded(vocabulary, self.logits_dtype) * self.logits_dtype.itemsize
-        if self.logits_dtype != self.dtype:
-            row_bytes += vocabulary * self.dtype.itemsize  # their gradient, rounded for the products
-        return capacity_of(self.workspace_bytes, row_bytes, self.target_ids.device)
 
     def empty_logits(self, rows: int, vocabulary: int) -> Tensor:
         """[rows, V], each row on a 16-byte boundary, which products and loads want."""
@@ -92,8 +86,14 @@ def work_of(epilogue: Epilogue, head: LMHead, rows: Rows, tokens: Tokens, with_e
         dtype = torch.get_autocast_dtype(hidden.device.type)
     if softmax.temperature is not None:
         softmax = softmax._replace(temperature=softmax.temperature.flatten())
+    logits_dtype = accumulation_dtype(dtype) if head.fp32_logits else dtype
+    row_bytes = _padded(len(head.weight), logits_dtype) * logits_dtype.itemsize
+    if logits_dtype != dtype:
+        row_bytes += len(head.weight) * dtype.itemsize  # their gradient, rounded for the products
+    capacity = capacity_of(head.workspace_bytes, row_bytes, hidden.device)
     if head.group is not None:
         epilogue = Shards(epilogue, head.group, len(head.weight), hidden.device)
+        capacity = epilogue.smallest(capacity)
     return Work(
         epilogue=epilogue,
         shape=tokens.target_ids.shape,
@@ -103,8 +103,8 @@ def work_of(epilogue: Epilogue, head: LMHead, rows: Rows, tokens: Tokens, with_e
         with_entropy=with_entropy,
         needs=needs,
         dtype=dtype,
-        logits_dtype=accumulation_dtype(dtype) if head.fp32_logits else dtype,
-        workspace_bytes=head.workspace_bytes,
+        logits_dtype=logits_dtype,
+        capacity=capacity,
         main_grad=getattr(head.weight, "main_grad") if head.main_grad and needs.weight else None,  # noqa: B009
         drop_clamped=head.drop_clamped,
     )
