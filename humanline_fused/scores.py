@@ -66,11 +66,14 @@ class LMHead:
             agree on the size of a chunk, for which each call waits once.
         rows: [n], int64: positions ``b · T + t`` where the mask is True, ascending. With it, or with a ``loss_mask`` on
             the CPU, nobody waits for a GPU to count them (DPO and KTO with a trained head and more than one chunk need
-            them on the CPU for that).
+            them on the CPU for that, and no ``cu_seqlens``).
         workspace_bytes: of the logits that are held at once; at least one row. Default: 128 MiB on a CPU; on a GPU
-            2 GiB, or as much as 4096 rows take if that is more, at most 4 GiB, and half of the free memory.
+            2 GiB, or as much as 4096 rows take if that is more, at most 4 GiB, and half of the free memory (give a
+            number for runs that repeat to the bit: another number of rows may move last bits). Under a trained head
+            several chunks also hold float32 [V, H] and [n, H] until backward; one chunk holds its logits' memory.
         fp32_logits: keep the products' float32 instead of rounding it to the dtype of ``hidden``.
-        main_grad: add the weight's gradient to ``weight.main_grad`` (float32, as Megatron's) instead of returning it.
+        main_grad: add the weight's gradient to ``weight.main_grad`` (float32, the one that is there in forward)
+            instead of returning it. Megatron's own flags and hooks are not touched.
         drop_clamped: tokens beyond the clamp, whose gradient is 0, leave the backward products too. Costs a wait for
             the GPU and a copy per chunk; pays where more than 5 % of the tokens are clamped.
     """

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
 
 from humanline_fused import LMHead, Logits, TokenLogp, token_log_ratio, token_logp, token_logp_and_entropy
 from tests.head_inputs import HeadBatch, Kind, answer, head_batch
@@ -261,3 +262,43 @@ def test_a_batch_without_a_token_that_counts_has_a_loss_and_gradients_of_zero(ob
     values, gradients = answer(objective, replace(batch, tokens=tokens), "head", "head", impl=impl)
     assert values["loss"] == 0
     assert all(not gradient.any() for gradient in gradients.values())
+
+
+def test_checkpointing_around_the_loss_computes_the_model_twice_and_not_once_a_chunk(objective):
+    batch, calls = head_batch(CPU), []
+    weight = batch.weight.requires_grad_()
+
+    def loss(hidden: torch.Tensor) -> torch.Tensor:
+        calls.append(None)
+        policy = LMHead(hidden.tanh(), weight, workspace_bytes=TWO_CHUNKS)
+        return loss_of(objective, policy, LMHead(batch.ref_hidden, batch.ref_weight), batch.tokens).loss
+
+    hidden = batch.hidden.requires_grad_()
+    plain = torch.autograd.grad(loss(hidden), [hidden, weight])
+    calls.clear()
+    value = checkpoint(loss, hidden, use_reentrant=False)
+    assert len(calls) == 1
+    again = torch.autograd.grad(value, [hidden, weight])
+    assert len(calls) == 2
+    assert all(torch.equal(a, b) for a, b in zip(again, plain, strict=True))
+
+
+@pytest.mark.parametrize("workspace_bytes", [ONE_ROW, None])
+def test_float16_holds_the_weight_s_gradient_of_coefficients_that_it_would_lose(workspace_bytes):
+    batch = head_batch(CPU, bias=False).to(torch.float16)
+    gradients = []
+    for kind, dtype in (("head", torch.float16), ("logits", torch.float64)):
+        weight = batch.weight.to(dtype, copy=True).requires_grad_()
+        weight.main_grad = torch.zeros(weight.shape)  # pyright: ignore[reportAttributeAccessIssue]
+        hidden = 0.1 * batch.hidden.to(dtype)
+        policy = (
+            LMHead(hidden, weight, main_grad=True, workspace_bytes=workspace_bytes)
+            if kind == "head"
+            else Logits(linear(hidden, weight))
+        )
+        reference = TokenLogp(torch.full(batch.tokens.target_ids.shape, -3.0))
+        loss_of("dpo", policy, reference, batch.tokens, beta=1e-5).loss.backward()
+        gradients.append(weight.main_grad.double() if kind == "head" else weight.grad)  # pyright: ignore[reportAttributeAccessIssue]
+    held, exact = gradients
+    # Logits, and their gradient, are rounded to float16; coefficients of 1e-6 times hidden states of 0.1 are not.
+    assert (held - exact).norm() <= 2 * torch.finfo(torch.float16).eps * exact.norm()

@@ -30,7 +30,9 @@ def _coefficient(loss: Loss, logp: Tensor, ref_logp: Tensor) -> tuple[Tensor, tu
 
     Of log-probs that are not all there yet, a token's derivative is right if all that it depends on are.
     """
-    with torch.enable_grad():
+    # Under the caller's hooks (checkpoint, save_on_cpu) every chunk would compute the model again, or wait.
+    unpacked = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    with torch.enable_grad(), unpacked:
         logp = logp.detach().requires_grad_()
         results = loss(logp, ref_logp)
         (coefficient,) = torch.autograd.grad(results[0], logp)

@@ -52,7 +52,10 @@ def add_outer(total: Tensor, dlogits: Tensor, hidden: Tensor, coefficient: Tenso
     multiplied in behind the product.
     """
     rows = hidden * coefficient[:, None]
-    if not (hidden.is_cuda and hidden.dtype == torch.float16):
+    if hidden.dtype == torch.float16 and not hidden.is_cuda:
+        add_product(total, dlogits.T, rows)  # which multiplies in float32
+        return
+    if hidden.dtype != torch.float16:
         add_product(total, dlogits.T, rows.to(hidden.dtype))
         return
     unit = _power_of_two(coefficient)
