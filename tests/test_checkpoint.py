@@ -164,7 +164,7 @@ def test_a_folder_that_was_cut_off_is_never_taken_for_a_checkpoint(run_dir: Path
 
 @pytest.mark.parametrize(
     "name",
-    ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors", "reference_0.pt"],
+    ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors", "reference.pt"],
 )
 def test_a_missing_or_shortened_file_is_named_and_auto_falls_back_to_the_checkpoint_before(run_dir: Path, name: str):
     file = run_dir / "checkpoint-6" / name
@@ -249,8 +249,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     [
         ({"reference": "copy"}, "expected reference='lookahead'.*got 'copy'"),
         ({"sync_every": 2}, "expected sync_every=3.*got 2"),
-        ({"per_device_train_batch_size": 1}, "expected the batches that .* was scored for.*'batch_size': 2.*got"),
-        ({"seed": 7}, "expected the batches that .* was scored for.*'seed': 42.*got"),
+        (
+            {"per_device_train_batch_size": 1},
+            "expected the batches that .* was written with.*'global_batch_size': 2.*got",
+        ),
+        ({"seed": 7}, "expected the batches that .* was written with.*'seed': 42.*got"),
     ],
 )
 def test_a_look_ahead_that_was_scored_for_another_run_is_refused(tmp_path: Path, setting: dict[str, Any], said: str):
@@ -262,7 +265,7 @@ def test_a_look_ahead_that_was_scored_for_another_run_is_refused(tmp_path: Path,
 
 def test_a_look_ahead_that_was_scored_on_other_data_is_refused(run_dir: Path):
     other = tiny_trainer(run_dir, train_dataset=records("dpo", 10, seed=1), **SAVING)
-    with pytest.raises(ValueError, match=r"expected the batches that .* was scored for.*'data'"):
+    with pytest.raises(ValueError, match=r"expected the batches that .* was written with.*'data'"):
         other.train("auto")
 
 

@@ -303,7 +303,7 @@ def test_a_run_begins_by_saying_what_it_is_and_what_became_of_its_data(
     settings = {"objective": "grpo", "sync_every": 4, "max_steps": 1, "max_length": 5, "impl": "eager"}
     trained(tmp_path, train_dataset=[group, long], eval_dataset=[group], **settings)
     assert capsys.readouterr().out.splitlines()[:2] == [
-        "grpo: reference lookahead k=4, clamp [-1.5, 1.5] nats, computed by eager (asked for by name)",
+        "grpo: clamp [-1.5, 1.5] nats, computed by eager (asked for by name)",
         "data: 2 examples, dropped (prompt >= max_length): 2, completions cut at max_length (end of sequence lost): 1, "
         "groups without signal (equal rewards): 2; held out: 2 examples, "
         "completions cut at max_length (end of sequence lost): 1, groups without signal (equal rewards): 1",

@@ -16,14 +16,14 @@ positions ``b · T + t`` whose targets count, always on the CPU; the same under 
 ``kl_ref_logp``), float32, nats."""
 
 
-def pad(sequences: Sequence[tuple[Tensor, Tensor]], pad_token_id: int, max_length: int) -> Batch:
+def pad(pairs: Sequence[tuple[Tensor, Tensor]], pad_token_id: int, max_length: int) -> Batch:
     """Right-pad (prompt, completion) pairs to the longest of them; longer than ``max_length`` keeps the start."""
-    lengths = [min(len(prompt) + len(completion), max_length) for prompt, completion in sequences]
-    shape = len(sequences), max(lengths)
+    lengths = [length_of(prompt, completion, max_length) for prompt, completion in pairs]
+    shape = len(pairs), max(lengths)
     input_ids = torch.full(shape, pad_token_id, dtype=torch.int64)
     attention_mask = torch.zeros(shape, dtype=torch.int64)
     completion_mask = torch.zeros(shape, dtype=torch.bool)
-    for row, ((prompt, completion), length) in enumerate(zip(sequences, lengths, strict=True)):
+    for row, ((prompt, completion), length) in enumerate(zip(pairs, lengths, strict=True)):
         input_ids[row, :length] = torch.cat([prompt, completion])[:length]
         attention_mask[row, :length] = 1
         completion_mask[row, len(prompt) : length] = True
@@ -32,24 +32,38 @@ def pad(sequences: Sequence[tuple[Tensor, Tensor]], pad_token_id: int, max_lengt
     return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask, "rows": rows}
 
 
-def collate(
-    examples: Sequence[Example], micro: MicroBatch, objective: str, *, pad_token_id: int, max_length: int
-) -> Batch:
-    """The batch of one micro-batch, a pure function of it.
+def sequences(examples: Sequence[Example], micro: MicroBatch, objective: str) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """The (prompt, completion) pairs of a micro-batch's forward passes; sequence i belongs to ``ids[i % len(ids)]``.
 
-    DPO: the first half of the sequences is chosen, the second half rejected. KTO: ``kl_*`` pairs each prompt with the
-    completion of the example that follows in the global micro-batch (arXiv 2509.24207, section 4).
+    DPO: the first half is chosen, the second half rejected. KTO: under ``kl_`` each prompt with the completion of the
+    example that follows in the global micro-batch (arXiv 2509.24207, section 4).
     """
     rows = [examples[i] for i in micro.ids]
     sides = range(2 if objective == "dpo" else 1)
-    batch = pad([(row.prompt_ids, row.completions[side]) for side in sides for row in rows], pad_token_id, max_length)
+    kinds = {"": [(row.prompt_ids, row.completions[side]) for side in sides for row in rows]}
     if objective == "kto":
         following = [examples[i] for i in micro.following]
-        mismatched = [(row.prompt_ids, other.completions[0]) for row, other in zip(rows, following, strict=True)]
-        batch |= {f"kl_{name}": tensor for name, tensor in pad(mismatched, pad_token_id, max_length).items()}
-        batch["desirable"] = torch.tensor([row.weight > 0 for row in rows])
+        kinds["kl_"] = [(row.prompt_ids, other.completions[0]) for row, other in zip(rows, following, strict=True)]
+    return kinds
+
+
+def length_of(prompt: Tensor, completion: Tensor, max_length: int) -> int:
+    """Tokens that a sequence keeps."""
+    return min(len(prompt) + len(completion), max_length)
+
+
+def collate(
+    examples: Sequence[Example], micro: MicroBatch, objective: str, *, pad_token_id: int, max_length: int
+) -> Batch:
+    """The batch of one micro-batch, a pure function of it."""
+    batch: Batch = {}
+    for kind, pairs in sequences(examples, micro, objective).items():
+        batch |= {f"{kind}{name}": tensor for name, tensor in pad(pairs, pad_token_id, max_length).items()}
+    weights = [examples[i].weight for i in micro.ids]
+    if objective == "kto":
+        batch["desirable"] = torch.tensor([weight > 0 for weight in weights])
     if objective == "grpo":
-        batch["advantages"] = torch.tensor([row.weight for row in rows])
+        batch["advantages"] = torch.tensor(weights)
     return batch
 
 

@@ -115,6 +115,13 @@ def resolve_resume(output_dir: str | Path, resume: str | bool | None) -> str | N
     return str(resume)
 
 
+def unsaved(error: Exception, run_dir: Path, name: str) -> OSError:
+    """What to raise where a checkpoint could not be written: why, and where the run can be continued from."""
+    newest = newest_complete(run_dir)
+    kept = f"{newest} is complete: resume from it" if newest else "There is no earlier one"
+    return OSError(f"{run_dir / name} could not be written ({error}). {kept}")
+
+
 def save_atomically(state: Any, path: Path) -> None:
     """``torch.save`` under a temporary name, then rename: a reader sees all of the file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -104,6 +104,9 @@ class HumanlineConfig(TrainingArguments):
             "layer (an adapter on it, quantised, sharded by itself)."
         ),
     )
+    dry_run: bool = field(
+        default=False, metadata=_help("Load everything, check the head, say what would run, and stop before step 0.")
+    )
     disable_dropout: bool = field(
         default=True, metadata=_help("Turn dropout off, so that policy and reference differ by the updates alone.")
     )

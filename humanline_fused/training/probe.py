@@ -16,7 +16,7 @@ PROBED_TOKENS = 32
 
 
 @torch.no_grad()
-def probe(wrapped: nn.Module, model: nn.Module, batch: Batch, impl: Impl) -> None:
+def probe(wrapped: nn.Module, model: nn.Module, batch: Batch, impl: Impl) -> float:
     """Score the first tokens of a batch both ways, as the run will: wrapped, placed and cast. Leaves eval mode on.
 
     Args:
@@ -24,6 +24,9 @@ def probe(wrapped: nn.Module, model: nn.Module, batch: Batch, impl: Impl) -> Non
         model: the transformers or PEFT model in it, after :func:`humanline_fused.training.head.score_in_forward_`.
         batch: ``input_ids`` and ``attention_mask``, [B, T].
         impl: who computes.
+
+    Returns:
+        The largest difference between the log-probs, nats.
 
     Raises:
         ValueError: the log-probs differ by more than rounding can explain.
@@ -41,13 +44,16 @@ def probe(wrapped: nn.Module, model: nn.Module, batch: Batch, impl: Impl) -> Non
         hook.remove()
     hidden, dtype = products[-1]
     own = token_logp(Logits(logits), *targets, impl=impl)
+    differences: list[float] = []
 
     def compare(scores: LMHead) -> dict[str, Tensor]:
         scores = replace(scores, hidden=hidden)  # a body that gives other bits the second time is not the question
-        _compare(token_logp(scores, *targets, impl=impl), own, _tolerance(scores, dtype, logits, own))
+        fused = token_logp(scores, *targets, impl=impl)
+        differences.append(_difference(fused, own, _tolerance(scores, dtype, logits, own)))
         return {}
 
     wrapped(**inputs, score=compare)
+    return differences[0]
 
 
 def _tolerance(scores: LMHead, dtype: torch.dtype, logits: Tensor, own: Tensor) -> float:
@@ -64,10 +70,11 @@ def _tolerance(scores: LMHead, dtype: torch.dtype, logits: Tensor, own: Tensor) 
     return roundings * torch.finfo(dtype).eps * length**0.5 * largest + rounded
 
 
-def _compare(fused: Tensor, own: Tensor, tolerance: float) -> None:
+def _difference(fused: Tensor, own: Tensor, tolerance: float) -> float:
+    difference = (fused - own).where(fused != own, 0.0).abs().max().item()
     if not torch.allclose(fused, own, rtol=0.0, atol=tolerance, equal_nan=True):
-        difference = (fused - own).abs().max().item()
         raise ValueError(
             f"head='fused': expected the log-probs of the model's own logits within {tolerance:.1e} nats, got a "
             f"difference of {difference:.1e}. {INSTEAD}"
         )
+    return difference

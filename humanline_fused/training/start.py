@@ -1,6 +1,8 @@
 """What a run starts from: the policy and its tokenizer."""
 
+import math
 import os
+import zlib
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -34,6 +36,14 @@ def load_policy(
     if config.disable_dropout:
         disable_dropout_(model)
     return model, tokenizer
+
+
+def identify(model: PreTrainedModel) -> dict[str, Any]:
+    """What tells a model from another: its class, how many numbers it has, CRC-32 of their names and shapes."""
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    names = "\n".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))
+    numbers = sum(math.prod(shape) for shape in shapes.values())
+    return {"class": type(model).__name__, "numbers": numbers, "shapes": zlib.crc32(names.encode())}
 
 
 def check_token_ids(examples: Sequence[Example], pad_token_id: Any, model: PreTrainedModel) -> None:

@@ -1,5 +1,9 @@
 """What a run says about itself when it starts."""
 
+from itertools import chain
+
+from torch import nn
+
 from humanline_fused.impl import Choice
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data import PreparedData
@@ -7,10 +11,48 @@ from humanline_fused.training.data import PreparedData
 
 def describe(config: HumanlineConfig, choice: Choice, train: PreparedData, held_out: PreparedData | None) -> str:
     """Two lines: how the run computes its loss, and what became of its data."""
-    reference = config.reference if config.reference == "frozen" else f"{config.reference} k={config.sync_every}"
     clamp = f"[{config.log_epsilon_P:g}, {config.log_epsilon_R:g}] nats" if config.clamp else "off"
+    loss = f"{config.objective}: clamp {clamp}, computed by {choice.impl} ({choice.why})"
     data = f"data: {_counts(train)}" + (f"; held out: {_counts(held_out)}" if held_out else "")
-    return f"{config.objective}: reference {reference}, clamp {clamp}, computed by {choice.impl} ({choice.why})\n{data}"
+    return f"{loss}\n{data}"
+
+
+def describe_model(config: HumanlineConfig, model: nn.Module, difference: float | None) -> str:
+    """One line, once the model is in place: how it is scored, and who plays the reference, at what cost.
+
+    Args:
+        model: the policy, on this process; its bytes are those of a second model.
+        difference: the largest difference that the probe found, nats; None where the model makes its own logits.
+    """
+    head = "head: the model's own logits" if difference is None else f"head check: max |Δlogp| {difference:.0e}"
+    weights = f"{as_bytes(weight_bytes(model))} of weights"
+    reference = {
+        "lookahead": f"look-ahead k={config.sync_every}, {weights} saved",
+        "copy": f"copy k={config.sync_every}, {weights} more",
+        "adapter": f"adapter k={config.sync_every}, {weights} saved",
+        "frozen": f"frozen, {weights} more",
+    }[config.reference]
+    forwards = 4 if config.objective == "kto" else 2
+    sync = "no sync" if config.reference == "frozen" else "first sync at step 0"
+    return f"{head}; reference: {reference}; forwards per micro-batch {forwards}; {sync}"
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters and buffers of this process; a shared one counts once."""
+    tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    local = (getattr(tensor, "_local_tensor", tensor) for tensor in tensors.values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in local)
+
+
+def as_bytes(number: float) -> str:
+    """With a binary unit.
+
+    >>> as_bytes(3 * 1024**3), as_bytes(1536)
+    ('3.0 GiB', '1.5 KiB')
+    """
+    units = ("B", "KiB", "MiB", "GiB")
+    power = min(len(units) - 1, max(0, int(number).bit_length() - 1) // 10)
+    return f"{number / 1024**power:.1f} {units[power]}" if power else f"{number} B"
 
 
 def _counts(data: PreparedData) -> str:

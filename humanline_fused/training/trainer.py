@@ -7,38 +7,40 @@ appears whole and holds that reference, and evaluation compares with the policy 
 
 import copy
 import os
-import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from humanline_fused.impl import choose_impl
 from humanline_fused.reference import CopyReference, LookaheadReference
 from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
-from humanline_fused.training import checkpoint, objective
+from humanline_fused.training import objective, pending
 from humanline_fused.training.batch import Batch, collate, num_loss_tokens, to_device
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data import Example, fingerprint, prepare
+from humanline_fused.training.evaluation import HeldOut
 from humanline_fused.training.head import score_in_forward_
 from humanline_fused.training.initial_scores import InitialScores
 from humanline_fused.training.metrics import Meter, MetricsFile
-from humanline_fused.training.plan import BatchPlan, MicroBatch, evaluation_plan
+from humanline_fused.training.plan import BatchPlan, MicroBatch
 from humanline_fused.training.probe import probe
 from humanline_fused.training.reference_sync import ReferenceSync
+from humanline_fused.training.resumable import ResumableTrainer
 from humanline_fused.training.scoring import Scorer
-from humanline_fused.training.start import check_token_ids, load_policy
-from humanline_fused.training.summary import describe
+from humanline_fused.training.start import check_token_ids, identify, load_policy
+from humanline_fused.training.summary import describe, describe_model
+from humanline_fused.training.termination import Termination
 
 
-class HumanlineTrainer(Trainer):
+class HumanlineTrainer(ResumableTrainer):
     """Trains a causal language model with humanline DPO, KTO or GRPO.
 
     Args:
@@ -128,18 +130,24 @@ class HumanlineTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = False  # the loss is a micro-batch's mean; Trainer divides by the accumulation
         self.meters = {"train": Meter(), "eval": Meter()}
-        run_dir = Path(str(args.output_dir))
-        settings = {"objective": args.objective, "max_length": args.max_length}
-        self.scored_for = asdict(self.plan) | settings | {"data": fingerprint(self.train_examples)}
-        held_out = {"batch_size": args.per_device_eval_batch_size, "data": fingerprint(self.eval_examples)}
-        self.initial_scores = InitialScores(run_dir, settings | held_out, args.process_index, args.world_size)
-        self.metrics_file = MetricsFile(run_dir / "metrics.jsonl")
-        self.add_callback(self.metrics_file)
         self.scorer = Scorer(args)
-        self._probed = args.head == "logits"
+        self.held_out = self._make_held_out()
+        self.termination = Termination()
+        self.add_callback(self.termination)
+        self.metrics_file = MetricsFile(Path(str(args.output_dir)) / "metrics.jsonl")
+        if not args.dry_run:
+            self.add_callback(self.metrics_file)
+        self._begun = False
+        self._identity = self._make_identity(policy)
         self.reference = self._make_reference(reference_model)
         self._windows: dict[int, list[Batch]] = {}
-        self._staging = False
+
+    def _make_held_out(self) -> HeldOut:
+        args, size = self.args, self.args.per_device_eval_batch_size
+        made_of = {"objective": args.objective, "max_length": args.max_length, "batch_size": size}
+        made_of["data"] = fingerprint(self.eval_examples)
+        initial = InitialScores(Path(str(args.output_dir)), made_of, args.process_index, args.world_size)
+        return HeldOut(self.eval_examples, self._collate, initial, size)
 
     def _make_reference(self, model: nn.Module | None) -> LookaheadReference | CopyReference:
         args = self.args
@@ -203,10 +211,11 @@ class HumanlineTrainer(Trainer):
         if step >= self.state.max_steps:  # Trainer would take one more step when a finished run is resumed
             self.control.should_training_stop = True
             return [], None
-        if not self._probed:
-            assert self.model is not None
-            probe(self._policy, self.model, self._window(step)[0], self.args.impl)
-            self._probed = True
+        if not self._begun:
+            self._begin(self._window(step)[0])
+        if self.args.dry_run:
+            self.control.should_training_stop = True
+            return [], None
         self._score_initially(self._policy)
         window, scores = self._window(step), self.reference.scores(step, self.state.max_steps - 1)
         examples = [self.train_examples[i] for ids in self.plan.global_window(step) for i in ids]
@@ -220,6 +229,15 @@ class HumanlineTrainer(Trainer):
         if self.args.include_num_input_tokens_seen == "no":
             self.state.num_input_tokens_seen += sum(len(e.prompt_ids) + len(c) for e in examples for c in e.completions)
         return inputs, None
+
+    def _begin(self, batch: Batch) -> None:
+        """Once the model is wrapped and placed: try its head, and say what runs."""
+        assert self.model is not None
+        fused = self.args.head == "fused"
+        difference = probe(self._policy, self.model, batch, self.args.impl) if fused else None
+        if self.args.process_index == 0:
+            print(describe_model(self.args, self.model, difference), flush=True)
+        self._begun = True
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As they are: on the device, and float32 under DeepSpeed too, where Trainer would round the log-probs."""
@@ -237,24 +255,10 @@ class HumanlineTrainer(Trainer):
 
     # Evaluation
 
-    def _dealt(self) -> list[tuple[MicroBatch, bool]]:
-        args = self.args
-        size = args.per_device_eval_batch_size
-        return evaluation_plan(len(self.eval_examples), size, args.process_index, args.world_size)
-
     def _score_initially(self, model: nn.Module) -> None:
-        """Have the held-out data's scores: the run's, or, before its first step, from the policy as it is."""
-        initial = self.initial_scores
-        if initial.scores is not None or not self.eval_examples:
-            return
-        if not self.is_in_train and initial.file.is_file():
-            initial.load()
-            return
-        initial.make(
-            self.scorer.score(model, [self._collate(self.eval_examples, micro)])[0] for micro, _ in self._dealt()
+        self.held_out.score(
+            model, self.scorer.score, fresh=self.is_in_train, keep=self.is_in_train and self.args.should_save
         )
-        if self.is_in_train and self.args.should_save:
-            initial.save()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """This rank's share of the held-out data, in order."""
@@ -264,15 +268,7 @@ class HumanlineTrainer(Trainer):
             raise ValueError(
                 "evaluate: expected the eval_dataset of the start, which the initial policy has scored, got another"
             )
-
-        def batch(index: Any) -> Batch:
-            micro, counts = dealt[index]
-            flag = {} if counts else {"repeated": torch.tensor(True)}
-            return self._collate(self.eval_examples, micro) | {"index": torch.tensor(index)} | flag
-
-        dealt = self._dealt()
-        positions: Any = range(len(dealt))
-        return DataLoader(positions, batch_size=None, collate_fn=batch, generator=torch.Generator())
+        return self.held_out.dataloader()
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """There is none."""
@@ -286,7 +282,7 @@ class HumanlineTrainer(Trainer):
     ) -> tuple[torch.Tensor, None, None]:
         """The loss of one micro-batch against the initial policy."""
         self._score_initially(model)
-        scores = self.initial_scores[int(inputs["index"])]
+        scores = self.held_out.initial[int(inputs["index"])]
         inputs |= {name: logp.to(self.args.device, non_blocking=True) for name, logp in scores.items()}
         with torch.no_grad():
             return self.compute_loss(model.eval(), inputs).detach(), None, None
@@ -309,80 +305,65 @@ class HumanlineTrainer(Trainer):
 
     # Checkpoints
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trainer's, with a checkpoint verified before anything is loaded.
-
-        Args:
-            resume_from_checkpoint: a folder; ``"auto"``: the newest complete checkpoint of ``output_dir``, or a fresh
-                start; True: the newest, which has to exist; default ``args.resume_from_checkpoint``.
-
-        Raises:
-            ValueError: the checkpoint is not whole, or was written by a run of other data or settings.
-        """
-        asked = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        resume = checkpoint.resolve_resume(str(self.args.output_dir), asked)
-        if self.args.should_save:
-            shutil.rmtree(Path(str(self.args.output_dir)) / checkpoint.STAGING, ignore_errors=True)
-        self.initial_scores.scores = None
+    def before_training(self, resume: str | None) -> None:
+        """Say what runs, and have the initial scores of the run that is continued."""
+        initial, run_dir = self.held_out.initial, Path(str(self.args.output_dir))
+        initial.scores = None
         if resume and self.eval_examples:
             earlier = Path(resume).parent
-            self.initial_scores.load(earlier)
-            if self.args.should_save and earlier.resolve() != Path(str(self.args.output_dir)).resolve():
-                self.initial_scores.save()
+            initial.load(earlier)
+            if self.args.should_save and earlier.resolve() != run_dir.resolve():
+                initial.save()
         if self.args.process_index == 0:
             choice = choose_impl(self.args.impl, self.args.device, next(self._policy.parameters()).dtype)
-            print(describe(self.args, choice, self.train_data, self.eval_data))
-        return super().train(resume, *args, **kwargs)
+            print(describe(self.args, choice, self.train_data, self.eval_data), flush=True)
 
-    def _reference_file(self, folder: str) -> Path:
-        return Path(folder) / f"reference_{self.args.process_index if self.args.reference == 'lookahead' else 0}.pt"
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, from the start or from a checkpoint, to the end or until SIGTERM. See :class:`ResumableTrainer`."""
+        with self.termination:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.reference == "lookahead" or self.args.should_save:
-            os.makedirs(output_dir, exist_ok=True)
-            state = {"kind": self.args.reference, "scored_for": self.scored_for, "state": self.reference.state_dict()}
-            torch.save(state, self._reference_file(output_dir))
+    def _make_identity(self, policy: PreTrainedModel) -> dict[str, Any]:
+        plan, args = self.plan, self.args
+        scored_for = {
+            "data": fingerprint(self.train_examples),
+            "num_examples": plan.num_examples,
+            "global_batch_size": plan.global_batch_size,
+            "seed": plan.seed,
+            "objective": args.objective,
+            "max_length": args.max_length,
+        }
+        if args.objective == "kto":  # whose mismatched pairs stay within a global micro-batch
+            scored_for["global_micro_batch_size"] = plan.batch_size * plan.world_size
+        return {"model": identify(policy), "reference": args.reference, "batches": scored_for}
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        file = self._reference_file(checkpoint)
-        if not file.is_file():
-            raise ValueError(f"expected {file}: the checkpoint was written by another number of processes")
-        saved = torch.load(file, map_location="cpu", weights_only=True)
-        if saved["kind"] != self.args.reference:
-            raise ValueError(f"expected reference={saved['kind']!r}, as in {checkpoint}, got {self.args.reference!r}")
-        if self.args.reference == "lookahead" and saved["scored_for"] != self.scored_for:
-            raise ValueError(
-                f"expected the batches that {checkpoint} was scored for, {saved['scored_for']}, got {self.scored_for}"
-            )
-        self.reference.load_state_dict(saved["state"], self.state.global_step, self.state.max_steps - 1)
+    def identity(self) -> dict[str, Any]:
+        return self._identity
 
-    def _get_output_dir(self, trial: Any) -> str:
-        run_dir = super()._get_output_dir(trial)
-        return os.path.join(run_dir, checkpoint.STAGING) if self._staging else run_dir
+    def check_identity(self, saved: dict[str, Any], folder: str) -> None:
+        mine = self._identity
+        if saved["reference"] != mine["reference"]:
+            raise ValueError(f"expected reference={saved['reference']!r}, as in {folder}, got {mine['reference']!r}")
+        for part in ("model", "batches") if mine["reference"] == "lookahead" else ("model",):
+            if different := [name for name, value in mine[part].items() if saved[part].get(name) != value]:
+                then, now = ({name: given[part].get(name) for name in different} for given in (saved, mine))
+                raise ValueError(f"expected the {part} that {folder} was written with, {then}, got {now}")
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Trainer's, under another name until it is whole."""
-        run_dir, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
-        staged = run_dir / checkpoint.STAGING / name
-        if self.args.should_save:
-            shutil.rmtree(staged.parent, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._staging = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = False
-        self.accelerator.wait_for_everyone()
-        best = self.state.best_model_checkpoint == str(staged)
-        if best:
-            self.state.best_model_checkpoint = str(run_dir / name)
-        if self.args.should_save:
-            if best:
-                self.state.save_to_json(str(staged / "trainer_state.json"))
-            checkpoint.publish(staged, run_dir / name)
-            rotate_checkpoints(str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()
+    def run_state(self) -> Any:
+        state = self.reference.state_dict()
+        if self.args.reference == "lookahead":
+            settings = self.train_examples, self.args.objective, self.args.max_length
+            mine = {
+                step: pending.by_example(scores, self.plan.window(step, self.args.process_index), *settings)
+                for step, scores in state["pending"].items()
+            }
+            state["pending"] = pending.joined(gather_object([mine]))
+        return state
+
+    def restore(self, state: Any) -> None:
+        if self.args.reference == "lookahead":
+            state["pending"] = {
+                step: pending.in_batches(scores, self.plan.window(step, self.args.process_index), self.args.objective)
+                for step, scores in state["pending"].items()
+            }
+        self.reference.load_state_dict(state, self.state.global_step, self.state.max_steps - 1)

@@ -1,0 +1,111 @@
+"""A Trainer whose checkpoints exist whole or not at all, hold all that a run needs, and are looked at before use."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+
+from humanline_fused.training import checkpoint
+
+RUN_STATE = "reference.pt"
+"""What :meth:`ResumableTrainer.run_state` returned."""
+
+IDENTITY = "run.json"
+"""What :meth:`ResumableTrainer.identity` returned: what a checkpoint belongs to, in words and numbers."""
+
+
+class ResumableTrainer(Trainer):
+    """Trainer with atomic checkpoints that any number of processes can continue.
+
+    A subclass says what else belongs into one: :meth:`identity`, :meth:`run_state`, :meth:`restore`.
+    """
+
+    _staging = False
+
+    def identity(self) -> dict[str, Any]:
+        """What a run that continues from the checkpoint must have in common with this one, as JSON."""
+        return {}
+
+    def check_identity(self, saved: dict[str, Any], folder: str) -> None:
+        """Raise ValueError unless this run can continue what wrote ``saved`` into ``folder``."""
+
+    def run_state(self) -> Any:
+        """What the first rank writes for all. A collective: called on every rank."""
+
+    def restore(self, state: Any) -> None:
+        """Continue from :meth:`run_state`, on every rank, before the first batch."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trainer's, with a checkpoint verified before anything is loaded.
+
+        Args:
+            resume_from_checkpoint: a folder; ``"auto"``: the newest complete checkpoint of ``output_dir``, or a fresh
+                start; True: the newest, which has to exist; default ``args.resume_from_checkpoint``.
+
+        Raises:
+            ValueError: the checkpoint is not whole, or was written by a run of another model, other data or settings.
+        """
+        asked = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        resume = checkpoint.resolve_resume(str(self.args.output_dir), asked)
+        if self.args.should_save:
+            shutil.rmtree(Path(str(self.args.output_dir)) / checkpoint.STAGING, ignore_errors=True)
+        self.before_training(resume)
+        return super().train(resume, *args, **kwargs)
+
+    def before_training(self, resume: str | None) -> None:
+        """Called with the verified checkpoint to continue from, or None."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        file = Path(resume_from_checkpoint, IDENTITY)
+        if not file.is_file():
+            raise ValueError(f"expected {file}: the checkpoint was not written by this trainer")
+        self.check_identity(json.loads(file.read_text(encoding="utf-8")), resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        state = self.run_state()
+        if self.args.should_save:
+            os.makedirs(output_dir, exist_ok=True)
+            Path(output_dir, IDENTITY).write_text(json.dumps(self.identity(), indent=1) + "\n", encoding="utf-8")
+            torch.save(state, Path(output_dir, RUN_STATE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.restore(torch.load(Path(checkpoint, RUN_STATE), map_location="cpu", weights_only=True))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        run_dir = super()._get_output_dir(trial)
+        return os.path.join(run_dir, checkpoint.STAGING) if self._staging else run_dir
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's, under another name until it is whole."""
+        run_dir, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
+        staged = run_dir / checkpoint.STAGING / name
+        if self.args.should_save:
+            shutil.rmtree(staged.parent, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:  # torch and safetensors have their own for a full disk
+            raise checkpoint.unsaved(error, run_dir, name) from error
+        finally:
+            self._staging = False
+        self.accelerator.wait_for_everyone()
+        best = self.state.best_model_checkpoint == str(staged)
+        if best:
+            self.state.best_model_checkpoint = str(run_dir / name)
+        if self.args.should_save:
+            if best:
+                self.state.save_to_json(str(staged / "trainer_state.json"))
+            checkpoint.publish(staged, run_dir / name)
+            rotate_checkpoints(str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,53 @@
+"""SIGTERM, as a scheduler sends it before it takes the machine: save at the end of the step, and stop."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback
+
+
+class Termination(TrainerCallback):
+    """While it is entered, SIGTERM on any rank ends the run on all of them, after the step, with a checkpoint.
+
+    Attributes:
+        stopped: whether it did.
+
+    >>> with Termination() as termination:
+    ...     termination.stopped
+    False
+    """
+
+    def __init__(self) -> None:
+        self.received = self.stopped = False
+        self._group: Any = None
+        self._before: Any = None
+
+    def __enter__(self) -> "Termination":
+        self.received = self.stopped = False
+        if threading.current_thread() is threading.main_thread():  # Python lets no other set a handler
+            self._before = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.world_size > 1 and self._group is None:
+            self._group = dist.new_group(backend="gloo")  # between hosts: asking each other does not wait for a GPU
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        received = torch.tensor(int(self.received))
+        if self._group is not None:
+            dist.all_reduce(received, dist.ReduceOp.MAX, group=self._group)
+        if received:
+            self.stopped = True
+            control.should_save = control.should_training_stop = True
