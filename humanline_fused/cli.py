@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; default those of the process.
 
     Returns:
-        The exit status: 0, or 2 for a setting or a file that cannot be used (said in one line on stderr).
+        The exit status: 0; 2 for a setting or a file that cannot be used, 1 for a run that could not go on. Either is
+        said in one line on stderr.
 
     >>> main(["info"])  # doctest: +SKIP
     0
@@ -48,12 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands[arguments.command](arguments.arguments)
     except UserError as error:
         print(f"humanline {arguments.command}: error: {error}", file=sys.stderr)
-        return 2
+        return error.status
     return 0
 
 
 class UserError(Exception):
     """A setting or a file that cannot be used. Its text is for the person at the terminal."""
+
+    status = 2
+
+
+class RunError(UserError):
+    """A run that could not go on."""
+
+    status = 1
 
 
 def train(argv: Sequence[str]) -> None:
@@ -61,7 +70,7 @@ def train(argv: Sequence[str]) -> None:
     from transformers import HfArgumentParser
 
     from humanline_fused.training import HumanlineConfig, HumanlineTrainer
-    from humanline_fused.training.checkpoint import resolve_resume
+    from humanline_fused.training.checkpoint import newest_complete, resolve_resume
 
     file_option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file_option.add_argument("--config", type=Path, help="A YAML file with any of the fields below.")
@@ -87,7 +96,19 @@ def train(argv: Sequence[str]) -> None:
     except (ValueError, TypeError, OSError) as error:
         raise UserError(str(error)) from error
 
-    trainer.train()
+    try:
+        trainer.train()
+    except (FloatingPointError, OSError) as error:
+        raise RunError(str(error)) from error
+    except ValueError as error:
+        if trainer.begun:
+            raise
+        raise UserError(str(error)) from error
+    if trainer.termination.stopped and config.process_index == 0:
+        saved = newest_complete(config.output_dir)
+        print(f"SIGTERM: stopped at step {trainer.state.global_step}, saved {saved}: --resume_from_checkpoint auto")
+    if trainer.termination.stopped or config.dry_run:
+        return
     if trainer.eval_examples:
         trainer.evaluate()
     trainer.save_model()

@@ -69,7 +69,12 @@ class FirstStep(TrainerCallback):
 @pytest.mark.parametrize("reference", ["lookahead", "copy", "frozen"])
 def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(tmp_path: Path, objective: str, reference: str):
     held_out = records(objective, 5, seed=5)
-    settings = {"objective": objective, "reference": reference, "sync_every": 3, "eval_dataset": held_out}
+    settings = {
+        "objective": objective,
+        "reference": reference,
+        "sync_every": None if reference == "frozen" else 3,
+        "eval_dataset": held_out,
+    }
     settings |= {"eval_strategy": "steps", "eval_steps": 3, "gradient_accumulation_steps": 2}
     whole = saved_run(tmp_path / "whole", **settings)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
@@ -239,6 +244,27 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="no space left"):
         save_atomically({"a": 2}, tmp_path / "file.pt")
     assert torch.load(tmp_path / "file.pt") == {"a": 1}
+
+
+@pytest.mark.parametrize("written", [1, 2, 3])
+def test_a_disk_that_fills_while_saving_ends_the_run_and_the_checkpoint_before_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+):
+    save, calls = torch.save, iter(range(100))
+
+    def full(state: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+        if "checkpoint-4" in str(path) and next(calls) >= written:
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+        save(state, path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match=r"checkpoint-4 could not be written .*checkpoint-2 is complete: resume from"):
+            saved_run(tmp_path)
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-2"
+    resumed = tiny_trainer(tmp_path, resume_from_checkpoint="auto", **SAVING)
+    resumed.train()
+    assert resumed.state.global_step == 6
 
 
 # What a checkpoint does not fit

@@ -1,10 +1,13 @@
 """The command line: one parser for file and options, and one clear line for what cannot be used."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from humanline_fused import __version__
 from humanline_fused.cli import main
+from humanline_fused.training import HumanlineTrainer
 from tests.tiny_model import tiny_model, tiny_tokenizer
 
 
@@ -146,3 +150,52 @@ def test_an_earlier_run_in_the_same_folder_is_not_overwritten(here: Path, capsys
     assert main(["train", "--config", "config.yaml"]) == 0
     line = error_line(capsys, "train", "--config", "config.yaml")
     assert "checkpoint-4 is from an earlier run: continue it with resume_from_checkpoint='auto'" in line
+
+
+def test_a_dry_run_ends_before_the_first_step_and_leaves_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--config", "config.yaml", "--dry_run"]) == 0
+    assert "head check: max |Δlogp|" in capsys.readouterr().out
+    assert list(Path("run").rglob("*")) == []
+
+
+def test_a_run_that_cannot_go_on_is_one_line_and_status_1(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        assert main(["train", "--config", "config.yaml"]) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("humanline train: error: run/checkpoint-2 could not be written ([Errno 28] No space left")
+    assert line.endswith("There is no earlier one")
+
+
+def test_a_checkpoint_of_another_run_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--config", "config.yaml"]) == 0
+    resumed = ["--resume_from_checkpoint", "run/checkpoint-2", "--output_dir", "other", "--seed", "7"]
+    line = error_line(capsys, "train", "--config", "config.yaml", *resumed)
+    assert "expected the batches that run/checkpoint-2 was written with, {'seed': 42}, got {'seed': 7}" in line
+
+
+def test_sigterm_saves_ends_with_status_0_and_says_how_to_continue(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = HumanlineTrainer.get_batch_samples
+
+    def terminated(self: HumanlineTrainer, *args: Any) -> Any:
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HumanlineTrainer, "get_batch_samples", terminated)
+        assert main(["train", "--config", "config.yaml", "--save_steps", "100"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "SIGTERM: stopped at step 3, saved run/checkpoint-3: --resume_from_checkpoint auto"
+    assert not Path("run/model.safetensors").exists()
+    assert main(["train", "--config", "config.yaml", "--resume_from_checkpoint", "auto"]) == 0
+    assert [line["step"] for line in logged("run") if "loss" in line] == [1, 2, 3, 4]

@@ -24,11 +24,15 @@ def test_the_policy_may_be_named_by_a_path(tmp_path: Path):
         ({"objective": "ppo"}, "objective: expected 'dpo' or 'kto' or 'grpo', got 'ppo'"),
         ({"reference": "moving"}, "reference: expected 'lookahead' or 'copy' or 'frozen', got 'moving'"),
         ({"sync_every": 0}, "sync_every: expected an integer >= 1, got 0"),
+        ({"sync_every": None, "max_length": None}, "max_length: expected an integer >= 1, got None"),
+        ({"reference": "frozen", "sync_every": 4}, r"sync_every: expected None with reference='frozen' .*got 4"),
+        ({"objective": "kto", "epsilon": 0.1}, r"epsilon: expected 0.2 \(it is grpo's, and this is kto\), got 0.1"),
+        ({"desirable_weight": 1.1}, r"desirable_weight: expected 1.0 \(it is kto's, and this is dpo\), got 1.1"),
         ({"log_epsilon_P": 0.5}, "expected log_epsilon_P <= 0 <= log_epsilon_R"),
         ({"log_epsilon_R": math.nan}, "log_epsilon_R: expected a number of nats, got nan"),
         ({"beta": -1.0}, "beta: expected a finite number >= 0, got -1.0"),
         ({"label_smoothing": 0.7}, r"label_smoothing: expected a number in \[0, 0.5\], got 0.7"),
-        ({"epsilon": 1.5}, r"epsilon: expected a number in \[0, 1\], got 1.5"),
+        ({"objective": "grpo", "epsilon": 1.5}, r"epsilon: expected a number in \[0, 1\], got 1.5"),
         ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint: expected it to be off"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size: expected it to be off"),
         ({"label_smoothing_factor": 0.1}, "DPO's is label_smoothing"),
@@ -47,3 +51,9 @@ def test_a_setting_without_meaning_is_refused(tmp_path: Path, setting: dict[str,
 @pytest.mark.parametrize(("objective", "beta"), [("dpo", 0.1), ("kto", 0.1), ("grpo", 0.0)])
 def test_beta_defaults_to_the_objectives(tmp_path: Path, objective: str, beta: float):
     assert tiny_config(tmp_path, objective=objective, beta=None).beta == beta
+
+
+def test_every_reference_but_a_frozen_one_is_synced_at_every_step_unless_said_otherwise(tmp_path: Path):
+    cadence = {name: tiny_config(tmp_path, reference=name).sync_every for name in ("lookahead", "copy", "frozen")}
+    assert cadence == {"lookahead": 1, "copy": 1, "frozen": None}
+    assert tiny_config(tmp_path, sync_every=4).sync_every == 4

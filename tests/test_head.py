@@ -111,6 +111,17 @@ def test_log_probs_and_gradients_are_those_of_the_models_own_logits(name: str):
     assert_within_budget(*grads, "gradient", log_probs=nats * logp.numel())
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_padding_behind_the_tokens_changes_no_bit_of_them_without_a_mask(name: str):
+    model, inputs = random_model(name), tokens()
+    with torch.no_grad():
+        masked, bare = (
+            model(**given, use_cache=False).logits for given in (inputs, {"input_ids": inputs["input_ids"]})
+        )
+    counted = inputs["attention_mask"].bool()
+    assert torch.equal(bare[counted], masked[counted])
+
+
 @pytest.mark.parametrize("name", ["gemma2", "cohere", "granite"])
 def test_a_head_that_forgot_scale_or_cap_would_be_far_off(name: str):
     model = random_model(name)

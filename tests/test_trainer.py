@@ -102,7 +102,7 @@ def check_that_the_reference_lags(outputs: list[Any]) -> None:
 def test_the_reference_lags_behind_the_policy_in_every_step_after_the_first(
     tmp_path: Path, outputs: list[Any], reference: str
 ):
-    trained(tmp_path, reference=reference, sync_every=1)
+    trained(tmp_path, reference=reference)
     check_that_the_reference_lags(outputs)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from humanline_fused.targets import shift_targets
 from humanline_fused.training.data import Example
 from humanline_fused.training.plan import MicroBatch
 
@@ -23,13 +22,16 @@ def pad(pairs: Sequence[tuple[Tensor, Tensor]], pad_token_id: int, max_length: i
     input_ids = torch.full(shape, pad_token_id, dtype=torch.int64)
     attention_mask = torch.zeros(shape, dtype=torch.int64)
     completion_mask = torch.zeros(shape, dtype=torch.bool)
+    rows = []
     for row, ((prompt, completion), length) in enumerate(zip(pairs, lengths, strict=True)):
         input_ids[row, :length] = torch.cat([prompt, completion])[:length]
         attention_mask[row, :length] = 1
         completion_mask[row, len(prompt) : length] = True
-    _, loss_mask = shift_targets(input_ids, completion_mask)
-    rows = loss_mask.flatten().nonzero()[:, 0]
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask, "rows": rows}
+        rows.append(
+            torch.arange(max(len(prompt), 1) - 1, length - 1) + row * shape[1]
+        )  # each scores the token after it
+    masks = {"attention_mask": attention_mask, "completion_mask": completion_mask}
+    return {"input_ids": input_ids, **masks, "rows": torch.cat(rows)}
 
 
 def sequences(examples: Sequence[Example], micro: MicroBatch, objective: str) -> dict[str, list[tuple[Tensor, Tensor]]]:

@@ -15,6 +15,16 @@ Head = Literal["fused", "logits"]
 DEFAULT_BETA = {"dpo": 0.1, "kto": 0.1, "grpo": 0.0}
 """As TRL's."""
 
+OBJECTIVE_OF = {
+    "label_smoothing": "dpo",
+    "desirable_weight": "kto",
+    "undesirable_weight": "kto",
+    "epsilon": "grpo",
+    "epsilon_high": "grpo",
+    "scale_rewards": "grpo",
+}
+"""Settings that one objective has."""
+
 
 def _help(text: str) -> dict[str, str]:
     return {"help": text}
@@ -73,7 +83,10 @@ class HumanlineConfig(TrainingArguments):
             "the start (no sync)."
         ),
     )
-    sync_every: int = field(default=1, metadata=_help("k: optimizer steps between two syncs of the reference."))
+    sync_every: int | None = field(
+        default=None,
+        metadata=_help("k: optimizer steps between two syncs of the reference. Default 1; none with reference=frozen."),
+    )
     clamp: bool = field(
         default=True, metadata=_help("Clamp every token's log-ratio to [log_epsilon_P, log_epsilon_R].")
     )
@@ -138,7 +151,11 @@ class HumanlineConfig(TrainingArguments):
             self._expect(name, getattr(self, name) in get_args(kind), " or ".join(map(repr, get_args(kind))))
         if self.beta is None:
             self.beta = DEFAULT_BETA[self.objective]
-        for name in ("sync_every", "max_length"):
+        synced = self.reference != "frozen"
+        if synced and self.sync_every is None:
+            self.sync_every = 1
+        self._expect("sync_every", synced or self.sync_every is None, "None with reference='frozen' (never synced)")
+        for name in ("sync_every", "max_length") if synced else ("max_length",):
             value = getattr(self, name)
             self._expect(name, isinstance(value, int) and not isinstance(value, bool) and value >= 1, "an integer >= 1")
         for name in ("beta", "desirable_weight", "undesirable_weight", "epsilon_high"):
@@ -170,8 +187,13 @@ class HumanlineConfig(TrainingArguments):
             "ignore_data_skip": "there is nothing to skip on resume",
             "train_sampling_strategy": "every epoch is a new permutation",
         }
+        others = {
+            name: f"it is {objective}'s, and this is {self.objective}"
+            for name, objective in OBJECTIVE_OF.items()
+            if objective != self.objective
+        }
         defaults = {field.name: field.default for field in fields(self)}
-        for name, reason in ignored.items():
+        for name, reason in (ignored | others).items():
             if name in defaults and getattr(self, name) != defaults[name]:
                 raise ValueError(f"{name}: expected {defaults[name]!r} ({reason}), got {getattr(self, name)!r}")
         if self.push_to_hub and self.hub_strategy != "end":

@@ -118,7 +118,9 @@ def _recording(head: nn.Linear) -> Iterator[None]:
         vars(head).pop("forward")
 
 
+@torch.compiler.disable
 def _record(head: nn.Linear, hidden: Tensor) -> LogitsRecorder:
+    """A compiled model's graph ends here: at a recorder, dynamo would give up the whole frame."""
     _check_weight(head.weight)
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype

@@ -92,6 +92,16 @@ def report(batch: Batch, out: Output, loss_mask: Tensor) -> dict[str, Weighted]:
     return metrics | {name: (share * tokens, tokens) for name, share in shares.items()}
 
 
+def kl_to(out: Output, loss_mask: Tensor) -> Weighted:
+    """k3 of the reference against the policy, ``exp(d) - d - 1`` with ``d = ref_logp - logp``, summed over the tokens.
+
+    On completions that the policy did not sample it is a distance, ≥ 0 and 0 where both agree, and no unbiased estimate
+    of KL(policy ‖ reference).
+    """
+    difference = (out.ref_logp - out.logp).where(loss_mask, 0.0)
+    return (torch.expm1(difference) - difference).sum(), loss_mask.sum()
+
+
 def with_margins(means: dict[str, float]) -> dict[str, float]:
     """Adds KTO's ``rewards/margins``: its two sides have different counts, so only their means can be compared."""
     if "rewards/margins" in means or not {"rewards/chosen", "rewards/rejected"} <= means.keys():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
@@ -85,9 +86,22 @@ class ResumableTrainer(Trainer):
         run_dir = super()._get_output_dir(trial)
         return os.path.join(run_dir, checkpoint.STAGING) if self._staging else run_dir
 
+    def _refuse_broken_weights(self, model: nn.Module, run_dir: Path, name: str) -> None:
+        """Between two log lines nobody has looked at the loss yet, and rotation deletes the checkpoints before."""
+        trained = (p for p in model.parameters() if p.requires_grad)
+        local = (p.to_local() if isinstance(p, DTensor) else p for p in trained)
+        broken = torch.stack([p.isfinite().logical_not().any() for p in local]).any().float()
+        if self.accelerator.reduce(broken, "sum"):
+            newest = checkpoint.newest_complete(run_dir)
+            raise FloatingPointError(
+                f"{name} is not written: the weights are not finite. Lower learning_rate (0.1x to 0.5x) or "
+                f"max_grad_norm (0.5), and {f'resume from {newest}' if newest else 'start anew'}"
+            )
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer's, under another name until it is whole."""
         run_dir, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
+        self._refuse_broken_weights(model, run_dir, name)
         staged = run_dir / checkpoint.STAGING / name
         if self.args.should_save:
             shutil.rmtree(staged.parent, ignore_errors=True)

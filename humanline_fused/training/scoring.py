@@ -68,8 +68,9 @@ class Scorer:
         The hooks of DDP and FSDP2 have to see that tensor leave the model, and mixed precision may round it there. So
         nothing else passes through them, and no numbers pass in.
         """
-        ids, attention_mask = batch[f"{kind}input_ids"], batch[f"{kind}attention_mask"]
-        inputs = {"input_ids": ids, "attention_mask": attention_mask, "use_cache": False}
+        # No mask: padding stands behind the tokens, where a causal model's attention does not reach. With one, a model
+        # would ask the device twice whether it matters, and could not take the faster causal attention.
+        inputs = {"input_ids": batch[f"{kind}input_ids"], "use_cache": False}
         if self.config.head == "logits":
             result = compute(Logits(model(**inputs).logits))
             return result, getattr(result, "loss", None)

@@ -3,6 +3,7 @@
 from itertools import chain
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from humanline_fused.impl import Choice
 from humanline_fused.training.config import HumanlineConfig
@@ -40,7 +41,7 @@ def describe_model(config: HumanlineConfig, model: nn.Module, difference: float 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of the parameters and buffers of this process; a shared one counts once."""
     tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    local = (getattr(tensor, "_local_tensor", tensor) for tensor in tensors.values())
+    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors.values())
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 

@@ -45,9 +45,10 @@ class Termination(TrainerCallback):
             self._group = dist.new_group(backend="gloo")  # between hosts: asking each other does not wait for a GPU
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        received = torch.tensor(int(self.received))
+        self.stopped = self.received
         if self._group is not None:
-            dist.all_reduce(received, dist.ReduceOp.MAX, group=self._group)
-        if received:
-            self.stopped = True
+            anyone = torch.tensor(int(self.received))
+            dist.all_reduce(anyone, dist.ReduceOp.MAX, group=self._group)
+            self.stopped = bool(anyone)
+        if self.stopped:
             control.should_save = control.should_training_stop = True

@@ -27,6 +27,7 @@ from humanline_fused.training.batch import Batch, collate, num_loss_tokens, to_d
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data import Example, fingerprint, prepare
 from humanline_fused.training.evaluation import HeldOut
+from humanline_fused.training.failure_signs import FailureSigns
 from humanline_fused.training.head import score_in_forward_
 from humanline_fused.training.initial_scores import InitialScores
 from humanline_fused.training.metrics import Meter, MetricsFile
@@ -137,7 +138,8 @@ class HumanlineTrainer(ResumableTrainer):
         self.metrics_file = MetricsFile(Path(str(args.output_dir)) / "metrics.jsonl")
         if not args.dry_run:
             self.add_callback(self.metrics_file)
-        self._begun = False
+        self.add_callback(FailureSigns(args))
+        self.begun = False
         self._identity = self._make_identity(policy)
         self.reference = self._make_reference(reference_model)
         self._windows: dict[int, list[Batch]] = {}
@@ -152,6 +154,7 @@ class HumanlineTrainer(ResumableTrainer):
     def _make_reference(self, model: nn.Module | None) -> LookaheadReference | CopyReference:
         args = self.args
         if args.reference == "lookahead":
+            assert args.sync_every is not None
             return LookaheadReference(lambda step: self.scorer.score(self._policy, self._window(step)), args.sync_every)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             instead = {
@@ -211,7 +214,7 @@ class HumanlineTrainer(ResumableTrainer):
         if step >= self.state.max_steps:  # Trainer would take one more step when a finished run is resumed
             self.control.should_training_stop = True
             return [], None
-        if not self._begun:
+        if not self.begun:
             self._begin(self._window(step)[0])
         if self.args.dry_run:
             self.control.should_training_stop = True
@@ -237,7 +240,7 @@ class HumanlineTrainer(ResumableTrainer):
         difference = probe(self._policy, self.model, batch, self.args.impl) if fused else None
         if self.args.process_index == 0:
             print(describe_model(self.args, self.model, difference), flush=True)
-        self._begun = True
+        self.begun = True
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As they are: on the device, and float32 under DeepSpeed too, where Trainer would round the log-probs."""
@@ -251,6 +254,8 @@ class HumanlineTrainer(ResumableTrainer):
         loss, out, loss_mask = self.scorer.loss(model, inputs)
         if "repeated" not in inputs:
             meter.update(objective.report(inputs, out, loss_mask))
+            if not model.training:
+                meter.update({"kl_initial": objective.kl_to(out, loss_mask)})
         return (loss, out) if return_outputs else loss
 
     # Evaluation
@@ -288,7 +293,7 @@ class HumanlineTrainer(ResumableTrainer):
             return self.compute_loss(model.eval(), inputs).detach(), None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Trainer's, with weighted means: the loss and, against the initial policy, ``rewards_initial/*``."""
+        """Trainer's, with weighted means against the initial policy: loss, ``rewards_initial/*``, ``kl_initial``."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         means = self._drain("eval")
         renamed = {f"{metric_key_prefix}_{k.replace('rewards/', 'rewards_initial/')}": v for k, v in means.items()}

@@ -1,0 +1,113 @@
+"""The ways in which humanline runs are known to fail, noticed in what they log (arXiv 2509.24207, section 5)."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from statistics import fmean, median
+from typing import Any
+
+from transformers import TrainerCallback
+
+from humanline_fused.training.config import HumanlineConfig
+
+REWARDS = ("reward", "heldout/reward", "eval_rewards_initial/margins")
+"""Metrics that rise as the policy gets better, whoever logs them."""
+
+SMALL_CADENCE = 12
+"""k below which a collapse is put down to it: the paper's small models want 12 to 24."""
+
+FEWEST_LINES = 10
+"""Log lines before which nothing is judged but a loss that is not a number."""
+
+EXPLODED = 10
+"""Times its own median, over the lines before, is no noise of a gradient's norm."""
+
+
+class FailureSign(UserWarning):
+    """A run looks as failing ones do. It goes on; the text says what was seen and what to change."""
+
+
+def collapsed(values: Sequence[float]) -> bool:
+    """Whether what had been gained since the first value is more than half lost, at the last two of them.
+
+    >>> collapsed([0.2, 0.6, 0.5, 0.6]), collapsed([0.2, 0.6, 0.3, 0.2])
+    (False, True)
+    """
+    best, start = max(values), values[0]
+    return len(values) > 3 and best > start and max(values[-2:]) < start + (best - start) / 2
+
+
+class FailureSigns(TrainerCallback):
+    """Warns once of each sign; ends the run where the loss is not a number.
+
+    - a reward collapses under a small k;
+    - the gradient's norm explodes;
+    - no token was clamped in the first half of the run, and nothing was gained: by the held-out loss, or, without an
+      evaluation, by the mean of ``rewards/margins`` (GRPO without one is not judged).
+    """
+
+    def __init__(self, config: HumanlineConfig) -> None:
+        self.config = config
+        self.seen: dict[str, list[float]] = {}
+        self.warned: set[str] = set()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        numbers = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        step = state.global_step
+        loss = numbers.get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {step}, or was since the last log line: the run stops. Its checkpoints "
+                "are sound: lower learning_rate (0.1x to 0.5x) or max_grad_norm (0.5), and resume from one of them"
+            )
+        for name, value in numbers.items():
+            if math.isfinite(value):
+                self.seen.setdefault(name, []).append(value)
+        if state.is_world_process_zero:
+            self._collapse(numbers, step)
+            self._explosion(numbers, step)
+            self._no_gain(numbers, state)
+
+    def _warn(self, sign: str, text: str) -> None:
+        if sign not in self.warned:
+            self.warned.add(sign)
+            warnings.warn(text, FailureSign, stacklevel=3)
+
+    def _collapse(self, numbers: dict[str, float], step: int) -> None:
+        k = self.config.sync_every
+        for name in REWARDS:
+            if name in numbers and k is not None and k < SMALL_CADENCE and collapsed(self.seen[name]):
+                values = self.seen[name]
+                self._warn(
+                    "collapse",
+                    f"{name} collapsed: {values[0]:.3g} at the start, {max(values):.3g} at best, {values[-1]:.3g} at "
+                    f"step {step}, with a reference of {k} step(s) ago. Raise sync_every (12 to 24 for a small model), "
+                    "or lower learning_rate",
+                )
+
+    def _explosion(self, numbers: dict[str, float], step: int) -> None:
+        norms = self.seen.get("grad_norm", [])
+        if "grad_norm" not in numbers or len(norms) <= FEWEST_LINES or not math.isfinite(numbers["grad_norm"]):
+            return
+        usual = median(norms[:-1])
+        if norms[-1] > EXPLODED * usual > 0:
+            self._warn(
+                "explosion",
+                f"the gradient's norm is {norms[-1]:.3g} at step {step}, against {usual:.3g} in the median of the log "
+                "lines before: the run is unstable. Lower learning_rate (0.1x to 0.5x), or max_grad_norm (0.5)",
+            )
+
+    def _no_gain(self, numbers: dict[str, float], state: Any) -> None:
+        unclamped = self.seen.get("humanline/unclamped", [])
+        too_early = len(unclamped) < FEWEST_LINES or 2 * state.global_step < state.max_steps
+        if "loss" not in numbers or not self.config.clamp or too_early or min(unclamped) < 1:
+            return
+        losses, margins = self.seen.get("eval_loss", []), self.seen.get("rewards/margins", [])
+        gained = losses[-1] < losses[0] if len(losses) > 1 else not margins or fmean(margins) > 0
+        if not gained:
+            self._warn(
+                "no gain",
+                f"no token was clamped in {len(unclamped)} log lines, and nothing was gained up to step "
+                f"{state.global_step}: the updates are too small, or the data too far from what the policy would "
+                "write. Raise learning_rate (2x to 4x) or sync_every, or take data with a higher log-prob under it",
+            )

@@ -1,0 +1,116 @@
+"""Runs that fail as humanline runs are known to fail say so, once, and what to change."""
+
+import json
+import math
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from humanline_fused.training.checkpoint import newest_complete
+from humanline_fused.training.failure_signs import FailureSign, FailureSigns, collapsed
+from tests.tiny_model import losses, tiny_config, tiny_trainer, trained
+
+
+def signs(tmp_path: Path, lines: list[dict[str, float]], max_steps: int = 20, **settings: Any) -> list[str]:
+    """What is said about a run that logged ``lines``, one a step."""
+    watch = FailureSigns(tiny_config(tmp_path, max_steps=max_steps, **settings))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step, line in enumerate(lines, 1):
+            state = SimpleNamespace(global_step=step, max_steps=max_steps, is_world_process_zero=True)
+            watch.on_log(watch.config, state, None, logs=line)
+    assert all(issubclass(warning.category, FailureSign) for warning in caught)
+    return [str(warning.message) for warning in caught]
+
+
+def test_a_collapse_is_more_than_half_of_the_gain_lost_twice_in_a_row():
+    assert not collapsed([0.1, 0.9, 0.2])
+    assert not collapsed([0.1, 0.9, 0.2, 0.8])
+    assert collapsed([0.1, 0.9, 0.4, 0.3])
+    assert not collapsed([0.5, 0.4, 0.3, 0.2])
+
+
+@pytest.mark.parametrize("name", ["reward", "heldout/reward", "eval_rewards_initial/margins"])
+def test_a_reward_that_collapses_under_a_small_k_is_named_once_with_k(tmp_path: Path, name: str):
+    lines = [{name: value} for value in (0.1, 0.6, 0.2, 0.1, 0.1, 0.0)]
+    (said,) = signs(tmp_path, lines, sync_every=1)
+    assert f"{name} collapsed: 0.1 at the start, 0.6 at best, 0.1 at step 4" in said
+    assert "Raise sync_every" in said
+    assert signs(tmp_path, lines, sync_every=16) == signs(tmp_path, lines, reference="frozen") == []
+    assert signs(tmp_path, [{name: value} for value in (0.1, 0.6, 0.4, 0.6, 0.5)]) == []
+
+
+def test_a_gradient_norm_ten_times_its_median_is_named_once(tmp_path: Path):
+    calm = [{"grad_norm": 2.0 + step % 3} for step in range(10)]
+    (said,) = signs(tmp_path, [*calm, {"grad_norm": 40.0}, {"grad_norm": 90.0}])
+    assert "the gradient's norm is 40 at step 11, against 3" in said
+    assert "max_grad_norm" in said
+    assert signs(tmp_path, [*calm, {"grad_norm": 29.0}, {"grad_norm": math.inf}]) == []
+    assert signs(tmp_path, [*calm[:9], {"grad_norm": 40.0}]) == []
+
+
+def quiet(margin: float, unclamped: float = 1.0) -> dict[str, float]:
+    return {"loss": 0.69, "humanline/unclamped": unclamped, "rewards/margins": margin}
+
+
+def test_nothing_clamped_and_nothing_gained_in_half_the_run_is_named_once(tmp_path: Path):
+    (said,) = signs(tmp_path, [quiet(-0.01)] * 12)
+    assert "no token was clamped in 10 log lines, and nothing was gained up to step 10" in said
+    assert "Raise learning_rate" in said
+
+
+@pytest.mark.parametrize(
+    ("lines", "settings"),
+    [
+        ([quiet(-0.01)] * 9, {}),
+        ([quiet(0.01)] * 12, {}),
+        ([quiet(-0.01)] * 5 + [quiet(-0.01, 0.99)] + [quiet(-0.01)] * 9, {}),
+        ([quiet(-0.01)] * 12, {"clamp": False}),
+        ([quiet(-0.01)] * 12, {"max_steps": 100}),
+        ([{"eval_loss": 0.69}, *[quiet(-0.01)] * 5, {"eval_loss": 0.6}, *[quiet(-0.01)] * 6], {}),
+        ([{"loss": 0.1, "humanline/unclamped": 1.0}] * 12, {"objective": "grpo"}),
+    ],
+    ids=["early", "gained", "clamped", "no clamp", "first half", "held-out gain", "grpo without evaluation"],
+)
+def test_a_run_that_gains_or_clamps_is_not_called_idle(
+    tmp_path: Path, lines: list[dict[str, float]], settings: dict[str, Any]
+):
+    assert signs(tmp_path, lines, **settings) == []
+
+
+# A loss that is not a number
+
+
+class Poison(TrainerCallback):
+    """Makes a weight NaN after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            with torch.no_grad():
+                kwargs["model"].lm_head.weight[3, 3] = math.nan
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_at_its_log_line_which_is_written(tmp_path: Path):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 4, .* resume from one of them"):
+        trained(tmp_path, callbacks=[Poison(3)])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] is None for line in lines] == [False, False, False, True]
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint_and_the_one_before_continues(tmp_path: Path):
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1, "logging_steps": 100}
+    with pytest.raises(FloatingPointError, match=r"checkpoint-4 is not written: .*resume from .*checkpoint-2"):
+        trained(tmp_path, callbacks=[Poison(3)], **saving)
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-2"
+    resumed = tiny_trainer(tmp_path, resume_from_checkpoint="auto", **saving)
+    resumed.train()
+    assert resumed.state.global_step == 6
+    assert all(math.isfinite(loss) for loss in losses(resumed))

@@ -1,0 +1,72 @@
+"""Between two log lines a step asks nothing of the device: the host would wait until all that it queued is computed."""
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainerCallback
+
+from humanline_fused.validation import values
+from tests.tiny_model import tiny_trainer
+
+WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2")
+
+
+def is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype == torch.bool
+
+
+class Waits(TorchDispatchMode, TrainerCallback):
+    """Who, in the third and fourth step, reads a number or a shape from the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counting = False
+        self.seen: list[str] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.counting = state.global_step in (2, 3)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        masked = name in ("aten::index", "aten::index_put_") and any(map(is_mask, args[1]))
+        if self.counting and (name in WAITING or masked):
+            files = (Path(frame.filename) for frame in reversed(traceback.extract_stack()[:-1]))
+            self.seen.append(next(f"{file.parent.name}/{file.name}" for file in files if "torch" not in file.parts))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values are only checked where looking at them costs nothing: on a CPU."""
+    monkeypatch.setattr(values, "may_look_at", lambda tensor: False)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_only_the_models_own_mask_asks_once_a_forward(tmp_path: Path, objective: str, impl: str, accumulation: int):
+    waits = Waits()
+    settings = {"objective": objective, "impl": impl, "gradient_accumulation_steps": accumulation}
+    # One epoch, and no AdamW: a loader's seed and a step's count are numbers on the host, whatever the device.
+    trainer = tiny_trainer(tmp_path, num_examples=48, optim="sgd", logging_steps=100, callbacks=[waits], **settings)
+    with waits:
+        trainer.train()
+    forwards = 2 * accumulation * (4 if objective == "kto" else 2)
+    assert set(waits.seen) == {"transformers/masking_utils.py"}  # transformers': are these packed sequences?
+    assert len(waits.seen) <= forwards
+
+
+def test_a_number_that_is_read_is_noticed(tmp_path: Path):
+    class Reading(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            float(kwargs["model"].lm_head.weight.grad.norm())
+
+    waits = Waits()
+    trainer = tiny_trainer(tmp_path, optim="sgd", logging_steps=100, callbacks=[waits, Reading()])
+    with waits:
+        trainer.train()
+    assert waits.seen.count("tests/test_host_waits.py") == 2

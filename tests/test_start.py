@@ -1,0 +1,114 @@
+"""What a run says, checks and refuses before its first step."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training.checkpoint import MANIFEST, seal
+from humanline_fused.training.resumable import IDENTITY
+from humanline_fused.training.start import identify
+from humanline_fused.training.summary import as_bytes, weight_bytes
+from tests.tiny_model import records, tiny_model, tiny_trainer, trained
+
+FLOATS = 100 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32 + 32 * 100
+"""The tiny model's: embedding, two layers of attention, MLP and norms, the last norm, head; the rotary buffer aside."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "reference", "forwards", "sync"),
+    [
+        ({"sync_every": 4}, "look-ahead k=4, 93.7 KiB of weights saved", 2, "first sync at step 0"),
+        ({"objective": "kto"}, "look-ahead k=1, 93.7 KiB of weights saved", 4, "first sync at step 0"),
+        ({"reference": "copy"}, "copy k=1, 93.7 KiB of weights more", 2, "first sync at step 0"),
+        ({"reference": "frozen"}, "frozen, 93.7 KiB of weights more", 2, "no sync"),
+    ],
+)
+def test_one_line_says_how_the_model_is_scored_and_what_its_reference_costs(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    settings: dict[str, Any],
+    reference: str,
+    forwards: int,
+    sync: str,
+):
+    trained(tmp_path, max_steps=1, **settings)
+    head, rest = capsys.readouterr().out.splitlines()[2].split("; ", 1)
+    assert re.fullmatch(r"head check: max \|Δlogp\| \de[-+]\d\d", head)
+    assert rest == f"reference: {reference}; forwards per micro-batch {forwards}; {sync}"
+
+
+def test_where_the_model_makes_its_logits_there_is_no_head_to_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    trained(tmp_path, max_steps=1, head="logits")
+    assert capsys.readouterr().out.splitlines()[2].startswith("head: the model's own logits; reference: look-ahead")
+
+
+def test_the_weights_of_a_second_model_are_its_floats_with_a_shared_one_counted_once():
+    rotary = 2 * 8  # inverse frequencies, and those that were there at first
+    assert weight_bytes(tiny_model()) == 4 * (FLOATS + rotary)
+    assert weight_bytes(tiny_model(tie_word_embeddings=True)) == 4 * (FLOATS - 3200 + rotary)
+    assert as_bytes(4 * (FLOATS + rotary)) == "93.7 KiB"
+
+
+def test_a_dry_run_says_what_would_run_and_takes_no_step_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    held_out = {"eval_dataset": records("dpo", 4, 5), "eval_strategy": "steps", "eval_steps": 1}
+    trainer = trained(tmp_path, dry_run=True, save_strategy="steps", save_steps=1, **held_out)
+    assert trainer.state.global_step == 0
+    assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), tiny_model().parameters(), strict=True))
+    assert list(tmp_path.rglob("*")) == []
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:3]] == ["dpo", "data", "head check"]
+
+
+def test_models_are_told_apart_by_class_names_and_shapes_and_not_by_their_weights():
+    same = identify(tiny_model(0)), identify(tiny_model(1))
+    assert same[0] == same[1]
+    others = [identify(tiny_model(num_key_value_heads=1)), identify(tiny_model(intermediate_size=64))]
+    assert len({str(sorted(model.items())) for model in (*others, same[0])}) == 3
+    assert others[0]["class"] == "LlamaForCausalLM"
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_named_before_a_weight_is_loaded(tmp_path: Path):
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    trained(tmp_path / "run", **saving)
+    other = tiny_trainer(tmp_path / "other", model=tiny_model(intermediate_size=64), **saving)
+    before = other.model.get_parameter("lm_head.weight").clone()
+    with pytest.raises(ValueError, match=r"expected the model that .*checkpoint-4 was written with, .*numbers.*got"):
+        other.train(str(tmp_path / "run" / "checkpoint-4"))
+    assert torch.equal(other.model.get_parameter("lm_head.weight"), before)
+
+
+def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path):
+    trained(tmp_path, save_strategy="steps", save_steps=2)
+    folder = tmp_path / "checkpoint-6"
+    (folder / IDENTITY).unlink()
+    (folder / MANIFEST).unlink()
+    seal(folder)
+    with pytest.raises(ValueError, match=r"expected .*run\.json: the checkpoint was not written by this trainer"):
+        tiny_trainer(tmp_path, resume_from_checkpoint=str(folder)).train()
+
+
+# A compiled model
+
+
+def test_a_compiled_model_trains_to_the_same_bits(tmp_path: Path):
+    """dynamo's own backend: the graphs are taken, and run as they are."""
+    compiled: dict[str, Any] = {"torch_compile": True, "torch_compile_backend": "eager"}
+    runs = [
+        trained(tmp_path / str(i), model=tiny_model(num_hidden_layers=1), max_steps=1, **settings)
+        for i, settings in enumerate(({}, compiled))
+    ]
+    assert isinstance(runs[1].model_wrapped, torch._dynamo.OptimizedModule)
+    assert weights_of(runs[0]) == weights_of(runs[1])
+
+
+def weights_of(trainer: HumanlineTrainer) -> list[Any]:
+    model = getattr(trainer.model, "_orig_mod", trainer.model)
+    assert isinstance(model, nn.Module)
+    return [parameter.tolist() for parameter in model.parameters()]
