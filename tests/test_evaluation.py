@@ -67,6 +67,17 @@ def test_evaluation_of_grpo_compares_with_the_policy_at_the_start(tmp_path: Path
     torch.testing.assert_close(torch.tensor(lines[-1]["eval_kl"]), k3)
 
 
+def test_evaluation_tells_how_far_the_policy_has_gone_from_its_start_without_a_second_model(
+    tmp_path: Path, objective: str
+):
+    trainer, lines = evaluated(tmp_path, objective)
+    assert lines[0]["eval_kl_initial"] == 0
+    assert all("eval_humanline/unclamped" in line for line in lines)
+    _, log_ratio, loss_mask = held_out_log_ratios(trainer)
+    k3 = (torch.exp(-log_ratio) + log_ratio - 1).sum() / loss_mask.sum()
+    torch.testing.assert_close(torch.tensor(lines[-1]["eval_kl_initial"]), k3)
+
+
 def test_evaluation_does_not_depend_on_how_the_held_out_data_are_cut_up(tmp_path: Path):
     evaluations = []
     for size in (3, 8):
@@ -98,9 +109,9 @@ def test_evaluating_before_training_writes_nothing_and_is_not_the_start_of_a_lat
     assert trainer.evaluate()["eval_rewards_initial/margins"] == 0
     assert list(tmp_path.iterdir()) == []
     trainer.train()
-    first = trainer.initial_scores[0]["ref_logp"]
+    first = trainer.held_out.initial[0]["ref_logp"]
     trainer.train()  # a second run, from where the first ended
-    assert not torch.equal(trainer.initial_scores[0]["ref_logp"], first)
+    assert not torch.equal(trainer.held_out.initial[0]["ref_logp"], first)
 
 
 def test_without_held_out_data_there_is_nothing_to_evaluate_and_never_anything_to_predict(tmp_path: Path):
