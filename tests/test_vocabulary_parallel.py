@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ def answers(
     return [out.loss.detach(), out.logp, out.ref_logp, *gradients]
 
 
+def padded(batch: HeadBatch) -> HeadBatch:
+    """A bias of -inf on all but what the first of three parts holds, as for ids that no tokenizer has."""
+    assert batch.bias is not None
+    real = part_of(1, 3).start
+    tokens = replace(batch.tokens, target_ids=batch.tokens.target_ids % real)
+    return replace(batch, tokens=tokens, bias=batch.bias.index_fill(0, torch.arange(real, V), -torch.inf))
+
+
 def entropies(batch: HeadBatch, group: Any, part: slice) -> list[Tensor]:
     assert batch.bias is not None
     leaves = [batch.hidden.clone(), batch.weight[part].clone(), batch.bias[part].clone()]
@@ -66,6 +75,7 @@ def rank_of(rank: int, world_size: int, folder: str, port: int) -> None:
     group = torch.distributed.group.WORLD
     results: dict[str, Any] = {str(i): answers(batch, group, part, case) for i, case in enumerate(CASES)}
     results["entropy"] = entropies(batch, group, part)
+    results["padded"] = entropies(padded(batch), group, part)
     offset = head_batch("cpu", bias=True)
     assert offset.bias is not None
     shifted = LMHead(offset.hidden, offset.weight[part], offset.bias[part] + 1000, group=group)
@@ -109,6 +119,13 @@ def test_an_entropy_and_its_gradient_are_those_of_the_whole_vocabulary(runs: lis
     expected = entropies(head_batch("cpu").to(torch.float64), None, slice(None))
     for rank, results in enumerate(runs):
         assert_same(results["entropy"], expected, part_of(rank, len(runs)), first_of_head=3)
+
+
+def test_a_part_whose_logits_are_all_masked_has_no_probability_and_no_gradient(runs: list[dict[str, Any]]) -> None:
+    expected = entropies(padded(head_batch("cpu").to(torch.float64)), None, slice(None))
+    assert all(t.isfinite().all() for t in expected)
+    for rank, results in enumerate(runs):
+        assert_same(results["padded"], expected, part_of(rank, len(runs)), first_of_head=3)
 
 
 def test_every_rank_gets_the_same_bits(runs: list[dict[str, Any]]) -> None:

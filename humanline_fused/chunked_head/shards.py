@@ -58,6 +58,9 @@ class Shards:
         ids, own = self._own(target_ids)
         logp, entropy, point, log2_total = self.epilogue.score_rows(logits, ids, softmax, with_entropy)
         z = softmax.scores(point[:, None], softmax.temperature_of(slice(None)))[:, 0] / math.log(2)
+        empty = z.isneginf()  # nothing in this slice has a probability: a vocabulary padded with -inf
+        z, point, logp = (t.masked_fill(empty, 0.0) for t in (z, point, logp))
+        log2_total = log2_total.masked_fill(empty, -torch.inf)
         mine = torch.stack(
             [logp.where(own, 0.0), own.to(logp.dtype), z, log2_total, *([entropy] if with_entropy else [])]
         )
@@ -76,8 +79,7 @@ class Shards:
             share = (-missing).exp2()
             parts = share * (entropies + missing * math.log(2))
             entropy = parts.where(share > 0, 0.0).sum(0)
-        rank = torch.distributed.get_rank(self.group)
-        return logp, entropy, point, (log2_total + missing[rank]).where(legal, torch.nan)
+        return logp, entropy, point, (whole - (z - anchor[0])).where(legal, torch.nan)
 
     def write_dlogits_(
         self,
