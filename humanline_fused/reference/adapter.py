@@ -80,7 +80,7 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 class AdapterReference:
-    """A frozen adapter "ref" beside the policy's, on the same base weights; synced every ``sync_every`` optimizer steps.
+    """A frozen adapter "ref" beside the policy's, on its base weights; synced every ``sync_every`` optimizer steps.
 
     The numbers of a copied model, for the memory of an adapter. LoRA with all that PEFT keeps per adapter: embeddings,
     DoRA's magnitudes, ``modules_to_save``, trainable tokens. The model's ``save_pretrained`` leaves "ref" out from now
