@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch._C._distributed_c10d import GradBucket, HashStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, TrainerCallback
 
@@ -121,13 +122,14 @@ def test_after_a_sync_at_step_t_ref_is_the_adapter_at_t_in_storage_of_its_own_fr
     assert same(tensors(trainer.model, ADAPTER), witness.before[4])
     assert not same(witness.before[4], witness.before[5])
     assert not {t.data_ptr() for t in reference.values()} & {t.data_ptr() for t in tensors(trainer.model).values()}
-    optimised = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    optimizer: Any = trainer.optimizer
+    optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert optimised == {id(tensor) for tensor in adapter_tensors(trainer.model, "default").values()}
 
 
 @pytest.fixture
 def process_group() -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
 
@@ -138,7 +140,7 @@ def test_ddp_reduces_the_trained_adapter_alone_after_a_scoring_pass_too(tmp_path
     trainer.model_wrapped = model
     reduced: set[int] = set()
 
-    def hook(state: None, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def hook(state: None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         reduced.update(map(id, bucket.parameters()))
         done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
         done.set_result(bucket.buffer())

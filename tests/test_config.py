@@ -22,7 +22,7 @@ def test_the_policy_may_be_named_by_a_path(tmp_path: Path):
     ("setting", "said"),
     [
         ({"objective": "ppo"}, "objective: expected 'dpo' or 'kto' or 'grpo', got 'ppo'"),
-        ({"reference": "moving"}, "reference: expected 'lookahead' or 'copy' or 'frozen', got 'moving'"),
+        ({"reference": "moving"}, "reference: expected 'lookahead' or 'copy' or 'adapter' or 'frozen', got 'moving'"),
         ({"sync_every": 0}, "sync_every: expected an integer >= 1, got 0"),
         ({"log_epsilon_P": 0.5}, "expected log_epsilon_P <= 0 <= log_epsilon_R"),
         ({"log_epsilon_R": math.nan}, "log_epsilon_R: expected a number of nats, got nan"),
