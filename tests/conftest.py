@@ -3,6 +3,7 @@
 On a machine with a GPU, ``CUDA_VISIBLE_DEVICES= pytest`` is the CPU gear and ``pytest -m gpu`` what runs compiled.
 """
 
+import gc
 import os
 
 import pytest
@@ -28,6 +29,12 @@ def interpreter_rounds_as_hardware_does() -> None:
         from tests.interpreter import round_as_hardware_does
 
         round_as_hardware_does()
+
+
+def pytest_collection_finish() -> None:
+    """accelerate collects garbage whenever a training starts: leave out what the imports made, which is most of it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

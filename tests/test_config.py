@@ -22,7 +22,7 @@ def test_the_policy_may_be_named_by_a_path(tmp_path: Path):
     ("setting", "said"),
     [
         ({"objective": "ppo"}, "objective: expected 'dpo' or 'kto' or 'grpo', got 'ppo'"),
-        ({"reference": "moving"}, "reference: expected 'lookahead' or 'copy' or 'frozen', got 'moving'"),
+        ({"reference": "moving"}, "reference: expected 'lookahead' or 'copy' or 'adapter' or 'frozen', got 'moving'"),
         ({"sync_every": 0}, "sync_every: expected an integer >= 1, got 0"),
         ({"sync_every": None, "max_length": None}, "max_length: expected an integer >= 1, got None"),
         ({"reference": "frozen", "sync_every": 4}, r"sync_every: expected None with reference='frozen' .*got 4"),

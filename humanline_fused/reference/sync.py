@@ -25,8 +25,12 @@ def _some(names: Iterable[str], shown: int = 5) -> str:
 
 def refuse_shared_storage(reference: nn.Module, policy: nn.Module) -> None:
     """Raise ValueError, with the names, where a parameter or buffer of the reference is the policy's too."""
-    theirs = {tensor.data_ptr() for tensor in _tensors(policy).values()} - {0}
-    shared = {name for name, tensor in _tensors(reference).items() if tensor.data_ptr() in theirs}
+    _refuse_shared(_tensors(reference), _tensors(policy))
+
+
+def _refuse_shared(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    storage = {tensor.data_ptr() for tensor in theirs.values()} - {0}
+    shared = {name for name, tensor in mine.items() if tensor.data_ptr() in storage}
     if shared:
         raise ValueError(f"expected the reference to have its own storage, but it shares the policy's: {_some(shared)}")
 
@@ -37,7 +41,11 @@ def pair_tensors(reference: nn.Module, policy: nn.Module) -> tuple[list[Tensor],
     Raises:
         ValueError: names or shapes differ, or storage is shared. The message says which.
     """
-    mine, theirs = _tensors(reference), _tensors(policy)
+    return pair_by_name(_tensors(reference), _tensors(policy))
+
+
+def pair_by_name(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """:func:`pair_tensors` for tensors of the reference and of the policy by name."""
     if mine.keys() != theirs.keys():
         sides = {"policy": theirs.keys() - mine.keys(), "reference": mine.keys() - theirs.keys()}
         differences = [f"only the {side} has {_some(names)}" for side, names in sides.items() if names]
@@ -49,7 +57,7 @@ def pair_tensors(reference: nn.Module, policy: nn.Module) -> tuple[list[Tensor],
     }
     if shapes:
         raise ValueError(f"expected reference and policy to have the same shapes, got {_some(shapes)}")
-    refuse_shared_storage(reference, policy)
+    _refuse_shared(mine, theirs)
     return list(mine.values()), [theirs[name] for name in mine]
 
 

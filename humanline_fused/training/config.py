@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from humanline_fused.types import HumanlineClamp, Impl
 
 Objective = Literal["dpo", "kto", "grpo"]
-Reference = Literal["lookahead", "copy", "frozen"]
+Reference = Literal["lookahead", "copy", "adapter", "frozen"]
 Head = Literal["fused", "logits"]
 
 DEFAULT_BETA = {"dpo": 0.1, "kto": 0.1, "grpo": 0.0}
@@ -79,8 +79,8 @@ class HumanlineConfig(TrainingArguments):
         default="lookahead",
         metadata=_help(
             "Who plays the reference. lookahead: the policy of up to sync_every updates ago, scored ahead, without a "
-            "second model. copy: a second model that is overwritten in place; the same numbers. frozen: the policy at "
-            "the start (no sync)."
+            "second model. copy: a second model that is overwritten in place; the same numbers. adapter: the same "
+            "for a LoRA policy, as a second adapter on its base weights. frozen: the policy at the start (no sync)."
         ),
     )
     sync_every: int | None = field(

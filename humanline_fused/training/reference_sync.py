@@ -4,13 +4,13 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from humanline_fused.reference import CopyReference
+from humanline_fused.reference import AdapterReference, CopyReference
 
 
 class ReferenceSync(TrainerCallback):
     """Syncs a copied reference where humanline asks for it: after backward and clipping, before the update."""
 
-    def __init__(self, reference: CopyReference) -> None:
+    def __init__(self, reference: CopyReference | AdapterReference) -> None:
         self.reference = reference
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

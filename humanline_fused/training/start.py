@@ -48,7 +48,8 @@ def identify(model: PreTrainedModel) -> dict[str, Any]:
 
 def check_token_ids(examples: Sequence[Example], pad_token_id: Any, model: PreTrainedModel) -> None:
     """Raise ValueError unless the model's embedding has a row for every token id."""
-    rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
+    rows = getattr(embedding, "num_embeddings", embedding.weight.shape[0])  # an adapter's has the weight alone
     sequences = (ids for example in examples for ids in (example.prompt_ids, *example.completions) if len(ids))
     largest = max(pad_token_id, *(int(ids.max()) for ids in sequences))
     if largest >= rows:

@@ -1,11 +1,13 @@
 """What a run says about itself when it starts."""
 
+from collections.abc import Iterable
 from itertools import chain
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from humanline_fused.impl import Choice
+from humanline_fused.reference.adapter import ADAPTER, adapter_tensors
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data import PreparedData
 
@@ -22,15 +24,17 @@ def describe_model(config: HumanlineConfig, model: nn.Module, difference: float 
     """One line, once the model is in place: how it is scored, and who plays the reference, at what cost.
 
     Args:
-        model: the policy, on this process; its bytes are those of a second model.
+        model: the policy, on this process; its bytes, without those of a second adapter, are a second model's.
         difference: the largest difference that the probe found, nats; None where the model makes its own logits.
     """
     head = "head: the model's own logits" if difference is None else f"head check: max |Δlogp| {difference:.0e}"
-    weights = f"{as_bytes(weight_bytes(model))} of weights"
+    second = bytes_of(adapter_tensors(model, ADAPTER).values()) if config.reference == "adapter" else 0
+    whole = bytes_of(chain(model.parameters(), model.buffers())) - second
+    weights = f"{as_bytes(whole)} of weights"
     reference = {
         "lookahead": f"look-ahead k={config.sync_every}, {weights} saved",
         "copy": f"copy k={config.sync_every}, {weights} more",
-        "adapter": f"adapter k={config.sync_every}, {weights} saved",
+        "adapter": f"adapter k={config.sync_every}, {as_bytes(second)} more instead of {weights}",
         "frozen": f"frozen, {weights} more",
     }[config.reference]
     forwards = 4 if config.objective == "kto" else 2
@@ -38,10 +42,10 @@ def describe_model(config: HumanlineConfig, model: nn.Module, difference: float 
     return f"{head}; reference: {reference}; forwards per micro-batch {forwards}; {sync}"
 
 
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters and buffers of this process; a shared one counts once."""
-    tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors.values())
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors on this process; one that comes twice counts once."""
+    distinct = {id(tensor): tensor for tensor in tensors}
+    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in distinct.values())
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 

@@ -20,7 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from humanline_fused.impl import choose_impl
-from humanline_fused.reference import CopyReference, LookaheadReference
+from humanline_fused.reference import AdapterReference, CopyReference, LookaheadReference
+from humanline_fused.reference.adapter import trained_adapter
+from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
 from humanline_fused.training import objective, pending
 from humanline_fused.training.batch import Batch, collate, num_loss_tokens, to_device
@@ -85,8 +87,10 @@ class HumanlineTrainer(ResumableTrainer):
                 f"  accelerate launch --num_processes {args.n_gpu} -m humanline_fused train ...\n"
                 "or show it one with CUDA_VISIBLE_DEVICES=0"
             )
-        if reference_model is not None and args.reference == "lookahead":
-            raise ValueError("reference_model: expected None with reference='lookahead', which keeps no second model")
+        if reference_model is not None and args.reference in ("lookahead", "adapter"):
+            raise ValueError(
+                f"reference_model: expected None with reference={args.reference!r}, which keeps no second model"
+            )
         train_dataset = args.dataset if train_dataset is None else train_dataset
         eval_dataset = args.eval_dataset if eval_dataset is None else eval_dataset
         if train_dataset is None:
@@ -107,6 +111,8 @@ class HumanlineTrainer(ResumableTrainer):
         self.eval_data = None if eval_dataset is None else read(eval_dataset, split=args.eval_dataset_split)
         self.train_examples = self.train_data.examples
         self.eval_examples = self.eval_data.examples if self.eval_data else []
+        if args.reference == "adapter":
+            trained_adapter(policy)
         if args.head == "fused":
             score_in_forward_(policy)
         check_token_ids([*self.train_examples, *self.eval_examples], self.pad_token_id, policy)
@@ -151,20 +157,29 @@ class HumanlineTrainer(ResumableTrainer):
         initial = InitialScores(Path(str(args.output_dir)), made_of, args.process_index, args.world_size)
         return HeldOut(self.eval_examples, self._collate, initial, size)
 
-    def _make_reference(self, model: nn.Module | None) -> LookaheadReference | CopyReference:
+    def _make_reference(self, model: nn.Module | None) -> LookaheadReference | CopyReference | AdapterReference:
         args = self.args
+
+        def score(step: int) -> list[TokenScores]:
+            return self.scorer.score(self._policy, self._window(step))
+
         if args.reference == "lookahead":
             assert args.sync_every is not None
-            return LookaheadReference(lambda step: self.scorer.score(self._policy, self._window(step)), args.sync_every)
+            return LookaheadReference(score, args.sync_every)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             instead = {
                 "copy": "reference='lookahead': the same numbers without a second model",
+                "adapter": "reference='lookahead': the same numbers without a second adapter",
                 "frozen": "reference='lookahead' with sync_every >= max_steps: the policy at the start, scored ahead",
             }
             raise ValueError(
                 f"reference={args.reference!r}: expected a whole model in every process. Under FSDP and DeepSpeed use "
                 f"{instead[args.reference]}"
             )
+        if args.reference == "adapter":
+            reference = AdapterReference(score, self._policy, args.sync_every)
+            self.add_callback(ReferenceSync(reference))
+            return reference
         if model is not None:
             refuse_shared_storage(model, self._policy)
         model = copy.deepcopy(self._policy) if model is None else model.to(args.device)
