@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
@@ -18,13 +19,16 @@ from tests.test_processes import OBJECTIVES, assert_equal
 
 STEPS = 4
 DESCENT: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
-RUNS = {f"{objective} {reference}": {} for objective in OBJECTIVES for reference in ("lookahead", "copy")} | {
+IN_BFLOAT16 = {"bf16": True, "optim": "adamw_torch", "learning_rate": 3e-3}
+RUNS: dict[str, dict[str, Any]] = {
+    f"{objective} {reference}": {} for objective in OBJECTIVES for reference in ("lookahead", "copy")
+} | {
     "dpo frozen": {},
     # One process computes under autocast what FSDP2 casts by itself: alike, and no more.
-    "dpo lookahead bf16": {"bf16": True},
-    "dpo copy bf16": {"bf16": True},
+    "dpo lookahead bf16": IN_BFLOAT16,
+    "dpo copy bf16": IN_BFLOAT16,
 }
-RESUMED = {"kto lookahead": "SHARDED_STATE_DICT", "dpo copy": "SHARDED_STATE_DICT", "grpo copy": "FULL_STATE_DICT"}
+RESUMED = {"kto lookahead": "SHARDED_STATE_DICT", "dpo copy": "SHARDED_STATE_DICT", "dpo copy bf16": "FULL_STATE_DICT"}
 SAVED = 3
 """Not a multiple of the cadence: the reference is neither the policy as it is saved nor the one at the start."""
 
@@ -46,6 +50,7 @@ class ShardedTrainer(HumanlineTrainer):
         if state.mixed_precision != "no":
             plugin.set_mixed_precision(state.mixed_precision)
         state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
+        PartialState().distributed_type = DistributedType.FSDP
         self.is_fsdp_enabled = True
 
 
@@ -78,12 +83,10 @@ def train(folder: Path, world_size: int) -> None:
         keep(trainer, folder / f"{world_size} {run}.pt", **of_the_reference(trainer))
         if world_size == 2 and run == "dpo copy":
             trainer.save_model(str(folder / "exported"))
-        trainer.accelerator.state._reset_state(reset_partial_state=False)
     for run in RESUMED if world_size == 2 else ():
         trainer = made(folder / f"resumed {run}", run, world_size)
         trainer.train(str(folder / f"2 {run}" / f"checkpoint-{SAVED}"))
         keep(trainer, folder / f"resumed {run}.pt")
-        trainer.accelerator.state._reset_state(reset_partial_state=False)
 
 
 def of_the_reference(trainer: HumanlineTrainer) -> dict[str, Any]:
@@ -91,16 +94,19 @@ def of_the_reference(trainer: HumanlineTrainer) -> dict[str, Any]:
     if not isinstance(trainer.reference, CopyReference) or not trainer.is_fsdp_enabled:
         return {}
     reference, policy = trainer.reference.model, trainer.model
-    kept = {"reference sharded": {isinstance(p, DTensor) for p in reference.parameters()}}
+    kept = {"reference sharded": {isinstance(tensor, DTensor) for tensor in reference.state_dict().values()}}
     kept["reference trained"] = reference.training or any(p.requires_grad for p in reference.parameters())
     optimized = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     kept["optimized"] = {id(p) for p in optimized} == {id(p) for p in policy.parameters()}
 
     def shards(model: torch.nn.Module) -> list[torch.Tensor]:
-        return [p.to_local() for p in model.parameters() if isinstance(p, DTensor)]
+        return [tensor.to_local() for tensor in model.state_dict().values()]
 
     before = [(shard.data_ptr(), shard.clone()) for shard in shards(reference)]
+    trainer.reference.score(0)
+    kept["whole after a forward pass"] = any(not isinstance(p, DTensor) for p in reference.parameters())
     sync_reference_(reference, policy)
+    kept["sharded after a sync"] = all(isinstance(p, DTensor) for p in reference.parameters())
     pairs = list(zip(before, shards(reference), shards(policy), strict=True))
     kept["differed"] = any(not torch.equal(old, theirs) for (_, old), _, theirs in pairs)
     kept["copied"] = all(torch.equal(mine, theirs) for _, mine, theirs in pairs)
@@ -156,6 +162,8 @@ def test_the_sharded_reference_is_not_trained_and_a_sync_copies_every_shard_in_p
     kept = load(runs, "2 dpo copy")
     assert kept["optimized"]
     assert not kept["reference trained"]
+    assert kept["whole after a forward pass"]
+    assert kept["sharded after a sync"]
     assert (kept["differed"], kept["copied"], kept["in place"]) == (True, True, True)
 
 
