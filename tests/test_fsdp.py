@@ -45,6 +45,7 @@ class ShardedTrainer(HumanlineTrainer):
             auto_wrap_policy="transformer_based_wrap",
             transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
             state_dict_type=self.state_dict_type,
+            cpu_ram_efficient_loading=True,
         )
         state = self.accelerator.state
         if state.mixed_precision != "no":
@@ -70,7 +71,9 @@ def made(folder: Path, run: str, world_size: int) -> HumanlineTrainer:
     ShardedTrainer.state_dict_type = RESUMED.get(run, "SHARDED_STATE_DICT")
     callbacks = [SaveOnce(SAVED)] if world_size == 2 and run in RESUMED else None
     settings = {"processing_class": tiny_tokenizer(), "callbacks": callbacks}
-    return kind(tiny_model(), config, records(objective, 24), **settings)
+    # The first rank's weights are everyone's, and dpo's head is its embedding.
+    model = tiny_model(seed=config.process_index, tie_word_embeddings=objective == "dpo")
+    return kind(model, config, records(objective, 24), **settings)
 
 
 def train(folder: Path, world_size: int) -> None:
@@ -112,7 +115,7 @@ def of_the_reference(trainer: HumanlineTrainer) -> dict[str, Any]:
     kept["copied"] = all(torch.equal(mine, theirs) for _, mine, theirs in pairs)
     kept["in place"] = all(pointer == mine.data_ptr() for (pointer, _), mine, _ in pairs)
     try:
-        sync_reference_(tiny_model(), policy)
+        sync_reference_(tiny_model(tie_word_embeddings=True), policy)
     except ValueError as refused:
         kept["refused"] = str(refused)
     return kept
