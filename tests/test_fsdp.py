@@ -14,8 +14,8 @@ from humanline_fused.reference import CopyReference, sync_reference_
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.checkpoint import faults
 from tests.ranks import SaveOnce, keep, on_ranks
-from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer
 from tests.test_processes import OBJECTIVES, assert_equal
+from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer
 
 STEPS = 4
 DESCENT: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
@@ -99,7 +99,8 @@ def of_the_reference(trainer: HumanlineTrainer) -> dict[str, Any]:
     reference, policy = trainer.reference.model, trainer.model
     kept = {"reference sharded": {isinstance(tensor, DTensor) for tensor in reference.state_dict().values()}}
     kept["reference trained"] = reference.training or any(p.requires_grad for p in reference.parameters())
-    optimized = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    optimizer: Any = trainer.optimizer
+    optimized = [p for group in optimizer.param_groups for p in group["params"]]
     kept["optimized"] = {id(p) for p in optimized} == {id(p) for p in policy.parameters()}
 
     def shards(model: torch.nn.Module) -> list[torch.Tensor]:

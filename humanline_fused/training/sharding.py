@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -43,7 +44,7 @@ def whole_state_dict(accelerator: Accelerator) -> Iterator[None]:
     if not accelerator.is_fsdp2:
         yield
         return
-    plugin = accelerator.state.fsdp_plugin
+    plugin: Any = accelerator.state.fsdp_plugin
     before = plugin.state_dict_type
     plugin.set_state_dict_type("FULL_STATE_DICT")
     try:
