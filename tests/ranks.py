@@ -50,7 +50,7 @@ class SaveOnce(TrainerCallback):
 
 def keep(trainer: HumanlineTrainer, file: Path, **more: Any) -> None:
     """Leave what came of a run for the test that asks, with whether every parameter is a DTensor. A collective."""
-    parameters = [p.detach() for p in trainer.model.parameters()]
+    parameters = trainer.model.state_dict().values()  # as they are sharded, where a forward pass left them whole
     kept = {
         "losses": torch.tensor(losses(trainer)),
         "weights": torch.cat([whole(p).flatten() for p in parameters]),
