@@ -18,8 +18,9 @@ from tests.tiny_model import records, tiny_trainer
 
 OBJECTIVES = ("dpo", "kto", "grpo")
 LEARNING_RATE = 3e-3
-STEPS, SAVED = 5, 2
-"""With the cadence of 3: the scores of steps 2 and 3 are in the checkpoint, those of step 4 are not."""
+STEPS, SAVED = 8, 4
+"""With the cadence of 3, the scores of steps 4 to 6 are in the checkpoint, and those of step 7 are not; a copied reference
+is neither the policy as it is saved nor the one at the start."""
 
 WHOLE: dict[str, dict[str, Any]] = {f"{objective} lookahead": {} for objective in OBJECTIVES} | {"dpo copy": {}}
 TWO_ONLY: dict[str, dict[str, Any]] = {
@@ -143,7 +144,7 @@ def test_a_kl_of_each_ranks_own_pairs_would_not_pass_for_that_of_all(runs: Path)
 @pytest.mark.parametrize(("began", "proceeds"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_with_another_number_of_processes(runs: Path, run: str, began: int, proceeds: int):
     whole, continued = load(runs, f"{began} {run}"), load(runs, f"on {proceeds} {run}")
-    # The steps before the checkpoint are the earlier run's own; the three after it were taken here.
+    # The steps before the checkpoint are the earlier run's own; those after it were taken here.
     assert torch.equal(continued["losses"][:SAVED], whole["losses"][:SAVED])
     assert len(continued["losses"]) == STEPS
     assert_rounded(continued | {"evaluation": whole.get("evaluation")}, whole)
