@@ -19,8 +19,8 @@ from tests.tiny_model import records, tiny_trainer
 OBJECTIVES = ("dpo", "kto", "grpo")
 LEARNING_RATE = 3e-3
 STEPS, SAVED = 8, 4
-"""With the cadence of 3, the scores of steps 4 to 6 are in the checkpoint, and those of step 7 are not; a copied reference
-is neither the policy as it is saved nor the one at the start."""
+"""With the cadence of 3, the scores of steps 4 to 6 are in the checkpoint, and those of step 7 are not. A copied
+reference is neither the policy as it is saved nor the one at the start."""
 
 WHOLE: dict[str, dict[str, Any]] = {f"{objective} lookahead": {} for objective in OBJECTIVES} | {"dpo copy": {}}
 TWO_ONLY: dict[str, dict[str, Any]] = {
