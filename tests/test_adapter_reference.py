@@ -351,10 +351,3 @@ def test_an_adapter_whose_tensors_cannot_be_told_from_the_model_s_is_refused_and
 def test_a_second_model_beside_the_second_adapter_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="expected None with reference='adapter', which keeps no second model"):
         tiny_trainer(tmp_path, model=adapted(), reference="adapter", reference_model=tiny_model())
-
-
-def test_a_second_adapter_is_refused_where_the_policy_is_sharded(tmp_path: Path):
-    trainer = tiny_trainer(tmp_path, model=adapted(), reference="adapter")
-    trainer.is_fsdp_enabled = True
-    with pytest.raises(ValueError, match=r"expected a whole model in every process.*'lookahead': the same numbers"):
-        trainer._make_reference(None)

@@ -5,20 +5,38 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
 
+from humanline_fused.reference import CopyReference, sync_reference_
 from humanline_fused.training import HumanlineTrainer
-from tests.test_processes import OBJECTIVES, in_two_processes
-from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_tokenizer
+from humanline_fused.training.checkpoint import faults
+from tests.ranks import SaveOnce, keep, on_ranks
+from tests.test_processes import OBJECTIVES, assert_equal
+from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer
 
-DESCENT: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1}
-MIXED = "dpo, bfloat16"
-"""One process computes under autocast what FSDP2 casts by itself: alike, and no more."""
+STEPS = 4
+DESCENT: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+IN_BFLOAT16 = {"bf16": True, "optim": "adamw_torch", "learning_rate": 3e-3}
+RUNS: dict[str, dict[str, Any]] = {
+    f"{objective} {reference}": {} for objective in OBJECTIVES for reference in ("lookahead", "copy")
+} | {
+    "dpo frozen": {},
+    # One process computes under autocast what FSDP2 casts by itself: alike, and no more.
+    "dpo lookahead bf16": IN_BFLOAT16,
+    "dpo copy bf16": IN_BFLOAT16,
+}
+RESUMED = {"kto lookahead": "SHARDED_STATE_DICT", "dpo copy": "SHARDED_STATE_DICT", "dpo copy bf16": "FULL_STATE_DICT"}
+SAVED = 3
+"""Not a multiple of the cadence: the reference is neither the policy as it is saved nor the one at the start."""
 
 
 class ShardedTrainer(HumanlineTrainer):
     """accelerate shards nothing on a CPU (it takes DDP, silently), unless its state says that it does."""
+
+    state_dict_type = "SHARDED_STATE_DICT"
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -26,69 +44,153 @@ class ShardedTrainer(HumanlineTrainer):
             fsdp_version=2,
             auto_wrap_policy="transformer_based_wrap",
             transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+            state_dict_type=self.state_dict_type,
+            cpu_ram_efficient_loading=True,
         )
         state = self.accelerator.state
         if state.mixed_precision != "no":
             plugin.set_mixed_precision(state.mixed_precision)
         state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
+        PartialState().distributed_type = DistributedType.FSDP
         self.is_fsdp_enabled = True
 
 
-def train(folder: Path, world_size: int) -> None:
-    """Train every objective, sharded over the processes if there are two, and keep the results."""
+def made(folder: Path, run: str, world_size: int) -> HumanlineTrainer:
+    objective, reference = run.split()[:2]
+    config = tiny_config(
+        folder,
+        objective=objective,
+        reference=reference,
+        sync_every=2,
+        max_steps=STEPS,
+        per_device_train_batch_size=4 // world_size,
+        gradient_accumulation_steps=2,
+        **DESCENT | RUNS[run],
+    )
     kind = HumanlineTrainer if world_size == 1 else ShardedTrainer
-    for run in (*OBJECTIVES, MIXED):
-        objective = run.split(",")[0]
-        config = tiny_config(
-            folder / run,
-            objective=objective,
-            sync_every=2,
-            max_steps=4,
-            per_device_train_batch_size=4 // world_size,
-            gradient_accumulation_steps=2,
-            max_grad_norm=0.0,
-            bf16=run == MIXED,
-            **DESCENT,
-        )
-        trainer = kind(tiny_model(), config, records(objective, 24), processing_class=tiny_tokenizer())
+    ShardedTrainer.state_dict_type = RESUMED.get(run, "SHARDED_STATE_DICT")
+    callbacks = [SaveOnce(SAVED)] if world_size == 2 and run in RESUMED else None
+    held_out = records(objective, 8, seed=5) if run == "kto lookahead" else None
+    settings = {"processing_class": tiny_tokenizer(), "callbacks": callbacks, "eval_dataset": held_out}
+    # The first rank's weights are everyone's, and dpo's head is its embedding.
+    model = tiny_model(seed=config.process_index, tie_word_embeddings=objective == "dpo")
+    return kind(model, config, records(objective, 24), **settings)
+
+
+def train(folder: Path, world_size: int) -> None:
+    """All runs; on two ranks some are saved and resumed as well."""
+    for run in RUNS:
+        if world_size == 1 and ("copy" in run or "bf16" in run):
+            continue
+        trainer = made(folder / f"{world_size} {run}", run, world_size)
         trainer.train()
-        parameters = list(trainer.model.parameters())
-        sharded = {isinstance(p, DTensor) for p in parameters}
-        whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in parameters]
-        if trainer.args.process_index == 0:
-            weights = torch.cat([p.detach().flatten() for p in whole])
-            kept = {"losses": torch.tensor(losses(trainer)), "weights": weights, "sharded": sharded}
-            torch.save(kept, folder / f"{run}.pt")
-        trainer.accelerator.state._reset_state(reset_partial_state=False)
+        evaluation = trainer.evaluate()["eval_loss"] if trainer.eval_examples else None
+        keep(trainer, folder / f"{world_size} {run}.pt", evaluation=evaluation, **of_the_reference(trainer))
+        if world_size == 2 and run == "dpo copy":
+            trainer.save_model(str(folder / "exported"))
+    for run in RESUMED if world_size == 2 else ():
+        trainer = made(folder / f"resumed {run}", run, world_size)
+        trainer.train(str(folder / f"2 {run}" / f"checkpoint-{SAVED}"))
+        keep(trainer, folder / f"resumed {run}.pt")
+
+
+def of_the_reference(trainer: HumanlineTrainer) -> dict[str, Any]:
+    """What the copied model is, and what a sync does to its shards."""
+    if not isinstance(trainer.reference, CopyReference) or not trainer.is_fsdp_enabled:
+        return {}
+    reference, policy = trainer.reference.model, trainer.model
+    kept = {"reference sharded": {isinstance(tensor, DTensor) for tensor in reference.state_dict().values()}}
+    kept["reference trained"] = reference.training or any(p.requires_grad for p in reference.parameters())
+    optimizer: Any = trainer.optimizer
+    optimized = [p for group in optimizer.param_groups for p in group["params"]]
+    kept["optimized"] = {id(p) for p in optimized} == {id(p) for p in policy.parameters()}
+
+    def shards(model: torch.nn.Module) -> list[torch.Tensor]:
+        return [tensor.to_local() for tensor in model.state_dict().values()]
+
+    before = [(shard.data_ptr(), shard.clone()) for shard in shards(reference)]
+    trainer.reference.score(0)
+    kept["whole after a forward pass"] = any(not isinstance(p, DTensor) for p in reference.parameters())
+    sync_reference_(reference, policy)
+    kept["sharded after a sync"] = all(isinstance(p, DTensor) for p in reference.parameters())
+    pairs = list(zip(before, shards(reference), shards(policy), strict=True))
+    kept["differed"] = any(not torch.equal(old, theirs) for (_, old), _, theirs in pairs)
+    kept["copied"] = all(torch.equal(mine, theirs) for _, mine, theirs in pairs)
+    kept["in place"] = all(pointer == mine.data_ptr() for (pointer, _), mine, _ in pairs)
+    try:
+        sync_reference_(tiny_model(tie_word_embeddings=True), policy)
+    except ValueError as refused:
+        kept["refused"] = str(refused)
+    return kept
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    folders = {size: tmp_path_factory.mktemp(f"fsdp{size}") for size in (1, 2)}
-    train(folders[1], world_size=1)
-    in_two_processes(train, folders[2])
-    return folders
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fsdp")
+    on_ranks(folder, (train, 1), (train, 2))
+    return folder
 
 
-def both(runs: dict[int, Path], run: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    one, two = (torch.load(runs[size] / f"{run}.pt", weights_only=False) for size in (1, 2))
-    assert (one["sharded"], two["sharded"]) == ({False}, {True})
-    assert one["losses"].unique().numel() == 4
-    return one, two
+def load(runs: Path, run: str) -> dict[str, Any]:
+    kept = torch.load(runs / f"{run}.pt", weights_only=False)
+    assert kept["sharded"] == {not run.startswith("1")}
+    assert kept.get("reference sharded", {True}) == {True}
+    assert kept["losses"].unique().numel() == len(kept["losses"])
+    return kept
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_sharded_weights_give_the_losses_and_weights_of_one_process(runs: dict[int, Path], objective: str):
-    one, two = both(runs, objective)
+@pytest.mark.parametrize("run", [*(f"{objective} lookahead" for objective in OBJECTIVES), "dpo frozen"])
+def test_sharded_weights_give_the_losses_and_weights_of_one_process(runs: Path, run: str):
+    one, two = load(runs, f"1 {run}"), load(runs, f"2 {run}")
     # Ranks add up in another order than a batch does: float32 roundings of the losses, and of four steps' gradients.
     rounding = 16 * torch.finfo(torch.float32).eps
     torch.testing.assert_close(two["losses"], one["losses"], rtol=rounding, atol=rounding)
-    torch.testing.assert_close(
-        two["weights"], one["weights"], rtol=rounding, atol=4 * DESCENT["learning_rate"] * rounding
-    )
+    torch.testing.assert_close(two["evaluation"], one["evaluation"], rtol=rounding, atol=rounding)
+    moved = STEPS * DESCENT["learning_rate"] * rounding
+    torch.testing.assert_close(two["weights"], one["weights"], rtol=rounding, atol=moved)
 
 
-def test_sharded_in_bfloat16_the_loss_is_not_rounded_where_it_leaves_the_model(runs: dict[int, Path]):
-    _, two = both(runs, MIXED)
+@pytest.mark.parametrize("run", [*OBJECTIVES, "dpo bf16"])
+def test_sharded_the_copied_reference_gives_bitwise_what_the_look_ahead_does(runs: Path, run: str):
+    objective, *precision = run.split()
+    ahead, copied = (load(runs, " ".join(["2", objective, r, *precision])) for r in ("lookahead", "copy"))
+    assert "reference sharded" in copied
+    assert_equal(ahead, copied)
+
+
+@pytest.mark.parametrize("run", ["dpo lookahead bf16", "dpo copy bf16"])
+def test_sharded_in_bfloat16_the_loss_is_not_rounded_where_it_leaves_the_model(runs: Path, run: str):
+    kept = load(runs, f"2 {run}")
     # The first step compares the policy with itself: ln 2, which bfloat16 would make 0.6914.
-    torch.testing.assert_close(two["losses"][0], torch.tensor(2.0).log())
+    torch.testing.assert_close(kept["losses"][0], torch.tensor(2.0).log())
+    assert kept["first"]["rewards/chosen"] == kept["first"]["rewards/rejected"] == 0
+
+
+def test_the_sharded_reference_is_not_trained_and_a_sync_copies_every_shard_in_place(runs: Path):
+    kept = load(runs, "2 dpo copy")
+    assert kept["optimized"]
+    assert not kept["reference trained"]
+    assert kept["whole after a forward pass"]
+    assert kept["sharded after a sync"]
+    assert (kept["differed"], kept["copied"], kept["in place"]) == (True, True, True)
+
+
+def test_a_reference_that_is_not_sharded_as_the_policy_is_refused(runs: Path):
+    refused = load(runs, "2 dpo copy")["refused"]
+    assert "expected reference and policy to have the same shards" in refused
+    assert "(whole in the reference, ((Shard(dim=0),), DeviceMesh" in refused
+
+
+@pytest.mark.parametrize("run", RESUMED)
+def test_a_sharded_run_that_is_resumed_ends_bitwise_as_the_uninterrupted_one(runs: Path, run: str):
+    whole, resumed = load(runs, f"2 {run}"), load(runs, f"resumed {run}")
+    checkpoint = runs / f"2 {run}" / f"checkpoint-{SAVED}"
+    assert faults(checkpoint) == []
+    assert (checkpoint / "pytorch_model_fsdp_0").is_dir() == (RESUMED[run] == "SHARDED_STATE_DICT")
+    assert_equal(whole, resumed)
+
+
+def test_the_export_of_a_sharded_policy_loads_as_a_model_with_its_weights(runs: Path):
+    model = AutoModelForCausalLM.from_pretrained(runs / "exported")
+    weights = torch.cat([tensor.flatten() for tensor in model.state_dict().values()])
+    assert torch.equal(weights, load(runs, "2 dpo copy")["weights"])

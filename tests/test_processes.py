@@ -1,82 +1,167 @@
 """Two processes train what one does: the same global batches, the same losses, the same weights (gloo, on a CPU)."""
 
 import os
-import socket
-from collections.abc import Callable
+import signal
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import spawn
+from transformers import TrainerCallback
 
+from humanline_fused.functional import kto_kl
+from humanline_fused.training import HumanlineTrainer, scoring
+from humanline_fused.training.checkpoint import faults, newest_complete
+from tests.ranks import SaveOnce, keep, on_ranks
 from tests.tiny_model import records, tiny_trainer
 
 OBJECTIVES = ("dpo", "kto", "grpo")
-GLOBAL_MICRO_BATCH = 4
 LEARNING_RATE = 3e-3
+STEPS, SAVED = 8, 4
+"""With the cadence of 3, the scores of steps 4 to 6 are in the checkpoint, and those of step 7 are not. A copied
+reference is neither the policy as it is saved nor the one at the start."""
+
+WHOLE: dict[str, dict[str, Any]] = {f"{objective} lookahead": {} for objective in OBJECTIVES} | {"dpo copy": {}}
+TWO_ONLY: dict[str, dict[str, Any]] = {
+    "kto copy": {},
+    "grpo copy": {},
+    "dpo lookahead bf16": {"bf16": True},
+    "dpo copy bf16": {"bf16": True},
+}
+ELASTIC = {"dpo lookahead": "another accumulation", "kto lookahead": "the same", "dpo copy": "the same"}
+"""KTO's mismatched pairs stay within a global micro-batch, so it is part of the run; DPO's is not."""
+
+
+class Terminate(TrainerCallback):
+    """SIGTERM to the last rank alone, in its second step."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1 and args.process_index == args.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def made(folder: Path, run: str, world_size: int, **settings: Any) -> HumanlineTrainer:
+    """A trainer whose global batch is two global micro-batches of four, whatever the number of processes."""
+    objective, reference = run.split()[:2]
+    batches = {"per_device_train_batch_size": 4 // world_size, "gradient_accumulation_steps": 2}
+    defaults: dict[str, Any] = {"num_examples": 24, "sync_every": 3, "max_steps": STEPS, "learning_rate": LEARNING_RATE}
+    given = batches | defaults | {"objective": objective, "reference": reference} | settings
+    return tiny_trainer(folder, **given)
 
 
 def train(folder: Path, world_size: int) -> None:
-    """Train every objective with the global micro-batch spread over the processes, and keep the results."""
-    for objective in OBJECTIVES:
-        trainer = tiny_trainer(
-            folder / objective,
-            num_examples=24,
-            objective=objective,
-            reference="lookahead",
-            sync_every=2,
-            learning_rate=LEARNING_RATE,
-            per_device_train_batch_size=GLOBAL_MICRO_BATCH // world_size,
-            gradient_accumulation_steps=2,
-            eval_dataset=records(objective, 8, seed=5),
-        )
+    """Runs without interruption, with a checkpoint on the way; two ranks continue what one began."""
+    for run, settings in (WHOLE if world_size == 1 else WHOLE | TWO_ONLY).items():
+        held_out = {"eval_dataset": records(run.split()[0], 8, seed=5)} if "lookahead" in run else {}
+        saving = {"callbacks": [SaveOnce(SAVED)]} if run in ELASTIC else {}
+        trainer = made(folder / f"{world_size} {run}", run, world_size, **settings | held_out | saving)
         trainer.train()
-        evaluation = trainer.evaluate()["eval_loss"]
-        if trainer.args.process_index == 0:
-            lines = trainer.state.log_history
-            losses = torch.tensor([*(line["loss"] for line in lines if "loss" in line), evaluation])
-            weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
-            distributed = torch.nn.parallel.DistributedDataParallel
-            kept = {"losses": losses, "weights": weights, "ddp": isinstance(trainer.model_wrapped, distributed)}
-            torch.save(kept, folder / f"{objective}.pt")
+        evaluation = trainer.evaluate()["eval_loss"] if held_out else 0.0
+        ddp = isinstance(trainer.model_wrapped, torch.nn.parallel.DistributedDataParallel)
+        keep(trainer, folder / f"{world_size} {run}.pt", evaluation=evaluation, ddp=ddp)
+    if world_size == 2:
+        proceed(folder, 2)
+        terminate(folder)
+        scoring.kto_kl = lambda *tensors, **settings: kto_kl(*tensors, **settings | {"group": "local"})
+        trainer = made(folder / "local", "kto lookahead", 2)
+        trainer.train()
+        keep(trainer, folder / "2 local.pt")
 
 
-def rank(index: int, run: Callable[[Path, int], None], folder: str, port: int) -> None:
-    os.environ |= {
-        "RANK": str(index),
-        "LOCAL_RANK": str(index),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
-    run(Path(folder), 2)
-    torch.distributed.destroy_process_group()
+def proceed(folder: Path, world_size: int) -> None:
+    """Continue, on this number of ranks, what the other number began."""
+    for run, micro_batches in ELASTIC.items():
+        one = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+        two = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+        settings = {} if micro_batches == "the same" else one if world_size == 1 else two
+        held_out = {"eval_dataset": records(run.split()[0], 8, seed=5)} if "lookahead" in run else {}
+        trainer = made(folder / f"on {world_size} {run}", run, world_size, **held_out | settings)
+        trainer.train(str(folder / f"{3 - world_size} {run}" / f"checkpoint-{SAVED}"))
+        keep(trainer, folder / f"on {world_size} {run}.pt")
 
 
-def in_two_processes(run: Callable[[Path, int], None], folder: Path) -> None:
-    """Call ``run(folder, 2)`` in each of two processes that can reach each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn(rank, (run, str(folder), port), nprocs=2)
+def terminate(folder: Path) -> None:
+    """A run of two ranks that one of them is asked to end."""
+    trainer = made(folder / "terminated", "dpo lookahead", 2, callbacks=[Terminate()])
+    trainer.train()
+    rank = trainer.args.process_index
+    torch.save([trainer.state.global_step, trainer.termination.received], folder / f"terminated {rank}.pt")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    folders = {size: tmp_path_factory.mktemp(f"processes{size}") for size in (1, 2)}
-    train(folders[1], world_size=1)
-    in_two_processes(train, folders[2])
-    return folders
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    on_ranks(folder, (train, 1), (train, 2), (proceed, 1))
+    return folder
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_two_processes_give_the_losses_and_weights_of_one(runs: dict[int, Path], objective: str):
-    one, two = (torch.load(runs[size] / f"{objective}.pt") for size in (1, 2))
-    assert (one["ddp"], two["ddp"]) == (False, True)
+def load(runs: Path, run: str) -> dict[str, Any]:
+    kept = torch.load(runs / f"{run}.pt", weights_only=False)
+    assert kept["losses"].unique().numel() == len(kept["losses"])
+    return kept
+
+
+def assert_equal(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert torch.equal(a["losses"], b["losses"])
+    assert torch.equal(a["weights"], b["weights"])
+
+
+def assert_rounded(a: dict[str, Any], b: dict[str, Any]) -> None:
     # Ranks add up in another order than a batch does: float32 roundings of the losses (8e-8 to 1.3e-7 were seen) ...
     rounding = 16 * torch.finfo(torch.float32).eps
-    torch.testing.assert_close(two["losses"], one["losses"], rtol=rounding, atol=rounding)
+    close = partial(torch.testing.assert_close, rtol=rounding, atol=rounding)
+    close(a["losses"], b["losses"])
+    if "evaluation" in a and "evaluation" in b:
+        close(a["evaluation"], b["evaluation"])
     # ... and of the gradients, which move a weight by far less than one update, of the learning rate's size, would.
-    torch.testing.assert_close(two["weights"], one["weights"], rtol=0, atol=LEARNING_RATE / 1024)
-    assert one["losses"].unique().numel() > 1
+    torch.testing.assert_close(a["weights"], b["weights"], rtol=0, atol=LEARNING_RATE / 1024)
+
+
+@pytest.mark.parametrize("run", WHOLE)
+def test_two_processes_give_the_losses_and_weights_of_one(runs: Path, run: str):
+    one, two = load(runs, f"1 {run}"), load(runs, f"2 {run}")
+    assert (one["ddp"], two["ddp"]) == (False, True)
+    assert_rounded(one, two)
+
+
+@pytest.mark.parametrize("run", [*OBJECTIVES, "dpo bf16"])
+def test_on_two_processes_the_copied_reference_gives_bitwise_what_the_look_ahead_does(runs: Path, run: str):
+    objective, *precision = run.split()
+    ahead, copied = (load(runs, " ".join(["2", objective, r, *precision])) for r in ("lookahead", "copy"))
+    assert_equal(ahead, copied)
+
+
+def test_a_kl_of_each_ranks_own_pairs_would_not_pass_for_that_of_all(runs: Path):
+    with pytest.raises(AssertionError):
+        assert_rounded(load(runs, "1 kto lookahead"), load(runs, "2 local"))
+
+
+# Another number of processes
+
+
+@pytest.mark.parametrize("run", ELASTIC)
+@pytest.mark.parametrize(("began", "proceeds"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(runs: Path, run: str, began: int, proceeds: int):
+    whole, continued = load(runs, f"{began} {run}"), load(runs, f"on {proceeds} {run}")
+    # The steps before the checkpoint are the earlier run's own; those after it were taken here.
+    assert torch.equal(continued["losses"][:SAVED], whole["losses"][:SAVED])
+    assert len(continued["losses"]) == STEPS
+    assert_rounded(continued | {"evaluation": whole.get("evaluation")}, whole)
+
+
+def test_kto_is_not_continued_with_another_global_micro_batch(runs: Path, tmp_path: Path):
+    batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    held_out = {"eval_dataset": records("kto", 8, seed=5)}
+    other = made(tmp_path, "kto lookahead", 1, **batches | held_out)
+    with pytest.raises(ValueError, match=r"'global_micro_batch_size': 4}, got {'global_micro_batch_size': 2}"):
+        other.train(str(runs / "2 kto lookahead" / f"checkpoint-{SAVED}"))
+
+
+def test_sigterm_on_one_rank_ends_all_after_the_same_step_with_a_checkpoint(runs: Path):
+    ends = [torch.load(runs / f"terminated {rank}.pt") for rank in range(2)]
+    assert ends == [[2, False], [2, True]]
+    checkpoint = newest_complete(runs / "terminated")
+    assert checkpoint == runs / "terminated" / "checkpoint-2"
+    assert faults(checkpoint) == []
+    assert all((checkpoint / f"rng_state_{rank}.pth").is_file() for rank in range(2))

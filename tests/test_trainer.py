@@ -353,16 +353,6 @@ def test_a_reference_model_that_is_the_policy_is_refused_and_the_policy_stays_tr
     assert all(parameter.requires_grad for parameter in policy.parameters())
 
 
-@pytest.mark.parametrize(
-    ("reference", "instead"), [("copy", "'lookahead': the same numbers"), ("frozen", "sync_every >= max_steps")]
-)
-def test_a_second_model_is_refused_where_the_policy_is_sharded(tmp_path: Path, reference: str, instead: str):
-    trainer = tiny_trainer(tmp_path, reference=reference)
-    trainer.is_fsdp_enabled = True
-    with pytest.raises(ValueError, match=f"expected a whole model in every process.*{instead}"):
-        trainer._make_reference(None)
-
-
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_with_both_numbers(tmp_path: Path):
     with pytest.raises(ValueError, match=r"expected token ids below 90, the rows of the model's embedding, got 9[0-9]"):
         tiny_trainer(tmp_path, model=tiny_model(vocab_size=90))

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from humanline_fused.reference.lookahead import TokenScores
 
@@ -23,14 +26,23 @@ def _some(names: Iterable[str], shown: int = 5) -> str:
     return ", ".join(ordered[:shown]) + (f" and {len(ordered) - shown} more" if len(ordered) > shown else "")
 
 
+def _local(tensor: Tensor) -> Tensor:
+    """What this rank holds of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _layout(tensor: Tensor) -> Any:
+    return (tensor.placements, tensor.device_mesh) if isinstance(tensor, DTensor) else "whole"
+
+
 def refuse_shared_storage(reference: nn.Module, policy: nn.Module) -> None:
     """Raise ValueError, with the names, where a parameter or buffer of the reference is the policy's too."""
     _refuse_shared(_tensors(reference), _tensors(policy))
 
 
 def _refuse_shared(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    storage = {tensor.data_ptr() for tensor in theirs.values()} - {0}
-    shared = {name for name, tensor in mine.items() if tensor.data_ptr() in storage}
+    storage = {_local(tensor).data_ptr() for tensor in theirs.values()} - {0}
+    shared = {name for name, tensor in mine.items() if _local(tensor).data_ptr() in storage}
     if shared:
         raise ValueError(f"expected the reference to have its own storage, but it shares the policy's: {_some(shared)}")
 
@@ -39,7 +51,7 @@ def pair_tensors(reference: nn.Module, policy: nn.Module) -> tuple[list[Tensor],
     """Parameters and buffers of both models, paired by name without the prefixes of wrappers.
 
     Raises:
-        ValueError: names or shapes differ, or storage is shared. The message says which.
+        ValueError: names, shapes or shards differ, or storage is shared. The message says which.
     """
     return pair_by_name(_tensors(reference), _tensors(policy))
 
@@ -50,13 +62,11 @@ def pair_by_name(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[li
         sides = {"policy": theirs.keys() - mine.keys(), "reference": mine.keys() - theirs.keys()}
         differences = [f"only the {side} has {_some(names)}" for side, names in sides.items() if names]
         raise ValueError(f"expected reference and policy to have the same parameters: {'; '.join(differences)}")
-    shapes = {
-        f"{name} ({list(mine[name].shape)} in the reference, {list(theirs[name].shape)} in the policy)"
-        for name in mine
-        if mine[name].shape != theirs[name].shape
-    }
-    if shapes:
-        raise ValueError(f"expected reference and policy to have the same shapes, got {_some(shapes)}")
+    for what, of in (("shapes", lambda tensor: list(tensor.shape)), ("shards", _layout)):
+        both = {name: (of(mine[name]), of(theirs[name])) for name in mine}
+        different = [f"{name} ({r} in the reference, {p} in the policy)" for name, (r, p) in both.items() if r != p]
+        if different:
+            raise ValueError(f"expected reference and policy to have the same {what}, got {_some(different)}")
     _refuse_shared(mine, theirs)
     return list(mine.values()), [theirs[name] for name in mine]
 
@@ -66,13 +76,14 @@ def sync_reference_(reference: nn.Module, policy: nn.Module) -> None:
     """Copy the policy's parameters and buffers into the reference's own storage, cast to its dtype.
 
     A full copy, not an average. Tensors are paired by name without the prefixes of wrappers (DDP, torch.compile).
+    Under FSDP2 every rank copies its own shards, and nothing is sent.
 
     Args:
         reference: overwritten in place; afterwards it equals the policy and shares nothing with it.
         policy: read.
 
     Raises:
-        ValueError: names or shapes differ, or storage is shared. The message says which; nothing was copied.
+        ValueError: names, shapes or shards differ, or storage is shared. The message says which; nothing was copied.
 
     Source: arXiv 2509.24207, section 4 (the sync).
 
@@ -81,7 +92,11 @@ def sync_reference_(reference: nn.Module, policy: nn.Module) -> None:
     >>> torch.equal(reference.weight, policy.weight)
     True
     """
-    torch._foreach_copy_(*pair_tensors(reference, policy))  # pyright: ignore[reportPrivateImportUsage]
+    for module in chain(reference.modules(), policy.modules()):
+        if isinstance(module, FSDPModule):
+            module.reshard()  # of this module alone: a forward pass may have left it whole, and its shards out of sight
+    mine, theirs = pair_tensors(reference, policy)
+    torch._foreach_copy_([*map(_local, mine)], [*map(_local, theirs)])  # pyright: ignore[reportPrivateImportUsage]
 
 
 class CopyReference:
@@ -111,9 +126,10 @@ class CopyReference:
             sync_reference_(self.model, policy)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to hold."""
-        return {"model": self.model.state_dict()}
+        """What a checkpoint has to hold: whole tensors, on the CPU. A collective; empty on all ranks but the first."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return {"model": get_model_state_dict(self.model, options=options)}
 
     def load_state_dict(self, state: dict[str, Any], step: int, last_step: int) -> None:
-        """Continue from :meth:`state_dict`, at any step."""
-        self.model.load_state_dict(state["model"])
+        """Continue from the first rank's :meth:`state_dict`, at any step, on any number of ranks."""
+        set_model_state_dict(self.model, state["model"], options=StateDictOptions(full_state_dict=True))

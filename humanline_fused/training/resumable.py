@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from humanline_fused.training import checkpoint
+from humanline_fused.training.sharding import whole_state_dict
 
 RUN_STATE = "reference.pt"
 """What :meth:`ResumableTrainer.run_state` returned."""
@@ -80,7 +82,13 @@ class ResumableTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self.restore(torch.load(Path(checkpoint, RUN_STATE), map_location="cpu", weights_only=True))
+            # Mapped: a rank reads what it needs, and a copied reference is not in memory once a rank.
+            self.restore(torch.load(Path(checkpoint, RUN_STATE), map_location="cpu", mmap=True, weights_only=True))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's, and a whole model folder under FSDP2 too. A collective there: to be called on every rank."""
+        with nullcontext() if self._staging else whole_state_dict(self.accelerator):
+            super().save_model(output_dir, _internal_call)
 
     def _get_output_dir(self, trial: Any) -> str:
         run_dir = super()._get_output_dir(trial)

@@ -38,6 +38,7 @@ from humanline_fused.training.probe import probe
 from humanline_fused.training.reference_sync import ReferenceSync
 from humanline_fused.training.resumable import ResumableTrainer
 from humanline_fused.training.scoring import Scorer
+from humanline_fused.training.sharding import prepare_reference, refuse_engine
 from humanline_fused.training.start import check_token_ids, identify, load_policy
 from humanline_fused.training.summary import describe, describe_model
 from humanline_fused.training.termination import Termination
@@ -159,6 +160,7 @@ class HumanlineTrainer(ResumableTrainer):
 
     def _make_reference(self, model: nn.Module | None) -> LookaheadReference | CopyReference | AdapterReference:
         args = self.args
+        refuse_engine(self.accelerator, args.reference)
 
         def score(step: int) -> list[TokenScores]:
             return self.scorer.score(self._policy, self._window(step))
@@ -166,30 +168,20 @@ class HumanlineTrainer(ResumableTrainer):
         if args.reference == "lookahead":
             assert args.sync_every is not None
             return LookaheadReference(score, args.sync_every)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            instead = {
-                "copy": "reference='lookahead': the same numbers without a second model",
-                "adapter": "reference='lookahead': the same numbers without a second adapter",
-                "frozen": "reference='lookahead' with sync_every >= max_steps: the policy at the start, scored ahead",
-            }
-            raise ValueError(
-                f"reference={args.reference!r}: expected a whole model in every process. Under FSDP and DeepSpeed use "
-                f"{instead[args.reference]}"
-            )
         if args.reference == "adapter":
+            assert args.sync_every is not None
             reference = AdapterReference(score, self._policy, args.sync_every)
             self.add_callback(ReferenceSync(reference))
             return reference
         if model is not None:
             refuse_shared_storage(model, self._policy)
-        model = copy.deepcopy(self._policy) if model is None else model.to(args.device)
+        model = copy.deepcopy(self._policy) if model is None else model
         if args.head == "fused":
             score_in_forward_(model)
-        model = self.accelerator.prepare_model(model.requires_grad_(False), evaluation_mode=True)
-        self.accelerator.free_memory()  # it takes the first prepared model for the policy
         sync_every = args.sync_every if args.reference == "copy" else None
         if sync_every:
             pair_tensors(model, self._policy)
+        model = prepare_reference(self.accelerator, model)
         reference = CopyReference(lambda step: self.scorer.score(model, self._window(step)), model, sync_every)
         self.add_callback(ReferenceSync(reference))
         return reference

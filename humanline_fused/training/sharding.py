@@ -1,0 +1,58 @@
+"""FSDP2: a reference that is sharded as the policy is, and a whole model folder at the end."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+
+
+def refuse_engine(accelerator: Accelerator, reference: str) -> None:
+    """Raise ValueError where this reference cannot be had, or FSDP 1 is asked for."""
+    kind = accelerator.distributed_type
+    fsdp1 = kind == DistributedType.FSDP and not accelerator.is_fsdp2
+    instead = {
+        "copy": "reference='lookahead': the same numbers without a second model",
+        "frozen": "reference='lookahead' with sync_every >= max_steps: the policy at the start, scored ahead",
+    }
+    if reference in instead and (fsdp1 or kind == DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"reference={reference!r}: expected a whole model in every process, or FSDP2. Under FSDP 1 and DeepSpeed "
+            f"use {instead[reference]}"
+        )
+    if reference == "adapter" and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            "reference='adapter': expected a whole model in every process. Under FSDP and DeepSpeed use "
+            "reference='lookahead': the same numbers without a second adapter"
+        )
+    if fsdp1:
+        raise ValueError("fsdp_version: expected 2, got 1, which keeps a model's parameters in flat ones of its own")
+
+
+def prepare_reference(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """Place, cast and shard a model as the accelerator will do with the policy. It is not trained."""
+    if accelerator.is_fsdp2:
+        # accelerate shards a model only together with an optimizer. This one is thrown away.
+        model, _ = accelerator.prepare(model, torch.optim.SGD(model.parameters()))
+    else:
+        model = accelerator.prepare_model(model.requires_grad_(False), evaluation_mode=True)
+    accelerator.free_memory()  # it takes the first prepared model for the policy
+    return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def whole_state_dict(accelerator: Accelerator) -> Iterator[None]:
+    """Have Trainer export a whole model: with ``SHARDED_STATE_DICT``, FSDP2's default, it would write nothing."""
+    if not accelerator.is_fsdp2:
+        yield
+        return
+    plugin: Any = accelerator.state.fsdp_plugin
+    before = plugin.state_dict_type
+    plugin.set_state_dict_type("FULL_STATE_DICT")
+    try:
+        yield
+    finally:
+        plugin.set_state_dict_type(before)

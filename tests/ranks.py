@@ -1,0 +1,114 @@
+"""Functions of a test module called on one or two ranks (gloo): ``python -m tests.ranks MODULE FOLDER train:2 ...``.
+
+One process imports everything and forks the ranks, so all of them together cost one import. They run after each other;
+what one leaves in the folder the next may read.
+"""
+
+import gc
+import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from humanline_fused.training import HumanlineTrainer
+from tests.tiny_model import losses
+
+PATIENCE = 300
+"""Seconds until a rank that waits for another gives up."""
+
+Run = Callable[[Path, int], None]
+
+
+def on_ranks(folder: Path, *runs: tuple[Run, int]) -> None:
+    """Call every ``run(folder, n)`` in each of ``n`` processes."""
+    (module,) = {f"tests.{run.__module__.removeprefix('tests.')}" for run, _ in runs}
+    names = [f"{run.__name__}:{ranks}" for run, ranks in runs]
+    command = [sys.executable, "-m", "tests.ranks", module, str(folder), *names]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+class SaveOnce(TrainerCallback):
+    """A checkpoint after ``step`` steps, and none else."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save = state.global_step == self.step
+
+
+def keep(trainer: HumanlineTrainer, file: Path, **more: Any) -> None:
+    """Leave what came of a run for the test that asks, with whether every parameter is a DTensor. A collective."""
+    parameters = trainer.model.state_dict().values()  # as they are sharded, where a forward pass left them whole
+    kept = {
+        "losses": torch.tensor(losses(trainer)),
+        "weights": torch.cat([whole(p).flatten() for p in parameters]),
+        "sharded": {isinstance(p, DTensor) for p in parameters},
+        "first": trainer.state.log_history[0],
+    }
+    if trainer.args.process_index == 0:
+        torch.save(kept | more, file)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _forked(run: Run, folder: Path, index: int, ranks: int, port: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    signal.alarm(PATIENCE)
+    if ranks > 1:
+        place = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": ranks, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    try:
+        run(folder, ranks)
+        if ranks > 1:
+            torch.distributed.destroy_process_group()
+        os._exit(0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+
+
+def call(run: Run, folder: Path, ranks: int) -> None:
+    """Where one rank fails, the others, which may wait for it, are stopped."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = {_forked(run, folder, index, ranks, port) for index in range(ranks)}
+    failed = False
+    while running:
+        child, status = os.wait()
+        running.discard(child)
+        if status and not failed:
+            failed = True
+            for other in running:
+                os.kill(other, signal.SIGKILL)
+    if failed:
+        sys.exit(1)
+
+
+def main(module: str, folder: str, *runs: str) -> None:
+    torch.set_num_threads(1)
+    loaded = importlib.import_module(module)
+    gc.freeze()  # accelerate collects garbage often: the ranks what they made, not what was imported
+    for run in runs:
+        name, ranks = run.split(":")
+        call(getattr(loaded, name), Path(folder), int(ranks))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
