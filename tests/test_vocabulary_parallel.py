@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from humanline_fused import LMHead, TokenLogp, token_logp, token_logp_and_entropy
 from tests.head_inputs import HeadBatch, head_batch
 from tests.inputs import loss_of
+from tests.ranks import run_ranks
 
 V = 37
 OBJECTIVES = ("dpo", "kto", "grpo")
@@ -85,7 +85,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(rank_of, (world_size, str(folder), port), nprocs=world_size)
+    run_ranks(rank_of, (world_size, str(folder), port), world_size)
     return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
 
 
