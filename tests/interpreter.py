@@ -1,7 +1,8 @@
 """Triton's interpreter, made to round as the hardware does: once in ``tl.fma``, to nearest even in fp32 -> bf16.
 
 Left as it is, it rounds the fma twice and truncates to bf16, and the kernels' error budget would measure that. It would
-also patch the language anew in every call of a device function, which takes longer than what the function does.
+also patch the language anew in every call of a device function, which takes longer than what the function does, and
+repeat other work in every operation (fast_interpreter.py).
 """
 
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 import triton.language as tl
 from triton.runtime import interpreter
+
+from tests.fast_interpreter import remember
 
 convert_float = interpreter._convert_float
 patch_language = interpreter._patch_lang
@@ -28,6 +31,7 @@ def convert_to_nearest(values: Any, source: tl.dtype, target: tl.dtype, rounding
 
 
 patched_for: set[frozenset[str]] = set()
+modules_of: dict[Any, frozenset[str]] = {}
 scopes: list[Any] = []
 
 
@@ -39,7 +43,10 @@ def restore_all() -> None:
 
 def patch_once_a_launch(fn: Any) -> Any:
     """What a launch has patched stays so until it ends, for all the functions that see the same modules of Triton's."""
-    modules = frozenset(value.__name__ for value in fn.__globals__.values() if value is tl or value is tl.core)
+    if fn not in modules_of:
+        seen = fn.__globals__.values()
+        modules_of[fn] = frozenset(value.__name__ for value in seen if value is tl or value is tl.core)
+    modules = modules_of[fn]
     if modules in patched_for:
         return None  # a device function's scope is not asked for again
     patched_for.add(modules)
@@ -51,6 +58,7 @@ def patch_once_a_launch(fn: Any) -> Any:
 def round_as_hardware_does() -> None:
     if hasattr(interpreter, "_LangPatchScope"):
         interpreter._patch_lang = patch_once_a_launch
+        remember()
     interpreter.InterpreterBuilder.create_fma = create_fma
     interpreter._convert_float = convert_to_nearest
     # Infinities and NaN are answers here, as on a GPU, and no occasion for numpy's warnings.

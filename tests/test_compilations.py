@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 COUNT = """
 import json
 import torch
@@ -45,8 +47,9 @@ def step(logits, packed):
     ]
     sum(loss[0] for loss in losses).backward()
 
-LENGTHS
-print(json.dumps({name: len(found) for name, found in keys.items()}))
+def count(name):
+    print(json.dumps([name, {kernel: len(found) for kernel, found in keys.items()}]))
+    keys.clear()
 """
 
 TWENTY_LENGTHS = """
@@ -61,6 +64,11 @@ for first, width in [(0, 301), (1, 302), (3, 304), (8, 320)]:
     step(wide[:2, first % 4 :, :301], packed=False)
 """
 
+TWO_VOCABULARIES = """
+for V in (301, 9000):
+    step(torch.empty(2, 3, V, dtype=torch.bfloat16, requires_grad=True), packed=False)
+"""
+
 KERNELS = {
     "token_logp_forward_kernel",
     "token_logp_backward_kernel",
@@ -72,26 +80,26 @@ KERNELS = {
 }
 
 
-def compilations(lengths: str) -> dict[str, int]:
+@pytest.fixture(scope="module")
+def compilations() -> dict[str, dict[str, int]]:
+    """By case, how often each kernel would be compiled; all of them in one process without the interpreter."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    script = COUNT.replace("LENGTHS", lengths)
+    cases = {"lengths": TWENTY_LENGTHS, "strides": STRIDES_AND_ADDRESSES, "vocabularies": TWO_VOCABULARIES}
+    script = COUNT + "".join(f"{case}\ncount({name!r})\n" for name, case in cases.items())
     child = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
-    return json.loads(child.stdout)
+    return dict(json.loads(line) for line in child.stdout.splitlines())
 
 
-def test_twenty_lengths_are_one_compilation_of_every_kernel():
-    assert compilations(TWENTY_LENGTHS) == dict.fromkeys(KERNELS, 1)
+def test_twenty_lengths_are_one_compilation_of_every_kernel(compilations):
+    assert compilations["lengths"] == dict.fromkeys(KERNELS, 1)
 
 
-def test_every_stride_and_address_of_the_logits_is_the_same_compilation():
-    assert compilations(STRIDES_AND_ADDRESSES) == dict.fromkeys(KERNELS, 1)
+def test_every_stride_and_address_of_the_logits_is_the_same_compilation(compilations):
+    assert compilations["strides"] == dict.fromkeys(KERNELS, 1)
 
 
-def test_the_count_can_tell_a_second_vocabulary_size_class():
-    counts = compilations(
-        TWENTY_LENGTHS + "step(torch.empty(2, 3, 9000, dtype=torch.bfloat16, requires_grad=True), False)"
-    )
-    assert counts["token_logp_forward_kernel"] == 2
-    assert counts["dpo_loss_kernel"] == 1
+def test_the_count_can_tell_a_second_vocabulary_size_class(compilations):
+    assert compilations["vocabularies"]["token_logp_forward_kernel"] == 2
+    assert compilations["vocabularies"]["dpo_loss_kernel"] == 1

@@ -5,15 +5,46 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "CUDA_VISIBLE_DEVICES": ""}
 ENVIRONMENT.pop("TRITON_INTERPRET", None)
 
-WITHOUT_TRITON = "import sys; sys.modules['triton'] = None\n"
+
+def run_python(code: str) -> str:
+    ran = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
 
 
-def run_python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def imported() -> set[str]:
+    """The modules that importing the package leaves."""
+    return set(run_python("import sys, humanline_fused; print(*sys.modules)").split())
+
+
+@pytest.fixture(scope="module")
+def without_triton() -> list[str]:
+    """What a process prints in which triton does not exist: the loss and if there is a gradient, then the errors."""
+    return run_python(
+        """
+import sys
+sys.modules["triton"] = None
+import torch
+from humanline_fused import HumanlineClamp, Logits, choose_impl, dpo_loss
+logits = torch.zeros(2, 3, 5, requires_grad=True)
+ids, mask = torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)
+out = dpo_loss(Logits(logits), Logits(logits.detach()), ids, mask, clamp=HumanlineClamp())
+out.loss.backward()
+print(f"{out.loss.item():.4f}", bool(logits.grad.abs().sum() > 0))
+for device in ("cpu", "cuda"):
+    try:
+        choose_impl("triton", torch.device(device), torch.float32)
+    except RuntimeError as error:
+        print(error)
+"""
+    ).splitlines()
 
 
 def test_every_import_follows_the_arrows() -> None:
@@ -22,43 +53,20 @@ def test_every_import_follows_the_arrows() -> None:
     assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
-def test_importing_the_package_imports_neither_triton_nor_transformers() -> None:
-    code = "import sys, humanline_fused; print({'triton', 'humanline_kernels', 'transformers'} & set(sys.modules))"
-    ran = run_python(code)
-    assert ran.stdout.strip() == "set()", ran.stdout + ran.stderr
+def test_importing_the_package_imports_neither_triton_nor_transformers(imported: set[str]) -> None:
+    assert "humanline_fused" in imported
+    assert imported & {"triton", "humanline_kernels", "transformers"} == set()
 
 
-def test_the_losses_work_where_triton_does_not_exist() -> None:
-    ran = run_python(
-        WITHOUT_TRITON
-        + """
-import torch
-from humanline_fused import HumanlineClamp, Logits, dpo_loss
-logits = torch.zeros(2, 3, 5, requires_grad=True)
-ids, mask = torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)
-out = dpo_loss(Logits(logits), Logits(logits.detach()), ids, mask, clamp=HumanlineClamp())
-out.loss.backward()
-print(f"{out.loss.item():.4f}", bool(logits.grad.abs().sum() > 0))
-"""
-    )
-    assert ran.stdout.split() == ["0.6931", "True"], ran.stderr
+def test_the_losses_work_where_triton_does_not_exist(without_triton: list[str]) -> None:
+    assert without_triton[0].split() == ["0.6931", "True"]
 
 
-def test_asking_for_triton_by_name_where_it_does_not_exist_is_an_error_that_says_so() -> None:
-    ran = run_python(
-        WITHOUT_TRITON
-        + """
-import torch
-from humanline_fused import choose_impl
-try:
-    choose_impl("triton", torch.device("cpu"), torch.float32)
-except RuntimeError as error:
-    print(error)
-"""
-    )
-    assert "triton is not installed" in ran.stdout, ran.stderr
+def test_asking_for_triton_by_name_where_it_does_not_exist_is_an_error_that_says_so(without_triton: list[str]) -> None:
+    errors = without_triton[1:]
+    assert len(errors) == 2
+    assert all(error.startswith("impl='triton' cannot run here: triton is not installed") for error in errors)
 
 
-def test_the_trainer_is_not_imported_with_the_package() -> None:
-    ran = run_python("import sys, humanline_fused; print([m for m in sys.modules if 'training' in m.split('.')])")
-    assert ran.stdout.strip() == "[]", ran.stderr
+def test_the_trainer_is_not_imported_with_the_package(imported: set[str]) -> None:
+    assert [module for module in imported if "training" in module.split(".")] == []

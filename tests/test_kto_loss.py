@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from humanline_fused import Logits, TokenLogp, kto_kl, kto_loss
 from tests.inputs import random_batch, token_batch
+from tests.ranks import run_ranks
 
 
 def sigmoid(x: float) -> float:
@@ -95,7 +95,7 @@ def reference_points_of_a_rank(rank: int, store: str, results: str) -> None:
 
 
 def test_the_reference_point_is_the_mean_over_all_ranks_unless_asked_to_be_local(tmp_path):
-    spawn(reference_points_of_a_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    run_ranks(reference_points_of_a_rank, (str(tmp_path / "store"), str(tmp_path)), world_size=2)
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["0.5 1.0", "0.5 0.25"]
 
 

@@ -1,7 +1,5 @@
 """Bad input: every error says what was expected and what came, and comes before anything is computed."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -125,16 +123,6 @@ def test_auto_never_runs_the_interpreter(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert choose_impl("auto", CPU, torch.float32).impl == "eager"
     assert choose_impl("triton", CPU, torch.float32).impl == "triton"
-
-
-def test_triton_by_name_where_it_is_not_installed_is_refused():
-    script = (
-        "import sys; sys.modules['triton'] = None\n"
-        "import torch, humanline_fused as h\n"
-        "h.choose_impl('triton', torch.device('cuda'), torch.float32)\n"
-    )
-    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert "RuntimeError: impl='triton' cannot run here: triton is not installed" in child.stderr
 
 
 # shift_targets

@@ -1,7 +1,5 @@
 """A head whose vocabulary is spread over processes gives the answers of the whole one (gloo, on a CPU)."""
 
-import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +8,11 @@ import pytest
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from humanline_fused import LMHead, TokenLogp, token_logp, token_logp_and_entropy
 from tests.head_inputs import HeadBatch, head_batch
 from tests.inputs import loss_of
+from tests.ranks import on_ranks
 
 V = 37
 OBJECTIVES = ("dpo", "kto", "grpo")
@@ -67,10 +65,9 @@ def part_of(rank: int, world_size: int) -> slice:
     return slice(rank * size, min((rank + 1) * size, V))
 
 
-def rank_of(rank: int, world_size: int, folder: str, port: int) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+def score(folder: Path, world_size: int) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     batch, part = head_batch("cpu").to(torch.float64), part_of(rank, world_size)
     group = torch.distributed.group.WORLD
     results: dict[str, Any] = {str(i): answers(batch, group, part, case) for i, case in enumerate(CASES)}
@@ -84,19 +81,20 @@ def rank_of(rank: int, world_size: int, folder: str, port: int) -> None:
     illegal[0, 0] = V
     everyone = torch.ones_like(offset.tokens.loss_mask)
     results["illegal"] = token_logp(LMHead(offset.hidden, offset.weight[part], group=group), illegal, everyone)
-    torch.save(results, Path(folder, f"{rank}.pt"))
-    torch.distributed.destroy_process_group()
+    torch.save(results, folder / f"{world_size}-{rank}.pt")
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    on_ranks(folder, (score, 2), (score, 3))
+    return folder
+
+
+@pytest.fixture(params=[2, 3])
+def runs(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any]]:
     """What every rank got."""
-    world_size, folder = request.param, tmp_path_factory.mktemp(f"ranks{request.param}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn(rank_of, (world_size, str(folder), port), nprocs=world_size)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
+    return [torch.load(folder / f"{request.param}-{rank}.pt") for rank in range(request.param)]
 
 
 def assert_same(got: list[Tensor], expected: list[Tensor], part: slice, first_of_head: int) -> None:
