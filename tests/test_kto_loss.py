@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from humanline_fused import Logits, TokenLogp, kto_kl, kto_loss
 from tests.inputs import random_batch, token_batch
-from tests.ranks import run_ranks
+from tests.ranks import on_ranks
 
 
 def sigmoid(x: float) -> float:
@@ -83,19 +83,19 @@ def test_the_reference_point_keeps_no_graph_over_logits(impl, device):
     assert z0.grad_fn is None
 
 
-def reference_points_of_a_rank(rank: int, store: str, results: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def reference_points(folder: Path, ranks: int) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     log_ratio = [[1.0]] if rank == 0 else [[0.25], [0.25], [0.0]]
     mask = [[1]] if rank == 0 else [[1], [1], [0]]
     policy, reference, ids, loss_mask = token_batch(log_ratio, [[0.0]] * len(log_ratio), mask)
     everyones = kto_kl(TokenLogp(policy), reference, ids, loss_mask)
     own = kto_kl(TokenLogp(policy), reference, ids, loss_mask, group="local")
-    Path(results, str(rank)).write_text(f"{everyones.item()} {own.item()}")
-    dist.destroy_process_group()
+    (folder / str(rank)).write_text(f"{everyones.item()} {own.item()}")
 
 
 def test_the_reference_point_is_the_mean_over_all_ranks_unless_asked_to_be_local(tmp_path):
-    run_ranks(reference_points_of_a_rank, (str(tmp_path / "store"), str(tmp_path)), world_size=2)
+    on_ranks(tmp_path, (reference_points, 2))
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["0.5 1.0", "0.5 0.25"]
 
 
