@@ -61,7 +61,7 @@ def made(folder: Path, run: str, world_size: int) -> HumanlineTrainer:
         folder,
         objective=objective,
         reference=reference,
-        sync_every=2,
+        sync_every=None if reference == "frozen" else 2,
         max_steps=STEPS,
         per_device_train_batch_size=4 // world_size,
         gradient_accumulation_steps=2,
