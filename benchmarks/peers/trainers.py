@@ -95,7 +95,7 @@ def trl_trainer(model: Any, tokenizer: Any, records: list[Record], T: int, argum
     from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportMissingImports]
 
     args = DPOConfig(
-        **arguments,
+        **{"gradient_checkpointing": False} | arguments,  # its default is True
         beta=DPO.settings["beta"],
         max_length=T,
         pad_to_multiple_of=None,

@@ -13,10 +13,9 @@ WRONG = "another answer"
 EPSILONS = {"float32": 100, "bfloat16": 4}
 """How far two answers may be apart, relatively, in units in the last place.
 
-A log-prob in float32 is off by that of a product of H terms, about sqrt(H) units of a logit, which the sum over a
-completion does not make larger relatively: some 30 at H = 1000, on either side. In bfloat16 the product is added up in
-float32, and a logit is rounded by some and not by others: half a unit, on either side, in the log-probs and once more
-in the hidden states of the layers.
+float32: a log-prob is off by a product of H terms, about sqrt(H) units of a logit, some 30 at H = 1000 on either side;
+the sum over a completion does not make that relatively larger. bfloat16: products are added up in float32, but a logit
+is rounded by some and not by others, half a unit, and so are the gradients that arrive at it.
 """
 
 
@@ -34,7 +33,9 @@ def checked(runs: Sequence[Run], bitwise: bool, variants: Iterable[Variant] = VA
 
     def judged(run: Run) -> Run:
         found = "" if run.note else difference(run, exact, of_name[run.variant], bitwise)
-        return replace(run, seconds=[], tokens=[], peak_mib=0.0, note=f"{WRONG}: {found}") if found else run
+        if not found:
+            return run
+        return replace(run, seconds=[], cpu_seconds=[], tokens=[], peak_mib=0.0, note=f"{WRONG}: {found}")
 
     return [judged(run) for run in runs]
 

@@ -1,17 +1,20 @@
 """``python -m benchmarks train``: what a training step costs, of whole trainers beside each other.
 
 Every variant trains the same random weights on the same pairs, in a process of its own, so that its peak memory is its
-own; the variants take turns. A file that was begun with the same code, machine and arguments is taken up where it stops.
+own; the variants take turns. On a CPU each has one thread. A file that was begun with the same code on the same machine
+is taken up where it stops.
 """
 
 import argparse
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +25,7 @@ from benchmarks.static.report import columns
 from benchmarks.training import goals, runs
 from benchmarks.training.answers import WRONG, checked
 from benchmarks.training.runs import Run
-from benchmarks.training.setting import SETTINGS, Setting
+from benchmarks.training.setting import SETTINGS, TOY, Setting
 from benchmarks.training.variants import KEYS, PLAIN, Variant, available
 from benchmarks.training.worker import WARM_UP, blank
 
@@ -53,6 +56,7 @@ def main(arguments: list[str]) -> None:
     for line in obstacles:
         print(line)
     facts = facts_of(variants, device, options.steps)
+    print(f"{setting.name}: {facts['machine']}; torch {facts['torch']}; transformers {facts['transformers']}")
     with tempfile.TemporaryDirectory() as folder:
         file = options.csv or Path(folder) / "runs.csv"
         measure(file, facts, variants, setting, device, options.turns, options.steps)
@@ -61,9 +65,13 @@ def main(arguments: list[str]) -> None:
         sys.exit(1)
 
 
-def facts_of(variants: Sequence[Variant], device: torch.device, timed: int, commit: str | None = None) -> dict[str, str]:
+def facts_of(
+    variants: Sequence[Variant], device: torch.device, timed: int, commit: str | None = None
+) -> dict[str, str]:
     """What the figures depend on."""
     libraries = {name: importlib.metadata.version(name) for name in ("transformers", "accelerate")}
+    if device.type == "cpu":
+        libraries["threads"] = "1 in every process"
     steps = {"timed steps": f"{timed} after {WARM_UP} and before 1 that are not"}
     return {**environment(device, commit), **libraries, **steps, **{v.name: v.source for v in variants}}
 
@@ -87,7 +95,7 @@ def measure(
     """
     kept, known = runs.read(file) if file.is_file() else ({}, [])
     if any(kept.get(fact) != facts[fact] for fact in SAME):
-        known = []
+        kept, known = {}, []
     known = [run for run in known if run.setting == setting.name and (not run.note or run.note.startswith(WRONG))]
     done = {(run.variant, run.turn) for run in known}
     for turn in range(turns):
@@ -99,7 +107,7 @@ def measure(
             print(f"turn {turn + 1} of {turns}: {variant.name}", flush=True)
             run = in_a_process(variant, setting, device, timed, turn)
             known = checked([*known, run], bitwise=device.type == "cpu")
-            runs.write(file, facts, known)
+            runs.write(file, {**kept, **facts}, known)
     return True
 
 
@@ -107,6 +115,8 @@ def in_a_process(variant: Variant, setting: Setting, device: torch.device, timed
     """One run, in an interpreter that did nothing before."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     environment.pop("TRITON_INTERPRET", None)  # it would take minutes a step
+    if device.type == "cpu":
+        environment["OMP_NUM_THREADS"] = "1"  # its CPU time is then what it takes undisturbed
     with tempfile.TemporaryDirectory() as folder:
         file, output = Path(folder) / "run.csv", Path(folder) / "output.txt"
         task = [variant.key, setting.name, device.type, str(timed), str(turn), str(file)]
@@ -117,7 +127,7 @@ def in_a_process(variant: Variant, setting: Setting, device: torch.device, timed
             return runs.read(file)[1][0]
         last = (output.read_text().strip().splitlines() or [""])[-1]
         note = f"the process ended with {child.returncode}: {last[:60]}"
-        return Run(**vars(blank(variant, setting, turn)) | {"note": note})
+        return replace(blank(variant, setting, turn), note=note)
 
 
 def report(measured: Sequence[Run], device: torch.device) -> bool:
@@ -125,6 +135,29 @@ def report(measured: Sequence[Run], device: torch.device) -> bool:
     summaries = runs.summaries(measured, PLAIN)
     print()
     print(columns([runs.HEADER, *(summary.cells() for summary in summaries)]))
-    print("\nTime over plain's: of the same step in the same turn. Peak: see benchmarks/training/memory.py.\n")
-    print(columns(goals.table(summaries, goals.GPU if device.type == "cuda" else goals.ANYWHERE)))
+    print("\nTime over plain's: of the same step in the same turn. Peak: see benchmarks/training/memory.py.")
+    if measured and measured[0].setting == TOY.name:
+        print("No goal is judged at toy size.")
+    else:
+        wanted = goals.GPU if device.type == "cuda" else goals.ANYWHERE
+        print()
+        print(columns(goals.table(summaries, wanted)))
     return not any(run.note for run in measured)
+
+
+def part(results: Path, machine_name: str, toy: bool, minutes: float, commit: str | None) -> bool:
+    """What ``python -m benchmarks gpu`` calls for: all variants on its device; whether every run is there and right."""
+    device, setting, turns, timed = torch.device("cuda"), SETTINGS["1.5b"], TURNS, TIMED
+    if toy:
+        device, setting, turns, timed = torch.device("cpu"), TOY, 1, 2
+    variants, obstacles = available(KEYS)
+    for line in obstacles:
+        print(line)
+    slug = re.sub(r"[^a-z0-9]+", "-", machine_name.lower()).strip("-")
+    file = results / f"training-{slug}-{setting.name}.csv"
+    print(f"\ntraining: {file.name}", flush=True)
+    deadline = time.monotonic() + 60 * minutes
+    complete = measure(
+        file, facts_of(variants, device, timed, commit), variants, setting, device, turns, timed, deadline
+    )
+    return report(runs.read(file)[1] if file.is_file() else [], device) and complete

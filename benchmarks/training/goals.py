@@ -57,7 +57,8 @@ def tokens_per_s_over(than: str) -> Callable[[Summaries], float | None]:
 ANYWHERE = (
     Goal("look-ahead, time over the plain loss", over_plain(LOOKAHEAD), 0.02, "+.1%", at_most=True),
     Goal("copy, time over the plain loss", over_plain(COPY), 0.02, "+.1%", at_most=True),
-    Goal("look-ahead, peak below the plain loss, in models", saved_models(PLAIN), 1.0, ".2f"),
+    # a twentieth for the allocator, whose resident pages are counted on a CPU
+    Goal("look-ahead, peak below the plain loss, in models", saved_models(PLAIN), 0.95, ".2f"),
 )
 
 GPU = (

@@ -15,11 +15,14 @@ GIB, MIB = 2**30, 2**20
 class Run:
     """One variant's training run, in a process of its own.
 
-    The lists have an entry for every step that was timed (``seconds``, ``tokens``), or for every step of the run.
+    ``seconds``, ``cpu_seconds`` and ``tokens`` have an entry for every step that was timed, the other lists one for
+    every step of the run.
 
     Attributes:
         turn: every variant has one run a turn.
         weights_mib: of the policy; a second model has as many.
+        seconds: of the wall clock.
+        cpu_seconds: of the process; on a CPU alone, where it has one thread.
         tokens: prompt and completion of both sequences of the step's pairs, without padding.
         peak_mib: as :class:`benchmarks.training.memory.PeakMemory` has it.
         grad_norm: before it is clipped.
@@ -36,6 +39,7 @@ class Run:
     V: int
     weights_mib: float = 0.0
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     peak_mib: float = 0.0
     loss: list[float] = field(default_factory=list)
@@ -43,6 +47,11 @@ class Run:
     logps_chosen: list[float] = field(default_factory=list)
     logps_rejected: list[float] = field(default_factory=list)
     note: str = ""
+
+    @property
+    def undisturbed(self) -> list[float]:
+        """Seconds of the timed steps without those in which other processes had the core."""
+        return self.cpu_seconds or self.seconds
 
 
 TYPES = get_type_hints(Run)
@@ -81,10 +90,11 @@ class Summary:
     """All runs of one variant.
 
     Attributes:
-        seconds: of a step; 20th, 50th and 80th percentile over all steps of all runs.
-        tokens_per_s: all tokens over all seconds.
-        over_plain: seconds over those of the plain loss in the same step of the same turn; percentiles likewise. Steps
-            differ in length, and the machine from one minute to the next: neither moves this.
+        seconds: of a step; 20th, 50th and 80th percentile over all steps of all runs. On a CPU of the process, which
+            has one thread: what an idle machine's wall clock shows.
+        tokens_per_s: all tokens over all those seconds.
+        over_plain: seconds over those of the plain loss in the same step of the same turn; percentiles likewise. That
+            steps differ in length does not move it.
         peak_mib: median over the runs.
     """
 
@@ -126,7 +136,7 @@ def summaries(runs: Sequence[Run], plain: str) -> list[Summary]:
     by_variant: dict[str, list[Run]] = {}
     for run in runs:
         by_variant.setdefault(run.variant, []).append(run)
-    beside = {run.turn: run.seconds for run in by_variant.get(plain, [])}
+    beside = {run.turn: run.undisturbed for run in by_variant.get(plain, [])}
     return [_summary(name, of_variant, beside) for name, of_variant in by_variant.items()]
 
 
@@ -134,8 +144,9 @@ def _summary(name: str, runs: list[Run], plain: dict[int, list[float]]) -> Summa
     note = next((run.note for run in runs if run.note), "")
     if note:
         return Summary(name, runs[0].weights_mib, note=note)
-    seconds = [second for run in runs for second in run.seconds]
-    ratios = [ours / theirs for run in runs for ours, theirs in zip(run.seconds, plain.get(run.turn, []), strict=False)]
+    seconds = [second for run in runs for second in run.undisturbed]
+    beside = [zip(run.undisturbed, plain.get(run.turn, []), strict=False) for run in runs]
+    ratios = [ours / theirs for steps in beside for ours, theirs in steps]
     return Summary(
         name,
         runs[0].weights_mib,

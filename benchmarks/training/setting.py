@@ -88,7 +88,8 @@ class Setting:
 
     def arguments(self, output_dir: str, steps: int, device: torch.device) -> dict[str, Any]:
         """What transformers' ``TrainingArguments`` takes, and every trainer's own arguments call alike."""
-        return {
+        checkpointing = {"gradient_checkpointing": True} if self.checkpointing else {}
+        return checkpointing | {
             "output_dir": output_dir,
             "per_device_train_batch_size": self.pairs,
             "max_steps": steps,
@@ -97,7 +98,6 @@ class Setting:
             "warmup_steps": 0,
             "weight_decay": 0.01,
             "bf16": self.dtype == torch.bfloat16,
-            "gradient_checkpointing": self.checkpointing,
             "seed": 0,
             "logging_steps": 1,
             "logging_nan_inf_filter": False,

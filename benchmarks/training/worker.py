@@ -1,5 +1,6 @@
-"""One variant's run, in this process: ``python -m benchmarks.training.worker VARIANT SETTING DEVICE STEPS TURN FILE``."""
+"""One variant's run, in this process: ``python -m benchmarks.training.worker`` and what :func:`main` takes."""
 
+import itertools
 import sys
 import tempfile
 import time
@@ -35,21 +36,25 @@ class StepLog(TrainerCallback):
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.ends: list[float] = []
+        self.ends: list[tuple[float, float]] = []
         self.logs: list[dict[str, Any]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.ends.append(time.perf_counter())
+        self.ends.append((time.perf_counter(), time.process_time()))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self.logs.append(dict(logs))
 
-    def seconds(self) -> list[float]:
-        """Of the steps between warm-up and the last one, in which a look-ahead has nothing left to score."""
-        between = [end - start for start, end in zip(self.ends, self.ends[1:], strict=False)]
+    def seconds(self, clock: int) -> list[float]:
+        """Of the steps between warm-up and the last one, in which a look-ahead has nothing left to score.
+
+        Args:
+            clock: 0 is the wall's, 1 the process's own.
+        """
+        between = [end[clock] - start[clock] for start, end in itertools.pairwise(self.ends)]
         return between[WARM_UP - 1 : -1]
 
     def logged(self, name: str) -> list[float]:
@@ -77,7 +82,8 @@ def train(variant: Variant, setting: Setting, device: torch.device, timed: int, 
     return replace(
         run,
         weights_mib=weights,
-        seconds=log.seconds(),
+        seconds=log.seconds(clock=0),
+        cpu_seconds=log.seconds(clock=1) if device.type == "cpu" else [],
         tokens=tokens[WARM_UP:-1],
         peak_mib=peak.mib(),
         **{name: log.logged(key) for name, key in LOGGED.items()},
@@ -91,6 +97,7 @@ def blank(variant: Variant, setting: Setting, turn: int) -> Run:
 
 
 def main(variant: str, setting: str, device: str, timed: str, turn: str, file: str) -> None:
+    """Train a variant by its key in a setting by its name, and write the run to a file."""
     chosen = next(known for known in VARIANTS if known.key == variant)
     write(Path(file), {}, [train(chosen, SETTINGS[setting], torch.device(device), int(timed), int(turn))])
 
