@@ -130,11 +130,11 @@ def test_runs_are_read_back_as_they_were_written(tmp_path, trained):
     assert all(getattr(written[0], field.name) not in ([], 0.0) for field in fields(Run) if field.name not in ("turn",))
 
 
-def test_time_over_plain_is_that_of_the_same_step_in_the_same_turn():
+def test_time_over_plain_is_that_of_the_same_step_undisturbed():
     measured = [
-        run_of(PLAIN, [1.0, 2.0]),
+        run_of(PLAIN, [1.0, 5.0]),
         run_of(LOOKAHEAD, [1.1, 2.2]),
-        run_of(PLAIN, [10.0, 20.0], turn=1),
+        run_of(PLAIN, [4.0, 2.0], turn=1),
         run_of(LOOKAHEAD, [11.0, 22.0], turn=1),
     ]
     plain, ahead = runs.summaries(measured, PLAIN)

@@ -135,7 +135,7 @@ def report(measured: Sequence[Run], device: torch.device) -> bool:
     summaries = runs.summaries(measured, PLAIN)
     print()
     print(columns([runs.HEADER, *(summary.cells() for summary in summaries)]))
-    print("\nTime over plain's: of the same step in the same turn. Peak: see benchmarks/training/memory.py.")
+    print("\nTime over plain's: of the same step, the least of the turns. Peak: see benchmarks/training/memory.py.")
     if measured and measured[0].setting == TOY.name:
         print("No goal is judged at toy size.")
     else:

@@ -93,8 +93,8 @@ class Summary:
         seconds: of a step; 20th, 50th and 80th percentile over all steps of all runs. On a CPU of the process, which
             has one thread: what an idle machine's wall clock shows.
         tokens_per_s: all tokens over all those seconds.
-        over_plain: seconds over those of the plain loss in the same step of the same turn; percentiles likewise. That
-            steps differ in length does not move it.
+        over_plain: a step's least seconds of all turns over those of the plain loss in the same step; percentiles over
+            the steps. What else the machine does adds to a time and never takes from it.
         peak_mib: median over the runs.
     """
 
@@ -136,17 +136,21 @@ def summaries(runs: Sequence[Run], plain: str) -> list[Summary]:
     by_variant: dict[str, list[Run]] = {}
     for run in runs:
         by_variant.setdefault(run.variant, []).append(run)
-    beside = {run.turn: run.undisturbed for run in by_variant.get(plain, [])}
+    beside = _least(by_variant.get(plain, []))
     return [_summary(name, of_variant, beside) for name, of_variant in by_variant.items()]
 
 
-def _summary(name: str, runs: list[Run], plain: dict[int, list[float]]) -> Summary:
+def _least(runs: Sequence[Run]) -> list[float]:
+    """Every step's least seconds."""
+    return [min(of_step) for of_step in zip(*(run.undisturbed for run in runs if not run.note), strict=True)]
+
+
+def _summary(name: str, runs: list[Run], plain: list[float]) -> Summary:
     note = next((run.note for run in runs if run.note), "")
     if note:
         return Summary(name, runs[0].weights_mib, note=note)
     seconds = [second for run in runs for second in run.undisturbed]
-    beside = [zip(run.undisturbed, plain.get(run.turn, []), strict=False) for run in runs]
-    ratios = [ours / theirs for steps in beside for ours, theirs in steps]
+    ratios = [ours / theirs for ours, theirs in zip(_least(runs), plain, strict=False)]
     return Summary(
         name,
         runs[0].weights_mib,
