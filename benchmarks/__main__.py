@@ -1,10 +1,11 @@
-"""``python -m benchmarks [run | gpu | static | report]``; bare, a short run."""
+"""``python -m benchmarks [run | train | gpu | static | report]``; bare, a short run."""
 
 import sys
 
 USAGE = """usage: python -m benchmarks [COMMAND] [-h]
 
   run      compare cases here and now
+  train    what a training step costs, of whole trainers
   gpu      everything that belongs on a GPU, in restartable parts
   static   the kernels' machine code, read without a GPU
   report   make the tables of README.md and docs/performance.md anew
@@ -27,6 +28,10 @@ def main(arguments: list[str]) -> None:
             from benchmarks.run import main as run
 
             run(rest)
+        case "train":
+            from benchmarks.training.command import main as train
+
+            train(rest)
         case "gpu":
             from benchmarks.gpu import main as gpu
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.providers import DEFAULT, HALOS, OURS, TRL
 from benchmarks.results import Row
@@ -16,7 +17,7 @@ Figures = dict[tuple[str, str, str], Row]
 class Goal:
     """
     Attributes:
-        figure: what is looked at; None where it was not measured.
+        figure: what is looked at, of what :func:`table` is given by name; None where it was not measured.
         bound: it has to be at least this, or at most this if ``at_most``.
         form: how the two are printed.
         vocabularies: the goal holds for V in this range.
@@ -24,7 +25,7 @@ class Goal:
     """
 
     name: str
-    figure: Callable[[Figures], float | None]
+    figure: Callable[[Any], float | None]
     bound: float
     form: str = ".0%"
     at_most: bool = False
@@ -35,7 +36,7 @@ class Goal:
         """Whether it says something of the row's shape."""
         return row.V in self.vocabularies and not (self.nothing_masked and row.rows < row.B * (row.T - 1))
 
-    def cells(self, figures: Figures) -> tuple[str, str, str]:
+    def cells(self, figures: Any) -> tuple[str, str, str]:
         """What was measured, the goal, and whether it was met."""
         measured = self.figure(figures)
         goal = f"{'<=' if self.at_most else '>='} {self.bound:{self.form}}"

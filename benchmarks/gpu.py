@@ -1,7 +1,8 @@
 """``python -m benchmarks gpu``: everything that belongs on a GPU, in parts that can be taken up again.
 
 A part is one vocabulary, on logits or on hidden states; its comparisons are every case of that kind in every mode (or
-those that ``--case`` names), and its file grows by one comparison at a time.
+those that ``--case`` names), and its file grows by one comparison at a time. One part more is a training step, of whole
+trainers (``training/command.py``), whose file grows by one of their runs.
 What the file holds, of the same source, providers and repeats on the same machine, is not measured again, unless
 somebody ran out of memory or failed. A part begins no comparison after its seventh minute, and is taken up there by the
 same command. Needs torch, triton, transformers and this tree (``PYTHONPATH=.:kernels`` where nothing is installed), and
@@ -30,7 +31,7 @@ from benchmarks.cases import MASKED_SHARE, Inputs, Mode
 from benchmarks.compare import FINAL, WRONG, compare
 from benchmarks.head import HEAD_CASES, make_head_batch
 from benchmarks.logits import LOGITS_CASES, make_batch
-from benchmarks.peers.installed import use_wheels
+from benchmarks.peers.installed import missing, use_wheels
 from benchmarks.providers import KEYS, Provider, available, sources
 from benchmarks.registry import CASES
 from benchmarks.results import (
@@ -90,6 +91,8 @@ PARTS = (
     Part(151936, MASKED_SHARE, H),
 )
 
+TRAINING = "training"
+"""The part that compares whole trainers; it needs what a trainer needs: accelerate and datasets."""
 
 SAME = ("machine", "torch", "triton", "source", "repeats", "providers")
 """Facts that a file shares with what is added to it; a commit would not tell one changed tree from the next."""
@@ -98,7 +101,7 @@ SAME = ("machine", "torch", "triton", "source", "repeats", "providers")
 def main(arguments: list[str]) -> None:
     """Exits with 1 where a part is not complete or one of our answers is wrong or missing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__)
-    names = [part.name for part in PARTS]
+    names = [*(part.name for part in PARTS), TRAINING]
     parser.add_argument("--part", nargs="+", choices=names, default=names, help="in this order; without it, all")
     parser.add_argument("--case", nargs="+", choices=tuple(CASES), default=tuple(CASES), help="without it, all")
     parser.add_argument("--toy", action="store_true", help="on a CPU, to see the command run to its end")
@@ -144,6 +147,8 @@ def main(arguments: list[str]) -> None:
         if measured:
             print(columns(filled(measured)))
         rows += measured
+    if TRAINING in options.part and not _training(results, options, toy, device):
+        incomplete.append(TRAINING)
     print(f"\nGoals of a GPU; {'none is measured at toy size' if toy else machine_with_cache(device)}\n")
     judged = [_without_times(row) for row in rows] if toy else rows
     for of_kind, wanted in (
@@ -205,6 +210,15 @@ def part_file(results: Path, part: Part, facts: dict[str, str], machine_name: st
     file = results / f"{machine_slug}-{date.today()}-{part.name}.csv"
     write_csv(file, facts)
     return file
+
+
+def _training(results: Path, options: argparse.Namespace, toy: bool, device: torch.device) -> bool:
+    if absent := missing("accelerate", "datasets", "transformers"):
+        print(f"\nLeft out: {TRAINING}: it needs {', '.join(absent)}")
+        return True
+    from benchmarks.training.command import part
+
+    return part(results, "cpu-toy" if toy else machine(device), toy, options.minutes, options.commit)
 
 
 def _without_times(row: Row) -> Row:

@@ -1,8 +1,8 @@
 """``python -m benchmarks report``: the marked tables of the documents, from the files that their markers name.
 
 ``<!-- benchmarks: benchmarks/results/cpu.csv dpo full -->`` is followed by the rows of that file whose case and mode
-are among the words, by all rows where there is no word. The name may be a pattern of names; where no file has such a
-name yet, the document says so.
+are among the words, by all rows where there is no word; files of training steps have a table of their own. The name
+may be a pattern of names; where no file has such a name yet, the document says so.
 """
 
 import re
@@ -37,6 +37,10 @@ def _table(file: Path, words: list[str]) -> str:
         from benchmarks.static.report import markdown  # pyright: ignore[reportMissingImports]
 
         return markdown(file)
+    if "training" in file.stem:
+        from benchmarks.training.report import markdown as of_training
+
+        return of_training(file)
     return figures(file, words)
 
 

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, logsigmoid
 
-from benchmarks.cases import Case, Inputs
+from benchmarks.cases import Case, Targets
 from benchmarks.head import HeadBatch, HeadCase
 from benchmarks.logits import Batch
 
 HALOS = "ContextualAI/HALOs at aa02f66, train/trainers.py (followed)"
 
 
-def loss_on_log_probs(case: Case, logp: Tensor, ref_logp: Tensor, batch: Inputs) -> Tensor:
+def loss_on_log_probs(case: Case, logp: Tensor, ref_logp: Tensor, batch: Targets) -> Tensor:
     """ContextualAI/HALOs at aa02f66, ``train/trainers.py``; log-probs [B, T], 0 where they do not count."""
     mask, settings = batch.loss_mask, case.settings
     log_ratio = (logp - ref_logp).clamp(-case.log_epsilon, case.log_epsilon)
@@ -32,7 +32,8 @@ def loss_on_log_probs(case: Case, logp: Tensor, ref_logp: Tensor, batch: Inputs)
     return torch.where(batch.desirable, desirable, undesirable).mean()
 
 
-def _log_probs(logits: Tensor, batch: Inputs, softcap: float | None) -> Tensor:
+def log_probs(logits: Tensor, batch: Targets, softcap: float | None = None) -> Tensor:
+    """[B, T], nats, in float32; 0 where the mask is False."""
     logits = logits.float()
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
@@ -42,23 +43,23 @@ def _log_probs(logits: Tensor, batch: Inputs, softcap: float | None) -> Tensor:
 
 def on_logits(case: Case, logits: Tensor, batch: Batch) -> Tensor:
     """Log-probs of the whole vocabulary, every row, in float32."""
-    logp = _log_probs(logits, batch, case.softcap)
+    logp = log_probs(logits, batch, case.softcap)
     if not case.has_reference:
         return logp
     with torch.no_grad():
-        ref_logp = _log_probs(batch.ref_logits, batch, case.softcap)
+        ref_logp = log_probs(batch.ref_logits, batch, case.softcap)
     return loss_on_log_probs(case, logp, ref_logp, batch)
 
 
 def on_hidden_states(case: HeadCase, batch: HeadBatch) -> Tensor:
     """A linear layer, whose logits [B, T, V] are there at once, and the same on those."""
-    logp = _log_probs(linear(batch.hidden, batch.weight), batch, case.softcap)
+    logp = log_probs(linear(batch.hidden, batch.weight), batch, case.softcap)
     if not case.has_reference:
         return logp
     ref_logp = batch.ref_logp
     if not case.given:
         with torch.no_grad():
-            ref_logp = _log_probs(linear(batch.ref_hidden, batch.ref_weight), batch, case.softcap)
+            ref_logp = log_probs(linear(batch.ref_hidden, batch.ref_weight), batch, case.softcap)
     return loss_on_log_probs(case, logp, ref_logp, batch)
 
 

@@ -1,0 +1,175 @@
+"""The model, the data and the training arguments that every trainer gets alike."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from humanline_fused.training.plan import BatchPlan
+
+SPECIAL = ("<pad>", "<eos>", "<unk>")
+Record = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One size of model and batch.
+
+    Attributes:
+        architecture: a name of transformers' ``AutoConfig``.
+        sizes: of its config; the weights are random.
+        dtype: of the weights, and what is computed in.
+        pairs: of one optimizer step, which is one forward pass of ``2 * pairs`` sequences.
+        T: tokens of the longest sequence.
+        shortest: tokens of the shortest sequence, as a share of T.
+        checkpointing: whether layers are computed again in backward, to save their activations.
+        learning_rate: such that steps move the loss, and no token's log-ratio as far as a bound in the first two.
+    """
+
+    name: str
+    architecture: str
+    sizes: dict[str, Any]
+    dtype: torch.dtype
+    pairs: int
+    T: int
+    shortest: float = 0.5
+    checkpointing: bool = False
+    learning_rate: float = 1e-5
+
+    @property
+    def V(self) -> int:
+        return self.sizes["vocab_size"]
+
+    def model(self, device: torch.device) -> PreTrainedModel:
+        """The same weights in every process."""
+        config = AutoConfig.for_model(self.architecture, pad_token_id=0, eos_token_id=1, **self.sizes)
+        torch.manual_seed(0)
+        with device:
+            return AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """A token for every word; words stand apart by spaces."""
+        words = [*SPECIAL, *(_word(i) for i in range(len(SPECIAL), self.V))]
+        tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+        )
+
+    def records(self, steps: int) -> list[Record]:
+        """Pairs of random words for so many steps, each met once.
+
+        A prompt takes an eighth to a half of T. Prompt, completion and its end-of-sequence token take ``shortest`` to
+        the whole of it, so nothing is truncated.
+        """
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(low: int, high: int) -> int:
+            return int(torch.randint(low, high + 1, (1,), generator=generator))
+
+        def text(length: int) -> str:
+            return " ".join(map(_word, torch.randint(len(SPECIAL), self.V, (length,), generator=generator).tolist()))
+
+        def completion(prompt: int) -> str:
+            length = draw(max(int(self.shortest * self.T), prompt + 2), self.T)
+            return f" {text(length - prompt - 1)}"
+
+        prompts = [draw(self.T // 8, self.T // 2) for _ in range(self.pairs * steps)]
+        return [{"prompt": text(p), "chosen": completion(p), "rejected": completion(p)} for p in prompts]
+
+    def steps_of(self, records: Sequence[Record]) -> list[list[Record]]:
+        """The pairs of every optimizer step, as HumanlineTrainer's plan deals them."""
+        plan = BatchPlan(len(records), self.pairs, accumulation=1, world_size=1, seed=0)
+        windows = map(plan.global_window, range(plan.steps_per_epoch))
+        return [[records[i] for ids in window for i in ids] for window in windows]
+
+    def arguments(self, output_dir: str, steps: int, device: torch.device) -> dict[str, Any]:
+        """What transformers' ``TrainingArguments`` takes, and every trainer's own arguments call alike."""
+        checkpointing = {"gradient_checkpointing": True} if self.checkpointing else {}
+        return checkpointing | {
+            "output_dir": output_dir,
+            "per_device_train_batch_size": self.pairs,
+            "max_steps": steps,
+            "learning_rate": self.learning_rate,
+            "lr_scheduler_type": "constant",
+            "warmup_steps": 0,
+            "weight_decay": 0.01,
+            "bf16": self.dtype == torch.bfloat16,
+            "seed": 0,
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": device.type == "cpu",
+        }
+
+
+def tokens_of(step: Sequence[Record]) -> int:
+    """Prompt and completion of both sequences of every pair, with their end-of-sequence tokens; no padding."""
+    words = [len(record[name].split()) for record in step for name in ("prompt", "prompt", "chosen", "rejected")]
+    return sum(words) + 2 * len(step)
+
+
+def _word(token_id: int) -> str:
+    return f"w{token_id}"
+
+
+TOY = Setting(
+    "toy",
+    "llama",
+    {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
+    torch.float32,
+    pairs=2,
+    T=32,
+    learning_rate=3e-3,
+)
+
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        TOY,
+        Setting(
+            "cpu",
+            "llama",
+            {
+                "vocab_size": 32000,
+                "hidden_size": 768,
+                "intermediate_size": 2048,
+                "num_hidden_layers": 8,
+                "num_attention_heads": 12,
+            },
+            torch.float32,
+            pairs=2,
+            T=64,
+        ),
+        Setting(
+            "1.5b",
+            "qwen2",
+            {  # Qwen2.5-1.5B
+                "vocab_size": 151936,
+                "hidden_size": 1536,
+                "intermediate_size": 8960,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 12,
+                "num_key_value_heads": 2,
+                "tie_word_embeddings": True,
+            },
+            torch.bfloat16,
+            pairs=8,
+            T=1024,
+            shortest=1.0,
+            checkpointing=True,
+            learning_rate=1e-4,  # a smaller one is less than half a unit in the last place of most weights
+        ),
+    )
+}

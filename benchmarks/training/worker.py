@@ -1,0 +1,106 @@
+"""One variant's run, in this process: ``python -m benchmarks.training.worker`` and what :func:`main` takes."""
+
+import itertools
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from benchmarks.measure import first_line
+from benchmarks.training.memory import MIB, PeakMemory
+from benchmarks.training.runs import Run, write
+from benchmarks.training.setting import SETTINGS, Setting, tokens_of
+from benchmarks.training.variants import VARIANTS, Variant
+
+WARM_UP = 2
+"""Steps before the first that is timed: the optimizer's state and the look-ahead's first scores are made in them."""
+
+LOGGED = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "logps_chosen": "logps/chosen",
+    "logps_rejected": "logps/rejected",
+}
+
+
+class StepLog(TrainerCallback):
+    """When the steps ended, and what was logged of them.
+
+    A step is timed from the end of the one before it, so that what a trainer does between two steps is in it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.ends: list[tuple[float, float]] = []
+        self.logs: list[dict[str, Any]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.ends.append((time.perf_counter(), time.process_time()))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.logs.append(dict(logs))
+
+    def seconds(self, clock: int) -> list[float]:
+        """Of the steps between warm-up and the last one, in which a look-ahead has nothing left to score.
+
+        Args:
+            clock: 0 is the wall's, 1 the process's own.
+        """
+        between = [end[clock] - start[clock] for start, end in itertools.pairwise(self.ends)]
+        return between[WARM_UP - 1 : -1]
+
+    def logged(self, name: str) -> list[float]:
+        return [float(log[name]) for log in self.logs if name in log]
+
+
+def train(variant: Variant, setting: Setting, device: torch.device, timed: int, turn: int = 0) -> Run:
+    """Train for so many timed steps, those of the warm-up and a last one."""
+    steps = WARM_UP + timed + 1
+    variant.preload()
+    tokenizer, records = setting.tokenizer(), setting.records(steps)
+    tokens = [tokens_of(step) for step in setting.steps_of(records)]
+    run = blank(variant, setting, turn)
+    peak = PeakMemory(device)
+    with tempfile.TemporaryDirectory() as folder:
+        log = StepLog(device)
+        try:
+            model = setting.model(device)
+            weights = sum(parameter.nbytes for parameter in model.parameters()) / MIB
+            trainer = variant.build(setting, model, tokenizer, records, setting.arguments(folder, steps, device))
+            trainer.add_callback(log)
+            trainer.train()
+        except Exception as error:
+            return replace(run, note=first_line(error))
+    return replace(
+        run,
+        weights_mib=weights,
+        seconds=log.seconds(clock=0),
+        cpu_seconds=log.seconds(clock=1) if device.type == "cpu" else [],
+        tokens=tokens[WARM_UP:-1],
+        peak_mib=peak.mib(),
+        **{name: log.logged(key) for name, key in LOGGED.items()},
+    )
+
+
+def blank(variant: Variant, setting: Setting, turn: int) -> Run:
+    """A run without figures."""
+    dtype = str(setting.dtype).removeprefix("torch.")
+    return Run(variant.name, turn, setting.name, dtype, setting.pairs, setting.T, setting.V)
+
+
+def main(variant: str, setting: str, device: str, timed: str, turn: str, file: str) -> None:
+    """Train a variant by its key in a setting by its name, and write the run to a file."""
+    chosen = next(known for known in VARIANTS if known.key == variant)
+    write(Path(file), {}, [train(chosen, SETTINGS[setting], torch.device(device), int(timed), int(turn))])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
