@@ -28,21 +28,37 @@ def signs(tmp_path: Path, lines: list[dict[str, float]], max_steps: int = 20, **
     return [str(warning.message) for warning in caught]
 
 
-def test_a_collapse_is_more_than_half_of_the_gain_lost_twice_in_a_row():
-    assert not collapsed([0.1, 0.9, 0.2])
-    assert not collapsed([0.1, 0.9, 0.2, 0.8])
-    assert collapsed([0.1, 0.9, 0.4, 0.3])
-    assert not collapsed([0.5, 0.4, 0.3, 0.2])
+def test_a_collapse_is_more_than_half_of_a_real_gain_lost_twice_in_a_row():
+    assert not collapsed([0.1, 0.9, 0.2], start=0.1)
+    assert not collapsed([0.1, 0.9, 0.2, 0.8], start=0.1)
+    assert collapsed([0.1, 0.9, 0.4, 0.3], start=0.1)
+    assert not collapsed([0.5, 0.4, 0.3, 0.2], start=0.5)
+    assert not collapsed([0.50, 0.51, 0.49, 0.50], start=0.50)
 
 
-@pytest.mark.parametrize("name", ["reward", "heldout/reward", "eval_rewards_initial/margins"])
-def test_a_reward_that_collapses_under_a_small_k_is_named_once_with_k(tmp_path: Path, name: str):
+@pytest.mark.parametrize(
+    ("name", "start"), [("reward", 0.1), ("heldout/reward", 0.1), ("eval_rewards_initial/margins", 0)]
+)
+def test_a_reward_that_collapses_under_a_small_k_is_named_once_with_k(tmp_path: Path, name: str, start: float):
     lines = [{name: value} for value in (0.1, 0.6, 0.2, 0.1, 0.1, 0.0)]
     (said,) = signs(tmp_path, lines, sync_every=1)
-    assert f"{name} collapsed: 0.1 at the start, 0.6 at best, 0.1 at step 4" in said
+    assert f"{name} collapsed: {start} at the start, 0.6 at best, 0.1 at step 4" in said
     assert "Raise sync_every" in said
     assert signs(tmp_path, lines, sync_every=16) == signs(tmp_path, lines, reference="frozen") == []
     assert signs(tmp_path, [{name: value} for value in (0.1, 0.6, 0.4, 0.6, 0.5)]) == []
+
+
+def test_margins_that_have_settled_are_no_collapse(tmp_path: Path):
+    assert signs(tmp_path, [{"eval_rewards_initial/margins": value} for value in (0.50, 0.51, 0.49, 0.50)]) == []
+
+
+def test_a_resumed_run_remembers_what_it_logged(tmp_path: Path):
+    watch = FailureSigns(tiny_config(tmp_path))
+    history = [{"reward": 0.1}, {"reward": 0.6}, {"reward": 0.1}]
+    state = SimpleNamespace(global_step=4, max_steps=20, is_world_process_zero=True, log_history=history)
+    watch.on_train_begin(watch.config, state, None)
+    with pytest.warns(FailureSign, match=r"0\.1 at the start, 0\.6 at best"):
+        watch.on_log(watch.config, state, None, logs={"reward": 0.1})
 
 
 def test_a_gradient_norm_ten_times_its_median_is_named_once(tmp_path: Path):
@@ -72,10 +88,23 @@ def test_nothing_clamped_and_nothing_gained_in_half_the_run_is_named_once(tmp_pa
         ([quiet(-0.01)] * 5 + [quiet(-0.01, 0.99)] + [quiet(-0.01)] * 9, {}),
         ([quiet(-0.01)] * 12, {"clamp": False}),
         ([quiet(-0.01)] * 12, {"max_steps": 100}),
-        ([{"eval_loss": 0.69}, *[quiet(-0.01)] * 5, {"eval_loss": 0.6}, *[quiet(-0.01)] * 6], {}),
+        ([{"eval_rewards_initial/margins": 0.1, "eval_loss": 0.6}, *[quiet(-0.01)] * 12], {}),
+        (
+            [{"eval_loss": 0.2}, {"eval_loss": 0.1}, *[{"loss": 0.1, "humanline/unclamped": 1.0}] * 12],
+            {"objective": "grpo"},
+        ),
         ([{"loss": 0.1, "humanline/unclamped": 1.0}] * 12, {"objective": "grpo"}),
     ],
-    ids=["early", "gained", "clamped", "no clamp", "first half", "held-out gain", "grpo without evaluation"],
+    ids=[
+        "early",
+        "gained",
+        "clamped",
+        "no clamp",
+        "first half",
+        "held-out gain",
+        "grpo's held-out gain",
+        "grpo without evaluation",
+    ],
 )
 def test_a_run_that_gains_or_clamps_is_not_called_idle(
     tmp_path: Path, lines: list[dict[str, float]], settings: dict[str, Any]
@@ -103,6 +132,13 @@ def test_a_loss_that_is_not_a_number_ends_the_run_at_its_log_line_which_is_writt
         trained(tmp_path, callbacks=[Poison(3)])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] is None for line in lines] == [False, False, False, True]
+
+
+def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path):
+    trainer = trained(tmp_path, callbacks=[Poison(6)])
+    with pytest.raises(FloatingPointError, match=r"is not written: the weights are not finite\. .*start anew"):
+        trainer.save_model()
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_weights_that_are_not_finite_replace_no_checkpoint_and_the_one_before_continues(tmp_path: Path):

@@ -10,6 +10,7 @@ from torch import nn
 
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.checkpoint import MANIFEST, seal
+from humanline_fused.training.initial_scores import INITIAL_SCORES
 from humanline_fused.training.resumable import IDENTITY
 from humanline_fused.training.start import identify
 from humanline_fused.training.summary import as_bytes, bytes_of
@@ -58,11 +59,12 @@ def test_the_weights_of_a_second_model_are_its_floats_with_a_shared_one_counted_
     assert as_bytes(4 * (FLOATS + rotary)) == "93.7 KiB"
 
 
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
 def test_a_dry_run_says_what_would_run_and_takes_no_step_and_writes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], strategy: str
 ):
-    held_out = {"eval_dataset": records("dpo", 4, 5), "eval_strategy": "steps", "eval_steps": 1}
-    trainer = trained(tmp_path, dry_run=True, save_strategy="steps", save_steps=1, **held_out)
+    held_out = {"eval_dataset": records("dpo", 4, 5), "eval_strategy": strategy, "eval_steps": 1, "eval_on_start": True}
+    trainer = trained(tmp_path, dry_run=True, save_strategy=strategy, save_steps=1, **held_out)
     assert trainer.state.global_step == 0
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), tiny_model().parameters(), strict=True))
     assert list(tmp_path.rglob("*")) == []
@@ -86,6 +88,17 @@ def test_a_checkpoint_of_another_model_is_refused_and_named_before_a_weight_is_l
     with pytest.raises(ValueError, match=r"expected the model that .*checkpoint-4 was written with, .*numbers.*got"):
         other.train(str(tmp_path / "run" / "checkpoint-4"))
     assert torch.equal(other.model.get_parameter("lm_head.weight"), before)
+
+
+def test_a_refused_checkpoint_leaves_the_initial_scores_of_the_run_alone(tmp_path: Path):
+    settings = {"save_strategy": "steps", "save_steps": 2, "eval_dataset": records("dpo", 4, 5)}
+    for name, model in (("mine", tiny_model()), ("other", tiny_model(intermediate_size=64))):
+        trained(tmp_path / name, model=model, max_steps=2, **settings)
+    kept = (tmp_path / "mine" / INITIAL_SCORES).read_bytes()
+    (tmp_path / "mine" / "checkpoint-2").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="expected the model that"):
+        tiny_trainer(tmp_path / "mine", **settings).train(str(tmp_path / "other" / "checkpoint-2"))
+    assert (tmp_path / "mine" / INITIAL_SCORES).read_bytes() == kept
 
 
 def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path):

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from humanline_fused.training.checkpoint import newest_complete
 from humanline_fused.training.termination import Termination
-from tests.tiny_model import losses, tiny_trainer, trained
+from tests.tiny_model import losses, records, tiny_trainer, trained
 
 
 class Scheduler(TrainerCallback):
@@ -41,6 +41,13 @@ def test_a_terminated_run_saves_after_its_step_and_continues_bitwise_as_if_it_ha
     assert not resumed.termination.stopped
     assert losses(resumed) == losses(whole)
     assert all(torch.equal(a, b) for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True))
+
+
+def test_a_terminated_run_saves_also_where_an_evaluation_would_have_to_find_it_better(tmp_path: Path):
+    best = {"save_strategy": "best", "metric_for_best_model": "loss", "greater_is_better": True}
+    settings = {"eval_dataset": records("dpo", 4, 5), "eval_strategy": "steps", "eval_steps": 1, **best}
+    trained(tmp_path, callbacks=[Scheduler(3)], learning_rate=1e-2, **settings)
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-4"
 
 
 def test_after_the_run_sigterm_does_what_it_did_before_also_when_the_run_failed(tmp_path: Path):

@@ -145,6 +145,9 @@ class HumanlineConfig(TrainingArguments):
         if self.bf16 is None:
             gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             self.bf16 = gpu and not (self.fp16 or self.use_cpu)  # pyright: ignore[reportIncompatibleVariableOverride]
+        if self.dry_run:
+            self.save_strategy = self.eval_strategy = "no"
+            self.eval_on_start = self.load_best_model_at_end = False
         super().__post_init__()
         choices = {"objective": Objective, "reference": Reference, "impl": Impl, "head": Head}
         for name, kind in choices.items():

@@ -10,7 +10,10 @@ from transformers import TrainerCallback
 
 from humanline_fused.training.config import HumanlineConfig
 
-REWARDS = ("reward", "heldout/reward", "eval_rewards_initial/margins")
+MARGINS = "eval_rewards_initial/margins"
+"""Rewards of chosen over rejected held-out completions against the initial policy: 0 at the start."""
+
+REWARDS = ("reward", "heldout/reward", MARGINS)
 """Metrics that rise as the policy gets better, whoever logs them."""
 
 SMALL_CADENCE = 12
@@ -27,14 +30,21 @@ class FailureSign(UserWarning):
     """A run looks as failing ones do. It goes on; the text says what was seen and what to change."""
 
 
-def collapsed(values: Sequence[float]) -> bool:
-    """Whether what had been gained since the first value is more than half lost, at the last two of them.
+def collapsed(values: Sequence[float], start: float) -> bool:
+    """Whether more than half of what was gained over ``start`` is lost at the last two values, and it was a gain.
 
-    >>> collapsed([0.2, 0.6, 0.5, 0.6]), collapsed([0.2, 0.6, 0.3, 0.2])
+    A best value within a fifth of ``start`` is taken for noise.
+
+    >>> collapsed([0.2, 0.6, 0.5, 0.6], start=0.2), collapsed([0.2, 0.6, 0.3, 0.2], start=0.2)
     (False, True)
     """
-    best, start = max(values), values[0]
-    return len(values) > 3 and best > start and max(values[-2:]) < start + (best - start) / 2
+    best = max(values)
+    gain = best - start
+    return len(values) > 3 and gain > abs(best) / 5 and max(values[-2:]) < start + gain / 2
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
 
 
 class FailureSigns(TrainerCallback):
@@ -42,8 +52,11 @@ class FailureSigns(TrainerCallback):
 
     - a reward collapses under a small k;
     - the gradient's norm explodes;
-    - no token was clamped in the first half of the run, and nothing was gained: by the held-out loss, or, without an
-      evaluation, by the mean of ``rewards/margins`` (GRPO without one is not judged).
+    - no token was clamped in the first half of the run, and nothing was gained: held-out margins (GRPO: the held-out
+      loss) are no better than at the start or, without an evaluation, ``rewards/margins`` are not above 0 on average
+      (GRPO is not judged then).
+
+    A resumed run remembers what it logged before.
     """
 
     def __init__(self, config: HumanlineConfig) -> None:
@@ -52,7 +65,7 @@ class FailureSigns(TrainerCallback):
         self.warned: set[str] = set()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        numbers = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        numbers = _numbers(logs or {})
         step = state.global_step
         loss = numbers.get("loss", 0.0)
         if not math.isfinite(loss):
@@ -60,13 +73,21 @@ class FailureSigns(TrainerCallback):
                 f"the loss is {loss} at step {step}, or was since the last log line: the run stops. Its checkpoints "
                 "are sound: lower learning_rate (0.1x to 0.5x) or max_grad_norm (0.5), and resume from one of them"
             )
-        for name, value in numbers.items():
-            if math.isfinite(value):
-                self.seen.setdefault(name, []).append(value)
+        self._remember(numbers)
         if state.is_world_process_zero:
             self._collapse(numbers, step)
             self._explosion(numbers, step)
             self._no_gain(numbers, state)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seen = {}
+        for line in state.log_history:
+            self._remember(_numbers(line))
+
+    def _remember(self, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            if math.isfinite(value):
+                self.seen.setdefault(name, []).append(value)
 
     def _warn(self, sign: str, text: str) -> None:
         if sign not in self.warned:
@@ -76,11 +97,14 @@ class FailureSigns(TrainerCallback):
     def _collapse(self, numbers: dict[str, float], step: int) -> None:
         k = self.config.sync_every
         for name in REWARDS:
-            if name in numbers and k is not None and k < SMALL_CADENCE and collapsed(self.seen[name]):
-                values = self.seen[name]
+            values = self.seen.get(name, [])
+            if name not in numbers or not values or k is None or k >= SMALL_CADENCE:
+                continue
+            start = 0.0 if name == MARGINS else values[0]
+            if collapsed(values, start):
                 self._warn(
                     "collapse",
-                    f"{name} collapsed: {values[0]:.3g} at the start, {max(values):.3g} at best, {values[-1]:.3g} at "
+                    f"{name} collapsed: {start:.3g} at the start, {max(values):.3g} at best, {values[-1]:.3g} at "
                     f"step {step}, with a reference of {k} step(s) ago. Raise sync_every (12 to 24 for a small model), "
                     "or lower learning_rate",
                 )
@@ -102,12 +126,19 @@ class FailureSigns(TrainerCallback):
         too_early = len(unclamped) < FEWEST_LINES or 2 * state.global_step < state.max_steps
         if "loss" not in numbers or not self.config.clamp or too_early or min(unclamped) < 1:
             return
-        losses, margins = self.seen.get("eval_loss", []), self.seen.get("rewards/margins", [])
-        gained = losses[-1] < losses[0] if len(losses) > 1 else not margins or fmean(margins) > 0
-        if not gained:
+        if not self._gained():
             self._warn(
                 "no gain",
                 f"no token was clamped in {len(unclamped)} log lines, and nothing was gained up to step "
                 f"{state.global_step}: the updates are too small, or the data too far from what the policy would "
                 "write. Raise learning_rate (2x to 4x) or sync_every, or take data with a higher log-prob under it",
             )
+
+    def _gained(self) -> bool:
+        held_out, losses = self.seen.get(MARGINS, []), self.seen.get("eval_loss", [])
+        if held_out:
+            return held_out[-1] > 0
+        if len(losses) > 1:
+            return losses[-1] < losses[0]
+        margins = self.seen.get("rewards/margins", [])
+        return not margins or fmean(margins) > 0

@@ -5,9 +5,10 @@ import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
@@ -55,7 +56,9 @@ class ResumableTrainer(Trainer):
             ValueError: the checkpoint is not whole, or was written by a run of another model, other data or settings.
         """
         asked = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        resume = checkpoint.resolve_resume(str(self.args.output_dir), asked)
+        resume = self._agreed(checkpoint.resolve_resume(str(self.args.output_dir), asked))
+        if resume:
+            self._check(resume)
         if self.args.should_save:
             shutil.rmtree(Path(str(self.args.output_dir)) / checkpoint.STAGING, ignore_errors=True)
         self.before_training(resume)
@@ -64,12 +67,18 @@ class ResumableTrainer(Trainer):
     def before_training(self, resume: str | None) -> None:
         """Called with the verified checkpoint to continue from, or None."""
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        file = Path(resume_from_checkpoint, IDENTITY)
+    def _agreed(self, resume: str | None) -> str | None:
+        """What every rank found; they do not see one folder where the answers differ."""
+        found = gather_object([resume])
+        if len(set(found)) > 1:
+            raise ValueError(f"expected an output_dir that all processes see, but they would continue from {found}")
+        return resume
+
+    def _check(self, folder: str) -> None:
+        file = Path(folder, IDENTITY)
         if not file.is_file():
             raise ValueError(f"expected {file}: the checkpoint was not written by this trainer")
-        self.check_identity(json.loads(file.read_text(encoding="utf-8")), resume_from_checkpoint)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.check_identity(json.loads(file.read_text(encoding="utf-8")), folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -86,7 +95,13 @@ class ResumableTrainer(Trainer):
             self.restore(torch.load(Path(checkpoint, RUN_STATE), map_location="cpu", mmap=True, weights_only=True))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Trainer's, and a whole model folder under FSDP2 too. A collective there: to be called on every rank."""
+        """Trainer's, and a whole model folder under FSDP2 too. A collective there: to be called on every rank.
+
+        Raises:
+            FloatingPointError: the weights are not finite.
+        """
+        if not self._staging:
+            self._refuse_broken_weights(str(output_dir or self.args.output_dir))
         with nullcontext() if self._staging else whole_state_dict(self.accelerator):
             super().save_model(output_dir, _internal_call)
 
@@ -94,13 +109,18 @@ class ResumableTrainer(Trainer):
         run_dir = super()._get_output_dir(trial)
         return os.path.join(run_dir, checkpoint.STAGING) if self._staging else run_dir
 
-    def _refuse_broken_weights(self, model: nn.Module, run_dir: Path, name: str) -> None:
+    def _refuse_broken_weights(self, name: str) -> None:
         """Between two log lines nobody has looked at the loss yet, and rotation deletes the checkpoints before."""
-        trained = (p for p in model.parameters() if p.requires_grad)
-        local = (p.to_local() if isinstance(p, DTensor) else p for p in trained)
-        broken = torch.stack([p.isfinite().logical_not().any() for p in local]).any().float()
-        if self.accelerator.reduce(broken, "sum"):
-            newest = checkpoint.newest_complete(run_dir)
+        assert self.model is not None
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        local = [p.to_local() if isinstance(p, DTensor) else p for p in trained]
+        broken = torch.zeros((), device=self.args.device)
+        for part in local:
+            broken += part.isfinite().logical_not().any()
+        if self.is_fsdp_enabled:  # else every rank sees all of them, and one alone may save
+            broken = cast(torch.Tensor, self.accelerator.reduce(broken, "sum"))
+        if broken:
+            newest = checkpoint.newest_complete(str(self.args.output_dir))
             raise FloatingPointError(
                 f"{name} is not written: the weights are not finite. Lower learning_rate (0.1x to 0.5x) or "
                 f"max_grad_norm (0.5), and {f'resume from {newest}' if newest else 'start anew'}"
@@ -109,7 +129,7 @@ class ResumableTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer's, under another name until it is whole."""
         run_dir, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
-        self._refuse_broken_weights(model, run_dir, name)
+        self._refuse_broken_weights(name)
         staged = run_dir / checkpoint.STAGING / name
         if self.args.should_save:
             shutil.rmtree(staged.parent, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -42,7 +43,8 @@ class Termination(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.world_size > 1 and self._group is None:
-            self._group = dist.new_group(backend="gloo")  # between hosts: asking each other does not wait for a GPU
+            # Between hosts: asking each other does not wait for a GPU.
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=args.ddp_timeout))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.stopped = self.received
@@ -52,3 +54,4 @@ class Termination(TrainerCallback):
             self.stopped = bool(anyone)
         if self.stopped:
             control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # it takes time, and decides under save_strategy="best" what is saved

@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -246,7 +247,7 @@ class HumanlineTrainer(ResumableTrainer):
         fused = self.args.head == "fused"
         difference = probe(self._policy, self.model, batch, self.args.impl) if fused else None
         if self.args.process_index == 0:
-            print(describe_model(self.args, self.model, difference), flush=True)
+            tqdm.write(describe_model(self.args, self.model, difference))  # beside Trainer's bar
         self.begun = True
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -259,10 +260,12 @@ class HumanlineTrainer(ResumableTrainer):
         """The mean over the optimizer step's pairs (DPO), sequences (KTO) or tokens (GRPO), and its metrics."""
         meter = self.meters["train" if model.training else "eval"]
         loss, out, loss_mask = self.scorer.loss(model, inputs)
-        if "repeated" not in inputs:
-            meter.update(objective.report(inputs, out, loss_mask))
-            if not model.training:
-                meter.update({"kl_initial": objective.kl_to(out, loss_mask)})
+        metrics = objective.report(inputs, out, loss_mask)
+        if not model.training:
+            metrics["kl_initial"] = objective.kl_to(out, loss_mask)
+        if "repeated" in inputs:  # nothing, by the same names: the ranks add up alike
+            metrics = {name: (torch.zeros_like(total), torch.zeros_like(of)) for name, (total, of) in metrics.items()}
+        meter.update(metrics)
         return (loss, out) if return_outputs else loss
 
     # Evaluation
@@ -324,7 +327,7 @@ class HumanlineTrainer(ResumableTrainer):
         if resume and self.eval_examples:
             earlier = Path(resume).parent
             initial.load(earlier)
-            if self.args.should_save and earlier.resolve() != run_dir.resolve():
+            if self.args.should_save and not self.args.dry_run and earlier.resolve() != run_dir.resolve():
                 initial.save()
         if self.args.process_index == 0:
             choice = choose_impl(self.args.impl, self.args.device, next(self._policy.parameters()).dtype)
@@ -347,16 +350,18 @@ class HumanlineTrainer(ResumableTrainer):
         }
         if args.objective == "kto":  # whose mismatched pairs stay within a global micro-batch
             scored_for["global_micro_batch_size"] = plan.batch_size * plan.world_size
-        return {"model": identify(policy), "reference": args.reference, "batches": scored_for}
+        settings = {"reference": args.reference, "sync_every": args.sync_every}
+        return {"model": identify(policy), **settings, "batches": scored_for}
 
     def identity(self) -> dict[str, Any]:
         return self._identity
 
     def check_identity(self, saved: dict[str, Any], folder: str) -> None:
         mine = self._identity
-        if saved["reference"] != mine["reference"]:
-            raise ValueError(f"expected reference={saved['reference']!r}, as in {folder}, got {mine['reference']!r}")
-        for part in ("model", "batches") if mine["reference"] == "lookahead" else ("model",):
+        for name in ("reference", "sync_every"):
+            if saved[name] != mine[name]:
+                raise ValueError(f"expected {name}={saved[name]!r}, as in {folder}, got {mine[name]!r}")
+        for part in ("model", "batches"):
             if different := [name for name, value in mine[part].items() if saved[part].get(name) != value]:
                 then, now = ({name: given[part].get(name) for name in different} for given in (saved, mine))
                 raise ValueError(f"expected the {part} that {folder} was written with, {then}, got {now}")
