@@ -33,6 +33,11 @@ ELASTIC = {"dpo lookahead": "another accumulation", "kto lookahead": "the same",
 """KTO's mismatched pairs stay within a global micro-batch, so it is part of the run; DPO's is not."""
 
 
+def held_out_data(objective: str) -> list[dict[str, Any]]:
+    """Three micro-batches for two ranks; DPO's are one, and the second rank's is but a repetition."""
+    return records(objective, 3 if objective == "dpo" else 8, seed=5)
+
+
 class Terminate(TrainerCallback):
     """SIGTERM to the last rank alone, in its second step."""
 
@@ -53,7 +58,7 @@ def made(folder: Path, run: str, world_size: int, **settings: Any) -> HumanlineT
 def train(folder: Path, world_size: int) -> None:
     """Runs without interruption, with a checkpoint on the way; two ranks continue what one began."""
     for run, settings in (WHOLE if world_size == 1 else WHOLE | TWO_ONLY).items():
-        held_out = {"eval_dataset": records(run.split()[0], 8, seed=5)} if "lookahead" in run else {}
+        held_out = {"eval_dataset": held_out_data(run.split()[0])} if "lookahead" in run else {}
         saving = {"callbacks": [SaveOnce(SAVED)]} if run in ELASTIC else {}
         trainer = made(folder / f"{world_size} {run}", run, world_size, **settings | held_out | saving)
         trainer.train()
@@ -75,7 +80,7 @@ def proceed(folder: Path, world_size: int) -> None:
         one = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
         two = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
         settings = {} if micro_batches == "the same" else one if world_size == 1 else two
-        held_out = {"eval_dataset": records(run.split()[0], 8, seed=5)} if "lookahead" in run else {}
+        held_out = {"eval_dataset": held_out_data(run.split()[0])} if "lookahead" in run else {}
         trainer = made(folder / f"on {world_size} {run}", run, world_size, **held_out | settings)
         trainer.train(str(folder / f"{3 - world_size} {run}" / f"checkpoint-{SAVED}"))
         keep(trainer, folder / f"on {world_size} {run}.pt")
@@ -152,7 +157,7 @@ def test_a_run_goes_on_with_another_number_of_processes(runs: Path, run: str, be
 
 def test_kto_is_not_continued_with_another_global_micro_batch(runs: Path, tmp_path: Path):
     batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
-    held_out = {"eval_dataset": records("kto", 8, seed=5)}
+    held_out = {"eval_dataset": held_out_data("kto")}
     other = made(tmp_path, "kto lookahead", 1, **batches | held_out)
     with pytest.raises(ValueError, match=r"'global_micro_batch_size': 4}, got {'global_micro_batch_size': 2}"):
         other.train(str(runs / "2 kto lookahead" / f"checkpoint-{SAVED}"))
