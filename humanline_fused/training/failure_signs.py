@@ -33,7 +33,7 @@ class FailureSign(UserWarning):
 def collapsed(values: Sequence[float], start: float) -> bool:
     """Whether more than half of what was gained over ``start`` is lost at the last two values, and it was a gain.
 
-    A best value within a fifth of ``start`` is taken for noise.
+    A gain of less than a fifth of the best value is taken for noise.
 
     >>> collapsed([0.2, 0.6, 0.5, 0.6], start=0.2), collapsed([0.2, 0.6, 0.3, 0.2], start=0.2)
     (False, True)
