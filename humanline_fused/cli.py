@@ -71,6 +71,7 @@ def train(argv: Sequence[str]) -> None:
 
     from humanline_fused.training import HumanlineConfig, HumanlineTrainer
     from humanline_fused.training.checkpoint import newest_complete, resolve_resume
+    from humanline_fused.training.reward import RolloutError
 
     file_option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file_option.add_argument("--config", type=Path, help="A YAML file with any of the fields below.")
@@ -98,7 +99,7 @@ def train(argv: Sequence[str]) -> None:
 
     try:
         trainer.train()
-    except (FloatingPointError, OSError) as error:
+    except (FloatingPointError, OSError, RolloutError) as error:
         raise RunError(str(error)) from error
     except ValueError as error:
         if trainer.begun:

@@ -43,7 +43,11 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     clock = ("seconds", "runtime", "per_second")
-    kept = [{k: v for k, v in line.items() if not k.endswith(clock)} for line in lines if "train_runtime" not in line]
+    kept = [
+        {k: v for k, v in line.items() if not k.endswith(clock) and not k.startswith("time/")}
+        for line in lines
+        if "train_runtime" not in line
+    ]
     return [line for line in kept if line.keys() - {"step", "epoch"}]
 
 

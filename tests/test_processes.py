@@ -1,5 +1,6 @@
 """Two processes train what one does: the same global batches, the same losses, the same weights (gloo, on a CPU)."""
 
+import json
 import os
 import signal
 from functools import partial
@@ -13,8 +14,9 @@ from transformers import TrainerCallback
 from humanline_fused.functional import kto_kl
 from humanline_fused.training import HumanlineTrainer, scoring
 from humanline_fused.training.checkpoint import faults, newest_complete
+from humanline_fused.training.reward import RolloutError
 from tests.ranks import SaveOnce, keep, on_ranks
-from tests.tiny_model import records, tiny_trainer
+from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer
 
 OBJECTIVES = ("dpo", "kto", "grpo")
 LEARNING_RATE = 3e-3
@@ -44,6 +46,29 @@ class Terminate(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 1 and args.process_index == args.world_size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def reward(completions: list[str], **columns: Any) -> list[float]:
+    """Longer is better; the third call on the second rank fails."""
+    reward.calls += 1
+    if reward.calls == 3 and os.environ.get("RANK") == "1":
+        raise ArithmeticError("on one rank")
+    return [float(len(text)) for text in completions]
+
+
+def rounds(folder: Path, world_size: int) -> None:
+    """GRPO rounds of two steps, until the reward function of one rank fails in the third."""
+    reward.calls = 0  # pyright: ignore[reportFunctionMemberAccess]
+    run_dir = folder / "rounds"
+    sampling = {"rollout_every": 2, "num_generations": 4, "max_completion_length": 4, "reference": "copy"}
+    args = tiny_config(run_dir, objective="grpo", per_device_train_batch_size=4, max_steps=6, **sampling)
+    prompts = [{"prompt": f"w{i}"} for i in range(6)]
+    trainer = HumanlineTrainer(tiny_model(), args, prompts, processing_class=tiny_tokenizer(), reward_function=reward)
+    with pytest.raises(RolloutError, match=r"ArithmeticError: on one rank .* The run up to step 4 is kept"):
+        trainer.train()
+    mine = [example.completions[0].tolist() for example in trainer.train_examples]
+    weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    torch.save({"samples": mine, "weights": weights}, folder / f"rounds {args.process_index}")
 
 
 def made(folder: Path, run: str, world_size: int, **settings: Any) -> HumanlineTrainer:
@@ -97,7 +122,7 @@ def terminate(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    on_ranks(folder, (train, 1), (train, 2), (proceed, 1))
+    on_ranks(folder, (train, 1), (train, 2), (proceed, 1), (rounds, 2))
     return folder
 
 
@@ -170,3 +195,15 @@ def test_sigterm_on_one_rank_ends_all_after_the_same_step_with_a_checkpoint(runs
     assert checkpoint == runs / "terminated" / "checkpoint-2"
     assert faults(checkpoint) == []
     assert all((checkpoint / f"rng_state_{rank}.pth").is_file() for rank in range(2))
+
+
+def test_ranks_sample_their_share_train_on_all_of_it_and_stop_together(runs: Path):
+    first, second = (torch.load(runs / f"rounds {rank}") for rank in range(2))
+    assert first["samples"] == second["samples"]
+    assert len(first["samples"]) == 16
+    assert torch.equal(first["weights"], second["weights"])
+    kept = newest_complete(runs / "rounds")
+    assert kept
+    assert kept.name == "checkpoint-4"
+    samples = [json.loads(line) for line in (runs / "rounds" / "completions.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in samples] == [0] * 16 + [2] * 16

@@ -25,6 +25,17 @@ OBJECTIVE_OF = {
 }
 """Settings that one objective has."""
 
+ROLLOUT = (
+    "reward",
+    "num_generations",
+    "max_completion_length",
+    "temperature",
+    "top_p",
+    "rollout_batch_size",
+    "reward_timeout",
+)
+"""Settings that online rounds have."""
+
 
 def _help(text: str) -> dict[str, str]:
     return {"help": text}
@@ -108,6 +119,28 @@ class HumanlineConfig(TrainingArguments):
     scale_rewards: bool = field(
         default=True, metadata=_help("grpo: divide advantages by the standard deviation of their group.")
     )
+    rollout_every: int | None = field(
+        default=None,
+        metadata=_help(
+            "Online rounds: every so many optimizer steps the policy answers new prompts and learns from its answers. "
+            "1 is online training, 64 the paper's stale setting. Default: the dataset's completions (offline). "
+            "The dataset needs a prompt column alone."
+        ),
+    )
+    reward: str | None = field(
+        default=None,
+        metadata=_help(
+            "rounds: module:function, called as function(prompts=[...], completions=[...], **columns) -> list of float."
+        ),
+    )
+    num_generations: int = field(default=8, metadata=_help("rounds: samples of a prompt, >= 2."))
+    max_completion_length: int = field(default=256, metadata=_help("rounds: tokens of a sample."))
+    temperature: float = field(
+        default=1.0, metadata=_help("rounds: of the sampling; at 1 (and top_p 1) samples are the policy's own.")
+    )
+    top_p: float = field(default=1.0, metadata=_help("rounds: share of the probability that is sampled from."))
+    rollout_batch_size: int = field(default=64, metadata=_help("rounds: samples drawn at once on a process."))
+    reward_timeout: float = field(default=600.0, metadata=_help("rounds: seconds that the reward function may take."))
     impl: Impl = field(default="auto", metadata=_help("Who computes the loss: auto, triton or eager."))
     head: Head = field(
         default="fused",
@@ -159,19 +192,43 @@ class HumanlineConfig(TrainingArguments):
             self.sync_every = 1
         self._expect("sync_every", synced or self.sync_every is None, "None with reference='frozen' (never synced)")
         for name in ("sync_every", "max_length") if synced else ("max_length",):
-            value = getattr(self, name)
-            self._expect(name, isinstance(value, int) and not isinstance(value, bool) and value >= 1, "an integer >= 1")
+            self._expect_integer(name, 1)
         for name in ("beta", "desirable_weight", "undesirable_weight", "epsilon_high"):
             value = getattr(self, name)
             self._expect(name, value is None or 0 <= value < float("inf"), "a finite number >= 0")
         self._expect("epsilon", 0 <= self.epsilon <= 1, "a number in [0, 1]")
         self._expect("label_smoothing", 0 <= self.label_smoothing <= 0.5, "a number in [0, 0.5]")
         HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R)
+        self._check_rounds()
         self._refuse()
 
     def _expect(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+    def _expect_integer(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        holds = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        self._expect(name, holds, f"an integer >= {least}")
+
+    def _check_rounds(self) -> None:
+        if self.rollout_every is None:
+            defaults = {field.name: field.default for field in fields(self)}
+            for name in ROLLOUT:
+                self._expect(name, getattr(self, name) == defaults[name], f"{defaults[name]!r} without rollout_every")
+            return
+        for name, least in (("rollout_every", 1), ("num_generations", 2), ("max_completion_length", 1)):
+            self._expect_integer(name, least)
+        self._expect_integer("rollout_batch_size", 1)
+        for name in ("temperature", "reward_timeout"):
+            self._expect(name, 0 < getattr(self, name) < float("inf"), "a finite number > 0")
+        self._expect("top_p", 0 < self.top_p <= 1, "a number in (0, 1]")
+        self._expect(
+            "reference",
+            self.reference != "lookahead",
+            "'copy', 'adapter' or 'frozen' with rollout_every (the samples of the coming steps do not exist yet, so "
+            "they cannot be scored ahead)",
+        )
 
     def _refuse(self) -> None:
         """What transformers offers and a run that reads its batches ahead cannot have."""

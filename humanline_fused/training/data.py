@@ -94,11 +94,11 @@ def read_records(source: Any, split: str = "train") -> Iterator[tuple[str, Any]]
         yield f"{name}, example {index}", record
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_messages(value: Any) -> bool:
+def is_messages(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
 
 
@@ -118,7 +118,7 @@ def check_record(where: str, record: Any, objective: str) -> None:
             f"this has {', '.join(map(repr, record))}"
         )
     completions = completions_of(record, objective)
-    kind = _is_text if _is_text(record["prompt"]) else _is_messages
+    kind = is_text if is_text(record["prompt"]) else is_messages
     if not all(kind(value) for value in (record["prompt"], *completions)):
         raise ValueError(
             f"{where}: expected prompt and completions all to be text or all to be lists of {{role, content}} "
@@ -148,6 +148,11 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: Text, **template: Any) -> lis
     return tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **template)["input_ids"]  # pyright: ignore
 
 
+def prompt_ids_of(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
+    """Token ids of a prompt alone, up to where the answer begins."""
+    return _ids(tokenizer, prompt) if isinstance(prompt, str) else _ids(tokenizer, prompt, add_generation_prompt=True)
+
+
 def _common_prefix(first: list[int], second: list[int]) -> int:
     pairs = zip(first, second, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
@@ -164,10 +169,9 @@ def tokenize(
     if isinstance(prompt, str):
         eos = str(tokenizer.eos_token or "")
         texts = [c if str(c).endswith(eos) else f"{c}{eos}" for c in completions]
-        prompt_ids = _ids(tokenizer, prompt)
     else:
         texts = list(completions)
-        prompt_ids = _ids(tokenizer, prompt, add_generation_prompt=True)
+    prompt_ids = prompt_ids_of(tokenizer, prompt)
     full = [_ids(tokenizer, prompt + text) for text in texts]  # pyright: ignore[reportOperatorIssue]
     start = min(_common_prefix(prompt_ids, ids) for ids in full)
     return prompt_ids[:start], [ids[start:] for ids in full]
@@ -204,6 +208,15 @@ class PreparedData:
     dropped: int = 0
     truncated: int = 0
     groups_without_signal: int = 0
+
+    def summary(self) -> str:
+        """How many examples there are, and what was left out or cut."""
+        notes = {
+            "dropped (prompt >= max_length)": self.dropped,
+            "completions cut at max_length (end of sequence lost)": self.truncated,
+            "groups without signal (equal rewards)": self.groups_without_signal,
+        }
+        return ", ".join([f"{len(self.examples)} examples", *(f"{what}: {n}" for what, n in notes.items() if n)])
 
 
 def fingerprint(examples: Sequence[Example]) -> int:

@@ -6,12 +6,19 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalLoopOutput
 
 from humanline_fused.reference.lookahead import TokenScores
+from humanline_fused.training import objective
 from humanline_fused.training.batch import Batch
+from humanline_fused.training.clock import Clock
+from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data import Example
 from humanline_fused.training.initial_scores import InitialScores
+from humanline_fused.training.metrics import Meter
 from humanline_fused.training.plan import MicroBatch, evaluation_plan
+from humanline_fused.training.resumable import ResumableTrainer
+from humanline_fused.training.scoring import Scorer
 
 
 class HeldOut:
@@ -70,3 +77,60 @@ class HeldOut:
 
         positions: Any = range(len(self.dealt))
         return DataLoader(positions, batch_size=None, collate_fn=batch, generator=torch.Generator())
+
+
+class EvaluatedTrainer(ResumableTrainer):
+    """A trainer whose evaluation compares with the policy at the start of the run.
+
+    A subclass sets :attr:`scorer`, :attr:`held_out`, :attr:`meters` and :attr:`clock`, and computes the loss.
+    """
+
+    args: HumanlineConfig
+    scorer: Scorer
+    held_out: HeldOut
+    meters: dict[str, Meter]
+    clock: Clock
+
+    def _score_initially(self, model: nn.Module) -> None:
+        self.held_out.score(
+            model, self.scorer.score, fresh=self.is_in_train, keep=self.is_in_train and self.args.should_save
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """This rank's share of the held-out data, in order."""
+        if not self.held_out.examples:
+            raise ValueError("evaluate: expected an eval_dataset (held-out data in the training's columns), got none")
+        if eval_dataset is not None and eval_dataset is not self.held_out.examples:
+            raise ValueError(
+                "evaluate: expected the eval_dataset of the start, which the initial policy has scored, got another"
+            )
+        return self.held_out.dataloader()
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """There is none."""
+        raise NotImplementedError(
+            "predict: expected evaluate(), on the eval_dataset that the policy at the start has scored; "
+            "the model's answers come from model.generate()"
+        )
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor, None, None]:
+        """The loss of one micro-batch against the initial policy."""
+        self._score_initially(model)
+        scores = self.held_out.initial[int(inputs["index"])]
+        inputs |= {name: logp.to(self.args.device, non_blocking=True) for name, logp in scores.items()}
+        with torch.no_grad():
+            loss: Any = self.compute_loss(model.eval(), inputs)
+            return loss.detach(), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Trainer's, with weighted means against the initial policy: loss, ``rewards_initial/*``, ``kl_initial``."""
+        with self.clock.spent_on("evaluation"):
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means = self._drain("eval")
+        renamed = {f"{metric_key_prefix}_{k.replace('rewards/', 'rewards_initial/')}": v for k, v in means.items()}
+        return output._replace(metrics=(output.metrics or {}) | renamed, num_samples=len(self.held_out.examples))
+
+    def _drain(self, meter: str) -> dict[str, float]:
+        return objective.with_margins(self.meters[meter].drain(lambda sums: self.accelerator.reduce(sums, "sum")))  # pyright: ignore

@@ -1,8 +1,5 @@
 """What a run reports: weighted means between two log lines, and the file that keeps them."""
 
-import json
-import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
+
+from humanline_fused.training.json_lines import append, read, rewrite
 
 Weighted = tuple[Tensor, Tensor]
 """A sum and the weight that it is divided by, both []."""
@@ -38,12 +37,6 @@ class Meter:
         return means
 
 
-def as_json(line: Mapping[str, Any]) -> str:
-    """One line of JSON, which has no NaN and no infinity: null stands for them."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-    return f"{json.dumps(finite, allow_nan=False)}\n"
-
-
 class MetricsFile(TrainerCallback):
     """Writes every log line to ``metrics.jsonl``: ``step``, ``seconds`` in training, and the metrics
     (null: not finite).
@@ -58,28 +51,14 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        kept = [line for line in self.read() if line["step"] <= state.global_step and "train_runtime" not in line]
+        kept = [line for line in read(self.path) if line["step"] <= state.global_step and "train_runtime" not in line]
         if state.global_step == 0:
             kept = []
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.writing")
-        temporary.write_text("".join(map(as_json, kept)))
-        os.replace(temporary, self.path)
+        rewrite(self.path, kept)
         self.started = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.started is None:
             return
         seconds = round(time.monotonic() - self.started, 4)
-        with self.path.open("a") as file:
-            file.write(as_json({"step": state.global_step, "seconds": seconds, **(logs or {})}))
-
-    def read(self) -> list[dict[str, Any]]:
-        """The lines that are whole."""
-        lines = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                break
-        return lines
+        append(self.path, [{"step": state.global_step, "seconds": seconds, **(logs or {})}])

@@ -1,6 +1,7 @@
 """Which examples an optimizer step takes: a pure function of the step, so the coming steps can be read ahead."""
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -31,8 +32,49 @@ def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
+class StepPlan(ABC):
+    """Cuts the examples of an optimizer step into the micro-batches of every rank."""
+
+    batch_size: int
+    accumulation: int
+    world_size: int
+
+    @property
+    def global_batch_size(self) -> int:
+        """Examples of one optimizer step over all ranks."""
+        return self.batch_size * self.accumulation * self.world_size
+
+    @property
+    @abstractmethod
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch."""
+
+    @abstractmethod
+    def examples(self, step: int) -> Sequence[int]:
+        """The ids of optimizer step ``step`` (from 0): ``global_batch_size`` of them."""
+
+    def global_window(self, step: int) -> list[tuple[int, ...]]:
+        """The global micro-batches of optimizer step ``step``, each ``batch_size * world_size`` ids."""
+        ids = self.examples(step)
+        width = self.batch_size * self.world_size
+        return [tuple(ids[start : start + width]) for start in range(0, len(ids), width)]
+
+    def window(self, step: int, rank: int) -> list[MicroBatch]:
+        """What ``rank`` computes in optimizer step ``step``: ``accumulation`` micro-batches of ``batch_size``."""
+        start = rank * self.batch_size
+        return [micro_batch(ids, start, start + self.batch_size) for ids in self.global_window(step)]
+
+    def __len__(self) -> int:
+        """Micro-batches of one epoch on one rank: the length of a data loader."""
+        return self.steps_per_epoch * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """What a loader needs to count batches; the examples themselves come from :meth:`window`."""
+        return iter([[0]] * len(self))
+
+
 @dataclass(frozen=True)
-class BatchPlan:
+class BatchPlan(StepPlan):
     """Every epoch is a new permutation, cut into global batches; what does not fill one is left out of that epoch.
 
     The global batch of a step depends on ``batch_size * accumulation * world_size`` alone, so more processes with less
@@ -67,35 +109,75 @@ class BatchPlan:
             )
 
     @property
-    def global_batch_size(self) -> int:
-        """Examples of one optimizer step over all ranks."""
-        return self.batch_size * self.accumulation * self.world_size
+    def steps_per_epoch(self) -> int:
+        return self.num_examples // self.global_batch_size
+
+    def examples(self, step: int) -> list[int]:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        first = position * self.global_batch_size
+        return _permutation(self.seed, epoch, self.num_examples)[first : first + self.global_batch_size].tolist()
+
+
+@dataclass(frozen=True)
+class RoundPlan(StepPlan):
+    """Rounds of ``rollout_every`` optimizer steps, each on the samples of its own prompts, in the order they come in.
+
+    The prompts of the rounds follow each other through one permutation after the other. An example's id is its place
+    among its round's.
+
+    Args:
+        num_prompts: length of the dataset.
+        per_prompt: examples that the samples of a prompt make.
+        rollout_every: optimizer steps of a round.
+        batch_size, accumulation, world_size, seed: as :class:`BatchPlan`.
+
+    Raises:
+        ValueError: a round's examples are no whole number of prompts.
+
+    >>> plan = RoundPlan(6, per_prompt=4, rollout_every=2, batch_size=8, accumulation=1, world_size=1, seed=0)
+    >>> plan.prompts_per_round, sorted({*plan.prompts(0)} | {*plan.prompts(1)}), list(plan.examples(3))
+    (4, [0, 1, 2, 3, 4, 5], [8, 9, 10, 11, 12, 13, 14, 15])
+    """
+
+    num_prompts: int
+    per_prompt: int
+    rollout_every: int
+    batch_size: int
+    accumulation: int
+    world_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.examples_per_round % self.per_prompt:
+            raise ValueError(
+                f"expected num_generations to divide the {self.examples_per_round} samples of a round "
+                f"({self.batch_size} per device x {self.accumulation} accumulation steps x {self.world_size} processes "
+                f"x rollout_every={self.rollout_every}), got {self.per_prompt}"
+            )
+
+    @property
+    def examples_per_round(self) -> int:
+        """Examples of all steps of a round over all ranks."""
+        return self.global_batch_size * self.rollout_every
+
+    @property
+    def prompts_per_round(self) -> int:
+        """Prompts that are sampled from at the start of a round."""
+        return self.examples_per_round // self.per_prompt
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch."""
-        return self.num_examples // self.global_batch_size
+        return max(1, self.num_prompts * self.per_prompt // self.global_batch_size)
 
-    def global_window(self, step: int) -> list[tuple[int, ...]]:
-        """The global micro-batches of optimizer step ``step`` (from 0), each ``batch_size * world_size`` ids."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        first = position * self.global_batch_size
-        ids = _permutation(self.seed, epoch, self.num_examples)[first : first + self.global_batch_size].tolist()
-        width = self.batch_size * self.world_size
-        return [tuple(ids[start : start + width]) for start in range(0, len(ids), width)]
+    def prompts(self, number: int) -> list[int]:
+        """The prompts of round ``number`` (from 0)."""
+        first = number * self.prompts_per_round
+        places = (divmod(place, self.num_prompts) for place in range(first, first + self.prompts_per_round))
+        return [int(_permutation(self.seed, epoch, self.num_prompts)[place]) for epoch, place in places]
 
-    def window(self, step: int, rank: int) -> list[MicroBatch]:
-        """What ``rank`` computes in optimizer step ``step``: ``accumulation`` micro-batches of ``batch_size``."""
-        start = rank * self.batch_size
-        return [micro_batch(ids, start, start + self.batch_size) for ids in self.global_window(step)]
-
-    def __len__(self) -> int:
-        """Micro-batches of one epoch on one rank: the length of a data loader."""
-        return self.steps_per_epoch * self.accumulation
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """What a loader needs to count batches; the examples themselves come from :meth:`window`."""
-        return iter([[0]] * len(self))
+    def examples(self, step: int) -> range:
+        first = step % self.rollout_every * self.global_batch_size
+        return range(first, first + self.global_batch_size)
 
 
 def evaluation_plan(num_examples: int, batch_size: int, rank: int, world_size: int) -> list[tuple[MicroBatch, bool]]:

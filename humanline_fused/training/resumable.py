@@ -126,6 +126,21 @@ class ResumableTrainer(Trainer):
                 f"max_grad_norm (0.5), and {f'resume from {newest}' if newest else 'start anew'}"
             )
 
+    def keep_run(self) -> str:
+        """Save a checkpoint of the step about to begin, unless there is one: for a run that has to stop there.
+
+        Returns:
+            Words that say where the run can be continued from; none for a run that has not taken a step. A collective.
+        """
+        step, run_dir = self.state.global_step, str(self.args.output_dir)
+        if not step:
+            return ""
+        newest = checkpoint.newest_complete(run_dir)
+        if newest is None or checkpoint.step_of(newest) < step:
+            assert self.model is not None
+            self._save_checkpoint(self.model, trial=None)
+        return f". The run up to step {step} is kept: resume from {checkpoint.newest_complete(run_dir)}"
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer's, under another name until it is whole."""
         run_dir, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"

@@ -10,8 +10,8 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 
-def refuse_engine(accelerator: Accelerator, reference: str) -> None:
-    """Raise ValueError where this reference cannot be had, or FSDP 1 is asked for."""
+def refuse_engine(accelerator: Accelerator, reference: str, *, rounds: bool = False) -> None:
+    """Raise ValueError where this reference or online rounds cannot be had, or FSDP 1 is asked for."""
     kind = accelerator.distributed_type
     fsdp1 = kind == DistributedType.FSDP and not accelerator.is_fsdp2
     instead = {
@@ -22,6 +22,11 @@ def refuse_engine(accelerator: Accelerator, reference: str) -> None:
         raise ValueError(
             f"reference={reference!r}: expected a whole model in every process, or FSDP2. Under FSDP 1 and DeepSpeed "
             f"use {instead[reference]}"
+        )
+    if rounds and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            "rollout_every: expected a whole model in every process to sample from. Under FSDP and DeepSpeed sample "
+            "beforehand, and train offline"
         )
     if reference == "adapter" and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(

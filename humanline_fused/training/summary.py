@@ -10,13 +10,16 @@ from humanline_fused.impl import Choice
 from humanline_fused.reference.adapter import ADAPTER, adapter_tensors
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data import PreparedData
+from humanline_fused.training.prompts import PreparedPrompts
 
 
-def describe(config: HumanlineConfig, choice: Choice, train: PreparedData, held_out: PreparedData | None) -> str:
+def describe(
+    config: HumanlineConfig, choice: Choice, train: PreparedData | PreparedPrompts, held_out: PreparedData | None
+) -> str:
     """Two lines: how the run computes its loss, and what became of its data."""
     clamp = f"[{config.log_epsilon_P:g}, {config.log_epsilon_R:g}] nats" if config.clamp else "off"
     loss = f"{config.objective}: clamp {clamp}, computed by {choice.impl} ({choice.why})"
-    data = f"data: {_counts(train)}" + (f"; held out: {_counts(held_out)}" if held_out else "")
+    data = f"data: {train.summary()}" + (f"; held out: {held_out.summary()}" if held_out else "")
     return f"{loss}\n{data}"
 
 
@@ -58,12 +61,3 @@ def as_bytes(number: float) -> str:
     units = ("B", "KiB", "MiB", "GiB")
     power = min(len(units) - 1, max(0, int(number).bit_length() - 1) // 10)
     return f"{number / 1024**power:.1f} {units[power]}" if power else f"{number} B"
-
-
-def _counts(data: PreparedData) -> str:
-    notes = [
-        ("dropped (prompt >= max_length)", data.dropped),
-        ("completions cut at max_length (end of sequence lost)", data.truncated),
-        ("groups without signal (equal rewards)", data.groups_without_signal),
-    ]
-    return ", ".join([f"{len(data.examples)} examples", *(f"{what}: {count}" for what, count in notes if count)])

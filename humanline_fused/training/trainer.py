@@ -7,8 +7,7 @@ appears whole and holds that reference, and evaluation compares with the policy 
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import TrainOutput
 
 from humanline_fused.impl import choose_impl
 from humanline_fused.reference import AdapterReference, CopyReference, LookaheadReference
@@ -27,17 +26,21 @@ from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
 from humanline_fused.training import objective, pending
 from humanline_fused.training.batch import Batch, collate, num_loss_tokens, to_device
+from humanline_fused.training.checkpoint import step_of
+from humanline_fused.training.clock import Clock
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data import Example, fingerprint, prepare
-from humanline_fused.training.evaluation import HeldOut
+from humanline_fused.training.data import Example, PreparedData, fingerprint, prepare
+from humanline_fused.training.evaluation import EvaluatedTrainer, HeldOut
 from humanline_fused.training.failure_signs import FailureSigns
 from humanline_fused.training.head import score_in_forward_
 from humanline_fused.training.initial_scores import InitialScores
 from humanline_fused.training.metrics import Meter, MetricsFile
 from humanline_fused.training.plan import BatchPlan, MicroBatch
 from humanline_fused.training.probe import probe
+from humanline_fused.training.prompts import PreparedPrompts, prepare_prompts
 from humanline_fused.training.reference_sync import ReferenceSync
-from humanline_fused.training.resumable import ResumableTrainer
+from humanline_fused.training.reward import RolloutError, the_reward
+from humanline_fused.training.rollout import Rounds, make_rounds
 from humanline_fused.training.scoring import Scorer
 from humanline_fused.training.sharding import prepare_reference, refuse_engine
 from humanline_fused.training.start import check_token_ids, identify, load_policy
@@ -45,17 +48,19 @@ from humanline_fused.training.summary import describe, describe_model
 from humanline_fused.training.termination import Termination
 
 
-class HumanlineTrainer(ResumableTrainer):
+class HumanlineTrainer(EvaluatedTrainer):
     """Trains a causal language model with humanline DPO, KTO or GRPO.
 
     Args:
         model: the policy at the start, or its name or folder; default ``args.model``.
         args: the settings.
-        train_dataset: a path, a name, a ``datasets.Dataset`` or a list of mappings; default ``args.dataset``.
+        train_dataset: a path, a name, a ``datasets.Dataset`` or a list of mappings; default ``args.dataset``. With
+            ``args.rollout_every`` only its prompts are trained on, and what the policy answers.
         eval_dataset: default ``args.eval_dataset``. Scored by the initial policy before the first step; the evaluation
             loss and ``rewards_initial/*`` compare with that.
         processing_class: the tokenizer; default the one beside the model.
         reference_model: for ``reference="copy"`` and ``"frozen"``; default a copy of the policy.
+        reward_function: scores the samples of online rounds; default the one that ``args.reward`` names.
         callbacks, optimizers: as transformers' Trainer.
 
     Raises:
@@ -80,6 +85,7 @@ class HumanlineTrainer(ResumableTrainer):
         reference_model: nn.Module | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        reward_function: Callable[..., Any] | None = None,
     ) -> None:
         if not isinstance(args, HumanlineConfig):
             raise TypeError(f"args: expected a HumanlineConfig, got {type(args).__name__}")
@@ -100,38 +106,42 @@ class HumanlineTrainer(ResumableTrainer):
 
         policy, tokenizer = load_policy(model, processing_class, args)
         pad = tokenizer.pad_token_id
-        self.pad_token_id = (tokenizer.eos_token_id or 0) if pad is None else pad
-        read = partial(
-            prepare,
-            tokenizer=tokenizer,
-            objective=args.objective,
-            max_length=args.max_length,
-            scale_rewards=args.scale_rewards,
-            progress=not args.disable_tqdm and args.process_index == 0,
-        )
-        self.train_data = read(train_dataset, split=args.dataset_split)
-        self.eval_data = None if eval_dataset is None else read(eval_dataset, split=args.eval_dataset_split)
-        self.train_examples = self.train_data.examples
+        self.pad_token_id: Any = (tokenizer.eos_token_id or 0) if pad is None else pad
+        shared = {"max_length": args.max_length, "progress": not args.disable_tqdm and args.process_index == 0}
+        settings = {"objective": args.objective, "scale_rewards": args.scale_rewards, **shared}
+        self.train_data: PreparedData | PreparedPrompts
+        if args.rollout_every:
+            reward_function = the_reward(args.reward, reward_function)
+            self.train_data = prepare_prompts(train_dataset, tokenizer, split=args.dataset_split, **shared)
+        elif reward_function is not None:
+            raise ValueError("reward_function: expected None without rollout_every, which is what samples and scores")
+        else:
+            self.train_data = prepare(train_dataset, tokenizer, split=args.dataset_split, **settings)
+        self.eval_data = None
+        if eval_dataset is not None:
+            self.eval_data = prepare(eval_dataset, tokenizer, split=args.eval_dataset_split, **settings)
         self.eval_examples = self.eval_data.examples if self.eval_data else []
         if args.reference == "adapter":
             trained_adapter(policy)
         if args.head == "fused":
             score_in_forward_(policy)
-        check_token_ids([*self.train_examples, *self.eval_examples], self.pad_token_id, policy)
-        self.plan = BatchPlan(
-            len(self.train_examples),
-            args.per_device_train_batch_size,
-            args.gradient_accumulation_steps,
-            args.world_size,
-            args.seed if args.data_seed is None else args.data_seed,
-        )
+        check_token_ids([*self.train_data.examples, *self.eval_examples], self.pad_token_id, policy)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        sizes = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size, seed
+        self.rounds = None
+        if reward_function is None:
+            self.plan = BatchPlan(len(self.train_data.examples), *sizes)
+        else:
+            assert isinstance(self.train_data, PreparedPrompts)
+            self.rounds = make_rounds(args, self.train_data, reward_function, tokenizer, self.pad_token_id, sizes)
+            self.plan = self.rounds.plan
         if args.objective == "kto" and self.plan.batch_size * self.plan.world_size < 2:
             raise ValueError("kto: expected at least 2 completions in a global micro-batch (mismatched pairs), got 1")
 
         super().__init__(
             model=policy,
             args=args,
-            train_dataset=self.train_examples,  # pyright: ignore[reportArgumentType]
+            train_dataset=self.train_data.examples,  # pyright: ignore[reportArgumentType]
             eval_dataset=self.eval_examples or None,  # pyright: ignore[reportArgumentType]
             processing_class=tokenizer,
             callbacks=callbacks,
@@ -139,6 +149,7 @@ class HumanlineTrainer(ResumableTrainer):
         )
         self.model_accepts_loss_kwargs = False  # the loss is a micro-batch's mean; Trainer divides by the accumulation
         self.meters = {"train": Meter(), "eval": Meter()}
+        self.clock = Clock(args.device)
         self.scorer = Scorer(args)
         self.held_out = self._make_held_out()
         self.termination = Termination()
@@ -152,6 +163,14 @@ class HumanlineTrainer(ResumableTrainer):
         self.reference = self._make_reference(reference_model)
         self._windows: dict[int, list[Batch]] = {}
 
+    @property
+    def train_examples(self) -> Sequence[Example]:
+        """What the ids of the plan stand for: the dataset, or the samples of the round."""
+        if self.rounds:
+            return self.rounds.examples
+        assert isinstance(self.train_data, PreparedData)
+        return self.train_data.examples
+
     def _make_held_out(self) -> HeldOut:
         args, size = self.args, self.args.per_device_eval_batch_size
         made_of = {"objective": args.objective, "max_length": args.max_length, "batch_size": size}
@@ -161,7 +180,7 @@ class HumanlineTrainer(ResumableTrainer):
 
     def _make_reference(self, model: nn.Module | None) -> LookaheadReference | CopyReference | AdapterReference:
         args = self.args
-        refuse_engine(self.accelerator, args.reference)
+        refuse_engine(self.accelerator, args.reference, rounds=self.rounds is not None)
 
         def score(step: int) -> list[TokenScores]:
             return self.scorer.score(self._policy, self._window(step))
@@ -212,7 +231,7 @@ class HumanlineTrainer(ResumableTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Only a length: the batches come from the plan, in :meth:`get_batch_samples`."""
         plan: Any = self.plan
-        return DataLoader(self.train_examples, batch_sampler=plan, collate_fn=list)  # pyright: ignore[reportArgumentType]
+        return DataLoader(self.train_data.examples, batch_sampler=plan, collate_fn=list)  # pyright: ignore[reportArgumentType]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -222,12 +241,15 @@ class HumanlineTrainer(ResumableTrainer):
         if step >= self.state.max_steps:  # Trainer would take one more step when a finished run is resumed
             self.control.should_training_stop = True
             return [], None
+        if self.rounds:
+            self._sample(step, self.rounds)
         if not self.begun:
             self._begin(self._window(step)[0])
         if self.args.dry_run:
             self.control.should_training_stop = True
             return [], None
-        self._score_initially(self._policy)
+        with self.clock.spent_on("evaluation"):
+            self._score_initially(self._policy)
         window, scores = self._window(step), self.reference.scores(step, self.state.max_steps - 1)
         examples = [self.train_examples[i] for ids in self.plan.global_window(step) for i in ids]
         # Trainer averages over micro-batches and DDP over ranks: divided by this, sums become the mean over the step.
@@ -240,6 +262,15 @@ class HumanlineTrainer(ResumableTrainer):
         if self.args.include_num_input_tokens_seen == "no":
             self.state.num_input_tokens_seen += sum(len(e.prompt_ids) + len(c) for e in examples for c in e.completions)
         return inputs, None
+
+    def _sample(self, step: int, rounds: Rounds) -> None:
+        """Have the samples that ``step`` trains on. Where that fails, the run up to here is kept."""
+        policy: Any = self.accelerator.unwrap_model(self._policy)
+        try:
+            if rounds.begin(step, policy, self.clock):
+                self._windows = {}
+        except RolloutError as error:
+            raise RolloutError(f"{error}{self.keep_run()}") from error
 
     def _begin(self, batch: Batch) -> None:
         """Once the model is wrapped and placed: try its head, and say what runs."""
@@ -268,54 +299,12 @@ class HumanlineTrainer(ResumableTrainer):
         meter.update(metrics)
         return (loss, out) if return_outputs else loss
 
-    # Evaluation
-
-    def _score_initially(self, model: nn.Module) -> None:
-        self.held_out.score(
-            model, self.scorer.score, fresh=self.is_in_train, keep=self.is_in_train and self.args.should_save
-        )
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """This rank's share of the held-out data, in order."""
-        if not self.eval_examples:
-            raise ValueError("evaluate: expected an eval_dataset (held-out data in the training's columns), got none")
-        if eval_dataset is not None and eval_dataset is not self.eval_examples:
-            raise ValueError(
-                "evaluate: expected the eval_dataset of the start, which the initial policy has scored, got another"
-            )
-        return self.held_out.dataloader()
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """There is none."""
-        raise NotImplementedError(
-            "predict: expected evaluate(), on the eval_dataset that the policy at the start has scored; "
-            "the model's answers come from model.generate()"
-        )
-
-    def prediction_step(
-        self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[torch.Tensor, None, None]:
-        """The loss of one micro-batch against the initial policy."""
-        self._score_initially(model)
-        scores = self.held_out.initial[int(inputs["index"])]
-        inputs |= {name: logp.to(self.args.device, non_blocking=True) for name, logp in scores.items()}
-        with torch.no_grad():
-            return self.compute_loss(model.eval(), inputs).detach(), None, None
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Trainer's, with weighted means against the initial policy: loss, ``rewards_initial/*``, ``kl_initial``."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        means = self._drain("eval")
-        renamed = {f"{metric_key_prefix}_{k.replace('rewards/', 'rewards_initial/')}": v for k, v in means.items()}
-        return output._replace(metrics=(output.metrics or {}) | renamed, num_samples=len(self.eval_examples))
-
-    def _drain(self, meter: str) -> dict[str, float]:
-        return objective.with_margins(self.meters[meter].drain(lambda sums: self.accelerator.reduce(sums, "sum")))  # pyright: ignore
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log line with the objective's metrics."""
         if "loss" in logs:
-            logs = {**self._drain("train"), "num_tokens": self.state.num_input_tokens_seen, **logs}
+            sampled = self.rounds.drain() if self.rounds else {}
+            done = {"num_tokens": self.state.num_input_tokens_seen, **self.clock.seconds()}
+            logs = {**self._drain("train"), **sampled, **done, **logs}
         super().log(logs, start_time)
 
     # Checkpoints
@@ -324,6 +313,9 @@ class HumanlineTrainer(ResumableTrainer):
         """Say what runs, and have the initial scores of the run that is continued."""
         initial, run_dir = self.held_out.initial, Path(str(self.args.output_dir))
         initial.scores = None
+        self.clock.start()
+        if self.rounds:
+            self.rounds.restart(step_of(Path(resume)) if resume else 0)
         if resume and self.eval_examples:
             earlier = Path(resume).parent
             initial.load(earlier)
@@ -341,8 +333,9 @@ class HumanlineTrainer(ResumableTrainer):
     def _make_identity(self, policy: PreTrainedModel) -> dict[str, Any]:
         plan, args = self.plan, self.args
         scored_for = {
-            "data": fingerprint(self.train_examples),
-            "num_examples": plan.num_examples,
+            "data": fingerprint(self.train_data.examples),
+            "num_examples": len(self.train_data.examples),
+            **(self.rounds.identity() if self.rounds else {}),
             "global_batch_size": plan.global_batch_size,
             "seed": plan.seed,
             "objective": args.objective,
@@ -366,8 +359,14 @@ class HumanlineTrainer(ResumableTrainer):
                 then, now = ({name: given[part].get(name) for name in different} for given in (saved, mine))
                 raise ValueError(f"expected the {part} that {folder} was written with, {then}, got {now}")
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self.clock.spent_on("saving"):
+            super()._save_checkpoint(model, trial)
+
     def run_state(self) -> Any:
-        state = self.reference.state_dict()
+        state: dict[str, Any] = self.reference.state_dict() | {"clock": self.clock.state_dict()}
+        if self.rounds:
+            state["rounds"] = self.rounds.state_dict()
         if self.args.reference == "lookahead":
             settings = self.train_examples, self.args.objective, self.args.max_length
             mine = {
@@ -378,6 +377,10 @@ class HumanlineTrainer(ResumableTrainer):
         return state
 
     def restore(self, state: Any) -> None:
+        self.clock.load_state_dict(state["clock"])
+        if self.rounds:
+            self.rounds.load_state_dict(state["rounds"])
+            self._windows = {}
         if self.args.reference == "lookahead":
             state["pending"] = {
                 step: pending.in_batches(scores, self.plan.window(step, self.args.process_index), self.args.objective)

@@ -1,0 +1,100 @@
+"""The reward function of online rounds: found by its dotted path, called under a time limit, its answer checked."""
+
+import importlib
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from humanline_fused.training.time_limit import TimeLimitExceeded, time_limit
+
+
+class RolloutError(RuntimeError):
+    """A round that could not be sampled or scored. The text is for the person at the terminal."""
+
+
+def load_reward(path: str) -> Callable[..., Any]:
+    """Import ``module:function``; the current directory is looked in last.
+
+    Raises:
+        ValueError: the path is none, or there is nothing callable there.
+
+    >>> load_reward("math:sqrt")(4.0)
+    2.0
+    """
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise ValueError(f"reward: expected module:function, got {path!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"reward: expected {path!r} to be a function that can be imported: {error}") from error
+    if not callable(found):
+        raise ValueError(f"reward: expected {path!r} to be a function, got {type(found).__name__}")
+    return found
+
+
+def the_reward(path: str | None, function: Callable[..., Any] | None) -> Callable[..., Any]:
+    """The one reward function of a run with rounds: imported or given."""
+    if (function is None) == (path is None):
+        raise ValueError(
+            "rollout_every: expected one reward function, reward='module:function' or "
+            f"HumanlineTrainer(reward_function=...), got {'none' if function is None else 'both'}"
+        )
+    return load_reward(path) if path is not None else function  # pyright: ignore[reportReturnType]
+
+
+class RewardFunction:
+    """Scores samples.
+
+    Args:
+        function: called by keyword as ``function(prompts=[...], completions=[...], **columns)``, each a list with one
+            entry a sample, ``columns`` the dataset's others; returns a number for each. As TRL's reward functions.
+        timeout: seconds that a call may take.
+
+    Raises:
+        RolloutError: when called: the function raised, took too long, or returned something else than finite numbers,
+            one a sample.
+
+    >>> shortest = RewardFunction(lambda prompts, completions: [-len(c) for c in completions], timeout=60)
+    >>> shortest(["say"] * 2, ["yes", "no"], {})
+    [-3.0, -2.0]
+    """
+
+    def __init__(self, function: Callable[..., Any], timeout: float) -> None:
+        self.function = function
+        self.timeout = timeout
+        self.name = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', repr(function))}"
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]
+    ) -> list[float]:
+        try:
+            with time_limit(self.timeout):
+                given = self.function(prompts=list(prompts), completions=list(completions), **columns)
+        except TimeLimitExceeded as error:
+            raise RolloutError(f"reward function {self.name}: {error} (reward_timeout)") from error
+        except Exception as error:
+            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+            where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+            raise RolloutError(f"reward function {self.name} raised {type(error).__name__}: {error}{where}") from error
+        return self._checked(given, completions)
+
+    def _checked(self, given: Any, completions: Sequence[Any]) -> list[float]:
+        given = given.tolist() if hasattr(given, "tolist") else given
+        if not isinstance(given, list | tuple) or len(given) != len(completions):
+            what = f"{len(given)}" if isinstance(given, list | tuple) else f"{given!r:.80}"
+            raise RolloutError(f"reward function {self.name}: expected {len(completions)} numbers, got {what}")
+        numbers = [value.item() if hasattr(value, "item") else value for value in given]
+        for completion, value in zip(completions, numbers, strict=True):
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise RolloutError(
+                    f"reward function {self.name}: expected a finite number, got {value!r} for {completion!r:.200}"
+                )
+        return [float(value) for value in numbers]

@@ -1,0 +1,269 @@
+"""Online rounds: every R optimizer steps the policy answers new prompts, and learns from its answers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+import numpy as np
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from humanline_fused.training import json_lines
+from humanline_fused.training.clock import Clock
+from humanline_fused.training.config import HumanlineConfig
+from humanline_fused.training.data import Example, Text, advantages
+from humanline_fused.training.plan import RoundPlan
+from humanline_fused.training.prompts import PreparedPrompts
+from humanline_fused.training.reward import RewardFunction, RolloutError
+from humanline_fused.training.sampling import Sampling, end_tokens, sample
+
+COMPLETIONS = "completions.jsonl"
+"""Every sample with its reward, in the run's folder."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A completion of one round.
+
+    Attributes:
+        prompt: its prompt's place in the dataset.
+        completion_ids: int32.
+        completion: as text, or as the message of an assistant.
+        reward: from the reward function.
+        advantage: against the other samples of its prompt.
+    """
+
+    prompt: int
+    completion_ids: Tensor
+    completion: Text
+    reward: float
+    advantage: float
+
+
+def best_and_worst(prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
+    """DPO: the first of the best as chosen, the first of the worst as rejected; nothing where all are alike."""
+    best, worst = (choose(group, key=lambda one: one.reward) for choose in (max, min))
+    if best.reward > worst.reward:
+        yield Example(prompt.prompt_ids, (best.completion_ids, worst.completion_ids))
+
+
+def by_sign(prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
+    """KTO: desirable above the group's mean, undesirable below; what is neither is left out."""
+    for one in group:
+        if one.advantage:
+            yield Example(prompt.prompt_ids, (one.completion_ids,), float(one.advantage > 0))
+
+
+def whole_group(prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
+    """GRPO: every sample with its advantage, 0 where all are alike: they count as tokens, as in training with TRL."""
+    for one in group:
+        yield Example(prompt.prompt_ids, (one.completion_ids,), one.advantage)
+
+
+EXAMPLES_OF = {"dpo": best_and_worst, "kto": by_sign, "grpo": whole_group}
+
+
+def fill(examples: Sequence[Example], plan: RoundPlan) -> list[Example]:
+    """The round's examples by their id: repeated from the start where some prompts gave fewer than planned.
+
+    Within a step, neighbours are of different prompts as far as possible: KTO's mismatched pairs are neighbours.
+    """
+    filled = [examples[i % len(examples)] for i in range(plan.examples_per_round)]
+    size, ordered = plan.global_batch_size, []
+    for start in range(0, len(filled), size):
+        seen: dict[int, int] = {}
+        turns = []
+        for example in filled[start : start + size]:
+            turns.append(seen.setdefault(id(example.prompt_ids), 0))
+            seen[id(example.prompt_ids)] += 1
+        ordered += [filled[start + i] for i in sorted(range(len(turns)), key=turns.__getitem__)]
+    return ordered
+
+
+class Rounds:
+    """The samples that the policy trains on, drawn anew at steps 0, R, 2R …
+
+    Every process samples its share of the round's prompts, and all train on all of them.
+
+    Args:
+        prompts: the dataset.
+        plan: which prompts a round takes, and which of their examples a step.
+        objective: ``"dpo"``, ``"kto"`` or ``"grpo"``: what becomes of a prompt's samples.
+        sampling: how they are drawn.
+        reward: scores them.
+        tokenizer: makes text of token ids.
+        scale: whether advantages are divided by the standard deviation of their group.
+        file: gets a line for every sample; None where another process writes it.
+        rank: of this process.
+    """
+
+    def __init__(
+        self,
+        prompts: PreparedPrompts,
+        plan: RoundPlan,
+        objective: str,
+        sampling: Sampling,
+        reward: RewardFunction,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        scale: bool,
+        file: Path | None,
+        rank: int,
+    ) -> None:
+        self.prompts, self.plan, self.objective = prompts, plan, objective
+        self.sampling, self.reward, self.tokenizer, self.scale = sampling, reward, tokenizer, scale
+        self.file, self.rank = file, rank
+        self.ends: set[int] = set()
+        self.number = -1
+        self.examples: list[Example] = []
+        self.metrics: list[dict[str, float]] = []
+
+    def begin(self, step: int, model: PreTrainedModel, clock: Clock) -> bool:
+        """Draw and score the samples of ``step``'s round, unless they are there. A collective.
+
+        Returns:
+            Whether :attr:`examples` are new.
+
+        Raises:
+            RolloutError: on every process: the reward function failed on one, or told no two samples apart (dpo, kto).
+        """
+        number = step // self.plan.rollout_every
+        if number == self.number:
+            return False
+        places = self.plan.prompts(number)
+        share = -(-len(places) // self.plan.world_size)
+        mine = places[self.rank * share : (self.rank + 1) * share]
+        outcome: list[list[Sample]] | str
+        with clock.spent_on("generation"):
+            drawn = self._draw(mine, model, number)
+        with clock.spent_on("reward"):
+            try:
+                outcome = self._score(mine, drawn)
+            except RolloutError as error:
+                outcome = str(error)
+            outcomes: list[list[list[Sample]] | str] = gather_object([outcome])
+        failed = [given for given in outcomes if isinstance(given, str)]
+        if failed:
+            raise RolloutError(failed[0])
+        groups = [group for given in outcomes for group in given if not isinstance(group, str)]
+        self._take(groups)
+        self.number = number
+        if self.file is not None:
+            json_lines.append(self.file, (self._line(step, one) for group in groups for one in group))
+        return True
+
+    def _draw(self, places: Sequence[int], model: PreTrainedModel, number: int) -> list[list[Tensor]]:
+        ids = [self.prompts.examples[place].prompt_ids for place in places]
+        self.ends = end_tokens(model, self.tokenizer)
+        seed = np.random.SeedSequence([self.plan.seed, number, self.rank]).generate_state(1)
+        return sample(model, ids, self.sampling, self.ends, int(seed[0]))
+
+    def _score(self, places: Sequence[int], drawn: Sequence[Sequence[Tensor]]) -> list[list[Sample]]:
+        flat = [(place, ids) for place, group in zip(places, drawn, strict=True) for ids in group]
+        prompts = [self.prompts.texts[place] for place, _ in flat]
+        completions = [self._as_text(prompt, ids) for prompt, (_, ids) in zip(prompts, flat, strict=True)]
+        columns = {name: [self.prompts.columns[place][name] for place, _ in flat] for name in self.prompts.columns[0]}
+        rewards = self.reward(prompts, completions, columns) if flat else []
+        groups, size = [], self.sampling.num_generations
+        for start in range(0, len(flat), size):
+            weights = advantages(rewards[start : start + size], self.scale)
+            rows = zip(flat[start:], completions[start:], rewards[start:], weights, strict=False)
+            groups.append([Sample(place, ids, text, reward, weight) for (place, ids), text, reward, weight in rows])
+        return groups
+
+    def _as_text(self, prompt: Text, ids: Tensor) -> Text:
+        text = str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+        return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+    def _take(self, groups: Sequence[Sequence[Sample]]) -> None:
+        prompts, make = self.prompts.examples, EXAMPLES_OF[self.objective]
+        examples = [example for group in groups for example in make(prompts[group[0].prompt], group)]
+        if not examples:
+            raise RolloutError(
+                f"{self.objective} learns from samples of one prompt with different rewards, and this round has none: "
+                f"each of its {len(groups)} prompts got {len(groups[0])} samples of equal reward"
+            )
+        self.examples = fill(examples, self.plan)
+        samples = [one for group in groups for one in group]
+        spreads = [pstdev([one.reward for one in group]) for group in groups]
+        self.metrics.append(
+            {
+                "reward": fmean(one.reward for one in samples),
+                "reward_std": fmean(spreads),
+                "frac_reward_zero_std": fmean(not spread for spread in spreads),
+                "completions/mean_length": fmean(len(one.completion_ids) for one in samples),
+                "completions/clipped_ratio": fmean(int(one.completion_ids[-1]) not in self.ends for one in samples),
+                "rollout/repeated": float(max(0, self.plan.examples_per_round - len(examples))),
+            }
+        )
+
+    def _line(self, step: int, one: Sample) -> dict[str, Any]:
+        shown = {"prompt": self.prompts.texts[one.prompt], "completion": one.completion}
+        return {"step": step, **shown, "reward": one.reward, "advantage": one.advantage}
+
+    def drain(self) -> dict[str, float]:
+        """Means over the rounds since the last call."""
+        rounds, self.metrics = self.metrics, []
+        return {name: fmean(one[name] for one in rounds) for name in rounds[0]} if rounds else {}
+
+    def restart(self, step: int) -> None:
+        """Begin a run at ``step``: what the file has of later ones is cut off."""
+        self.number = -1
+        if self.file is not None:
+            json_lines.rewrite(self.file, [line for line in json_lines.read(self.file) if line["step"] < step])
+
+    def identity(self) -> dict[str, Any]:
+        """What a run that goes on has to have in common with this one."""
+        return {"rollout_every": self.plan.rollout_every, **asdict(self.sampling)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to hold: the samples of the round, as examples."""
+        rows = [(example.prompt_ids, example.completions, example.weight) for example in self.examples]
+        return {"number": self.number, "examples": rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the samples of :meth:`state_dict`."""
+        self.number = state["number"]
+        self.examples = [
+            Example(prompt, tuple(completions), weight) for prompt, completions, weight in state["examples"]
+        ]
+
+
+def make_rounds(
+    config: HumanlineConfig,
+    prompts: PreparedPrompts,
+    reward: Callable[..., Any],
+    tokenizer: PreTrainedTokenizerBase,
+    pad_token_id: int,
+    sizes: tuple[int, int, int, int],
+) -> Rounds:
+    """The rounds of a config; ``sizes``: micro-batch, accumulation, processes, seed."""
+    assert config.rollout_every is not None
+    writes = config.process_index == 0 and not config.dry_run
+    return Rounds(
+        prompts,
+        RoundPlan(
+            len(prompts.examples),
+            1 if config.objective == "dpo" else config.num_generations,
+            config.rollout_every,
+            *sizes,
+        ),
+        config.objective,
+        Sampling(
+            num_generations=config.num_generations,
+            max_completion_length=config.max_completion_length,
+            max_length=config.max_length,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            batch_size=max(1, config.rollout_batch_size // config.num_generations),
+            pad_token_id=pad_token_id,
+        ),
+        RewardFunction(reward, config.reward_timeout),
+        tokenizer,
+        scale=config.scale_rewards,
+        file=Path(str(config.output_dir)) / COMPLETIONS if writes else None,
+        rank=config.process_index,
+    )

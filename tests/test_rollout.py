@@ -1,0 +1,295 @@
+"""Online rounds: what is sampled, what becomes of the samples, and what is kept of them."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training.batch import collate
+from humanline_fused.training.data import Example
+from humanline_fused.training.plan import RoundPlan
+from humanline_fused.training.reward import RolloutError
+from humanline_fused.training.rollout import Sample, best_and_worst, by_sign, fill, whole_group
+from tests.tiny_model import WORDS, records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer
+
+PROMPTS = [{"prompt": f"w{i} w{i + 1}", "wanted": f"w{i + 2}"} for i in range(8)]
+ROUNDS: dict[str, Any] = {
+    "rollout_every": 2,
+    "num_generations": 4,
+    "max_completion_length": 5,
+    "reference": "copy",
+    "per_device_train_batch_size": 8,
+    "max_steps": 4,
+    "train_dataset": PROMPTS,
+}
+
+
+def first_word(prompts: list[Any], completions: list[str], wanted: list[str]) -> list[float]:
+    """How far the completion's first word is along the list of all words; differs between most samples."""
+    assert len(prompts) == len(completions) == len(wanted)
+    return [float(WORDS.index(c.split()[0])) if c.split() and c.split()[0] in WORDS else -1.0 for c in completions]
+
+
+def rounds_trainer(output_dir: Path, function: Any = first_word, **settings: Any) -> HumanlineTrainer:
+    given = ROUNDS | settings
+    built = {name: given.pop(name) for name in ("model", "eval_dataset", "callbacks") if name in given}
+    settings = {name: value for name, value in given.items() if name != "train_dataset"}
+    return HumanlineTrainer(
+        args=tiny_config(output_dir, **settings),
+        processing_class=tiny_tokenizer(),
+        train_dataset=given["train_dataset"],
+        reward_function=function,
+        **{"model": tiny_model()} | built,
+    )
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def weights(trainer: HumanlineTrainer) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in trainer.model.parameters()]
+
+
+# What becomes of a prompt's samples
+
+
+PROMPT = Example(torch.tensor([7], dtype=torch.int32), ())
+
+
+def group(*rewards: float) -> list[Sample]:
+    mean = sum(rewards) / len(rewards)
+    return [
+        Sample(0, torch.tensor([i], dtype=torch.int32), "", reward, reward - mean) for i, reward in enumerate(rewards)
+    ]
+
+
+def test_dpo_takes_the_first_best_against_the_first_worst_and_nothing_of_equals():
+    (pair,) = best_and_worst(PROMPT, group(1.0, 3.0, 0.0, 3.0, 0.0))
+    assert [completion.tolist() for completion in pair.completions] == [[1], [2]]
+    assert list(best_and_worst(PROMPT, group(2.0, 2.0))) == []
+
+
+def test_kto_takes_the_sign_of_the_advantage_and_leaves_out_what_has_none():
+    kept = list(by_sign(PROMPT, group(0.0, 1.0, 2.0)))
+    assert [(example.completions[0].tolist(), example.weight) for example in kept] == [([0], 0.0), ([2], 1.0)]
+
+
+def test_grpo_takes_the_group_with_its_advantages_equal_or_not():
+    assert [example.weight for example in whole_group(PROMPT, group(0.0, 1.0))] == [-0.5, 0.5]
+    assert [example.weight for example in whole_group(PROMPT, group(1.0, 1.0))] == [0.0, 0.0]
+
+
+def test_a_round_that_came_out_short_is_repeated_and_neighbours_are_of_different_prompts():
+    plan = RoundPlan(2, per_prompt=2, rollout_every=2, batch_size=4, accumulation=1, world_size=1, seed=0)
+    a, b = (Example(torch.tensor([i], dtype=torch.int32), ()) for i in range(2))
+    same = [Example(prompt.prompt_ids, (torch.tensor([i]),)) for prompt in (a, b) for i in range(2)]
+    filled = fill(same[:3], plan)
+    assert [(int(e.prompt_ids), int(e.completions[0])) for e in filled[:4]] == [(0, 0), (1, 0), (0, 1), (0, 0)]
+    assert len(filled) == 8
+
+
+def test_rounds_go_through_all_prompts_before_one_comes_again():
+    plan = RoundPlan(6, per_prompt=2, rollout_every=1, batch_size=4, accumulation=2, world_size=1, seed=3)
+    seen = [prompt for number in range(3) for prompt in plan.prompts(number)]
+    assert sorted(seen[:6]) == sorted(seen[6:]) == list(range(6))
+    with pytest.raises(ValueError, match=r"expected num_generations to divide the 8 samples of a round .*, got 3"):
+        RoundPlan(6, per_prompt=3, rollout_every=1, batch_size=8, accumulation=1, world_size=1, seed=0)
+
+
+# A run
+
+
+@pytest.mark.parametrize("rollout_every", [1, 2])
+def test_every_round_is_sampled_by_the_policy_of_its_first_step(tmp_path: Path, objective: str, rollout_every: int):
+    trainer = rounds_trainer(tmp_path, objective=objective, rollout_every=rollout_every)
+    calls: list[tuple[int, list[torch.Tensor]]] = []
+    draw = trainer.rounds._draw
+
+    def spied(places: Any, model: Any, number: int) -> Any:
+        calls.append((trainer.state.global_step, weights(trainer)))
+        assert model is trainer.model
+        return draw(places, model, number)
+
+    trainer.rounds._draw = spied
+    before = weights(trainer)
+    trainer.train()
+    assert [step for step, _ in calls] == list(range(0, 4, rollout_every))
+    assert all(map(torch.equal, calls[0][1], before))
+    assert not all(map(torch.equal, calls[-1][1], before))
+
+
+def test_the_log_has_rewards_and_where_the_time_went_and_the_file_has_every_sample(tmp_path: Path):
+    def slow(**given: Any) -> list[float]:
+        time.sleep(0.05)
+        return first_word(**given)
+
+    rounds_trainer(tmp_path, slow, objective="grpo").train()
+    samples, logged = lines(tmp_path / "completions.jsonl"), lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in samples] == [0] * 16 + [2] * 16
+    assert samples[0].keys() == {"step", "prompt", "completion", "reward", "advantage"}
+    by_round = [[s["reward"] for s in samples if s["step"] == step] for step in (0, 2)]
+    rounds = [line for line in logged if "reward" in line]
+    assert [line["reward"] for line in rounds] == pytest.approx([sum(r) / 16 for r in by_round])
+    steps = [line for line in logged if "loss" in line]
+    assert [line["step"] for line in rounds] == [1, 3]
+    assert 0.1 <= steps[-1]["time/reward"] < 1
+    assert steps[0]["time/generation"] == steps[1]["time/generation"] < steps[2]["time/generation"]
+    spent = sum(steps[-1][f"time/{what}"] for what in ("training", "generation", "reward"))
+    assert spent <= steps[-1]["seconds"] + 0.5
+
+
+def test_grpo_learns_what_is_rewarded(tmp_path: Path):
+    sizes = {"max_steps": 30, "per_device_train_batch_size": 32, "num_generations": 8, "max_completion_length": 1}
+    rate = {"learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+    rounds_trainer(tmp_path, objective="grpo", beta=0.0, rollout_every=1, **sizes, **rate).train()
+    rewards = [line["reward"] for line in lines(tmp_path / "metrics.jsonl") if "reward" in line]
+    assert min(rewards[-5:]) > max(rewards[:5])
+
+
+def test_the_loss_sees_the_tokens_that_were_sampled(tmp_path: Path):
+    trainer = rounds_trainer(tmp_path, objective="grpo", max_steps=1)
+    trainer.train()
+    samples = {(s["prompt"], s["completion"]) for s in lines(tmp_path / "completions.jsonl")}
+    tokenizer = tiny_tokenizer()
+    for example in trainer.train_examples:
+        text = tokenizer.decode(example.completions[0], skip_special_tokens=True)
+        assert (tokenizer.decode(example.prompt_ids), text) in samples
+    batch = collate(trainer.train_examples, trainer.plan.window(0, 0)[0], "grpo", pad_token_id=0, max_length=32)
+    assert len(batch["advantages"]) == 8
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_resumed_run_has_the_samples_and_the_end_of_the_uninterrupted_one(tmp_path: Path, objective: str, step: int):
+    settings = {"objective": objective, "save_strategy": "steps", "save_steps": 1}
+    whole = rounds_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    resumed = rounds_trainer(tmp_path / "cut", **settings)
+    (tmp_path / "cut").mkdir(exist_ok=True)
+    (tmp_path / "cut" / "completions.jsonl").write_bytes((tmp_path / "whole" / "completions.jsonl").read_bytes())
+    resumed.train(str(tmp_path / "whole" / f"checkpoint-{step}"))
+    assert all(map(torch.equal, weights(whole), weights(resumed)))
+    assert lines(tmp_path / "cut" / "completions.jsonl") == lines(tmp_path / "whole" / "completions.jsonl")
+
+
+def test_messages_are_answered_by_an_assistants_message(tmp_path: Path):
+    seen: list[Any] = []
+
+    def reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+        seen.extend(zip(prompts, completions, strict=True))
+        return [float(i) for i in range(len(completions))]
+
+    chats = [{"prompt": [{"role": "user", "content": f"w{i}"}]} for i in range(4)]
+    rounds_trainer(
+        tmp_path, reward, objective="dpo", per_device_train_batch_size=2, max_steps=1, train_dataset=chats
+    ).train()
+    assert all(prompt in [chat["prompt"] for chat in chats] for prompt, _ in seen)
+    assert {message["role"] for _, (message,) in seen} == {"assistant"}
+
+
+def test_a_prompt_that_fills_max_length_is_dropped_and_counted(tmp_path: Path):
+    trainer = rounds_trainer(tmp_path, train_dataset=[*PROMPTS, {"prompt": "w1 " * 40, "wanted": ""}], objective="grpo")
+    assert trainer.train_data.summary() == "8 prompts, dropped (prompt >= max_length): 1"
+
+
+def test_a_lora_policy_is_sampled_with_its_adapter_and_held_to_the_one_before(tmp_path: Path):
+    lora = LoraConfig(target_modules=["q_proj", "v_proj"], r=4, init_lora_weights="gaussian")
+    model = get_peft_model(tiny_model(), lora)
+    trainer = rounds_trainer(tmp_path, objective="grpo", reference="adapter", model=model)
+    trainer.train()
+    logged = [line for line in lines(tmp_path / "metrics.jsonl") if "loss" in line]
+    assert logged[0]["kl"] == 0 < logged[-1]["kl"]
+    assert model.active_adapter == "default"
+
+
+# What goes wrong
+
+
+def test_what_fails_late_keeps_the_run_up_to_it(tmp_path: Path):
+    def reward(completions: list[str], **columns: Any) -> list[float]:
+        calls.append(len(completions))
+        if len(calls) == 2:
+            raise ZeroDivisionError("on purpose")
+        return [float(i) for i in range(len(completions))]
+
+    calls: list[int] = []
+    trainer = rounds_trainer(tmp_path, reward, objective="grpo")
+    with pytest.raises(RolloutError, match=r"ZeroDivisionError: on purpose .*line \d+\)\. The run up to step 2 is"):
+        trainer.train()
+    resumed = rounds_trainer(tmp_path, reward, objective="grpo", resume_from_checkpoint="auto")
+    resumed.train()
+    assert resumed.state.global_step == 4
+    assert {line["step"] for line in lines(tmp_path / "completions.jsonl")} == {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([1.0], "expected 16 numbers, got 1"),
+        (0.5, r"expected 16 numbers, got 0\.5"),
+        ([1.0] * 15 + [float("nan")], "expected a finite number, got nan for"),
+        ([1.0] * 15 + [None], "expected a finite number, got None for"),
+    ],
+)
+def test_an_answer_that_is_no_finite_number_a_sample_is_refused(tmp_path: Path, given: Any, said: str):
+    with pytest.raises(RolloutError, match=said):
+        rounds_trainer(tmp_path, lambda **_: given, objective="grpo").train()
+
+
+def test_a_reward_function_that_hangs_is_interrupted(tmp_path: Path):
+    began = time.monotonic()
+    with pytest.raises(RolloutError, match=r"it took longer than 0\.2 s \(reward_timeout\)"):
+        rounds_trainer(tmp_path, lambda **_: time.sleep(60), objective="grpo", reward_timeout=0.2).train()
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_a_reward_that_tells_no_two_samples_apart_teaches_nothing(tmp_path: Path, objective: str):
+    with pytest.raises(RolloutError, match=r"each of its .* prompts got 4 samples of equal reward"):
+        rounds_trainer(tmp_path, lambda completions, **_: [1.0] * len(completions), objective=objective).train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"reference": "lookahead"}, "reference: expected 'copy', 'adapter' or 'frozen' with rollout_every"),
+        ({"num_generations": 1}, "num_generations: expected an integer >= 2, got 1"),
+        ({"temperature": 0.0}, "temperature: expected a finite number > 0, got 0.0"),
+        ({"rollout_every": None}, "num_generations: expected 8 without rollout_every, got 4"),
+        ({"num_generations": 3}, "expected num_generations to divide the 16 samples of a round"),
+        ({"reward": "math:sqrt"}, "expected one reward function, .* got both"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(tmp_path: Path, settings: dict[str, Any], said: str):
+    with pytest.raises(ValueError, match=said):
+        rounds_trainer(tmp_path, objective="grpo", **settings)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("math", "expected module:function, got 'math'"),
+        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("math:no_such_function", "has no attribute 'no_such_function'"),
+        ("math:pi", "to be a function, got float"),
+    ],
+)
+def test_a_path_that_leads_to_no_function_is_named(tmp_path: Path, path: str, said: str):
+    with pytest.raises(ValueError, match=said):
+        rounds_trainer(tmp_path, None, objective="grpo", reward=path)
+
+
+def test_a_reward_function_without_rounds_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="reward_function: expected None without rollout_every"):
+        HumanlineTrainer(
+            model=tiny_model(),
+            args=tiny_trainer(tmp_path).args,
+            train_dataset=records("dpo", 8),
+            processing_class=tiny_tokenizer(),
+            reward_function=first_word,
+        )
