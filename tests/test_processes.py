@@ -48,17 +48,16 @@ class Terminate(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def reward(completions: list[str], **columns: Any) -> list[float]:
-    """Longer is better; the third call on the second rank fails."""
-    reward.calls += 1
-    if reward.calls == 3 and os.environ.get("RANK") == "1":
-        raise ArithmeticError("on one rank")
-    return [float(len(text)) for text in completions]
-
-
 def rounds(folder: Path, world_size: int) -> None:
     """GRPO rounds of two steps, until the reward function of one rank fails in the third."""
-    reward.calls = 0  # pyright: ignore[reportFunctionMemberAccess]
+    calls: list[int] = []
+
+    def reward(completions: list[str], **columns: Any) -> list[float]:
+        calls.append(len(completions))
+        if len(calls) == 3 and os.environ.get("RANK") == "1":
+            raise ArithmeticError("on one rank")
+        return [float(len(text)) for text in completions]
+
     run_dir = folder / "rounds"
     sampling = {"rollout_every": 2, "num_generations": 4, "max_completion_length": 4, "reference": "copy"}
     args = tiny_config(run_dir, objective="grpo", per_device_train_batch_size=4, max_steps=6, **sampling)

@@ -121,6 +121,12 @@ class Rounds:
         self.examples: list[Example] = []
         self.metrics: list[dict[str, float]] = []
 
+    def summary(self) -> str:
+        """What a round is, in a line."""
+        plan, sampling = self.plan, self.sampling
+        samples = f"{plan.prompts_per_round} prompts x {sampling.num_generations} samples"
+        return f"rounds: every {plan.rollout_every} steps {samples}, scored by {self.reward.name}"
+
     def begin(self, step: int, model: PreTrainedModel, clock: Clock) -> bool:
         """Draw and score the samples of ``step``'s round, unless they are there. A collective.
 

@@ -323,7 +323,8 @@ class HumanlineTrainer(EvaluatedTrainer):
                 initial.save()
         if self.args.process_index == 0:
             choice = choose_impl(self.args.impl, self.args.device, next(self._policy.parameters()).dtype)
-            print(describe(self.args, choice, self.train_data, self.eval_data), flush=True)
+            rounds = f"\n{self.rounds.summary()}" if self.rounds else ""
+            print(f"{describe(self.args, choice, self.train_data, self.eval_data)}{rounds}", flush=True)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, from the start or from a checkpoint, to the end or until SIGTERM. See :class:`ResumableTrainer`."""
