@@ -1,4 +1,4 @@
-"""The command ``humanline``: train, plot, show, demo, info. Each command imports what it needs, so that ``--help`` stays quick."""
+"""The command ``humanline``. Each of its commands imports what it needs, so that ``--help`` stays quick."""
 
 import argparse
 import dataclasses

@@ -90,5 +90,5 @@ def draw(rows: Sequence[Sequence[Panel]], labels: Sequence[str], image: Path, *,
             if panel.limits:
                 axes.set_ylim(*panel.limits)
     lines = [Line2D([], [], label=label, **style) for label, style in styles.items()]
-    figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 4), frameon=False, handlelength=3)
+    figure.legend(handles=lines, loc="outside upper center", ncols=min(len(lines), 4), frameon=False, handlelength=3)
     figure.savefig(image, dpi=130)

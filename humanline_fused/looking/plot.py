@@ -9,14 +9,21 @@ from humanline_fused.looking.pictures import Panel, check_ending, draw
 
 CLOCK = "seconds of work"
 
+FLATTEST = 0.05
+"""The least that the axis of a share spans, so that nothing looks like something."""
+
 
 @dataclass(frozen=True)
 class Metric:
-    """A logged number: its key in ``metrics.jsonl``, and in words what it is and which way is good."""
+    """A logged number: its key in ``metrics.jsonl``, and in words what it is and which way is good.
+
+    A ``share`` is at most 1, and mostly is: its axis ends there.
+    """
 
     key: str
     title: str
     unit: str
+    share: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ QUANTITIES = (
                 "humanline/unclamped",
                 "Tokens that the clamp leaves alone.\nDown: the policy strays further from its reference",
                 "share of tokens",
+                share=True,
             ),
         ),
     ),
@@ -143,10 +151,14 @@ def plot_runs(folders: Sequence[Path], image: Path | None = None) -> list[str]:
             rows.append([_panel(metric, drawn, *x) for x in (("step", "optimizer steps"), clock)])
     if not rows:
         raise ValueError(f"{', '.join(map(str, folders))}: nothing to draw; {'; '.join(said)}")
-    draw(rows, list(runs), image, title=" / ".join(runs) if len(runs) < 4 else f"{len(runs)} runs")
+    draw(rows, list(runs), image, title=" and ".join(runs) if len(runs) < 4 else f"{len(runs)} runs")
     return [*said, str(image)]
 
 
 def _panel(metric: Metric, runs: Mapping[str, Sequence[Line]], x: str, label: str) -> Panel:
     curves = {run: series(lines, x, metric.key) for run, lines in runs.items()}
-    return Panel(metric.title, label, metric.unit, curves)
+    limits = None
+    if metric.share:
+        span = max(FLATTEST, *(1 - y for _, ys in curves.values() for y in ys))
+        limits = 1 - 1.1 * span, 1 + 0.05 * span
+    return Panel(metric.title, label, metric.unit, curves, limits)

@@ -39,6 +39,7 @@ from humanline_fused.training.probe import probe
 from humanline_fused.training.reference_sync import ReferenceSync
 from humanline_fused.training.resumable import ResumableTrainer
 from humanline_fused.training.scoring import Scorer
+from humanline_fused.training.settings import write_settings
 from humanline_fused.training.sharding import prepare_reference, refuse_engine
 from humanline_fused.training.start import check_token_ids, identify, load_policy
 from humanline_fused.training.summary import describe, describe_model
@@ -329,6 +330,7 @@ class HumanlineTrainer(ResumableTrainer):
             initial.load(earlier)
             if self.args.should_save and not self.args.dry_run and earlier.resolve() != run_dir.resolve():
                 initial.save()
+        write_settings(self.args)
         if self.args.process_index == 0:
             choice = choose_impl(self.args.impl, self.args.device, next(self._policy.parameters()).dtype)
             print(describe(self.args, choice, self.train_data, self.eval_data), flush=True)
