@@ -1,4 +1,4 @@
-"""The command ``humanline``: train, demo, info. Each command imports what it needs, so that ``--help`` stays quick."""
+"""The command ``humanline``. Each of its commands imports what it needs, so that ``--help`` stays quick."""
 
 import argparse
 import dataclasses
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["info"])  # doctest: +SKIP
     0
     """
-    commands = {"train": train, "demo": demo, "info": info}
+    commands = {"train": train, "plot": plot, "show": show, "demo": demo, "info": info}
     parser = argparse.ArgumentParser(
         prog="humanline",
         description="Humanline DPO, KTO and GRPO.",
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"humanline-fused {__version__}")
-    parser.add_argument("command", choices=commands, metavar="COMMAND", help="train, demo or info")
+    parser.add_argument("command", choices=commands, metavar="COMMAND", help=", ".join(commands))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     try:
@@ -159,6 +159,49 @@ def nearest(name: str, names: Iterable[str]) -> str:
     by_spelling = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), by_spelling, n=1, cutoff=0.5)
     return f"; did you mean {by_spelling[close[0]]}?" if close else ""
+
+
+def plot(argv: Sequence[str]) -> None:
+    """Draw runs beside each other: reward, margin, unclamped share and KL, by steps and by seconds."""
+    parser = argparse.ArgumentParser(prog="humanline plot", description=plot.__doc__, allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="A run's folder (its output_dir).")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="The ending chooses the format. Default: RUN/plot.png for one run, plot.png for several",
+    )
+    options = parser.parse_args(argv)
+
+    from humanline_fused.looking.plot import plot_runs
+
+    try:
+        print("\n".join(plot_runs(options.runs, options.output)))
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+
+
+def show(argv: Sequence[str]) -> None:
+    """Make an HTML page of the tokens of one step or example, coloured by their log-ratios."""
+    parser = argparse.ArgumentParser(prog="humanline show", description=show.__doc__, allow_abbrev=False)
+    parser.add_argument("run", type=Path, metavar="RUN", help="The run's folder (its output_dir).")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--step", type=int, metavar="N", help="The examples of optimizer step N; needs checkpoint-N.")
+    which.add_argument("--example", type=int, metavar="I", help="Example I of the training data, from 0.")
+    parser.add_argument("--checkpoint", type=int, metavar="N", help="With --example. Default: the newest complete one")
+    parser.add_argument("--model", help="The policy at the start, where the run's settings name none.")
+    parser.add_argument("--dataset", help="The training data, where the run's settings name none.")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="Default: RUN/show-step-N.html")
+    options = parser.parse_args(argv)
+    if options.checkpoint is not None and options.step is not None:
+        raise UserError("--checkpoint: expected none with --step N, which takes checkpoint-N")
+
+    from humanline_fused.looking.show import show_run
+
+    try:
+        print(show_run(**vars(options)))
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
 
 
 def demo(argv: Sequence[str]) -> None:

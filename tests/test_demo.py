@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from humanline_fused.demo import task
-from humanline_fused.demo.comparison import Demo, run_demo, table
+from humanline_fused.demo.comparison import HELDOUT_REWARD, TRAIN_SECONDS, Demo, run_demo, table
 from humanline_fused.demo.sampling import preference_pairs, sample
 from humanline_fused.demo.start import make_model, make_tokenizer
-from humanline_fused.training.plot import HELDOUT_REWARD, TRAIN_SECONDS, read_metrics, series
+from humanline_fused.looking.curves import read_metrics, series
 
 SMALL = {
     "demonstrations": 400,
@@ -111,7 +111,7 @@ def test_both_runs_start_at_the_same_reward_and_are_looked_at_on_schedule(
     small_demo: tuple[Path, dict[str, Any]],
 ) -> None:
     folder, results = small_demo
-    curves = {name: read_metrics(folder / name / "metrics.jsonl") for name in ("plain", "humanline")}
+    curves = {name: read_metrics(folder / name) for name in ("plain", "humanline")}
     for name, lines in curves.items():
         steps, rewards = series(lines, "step", HELDOUT_REWARD)
         assert steps == [0, 2, 4]
@@ -124,7 +124,7 @@ def test_both_runs_start_at_the_same_reward_and_are_looked_at_on_schedule(
 
 def test_the_runs_differ_in_clamp_and_reference_alone(small_demo: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = small_demo
-    first = {name: read_metrics(folder / name / "metrics.jsonl") for name in ("plain", "humanline")}
+    first = {name: read_metrics(folder / name) for name in ("plain", "humanline")}
     losses = {name: series(lines, "step", "loss")[1] for name, lines in first.items()}
     assert losses["plain"][0] == losses["humanline"][0]
     assert losses["plain"][-1] != losses["humanline"][-1]

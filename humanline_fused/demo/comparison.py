@@ -19,8 +19,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallb
 from humanline_fused.demo import task
 from humanline_fused.demo.sampling import mean_reward, preference_pairs
 from humanline_fused.demo.start import fine_tune, make_model, make_tokenizer
+from humanline_fused.looking.curves import Points, read_metrics, series
+from humanline_fused.looking.pictures import Panel, draw
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer
-from humanline_fused.training.plot import HELDOUT_REWARD, TRAIN_SECONDS, plot_comparison, read_metrics
+
+HELDOUT_REWARD = "heldout/reward"
+"""The mean reward of answers to held-out prompts, in [0, 1]."""
+
+TRAIN_SECONDS = "heldout/train_seconds"
+"""Seconds of training until then, without the time that evaluations took."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,7 @@ def train(
     trainer.train()
     trainer.save_model()
 
-    lines = read_metrics(run / "metrics.jsonl")
+    lines = read_metrics(run)
     last = {key: value for line in lines for key, value in line.items()}
     shares = [line["humanline/unclamped"] for line in lines if "humanline/unclamped" in line]
     return {
@@ -191,6 +198,36 @@ def train(
         "unclamped": sum(shares) / len(shares),
         "seconds": last[TRAIN_SECONDS],
     }
+
+
+def plot_comparison(runs: Mapping[str, Path], image: Path, *, title: str) -> None:
+    """Draw runs of the demo beside each other: held-out reward, and log-probs of the chosen answers.
+
+    Args:
+        runs: a run's label and its folder.
+        image: where to write; the ending chooses the format.
+        title: of the whole picture.
+
+    Raises:
+        ValueError: a run has no log lines.
+        OSError: the image cannot be written.
+
+    >>> plot_comparison({"plain": Path("plain")}, Path("comparison.png"), title="Sorting")  # doctest: +SKIP
+    """
+    lines = {label: read_metrics(folder) for label, folder in runs.items()}
+
+    def curves(x: str, y: str) -> dict[str, Points]:
+        return {label: series(of_run, x, y) for label, of_run in lines.items()}
+
+    reward = "mean reward (0 to 1)"
+    by_step, by_time = curves("step", HELDOUT_REWARD), curves(TRAIN_SECONDS, HELDOUT_REWARD)
+    chosen = curves("step", "logps/chosen")
+    panels = [
+        Panel("Held-out reward by step", "optimizer step", reward, by_step, (0, 1)),
+        Panel("Held-out reward by time", "seconds of training", reward, by_time, (0, 1)),
+        Panel("Chosen answers of the training pairs", "optimizer step", "mean log-prob (nats per answer)", chosen),
+    ]
+    draw([panels], list(runs), image, title=title)
 
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:

@@ -42,6 +42,7 @@ from humanline_fused.training.reference_sync import ReferenceSync
 from humanline_fused.training.reward import RolloutError, the_reward
 from humanline_fused.training.rollout import Rounds, make_rounds
 from humanline_fused.training.scoring import Scorer
+from humanline_fused.training.settings import write_settings
 from humanline_fused.training.sharding import prepare_reference, refuse_engine
 from humanline_fused.training.start import check_token_ids, identify, load_policy
 from humanline_fused.training.summary import describe, describe_model
@@ -321,6 +322,7 @@ class HumanlineTrainer(EvaluatedTrainer):
             initial.load(earlier)
             if self.args.should_save and not self.args.dry_run and earlier.resolve() != run_dir.resolve():
                 initial.save()
+        write_settings(self.args)
         if self.args.process_index == 0:
             choice = choose_impl(self.args.impl, self.args.device, next(self._policy.parameters()).dtype)
             rounds = f"\n{self.rounds.summary()}" if self.rounds else ""

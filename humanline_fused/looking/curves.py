@@ -1,0 +1,58 @@
+"""The curves of a run, read from its ``metrics.jsonl``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from humanline_fused.training.metrics import MetricsFile
+
+Line = dict[str, Any]
+Points = tuple[list[float], list[float]]
+"""x and y, as long as each other."""
+
+WORK = ("time/training", "time/generation", "time/reward")
+"""Cumulative seconds of what a run is for: evaluation and saving are in none of them."""
+
+
+def read_metrics(folder: Path) -> list[Line]:
+    """The log lines of the run in ``folder``, in order; a last one that is cut short is left out.
+
+    Raises:
+        ValueError: there are none.
+    """
+    file = folder / "metrics.jsonl"
+    if not file.is_file():
+        raise ValueError(f"expected a run's folder with a metrics.jsonl, found none at {file}")
+    lines = MetricsFile(file).read()
+    if not lines:
+        raise ValueError(f"{file}: expected log lines, it has none")
+    return lines
+
+
+def has(lines: Sequence[Line], name: str) -> bool:
+    """Whether a line has a number under ``name``."""
+    return any(line.get(name) is not None for line in lines)
+
+
+def series(lines: Sequence[Line], x: str, y: str) -> Points:
+    """The points of the lines that have both ``x`` and ``y``.
+
+    >>> series([{"step": 1, "loss": 0.7}, {"step": 2}, {"step": 3, "loss": None}], "step", "loss")
+    ([1], [0.7])
+    """
+    points = [(line[x], line[y]) for line in lines if line.get(x) is not None and line.get(y) is not None]
+    return [p[0] for p in points], [p[1] for p in points]
+
+
+def with_clock(lines: Sequence[Line], name: str) -> list[Line]:
+    """The lines with the sum of :data:`WORK` so far under ``name``; one that has no part of it takes those before.
+
+    >>> with_clock([{"time/training": 2.0}, {"eval_loss": 1.0}, {"time/training": 3.0, "time/reward": 1.0}], "s")[1:]
+    [{'eval_loss': 1.0, 's': 2.0}, {'time/training': 3.0, 'time/reward': 1.0, 's': 4.0}]
+    """
+    so_far: dict[str, float] = {}
+    timed = []
+    for line in lines:
+        so_far |= {part: line[part] for part in WORK if line.get(part) is not None}
+        timed.append(line | {name: sum(so_far.values())})
+    return timed

@@ -1,0 +1,94 @@
+"""Draws curves of several runs beside each other; the same run has the same colour and line in every panel."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from humanline_fused.looking.curves import Points
+
+COLORS = ("#5f5f5f", "#c2410c", "#1d4ed8", "#15803d", "#a21caf", "#a16207")
+DASHES = ("-", (0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+"""So that curves which lie on each other are seen, and told apart without colour."""
+
+FEW = 40
+"""Points up to which each is marked."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        title: what is seen, and which way is good.
+        x, y: labels with units.
+        curves: by the run's label.
+        limits: of y; None leaves them to the data.
+    """
+
+    title: str
+    x: str
+    y: str
+    curves: Mapping[str, Points]
+    limits: tuple[float, float] | None = None
+
+
+def check_ending(image: Path) -> None:
+    """Raise ValueError unless the ending of ``image`` is a picture format.
+
+    >>> check_ending(Path("plot.png"))
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    formats = sorted(FigureCanvasAgg.get_supported_filetypes())
+    if image.suffix.removeprefix(".").lower() not in formats:
+        raise ValueError(f"{image}: expected a file that ends in one of {', '.join(formats)}")
+
+
+def style_of(number: int) -> dict[str, Any]:
+    """Colour and dashes of the ``number``-th run."""
+    return {"color": COLORS[number % len(COLORS)], "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.8}
+
+
+def draw(rows: Sequence[Sequence[Panel]], labels: Sequence[str], image: Path, *, title: str) -> None:
+    """Draw a grid of panels with one legend.
+
+    Args:
+        rows: equally long.
+        labels: of all runs, in the legend's order.
+        image: where to write; the ending chooses the format.
+        title: of the whole picture.
+
+    Raises:
+        ValueError: the ending is no picture format.
+        OSError: the image cannot be written.
+
+    >>> loss = Panel("Loss: down is better", "optimizer step", "nats", {"plain": ([0, 1], [0.7, 0.6])})
+    >>> draw([[loss]], ["plain"], Path("loss.png"), title="One run")  # doctest: +SKIP
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    check_ending(image)
+    styles = {label: style_of(number) for number, label in enumerate(labels)}
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(12 if columns > 2 else 11, 0.9 + 3.1 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=13)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for panels, cells in zip(rows, grid, strict=True):
+        for panel, axes in zip(panels, cells, strict=True):
+            for label, (xs, ys) in panel.curves.items():
+                axes.plot(xs, ys, marker="o" if len(xs) <= FEW else None, markersize=3.5, **styles[label])
+            axes.set_title(panel.title, fontsize=10, loc="left")
+            axes.set_xlabel(panel.x)
+            axes.set_ylabel(panel.y)
+            axes.ticklabel_format(axis="y", useOffset=False)
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+            if panel.limits:
+                axes.set_ylim(*panel.limits)
+    lines = [Line2D([], [], label=label, **style) for label, style in styles.items()]
+    figure.legend(handles=lines, loc="outside upper center", ncols=min(len(lines), 4), frameon=False, handlelength=3)
+    figure.savefig(image, dpi=130)

@@ -1,0 +1,164 @@
+"""Runs beside each other: reward, margin, unclamped share and distance from the start, by steps and by seconds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from humanline_fused.looking.curves import WORK, Line, has, read_metrics, series, with_clock
+from humanline_fused.looking.pictures import Panel, check_ending, draw
+
+CLOCK = "seconds of work"
+
+FLATTEST = 0.05
+"""The least that the axis of a share spans, so that nothing looks like something."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A logged number: its key in ``metrics.jsonl``, and in words what it is and which way is good.
+
+    A ``share`` is at most 1, and mostly is: its axis ends there.
+    """
+
+    key: str
+    title: str
+    unit: str
+    share: bool = False
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a picture is to show, under whichever of its keys it was logged.
+
+    Attributes:
+        name: in words.
+        metrics: the best one first.
+        all: draw each that was logged, instead of the one that most runs have.
+    """
+
+    name: str
+    metrics: tuple[Metric, ...]
+    all: bool = False
+
+    def logged(self, runs: Mapping[str, Sequence[Line]]) -> list[Metric]:
+        """The metrics to draw; none where no run logged one."""
+        counts = {metric: sum(has(lines, metric.key) for lines in runs.values()) for metric in self.metrics}
+        found = [metric for metric in self.metrics if counts[metric]]
+        return found if self.all else sorted(found, key=lambda metric: -counts[metric])[:1]
+
+
+QUANTITIES = (
+    Quantity(
+        "reward",
+        (
+            Metric("heldout/reward", "Reward of answers to held-out prompts. Up: better answers", "mean reward"),
+            Metric("eval_reward", "Reward in evaluation. Up: better answers", "mean reward"),
+            Metric("reward", "Reward of the answers trained on. Up: better answers", "mean reward"),
+        ),
+        all=True,
+    ),
+    Quantity(
+        "margin",
+        (
+            Metric(
+                "eval_rewards_initial/margins",
+                "Chosen over rejected, held out, against the start.\nUp: tells good answers from bad better",
+                "reward margin (nats × β)",
+            ),
+            Metric(
+                "rewards/margins",
+                "Chosen over rejected, in training, against each step's reference.\nAbove 0: still moving towards "
+                "the chosen (a moving reference keeps it small)",
+                "reward margin (nats × β)",
+            ),
+        ),
+    ),
+    Quantity(
+        "unclamped share",
+        (
+            Metric(
+                "humanline/unclamped",
+                "Tokens that the clamp leaves alone.\nDown: the policy strays further from its reference",
+                "share of tokens",
+                share=True,
+            ),
+        ),
+    ),
+    Quantity(
+        "KL to the initial model",
+        (
+            Metric(
+                "eval_kl_initial",
+                "Distance from the policy at the start, held out.\nUp: further away; 0 is where it began",
+                "k3 (nats per token)",
+            ),
+        ),
+    ),
+)
+
+
+def labels_of(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many of the folders above as it takes to tell them apart.
+
+    >>> labels_of([Path("/a/plain"), Path("/a/humanline")]), labels_of([Path("/a/x/run"), Path("/a/y/run")])
+    (['plain', 'humanline'], ['x/run', 'y/run'])
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(p[-depth:]) for p in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    twice = next(folder for folder, p in zip(folders, parts, strict=True) if parts.count(p) > 1)
+    raise ValueError(f"{twice}: expected different runs, got it twice")
+
+
+def plot_runs(folders: Sequence[Path], image: Path | None = None) -> list[str]:
+    """Draw runs in one picture.
+
+    Args:
+        folders: the runs' folders, each with its ``metrics.jsonl``.
+        image: where to write, the ending chooses the format. Default ``plot.png``: in the folder of a single run, else
+            in the current one.
+
+    Returns:
+        What to tell the person who asked, in lines: what no run logged, or not all, and where the picture is.
+
+    Raises:
+        ValueError: a folder has no log lines, none of the quantities was logged, or the ending is unknown.
+        OSError: the picture cannot be written.
+
+    >>> plot_runs([Path("runs/demo/plain"), Path("runs/demo/humanline")])  # doctest: +SKIP
+    ['left out, no run logged it: KL to the initial model (eval_kl_initial)', 'plot.png']
+    """
+    image = image or (folders[0] / "plot.png" if len(folders) == 1 else Path("plot.png"))
+    check_ending(image)
+    runs = {label: read_metrics(folder) for label, folder in zip(labels_of(folders), folders, strict=True)}
+    # One clock for all: seconds of work beside seconds that count evaluation too would compare what cannot be.
+    worked = all(any(has(lines, part) for part in WORK) for lines in runs.values())
+    clock = (CLOCK, "seconds, without evaluation and saving") if worked else ("seconds", "seconds, evaluation included")
+    if worked:
+        runs = {label: with_clock(lines, CLOCK) for label, lines in runs.items()}
+    rows, said = [], []
+    for quantity in QUANTITIES:
+        metrics = quantity.logged(runs)
+        if not metrics:
+            keys = ", ".join(metric.key for metric in quantity.metrics)
+            said.append(f"left out, no run logged it: {quantity.name} ({keys})")
+        for metric in metrics:
+            drawn = {label: lines for label, lines in runs.items() if has(lines, metric.key)}
+            if lacking := [label for label in runs if label not in drawn]:
+                said.append(f"{metric.key} is not in {', '.join(lacking)}")
+            rows.append([_panel(metric, drawn, *x) for x in (("step", "optimizer steps"), clock)])
+    if not rows:
+        raise ValueError(f"{', '.join(map(str, folders))}: nothing to draw; {'; '.join(said)}")
+    draw(rows, list(runs), image, title=" and ".join(runs) if len(runs) < 4 else f"{len(runs)} runs")
+    return [*said, str(image)]
+
+
+def _panel(metric: Metric, runs: Mapping[str, Sequence[Line]], x: str, label: str) -> Panel:
+    curves = {run: series(lines, x, metric.key) for run, lines in runs.items()}
+    limits = None
+    if metric.share:
+        span = max(FLATTEST, *(1 - y for _, ys in curves.values() for y in ys))
+        limits = 1 - 1.1 * span, 1 + 0.05 * span
+    return Panel(metric.title, label, metric.unit, curves, limits)

@@ -1,0 +1,114 @@
+"""Scored sequences as a page shows them: each token's text and log-ratio, and what the clamp does to the sum."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from humanline_fused.eager.log_ratio import clamped_log_ratio
+from humanline_fused.functional.arguments import bounds_of
+from humanline_fused.looking.token_scores import Compared
+from humanline_fused.training.config import HumanlineConfig
+from humanline_fused.training.data import Example
+
+CONTEXT = 8
+"""Tokens before one that decide its text (a space, half a letter)."""
+
+UNKNOWN = "\ufffd"
+"""What a tokenizer gives for half a letter."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredSequence:
+    """A prompt with one completion.
+
+    Attributes:
+        example: index into the training data.
+        role: chosen or rejected, desirable or undesirable, or the advantage.
+        ids: of all tokens.
+        texts: of all tokens; joined they are the text.
+        first: index of the first token that counts; the n from there on do.
+        logp, ref_logp: [n], nats.
+        log_ratio, clamped: [n], nats: before and after the clamp.
+        low, high: [n], bool: below and above the bounds.
+        reward: β · Σ clamped; None for GRPO, which has no implicit reward.
+    """
+
+    example: int
+    role: str
+    ids: list[int]
+    texts: list[str]
+    first: int
+    logp: Tensor
+    ref_logp: Tensor
+    log_ratio: Tensor
+    clamped: Tensor
+    low: Tensor
+    high: Tensor
+    reward: float | None
+
+
+def sequences_of(
+    examples: Sequence[Example],
+    ids: Sequence[int],
+    compared: Compared,
+    config: HumanlineConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Iterator[ScoredSequence]:
+    """The sequences of the examples ``ids``, in their order."""
+    bounds = bounds_of(config.humanline_clamp)
+    for i in ids:
+        example = examples[i]
+        sides = zip(example.completions, compared.policy[i]["ref_logp"], compared.reference[i]["ref_logp"], strict=True)
+        for side, (completion, *scores) in enumerate(sides):
+            tokens = torch.cat([example.prompt_ids, completion])[: config.max_length].tolist()
+            first = max(len(example.prompt_ids), 1)
+            logp, ref_logp = (score[first - 1 : len(tokens) - 1].float() for score in scores)
+            ratio = clamped_log_ratio(logp, ref_logp, torch.ones_like(logp, dtype=torch.bool), **bounds)
+            reward = None if config.objective == "grpo" else (config.beta or 0.0) * float(ratio.clamped.sum())
+            yield ScoredSequence(
+                example=i,
+                role=role_of(config.objective, side, example.weight),
+                ids=tokens,
+                texts=texts_of(tokenizer, tokens),
+                first=first,
+                logp=logp,
+                ref_logp=ref_logp,
+                log_ratio=ratio.raw,
+                clamped=ratio.clamped,
+                low=ratio.raw < bounds["log_epsilon_P"],
+                high=ratio.raw > bounds["log_epsilon_R"],
+                reward=reward,
+            )
+
+
+def role_of(objective: str, side: int, weight: float) -> str:
+    """What a sequence is to its loss, in words.
+
+    >>> role_of("dpo", 1, 0.0), role_of("kto", 0, 1.0), role_of("grpo", 0, -0.5)
+    ('rejected', 'desirable', 'advantage -0.500')
+    """
+    if objective == "dpo":
+        return ("chosen", "rejected")[side]
+    if objective == "kto":
+        return "desirable" if weight > 0 else "undesirable"
+    return f"advantage {weight:+.3f}"
+
+
+def texts_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds to those before it; its name in the vocabulary where it adds none."""
+
+    def decode(start: int, stop: int) -> str:
+        options: Mapping[str, bool] = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return tokenizer.decode(list(ids[start:stop]), **options)
+
+    texts = []
+    for i, token in enumerate(ids):
+        start = max(0, i - CONTEXT)
+        before, whole = decode(start, i).rstrip(UNKNOWN), decode(start, i + 1)
+        added = whole.removeprefix(before) if whole.startswith(before) else ""
+        texts.append(added or str(tokenizer.convert_ids_to_tokens(token)))
+    return texts

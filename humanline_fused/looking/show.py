@@ -1,0 +1,106 @@
+"""The tokens of an optimizer step, or of an example, as a page: what the loss compares, and what the clamp does."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from humanline_fused.looking.page import Summary, page
+from humanline_fused.looking.sequences import ScoredSequence, sequences_of
+from humanline_fused.looking.stored_run import StoredRun, example_of, examples_of, open_run
+from humanline_fused.looking.token_scores import Compared, Comparison
+
+
+def show_run(
+    run: Path,
+    *,
+    step: int | None = None,
+    example: int | None = None,
+    checkpoint: int | None = None,
+    model: str | None = None,
+    dataset: str | None = None,
+    output: Path | None = None,
+) -> Path:
+    """Write the page.
+
+    Args:
+        run: the run's folder.
+        step: show the examples of this optimizer step (from 0), under the weights before it: ``checkpoint-STEP``.
+        example: or show this example of the training data (from 0, without those that were dropped).
+        checkpoint: with ``example``: under these weights; default the newest complete checkpoint's.
+        model, dataset: in place of those that the run's settings name; needed where they were given in memory.
+        output: default ``show-step-STEP.html`` or ``show-example-EXAMPLE.html`` in the run's folder.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        ValueError, OSError: neither or both of ``step`` and ``example`` were asked for, the run has no such checkpoint
+            or example, its data have changed, or something it was made of is not named.
+
+    >>> show_run(Path("runs/demo/humanline"), step=20)  # doctest: +SKIP
+    PosixPath('runs/demo/humanline/show-step-20.html')
+    """
+    if (step is None) == (example is None):
+        raise ValueError("expected either step or example")
+    stored = open_run(run, checkpoint if step is None else step, model=model, dataset=dataset)
+    examples, micros = examples_of(stored, stored.step) if example is None else example_of(stored, example)
+    compared = Comparison(stored, examples, micros).compare()
+    ids = [i for micro in micros for i in micro.ids]
+    sequences = list(sequences_of(examples, ids, compared, stored.config, stored.tokenizer))
+    name = f"step-{step}" if example is None else f"example-{example}"
+    file = output or run / f"show-{name}.html"
+    file.write_text(page(summarise(stored, compared, sequences, example), sequences), encoding="utf-8")
+    return file
+
+
+def summarise(run: StoredRun, compared: Compared, sequences: Sequence[ScoredSequence], example: int | None) -> Summary:
+    """What the page says of the run and of the whole of its tokens."""
+    config, step = run.config, run.step
+    tokens = sum(len(s.log_ratio) for s in sequences)
+    low, high = (
+        sum(int(side.sum()) for side in sides) for sides in ([s.low for s in sequences], [s.high for s in sequences])
+    )
+    count = len({s.example for s in sequences})
+    shown = (
+        f"the {count} examples of optimizer step {step} (from 0; its loss is in the log line of step {step + 1})"
+        if example is None
+        else f"example {example} of the training data (from 0)"
+    )
+    beta = "" if config.objective == "grpo" else f", β = {config.beta:g}"
+    facts = [
+        ("run", str(run.folder.resolve())),
+        ("objective", f"{config.objective}{beta}"),
+        ("shown", f"{shown}: {len(sequences)} sequences, {tokens} tokens that count"),
+        ("policy π", f"{run.checkpoint.name}: the weights after {step} updates, before step {step}'s"),
+        ("reference", compared.who),
+        ("k", "none, never synced" if config.sync_every is None else f"{config.sync_every} steps between two syncs"),
+        ("bounds", _bounds(run)),
+        ("clamped", f"{share(low + high, tokens)} of the tokens: {low} below the lower bound, {high} above the upper"),
+    ]
+    place = f"step {step}" if example is None else f"example {example}, at step {step}"
+    note = "" if compared.as_trained else _note(compared, step)
+    return Summary(f"{run.folder.resolve().name}, {place}: log-ratios of the tokens", facts, note)
+
+
+def share(part: int, whole: int) -> str:
+    """A count of a whole, and its share.
+
+    >>> share(3, 8)
+    '3 of 8 (37.50 %)'
+    """
+    return f"{part} of {whole} ({100 * part / max(whole, 1):.2f} %)"
+
+
+def _bounds(run: StoredRun) -> str:
+    clamp = run.config.humanline_clamp
+    if clamp is None:
+        return "none: the clamp is off"
+    low, high = clamp.log_epsilon_P, clamp.log_epsilon_R
+    return f"[{low:g}, {high:g}] nats of log-ratio: ratios from {math.exp(low):.3g} to {math.exp(high):.3g}"
+
+
+def _note(compared: Compared, step: int) -> str:
+    return (
+        f"Compared with {compared.who}, not with what a loss at step {step} compares with: the checkpoint keeps no "
+        "reference scores of these tokens for that step."
+    )

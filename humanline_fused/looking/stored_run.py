@@ -1,0 +1,160 @@
+"""A run as its folder keeps it: settings, a checkpoint, and the data that it was trained on."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+
+from humanline_fused.training.checkpoint import faults, step_of
+from humanline_fused.training.config import HumanlineConfig
+from humanline_fused.training.data import Example, fingerprint, prepare
+from humanline_fused.training.plan import BatchPlan, MicroBatch, micro_batch
+from humanline_fused.training.resumable import IDENTITY, RUN_STATE
+from humanline_fused.training.settings import read_settings
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run at one of its checkpoints.
+
+    Attributes:
+        folder: the run's.
+        checkpoint: the folder with the weights before optimizer step ``step``.
+        step: optimizer steps that are behind the checkpoint.
+        settings: as the run's folder keeps them, by field.
+        config: those of humanline's own fields, for whoever computes here: ``model`` and ``dataset`` as they were asked
+            for, if they were.
+        identity: what the checkpoint belongs to (model, data, batches).
+        tokenizer: the checkpoint's.
+    """
+
+    folder: Path
+    checkpoint: Path
+    step: int
+    settings: Mapping[str, Any]
+    config: HumanlineConfig
+    identity: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute: as the run did, if there is such a device."""
+        return torch.device("cuda" if torch.cuda.is_available() and not self.settings["use_cpu"] else "cpu")
+
+    @property
+    def pad_token_id(self) -> int:
+        """As the trainer pads."""
+        pad = self.tokenizer.pad_token_id
+        return cast(int, (self.tokenizer.eos_token_id or 0) if pad is None else pad)
+
+    def state(self) -> dict[str, Any]:
+        """The checkpoint's reference: weights, or log-probs that wait for their step."""
+        return torch.load(self.checkpoint / RUN_STATE, map_location="cpu", mmap=True, weights_only=True)
+
+    def examples(self) -> list[Example]:
+        """The training data, read again.
+
+        Raises:
+            ValueError: no data are named, they cannot be read, or they are not what the run was trained on.
+        """
+        config, batches = self.config, self.identity["batches"]
+        if config.dataset is None:
+            raise ValueError("--dataset: expected the training data, which this run was given in memory, got none")
+        examples = prepare(
+            config.dataset,
+            self.tokenizer,
+            config.objective,
+            max_length=config.max_length,
+            split=config.dataset_split,
+            scale_rewards=config.scale_rewards,
+        ).examples
+        if (len(examples), fingerprint(examples)) != (batches["num_examples"], batches["data"]):
+            raise ValueError(
+                f"{config.dataset}: expected the data that {self.folder} was trained on ({batches['num_examples']} "
+                f"examples, fingerprint {batches['data']}), got {len(examples)}, fingerprint {fingerprint(examples)}: "
+                "the file has changed since, or is another"
+            )
+        return examples
+
+
+def open_run(
+    folder: Path, step: int | None = None, *, model: str | None = None, dataset: str | None = None
+) -> StoredRun:
+    """A run at the checkpoint of ``step``; default its newest complete one.
+
+    Args:
+        model, dataset: in place of those that the run's settings name.
+
+    Raises:
+        ValueError, OSError: it has no settings, or no such checkpoint; the message lists those it has.
+    """
+    settings = read_settings(folder)
+    checkpoint = _checkpoint(folder, step)
+    identity = _read_identity(checkpoint)
+    asked = {name: value for name, value in (("model", model), ("dataset", dataset)) if value is not None}
+    device = "cuda" if torch.cuda.is_available() and not settings["use_cpu"] else "cpu"
+    config = _config(dict(settings) | asked, identity, folder, device)
+    tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(checkpoint))
+    return StoredRun(folder, checkpoint, step_of(checkpoint), settings, config, identity, tokenizer)
+
+
+def _config(settings: dict[str, Any], identity: Mapping[str, Any], folder: Path, device: str) -> HumanlineConfig:
+    """Humanline's own fields. The rest of a Trainer's settings is about training, on that run's machines."""
+    own = {f.name for f in fields(HumanlineConfig)} - {f.name for f in fields(TrainingArguments)}
+    kept = {name: settings[name] for name in own & settings.keys()}
+    kept |= {name: identity["batches"][name] for name in ("objective", "max_length")}
+    if settings["model"] is None:  # it was given in memory, in a data type of its own
+        kept["model_dtype"] = "auto"
+    if kept.get("impl") == "triton" and device == "cpu":
+        kept["impl"] = "auto"
+    return HumanlineConfig(output_dir=str(folder), use_cpu=True, report_to="none", **kept)
+
+
+def _read_identity(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / IDENTITY).read_text(encoding="utf-8"))
+
+
+def _checkpoint(folder: Path, step: int | None) -> Path:
+    complete = {
+        int(match[1]): path
+        for path in folder.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and not faults(path)
+    }
+    if not complete:
+        raise ValueError(f"{folder}: expected a complete checkpoint, found none (save_strategy, save_steps)")
+    chosen = max(complete) if step is None else step
+    if chosen not in complete:
+        has = ", ".join(map(str, sorted(complete)))
+        raise ValueError(f"{folder}: expected a complete checkpoint-{step}, it has those of steps {has}")
+    return complete[chosen]
+
+
+def examples_of(run: StoredRun, step: int) -> tuple[list[Example], list[MicroBatch]]:
+    """The training data, and which of them optimizer step ``step`` takes: its micro-batches, of all ranks in turn.
+
+    Raises:
+        ValueError: as :meth:`StoredRun.examples`.
+    """
+    batches, settings = run.identity["batches"], run.settings
+    size, accumulation = settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"]
+    ranks = batches["global_batch_size"] // (size * accumulation)
+    plan = BatchPlan(batches["num_examples"], size, accumulation, ranks, batches["seed"])
+    examples = run.examples()
+    return examples, [micro for rank in range(ranks) for micro in plan.window(step, rank)]
+
+
+def example_of(run: StoredRun, index: int) -> tuple[list[Example], list[MicroBatch]]:
+    """The training data, and a micro-batch of example ``index`` alone.
+
+    Raises:
+        ValueError: as :meth:`StoredRun.examples`, or there is no such example.
+    """
+    examples = run.examples()
+    if not 0 <= index < len(examples):
+        raise ValueError(f"--example: expected 0 to {len(examples) - 1}, got {index}")
+    return examples, [micro_batch((index, (index + 1) % len(examples)), 0, 1)]

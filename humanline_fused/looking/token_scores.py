@@ -1,0 +1,172 @@
+"""What a stored run's policy and reference say of each token, as the loss of a step compares them."""
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from humanline_fused.looking.stored_run import StoredRun
+from humanline_fused.reference import AdapterReference, CopyReference
+from humanline_fused.reference.lookahead import TokenScores
+from humanline_fused.training import pending
+from humanline_fused.training.batch import collate, to_device
+from humanline_fused.training.data import Example
+from humanline_fused.training.head import causal_lm, score_in_forward_
+from humanline_fused.training.pending import ByExample
+from humanline_fused.training.plan import MicroBatch
+from humanline_fused.training.scoring import Scorer
+from humanline_fused.training.start import disable_dropout_, identify, load_policy
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Log-probs of the examples that were asked for.
+
+    Attributes:
+        policy, reference: under ``ref_logp``; entry t of a sequence is the log-prob of its token t + 1, nats.
+        who: who played the reference, in words.
+        as_trained: whether the loss of the step compares with the same.
+    """
+
+    policy: ByExample
+    reference: ByExample
+    who: str
+    as_trained: bool
+
+
+class Comparison:
+    """Scores micro-batches of a stored run, in the training's own grouping: another padding moves last bits."""
+
+    def __init__(self, run: StoredRun, examples: Sequence[Example], micros: Sequence[MicroBatch]) -> None:
+        self.run, self.examples, self.micros = run, examples, micros
+        self.scorer = Scorer(run.config)
+
+    def compare(self) -> Compared:
+        """Policy and reference, each by example.
+
+        Raises:
+            ValueError, OSError: weights that are needed cannot be loaded.
+        """
+        state, kind = self.run.state(), self.run.config.reference
+        policy = self._by_example(self._scores(self.policy))
+        if kind != "lookahead":
+            reference = self._by_example(self._stored_reference(state, kind))
+            return Compared(policy, reference, self._stored_words(kind), True)
+        ids = {i for micro in self.micros for i in micro.ids}
+        for step, scores in sorted(state["pending"].items()):
+            if ids <= scores.keys():
+                since = synced_at(step, self.run.config.sync_every or 1)
+                who = f"look-ahead: the policy as it was before step {since}, which scored step {step}'s tokens then"
+                return Compared(policy, scores, who, step == self.run.step)
+        reference, who = self._start()
+        return Compared(policy, reference, who, False)
+
+    @cached_property
+    def policy(self) -> nn.Module:
+        """The checkpoint's weights.
+
+        Raises:
+            ValueError: they are not those of the run's model.
+        """
+        run = self.run
+        peft_made = run.identity["model"]["class"].startswith("Peft")
+        model = _load_adapted(run) if peft_made else self._load(str(run.checkpoint))
+        if (kind := identify(model)) != run.identity["model"]:  # pyright: ignore[reportArgumentType]
+            raise ValueError(f"{run.checkpoint}: expected the run's model {run.identity['model']}, got {kind}")
+        return self._ready(model)
+
+    def _load(self, name: str) -> nn.Module:
+        return load_policy(name, self.run.tokenizer, self.run.config)[0]
+
+    def _ready(self, model: nn.Module) -> nn.Module:
+        if self.run.config.head == "fused":
+            score_in_forward_(model)
+        return model.to(self.run.device).eval()
+
+    def _batches(self) -> list[dict[str, torch.Tensor]]:
+        config = self.run.config
+        sizes = {"pad_token_id": self.run.pad_token_id, "max_length": config.max_length}
+        collated = (collate(self.examples, micro, config.objective, **sizes) for micro in self.micros)
+        return [to_device(batch, self.run.device) for batch in collated]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        settings = self.run.settings
+        dtype = torch.bfloat16 if settings.get("bf16") else torch.float16 if settings.get("fp16") else None
+        return torch.autocast(self.run.device.type, dtype) if dtype else nullcontext()
+
+    def _scores(self, model: nn.Module) -> list[TokenScores]:
+        with self._autocast():
+            return [scores for batch in self._batches() for scores in self.scorer.score(model, [batch])]
+
+    def _by_example(self, scored: Sequence[TokenScores]) -> ByExample:
+        config = self.run.config
+        return pending.by_example(scored, self.micros, self.examples, config.objective, config.max_length)
+
+    def _stored_reference(self, state: dict[str, Any], kind: str) -> list[TokenScores]:
+        step, k = self.run.step, self.run.config.sync_every
+        if kind == "adapter":
+            reference = AdapterReference(lambda _: self._scores(self.policy), self.policy, k or 1)
+        else:
+            model = copy.deepcopy(self.policy)
+            reference = CopyReference(lambda _: self._scores(model), model, k)
+        reference.load_state_dict(state, step, step)
+        return reference.scores(step, step)
+
+    def _stored_words(self, kind: str) -> str:
+        if kind == "frozen":
+            return "frozen: the weights that the checkpoint keeps, those of the start"
+        since = synced_at(self.run.step, self.run.config.sync_every or 1)
+        return f"{kind}: the policy as it was before step {since}, whose weights the checkpoint keeps"
+
+    def _start(self) -> tuple[ByExample, str]:
+        """Scores of the policy at the start of the run, and what to call it."""
+        name, adapter_off = self.run.config.model, getattr(self.policy, "disable_adapter", None)
+        if adapter_off:
+            with adapter_off():
+                return self._by_example(self._scores(self.policy)), "the base model without its adapter"
+        if name is None:
+            raise ValueError(
+                f"--model: expected the policy at the start of {self.run.folder}, which was given in memory (the "
+                "checkpoint keeps no reference scores of what was asked for), got none"
+            )
+        start = self._ready(self._load(name))
+        if (kind := identify(start)) != self.run.identity["model"]:  # pyright: ignore[reportArgumentType]
+            raise ValueError(f"{name}: expected the run's model {self.run.identity['model']}, got {kind}")
+        return self._by_example(self._scores(start)), f"the policy at the start of the run ({name})"
+
+
+def synced_at(step: int, k: int) -> int:
+    """Before which step the policy was what step ``step`` takes for its reference; syncs happen at 0, k, 2k …
+
+    >>> [synced_at(step, 3) for step in (0, 1, 2, 3, 4)]
+    [0, 0, 0, 0, 3]
+    """
+    return max(step - 1, 0) // k * k
+
+
+def _load_adapted(run: StoredRun) -> nn.Module:
+    """A PEFT model: the adapter of the checkpoint on its base."""
+    try:
+        from peft import PeftConfig, PeftModel
+    except ImportError as missing:
+        raise ValueError(
+            f"{run.checkpoint}: expected peft, which is not installed (pip install 'humanline-fused[peft]')"
+        ) from missing
+    files = sorted(run.checkpoint.rglob("adapter_config.json"))
+    if len(files) != 1:
+        raise ValueError(f"{run.checkpoint}: expected one adapter, got {len(files)}")
+    folder = files[0].parent
+    base = run.config.model or PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if not base:
+        raise ValueError(f"--model: expected the base model of {folder}, which was given in memory, got none")
+    model, _ = load_policy(base, run.tokenizer, run.config)
+    name = "default" if folder == run.checkpoint else folder.name
+    adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    if run.config.disable_dropout:
+        disable_dropout_(causal_lm(adapted))
+    return adapted

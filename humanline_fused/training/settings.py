@@ -1,0 +1,43 @@
+"""The settings of a run, kept in its folder for whoever looks at it later."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from humanline_fused.training.config import HumanlineConfig
+
+SETTINGS = "settings.json"
+"""Their file, in the run's folder."""
+
+
+def write_settings(config: HumanlineConfig) -> None:
+    """Write every field of ``config`` into its ``output_dir``, whole or not at all; tokens are left out.
+
+    Only the process that saves writes, and no dry run does. A resumed run overwrites what the earlier one wrote.
+    """
+    if config.dry_run or not config.should_save:
+        return
+    file = Path(str(config.output_dir), SETTINGS)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.name}.writing")
+    temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def read_settings(run_dir: Path) -> dict[str, Any]:
+    """The settings by their fields' names.
+
+    Raises:
+        ValueError: there are none, or the file is no JSON object.
+    """
+    file = run_dir / SETTINGS
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"expected a run's folder with a {SETTINGS}, found none at {file}") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: expected JSON, got {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file}: expected an object, got {type(settings).__name__}")
+    return settings
