@@ -1,7 +1,7 @@
 """The model and the data that every example starts from, made here: no network, no GPU.
 
-The task is the demo's: put letters in alphabetical order. The model has seen it done forwards and, more often, backwards,
-so its answers are right or wrong in an interesting mix. Leaves in --output_dir:
+The task is the demo's: put letters in alphabetical order. The model has seen it done forwards and, more often,
+backwards, so some of its answers are right and some are wrong. Leaves in --output_dir:
 
     start/                model and tokenizer
     pairs.jsonl           prompt, chosen, rejected                   for DPO
@@ -26,6 +26,8 @@ from humanline_fused.demo.start import fine_tune, make_model, make_tokenizer
 Group = dict[str, Any]
 
 CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
     "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
 """A chat in which nothing stands between the turns, so that messages and text give the same tokens."""
