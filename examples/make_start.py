@@ -28,8 +28,6 @@ Group = dict[str, Any]
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
-    "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-)
 """A chat in which nothing stands between the turns, so that messages and text give the same tokens."""
 
 SAMPLES = 4
