@@ -1,0 +1,113 @@
+"""The model and the data that every example starts from, made here: no network, no GPU.
+
+The task is the demo's: put letters in alphabetical order. The model has seen it done forwards and, more often,
+backwards, so some of its answers are right and some are wrong. Leaves in --output_dir:
+
+    start/                model and tokenizer
+    pairs.jsonl           prompt, chosen, rejected                   for DPO
+    heldout_pairs.jsonl   the same for other prompts                 for its evaluation
+    chat.jsonl            the same pairs as lists of messages        for DPO
+    unpaired.jsonl        prompt, completion, label                  for KTO
+    groups.jsonl          prompt, completions, rewards               for GRPO on data that are there already
+    prompts.jsonl         prompt, answer                             for GRPO in online rounds
+"""
+
+import argparse
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from humanline_fused.demo import task
+from humanline_fused.demo.comparison import one_thread
+from humanline_fused.demo.sampling import sample
+from humanline_fused.demo.start import fine_tune, make_model, make_tokenizer
+
+Group = dict[str, Any]
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+"""A chat in which nothing stands between the turns, so that messages and text give the same tokens."""
+
+SAMPLES = 4
+"""Answers to a prompt."""
+
+
+@one_thread()
+def make(folder: Path, *, steps: int, prompts: int, seed: int) -> None:
+    """Fine-tune the start for ``steps`` steps, answer ``prompts`` prompts and an eighth more, and write everything.
+
+    Raises:
+        ValueError: no prompt got both a right and a wrong answer, so there is nothing to learn from.
+    """
+    rng = random.Random(seed)
+    heldout = max(1, prompts // 8)
+    asked = task.make_prompts(2 * prompts + heldout, rng, lengths=(2, 4))
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    model = make_model(tokenizer, seed)
+    fine_tune(model, tokenizer, asked[prompts + heldout :], rng, steps=steps)
+    model.save_pretrained(folder / "start")
+    tokenizer.save_pretrained(folder / "start")
+
+    drawn = [sample(model, tokenizer, asked[: prompts + heldout], seed + i) for i in range(SAMPLES)]
+    answers = map(list, zip(*drawn, strict=True))
+    every = [group(prompt, completions) for prompt, completions in zip(asked, answers, strict=False)]
+    groups, heldout_groups = every[:prompts], every[prompts:]
+    files = {
+        "pairs": pairs(groups),
+        "heldout_pairs": pairs(heldout_groups),
+        "chat": map(as_messages, pairs(groups)),
+        "unpaired": unpaired(groups),
+        "groups": groups,
+        "prompts": ({"prompt": g["prompt"], "answer": task.answer(g["prompt"])} for g in groups),
+    }
+    for name, rows in files.items():
+        print(f"{write(folder / f'{name}.jsonl', rows)} rows in {folder / f'{name}.jsonl'}")
+
+
+def group(prompt: str, completions: list[str]) -> Group:
+    """All answers to a prompt with their rewards."""
+    rewards = [task.reward(prompt, completion) for completion in completions]
+    return {"prompt": prompt, "completions": completions, "rewards": rewards}
+
+
+def pairs(groups: Iterable[Group]) -> Iterator[dict[str, str]]:
+    """The first right and the first wrong answer of each group that has both."""
+    for g in groups:
+        by_reward = dict(zip(reversed(g["rewards"]), reversed(g["completions"]), strict=True))
+        if len(by_reward) == 2:
+            yield {"prompt": g["prompt"], "chosen": by_reward[1.0], "rejected": by_reward[0.0]}
+
+
+def unpaired(groups: Iterable[Group]) -> Iterator[dict[str, Any]]:
+    """Every answer for itself."""
+    for g in groups:
+        for completion, reward in zip(g["completions"], g["rewards"], strict=True):
+            yield {"prompt": g["prompt"], "completion": completion, "label": reward == 1.0}
+
+
+def as_messages(pair: Mapping[str, str]) -> dict[str, list[dict[str, str]]]:
+    """A pair of texts as a chat: the user asks, the assistant answers."""
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return {column: [{"role": role, "content": pair[column]}] for column, role in roles.items()}
+
+
+def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write the rows and return their number."""
+    rows = list(rows)
+    if not rows:
+        raise ValueError(f"expected a prompt with right and wrong answers for {path}, got none: raise --steps")
+    task.write_jsonl(path, rows)
+    return len(rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/examples"), help="Default: %(default)s")
+    parser.add_argument("--steps", type=int, default=120, help="Supervised steps of the start. Default: %(default)s")
+    parser.add_argument("--prompts", type=int, default=512, help="Prompts to train on. Default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="Default: %(default)s")
+    options = parser.parse_args()
+    make(options.output_dir, steps=options.steps, prompts=options.prompts, seed=options.seed)

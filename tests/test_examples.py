@@ -1,0 +1,134 @@
+"""Every example runs, by the line that examples/README.md gives for it."""
+
+import json
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, HfArgumentParser
+
+from benchmarks.results import ROOT
+from examples.make_start import pairs
+from examples.sorting_reward import reward
+from humanline_fused.cli import main, read_settings
+from humanline_fused.demo import task
+from humanline_fused.training import HumanlineConfig
+
+FOLDER = ROOT / "examples"
+MAKER = "make_start.py"
+EXAMPLES = sorted(
+    path.name
+    for path in FOLDER.iterdir()
+    if path.suffix in (".yaml", ".py") and path.name not in (MAKER, "__init__.py", "sorting_reward.py")
+)
+PAPER = sorted((FOLDER / "paper").glob("*.yaml"))
+README = (FOLDER / "README.md").read_text()
+LINES = {
+    name: line
+    for line, name in re.findall(r"`\.venv/bin/((?:humanline|python) [^`]*?examples/(\w+\.\w+)[^`]*)`", README)
+}
+
+
+def run(line: str, *options: str) -> None:
+    """What a line of README starts, in this process: ``humanline train …`` or ``python examples/….py``."""
+    program, *arguments = (str(ROOT / word) if word.startswith("examples/") else word for word in shlex.split(line))
+    if program == "humanline":
+        assert main([*arguments, *options]) == 0
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*arguments, *options])
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A current directory in which the maker has run: lists of two letters, which thirty steps teach well enough."""
+    folder = tmp_path_factory.mktemp("clone")
+    lists = [f"sort {a}{b}: " for a in "abcd" for b in "abcd"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(task, "make_prompts", lambda count, rng, lengths: rng.choices(lists, k=count))
+        run(LINES[MAKER], "--steps", "30", "--prompts", "48")
+        yield folder / "runs" / "examples"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """By name, with an adapter's added to those that they change."""
+    adapted = (folder / "adapter_config.json").exists()
+    model = AutoModelForCausalLM.from_pretrained(folder.parent / "start" if adapted else folder)
+    return (PeftModel.from_pretrained(model, folder).merge_and_unload() if adapted else model).state_dict()
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_readme_has_one_line_for_every_example_and_for_nothing_else() -> None:
+    assert sorted(LINES) == sorted([*EXAMPLES, MAKER])
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_trains(made: Path, name: str) -> None:
+    run(LINES[name], "--max_steps", "2")
+    trained, start = (weights(made / folder) for folder in (Path(name).stem, "start"))
+    assert trained.keys() >= start.keys()
+    assert any(not torch.equal(trained[weight], start[weight]) for weight in start)
+
+
+def test_the_maker_leaves_the_columns_of_every_objective(made: Path) -> None:
+    columns = {path.stem: set(rows(path)[0]) for path in made.glob("*.jsonl")}
+    assert columns == {
+        "pairs": {"prompt", "chosen", "rejected"},
+        "heldout_pairs": {"prompt", "chosen", "rejected"},
+        "chat": {"prompt", "chosen", "rejected"},
+        "unpaired": {"prompt", "completion", "label"},
+        "groups": {"prompt", "completions", "rewards"},
+        "prompts": {"prompt", "answer"},
+    }
+
+
+def test_the_makers_data_are_what_they_say(made: Path) -> None:
+    assert all(
+        task.reward(p["prompt"], p["chosen"]) > task.reward(p["prompt"], p["rejected"])
+        for p in rows(made / "pairs.jsonl")
+    )
+    assert all(task.reward(r["prompt"], r["completion"]) == r["label"] for r in rows(made / "unpaired.jsonl"))
+    for group in rows(made / "groups.jsonl"):
+        asked = [group["prompt"]] * len(group["completions"])
+        answers = [task.answer(group["prompt"])] * len(asked)
+        assert reward(asked, group["completions"], answers) == group["rewards"]
+
+
+def test_a_pair_is_the_first_right_and_the_first_wrong_answer() -> None:
+    groups = [
+        {"prompt": "p", "completions": ["wrong", "right", "other", "too"], "rewards": [0.0, 1.0, 0.0, 1.0]},
+        {"prompt": "q", "completions": ["right", "right"], "rewards": [1.0, 1.0]},
+    ]
+    assert list(pairs(groups)) == [{"prompt": "p", "chosen": "right", "rejected": "wrong"}]
+
+
+def test_messages_and_text_train_alike(made: Path) -> None:
+    """The chat example shows another format of the same data, not another run."""
+    text, chat = ("--max_steps=2", "--output_dir=text", "--eval_strategy=no"), ("--max_steps=2", "--output_dir=chat")
+    run(LINES["dpo.yaml"], *text)
+    run(LINES["chat.yaml"], *chat)
+    losses = [
+        [line["loss"] for line in rows(Path(name, "metrics.jsonl")) if "loss" in line] for name in ("text", "chat")
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_a_setting_of_the_paper_is_one_of_ours_and_says_that_it_was_not_run(path: Path) -> None:
+    assert path.read_text().startswith("# Not run here.")
+    settings = read_settings(path, list(HumanlineConfig.__dataclass_fields__))
+    parser = HfArgumentParser(HumanlineConfig)  # pyright: ignore[reportArgumentType]
+    (config,) = parser.parse_args_into_dataclasses([*settings, "--use_cpu=true", "--bf16=false"])
+    assert (config.clamp, config.log_epsilon_P, config.log_epsilon_R) == (True, -1.5, 1.5)
