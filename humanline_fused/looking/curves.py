@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from humanline_fused.training.metrics import MetricsFile
+from humanline_fused.training.json_lines import read
 
 Line = dict[str, Any]
 Points = tuple[list[float], list[float]]
@@ -23,7 +23,7 @@ def read_metrics(folder: Path) -> list[Line]:
     file = folder / "metrics.jsonl"
     if not file.is_file():
         raise ValueError(f"expected a run's folder with a metrics.jsonl, found none at {file}")
-    lines = MetricsFile(file).read()
+    lines = read(file)
     if not lines:
         raise ValueError(f"{file}: expected log lines, it has none")
     return lines
