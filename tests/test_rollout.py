@@ -132,7 +132,8 @@ def test_the_log_has_rewards_and_where_the_time_went_and_the_file_has_every_samp
     rounds_trainer(tmp_path, slow, objective="grpo").train()
     samples, logged = lines(tmp_path / "completions.jsonl"), lines(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in samples] == [0] * 16 + [2] * 16
-    assert samples[0].keys() == {"step", "prompt", "completion", "reward", "advantage"}
+    shown = {"step", "prompt", "completion", "reward", "advantage", "prompt_index", "completion_ids"}
+    assert samples[0].keys() == shown
     by_round = [[s["reward"] for s in samples if s["step"] == step] for step in (0, 2)]
     rounds = [line for line in logged if "reward" in line]
     assert [line["reward"] for line in rounds] == pytest.approx([sum(r) / 16 for r in by_round])

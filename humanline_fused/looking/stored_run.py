@@ -13,8 +13,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArgumen
 from humanline_fused.training.checkpoint import faults, step_of
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data import Example, fingerprint, prepare
-from humanline_fused.training.plan import BatchPlan, MicroBatch, micro_batch
+from humanline_fused.training.plan import BatchPlan, MicroBatch, RoundPlan, micro_batch
+from humanline_fused.training.prompts import prepare_prompts
 from humanline_fused.training.resumable import IDENTITY, RUN_STATE
+from humanline_fused.training.rollout import COMPLETIONS, logged_groups, round_examples
 from humanline_fused.training.settings import read_settings
 
 
@@ -62,22 +64,40 @@ class StoredRun:
         Raises:
             ValueError: no data are named, they cannot be read, or they are not what the run was trained on.
         """
-        config, batches = self.config, self.identity["batches"]
-        if config.dataset is None:
-            raise ValueError("--dataset: expected the training data, which this run was given in memory, got none")
-        examples = prepare(
-            config.dataset,
+        config = self.config
+        data = prepare(
+            self._dataset(),
             self.tokenizer,
             config.objective,
             max_length=config.max_length,
             split=config.dataset_split,
             scale_rewards=config.scale_rewards,
-        ).examples
-        if (len(examples), fingerprint(examples)) != (batches["num_examples"], batches["data"]):
+        )
+        return self._unchanged(data.examples)
+
+    def prompts(self) -> list[Example]:
+        """The prompts of a run in rounds, read again.
+
+        Raises:
+            ValueError: as :meth:`examples`.
+        """
+        length, split = self.config.max_length, self.config.dataset_split
+        return self._unchanged(
+            prepare_prompts(self._dataset(), self.tokenizer, max_length=length, split=split).examples
+        )
+
+    def _dataset(self) -> str:
+        if self.config.dataset is None:
+            raise ValueError("--dataset: expected the training data, which this run was given in memory, got none")
+        return self.config.dataset
+
+    def _unchanged(self, examples: list[Example]) -> list[Example]:
+        then = self.identity["batches"]["num_examples"], self.identity["batches"]["data"]
+        now = len(examples), fingerprint(examples)
+        if then != now:
             raise ValueError(
-                f"{config.dataset}: expected the data that {self.folder} was trained on ({batches['num_examples']} "
-                f"examples, fingerprint {batches['data']}), got {len(examples)}, fingerprint {fingerprint(examples)}: "
-                "the file has changed since, or is another"
+                f"{self.config.dataset}: expected the data that {self.folder} was trained on ({then[0]} examples, "
+                f"fingerprint {then[1]}), got {now[0]}, fingerprint {now[1]}: the file has changed since, or is another"
             )
         return examples
 
@@ -138,14 +158,33 @@ def examples_of(run: StoredRun, step: int) -> tuple[list[Example], list[MicroBat
     """The training data, and which of them optimizer step ``step`` takes: its micro-batches, of all ranks in turn.
 
     Raises:
-        ValueError: as :meth:`StoredRun.examples`.
+        ValueError: as :meth:`StoredRun.examples`; of a run in rounds, nobody kept the samples of this step.
     """
     batches, settings = run.identity["batches"], run.settings
     size, accumulation = settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"]
     ranks = batches["global_batch_size"] // (size * accumulation)
-    plan = BatchPlan(batches["num_examples"], size, accumulation, ranks, batches["seed"])
-    examples = run.examples()
+    sizes = size, accumulation, ranks, batches["seed"]
+    if run.config.rollout_every:
+        examples, plan = _round_of(run, step, sizes)
+    else:
+        examples, plan = run.examples(), BatchPlan(batches["num_examples"], *sizes)
     return examples, [micro for rank in range(ranks) for micro in plan.window(step, rank)]
+
+
+def _round_of(run: StoredRun, step: int, sizes: tuple[int, int, int, int]) -> tuple[list[Example], RoundPlan]:
+    """The samples that ``step`` trained on, as the run's folder keeps them."""
+    config, prompts = run.config, run.prompts()
+    assert config.rollout_every is not None
+    per_prompt = 1 if config.objective == "dpo" else config.num_generations
+    plan = RoundPlan(len(prompts), per_prompt, config.rollout_every, *sizes)
+    first = step - step % config.rollout_every
+    groups = logged_groups(run.folder / COMPLETIONS, first)
+    if not groups:
+        raise ValueError(
+            f"{run.folder / COMPLETIONS}: expected the samples of the round that began at step {first}, it has none: "
+            "the run ended before"
+        )
+    return round_examples(groups, prompts, config.objective, plan)[0], plan
 
 
 def example_of(run: StoredRun, index: int) -> tuple[list[Example], list[MicroBatch]]:
@@ -154,6 +193,8 @@ def example_of(run: StoredRun, index: int) -> tuple[list[Example], list[MicroBat
     Raises:
         ValueError: as :meth:`StoredRun.examples`, or there is no such example.
     """
+    if run.config.rollout_every:
+        raise ValueError("--example: expected --step of a run in rounds, which samples its examples anew")
     examples = run.examples()
     if not 0 <= index < len(examples):
         raise ValueError(f"--example: expected 0 to {len(examples) - 1}, got {index}")

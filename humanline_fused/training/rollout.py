@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,6 +83,40 @@ def fill(examples: Sequence[Example], plan: RoundPlan) -> list[Example]:
             seen[id(example.prompt_ids)] += 1
         ordered += [filled[start + i] for i in sorted(range(len(turns)), key=turns.__getitem__)]
     return ordered
+
+
+def round_examples(
+    groups: Sequence[Sequence[Sample]], prompts: Sequence[Example], objective: str, plan: RoundPlan
+) -> tuple[list[Example], int]:
+    """What a round trains on, and how many of them are repetitions.
+
+    Raises:
+        RolloutError: nothing is left, as no two samples of a prompt differ in reward (dpo, kto).
+    """
+    make = EXAMPLES_OF[objective]
+    examples = [example for group in groups for example in make(prompts[group[0].prompt], group)]
+    if not examples:
+        raise RolloutError(
+            f"{objective} learns from samples of one prompt with different rewards, and this round has none: each of "
+            f"its {len(groups)} prompts got {len(groups[0])} samples of equal reward"
+        )
+    return fill(examples, plan), max(0, plan.examples_per_round - len(examples))
+
+
+def logged_groups(file: Path, step: int) -> list[list[Sample]]:
+    """The samples that the round which began at ``step`` left in ``file``, by prompt; none where it has none."""
+    samples = [
+        Sample(
+            line["prompt_index"],
+            torch.tensor(line["completion_ids"], dtype=torch.int32),
+            line["completion"],
+            line["reward"],
+            line["advantage"],
+        )
+        for line in json_lines.read(file)
+        if line["step"] == step
+    ]
+    return [list(group) for _, group in groupby(samples, key=lambda one: one.prompt)]
 
 
 class Rounds:
@@ -185,14 +221,7 @@ class Rounds:
         return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
     def _take(self, groups: Sequence[Sequence[Sample]]) -> None:
-        prompts, make = self.prompts.examples, EXAMPLES_OF[self.objective]
-        examples = [example for group in groups for example in make(prompts[group[0].prompt], group)]
-        if not examples:
-            raise RolloutError(
-                f"{self.objective} learns from samples of one prompt with different rewards, and this round has none: "
-                f"each of its {len(groups)} prompts got {len(groups[0])} samples of equal reward"
-            )
-        self.examples = fill(examples, self.plan)
+        self.examples, repeated = round_examples(groups, self.prompts.examples, self.objective, self.plan)
         samples = [one for group in groups for one in group]
         spreads = [pstdev([one.reward for one in group]) for group in groups]
         self.metrics.append(
@@ -202,13 +231,15 @@ class Rounds:
                 "frac_reward_zero_std": fmean(not spread for spread in spreads),
                 "completions/mean_length": fmean(len(one.completion_ids) for one in samples),
                 "completions/clipped_ratio": fmean(int(one.completion_ids[-1]) not in self.ends for one in samples),
-                "rollout/repeated": float(max(0, self.plan.examples_per_round - len(examples))),
+                "rollout/repeated": float(repeated),
             }
         )
 
     def _line(self, step: int, one: Sample) -> dict[str, Any]:
         shown = {"prompt": self.prompts.texts[one.prompt], "completion": one.completion}
-        return {"step": step, **shown, "reward": one.reward, "advantage": one.advantage}
+        scored = {"reward": one.reward, "advantage": one.advantage}
+        ids = {"prompt_index": one.prompt, "completion_ids": one.completion_ids.tolist()}
+        return {"step": step, **shown, **scored, **ids}
 
     def drain(self) -> dict[str, float]:
         """Means over the rounds since the last call."""
