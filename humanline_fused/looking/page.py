@@ -18,8 +18,7 @@ FAINTEST = 0.01
 WHITE, BLUE, RED = (255, 255, 255), (103, 169, 207), (239, 138, 98)
 """ColorBrewer's RdBu of three: told apart by the colour-blind, and black text is legible on all of it."""
 
-STYLE = """
-:root { color-scheme: light; }
+STYLE = """:root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto 7rem; max-width: 62rem;
   padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.15rem; border-top: 1px solid #ccc; padding-top: 1rem; }
@@ -73,7 +72,8 @@ def page(summary: Summary, sequences: Sequence[ScoredSequence]) -> str:
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(summary.title)}</title>
-<style>{STYLE}{_shades()}</style>
+<style>
+{_shades()}{STYLE}</style>
 </head>
 <body>
 <header>
@@ -127,8 +127,8 @@ def _legend(scale: float) -> str:
         '<div class="legend"><span class="high">line above</span><span>clamped: above the upper bound</span>'
         '<span class="low">line below</span><span>clamped: below the lower bound</span>'
         '<span class="prompt">grey text</span><span>prompt, not scored</span></div>\n'
-        "<p>Red: the policy finds the token likelier than the reference does; blue: less likely. A clamped token counts "
-        "with the bound, and gets no gradient. Point at a token, or go to it with Tab, for its numbers.</p>"
+        "<p>Red: the policy finds the token likelier than the reference does; blue: less likely. A clamped token "
+        "counts with the bound, and gets no gradient. Point at a token, or go to it with Tab, for its numbers.</p>"
     )
 
 

@@ -50,14 +50,14 @@ def style_of(number: int) -> dict[str, Any]:
     return {"color": COLORS[number % len(COLORS)], "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.8}
 
 
-def draw(rows: Sequence[Sequence[Panel]], labels: Sequence[str], image: Path, *, title: str) -> None:
+def draw(rows: Sequence[Sequence[Panel]], labels: Sequence[str], image: Path, *, title: str = "") -> None:
     """Draw a grid of panels with one legend.
 
     Args:
-        rows: equally long.
+        rows: equally long; panels below each other have the same x.
         labels: of all runs, in the legend's order.
         image: where to write; the ending chooses the format.
-        title: of the whole picture.
+        title: of the whole picture; without one the legend stands there.
 
     Raises:
         ValueError: the ending is no picture format.
@@ -75,8 +75,9 @@ def draw(rows: Sequence[Sequence[Panel]], labels: Sequence[str], image: Path, *,
     columns = max(map(len, rows))
     figure = Figure(figsize=(12 if columns > 2 else 11, 0.9 + 3.1 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=13)
-    grid = figure.subplots(len(rows), columns, squeeze=False)
+    if title:
+        figure.suptitle(title, fontsize=13)
+    grid = figure.subplots(len(rows), columns, squeeze=False, sharex="col")
     for panels, cells in zip(rows, grid, strict=True):
         for panel, axes in zip(panels, cells, strict=True):
             for label, (xs, ys) in panel.curves.items():
@@ -84,11 +85,13 @@ def draw(rows: Sequence[Sequence[Panel]], labels: Sequence[str], image: Path, *,
             axes.set_title(panel.title, fontsize=10, loc="left")
             axes.set_xlabel(panel.x)
             axes.set_ylabel(panel.y)
+            axes.tick_params(labelbottom=True)
             axes.ticklabel_format(axis="y", useOffset=False)
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
             if panel.limits:
                 axes.set_ylim(*panel.limits)
     lines = [Line2D([], [], label=label, **style) for label, style in styles.items()]
-    figure.legend(handles=lines, loc="outside upper center", ncols=min(len(lines), 4), frameon=False, handlelength=3)
+    where = "outside lower center" if title else "outside upper center"
+    figure.legend(handles=lines, loc=where, ncols=min(len(lines), 4), frameon=False, handlelength=3, fontsize=12)
     figure.savefig(image, dpi=130)

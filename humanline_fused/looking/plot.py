@@ -67,8 +67,8 @@ QUANTITIES = (
             ),
             Metric(
                 "rewards/margins",
-                "Chosen over rejected, in training, against each step's reference.\nAbove 0: still moving towards "
-                "the chosen (a moving reference keeps it small)",
+                "Chosen over rejected, in training, against each step's reference.\nAbove 0: moves to the chosen; "
+                "small where the reference moves too",
                 "reward margin (nats × β)",
             ),
         ),
@@ -78,7 +78,8 @@ QUANTITIES = (
         (
             Metric(
                 "humanline/unclamped",
-                "Tokens that the clamp leaves alone.\nDown: the policy strays further from its reference",
+                "Tokens that the clamp leaves alone.\nDown: the policy strays further from its reference "
+                "(no clamp: always 1)",
                 "share of tokens",
                 share=True,
             ),
@@ -90,7 +91,7 @@ QUANTITIES = (
             Metric(
                 "eval_kl_initial",
                 "Distance from the policy at the start, held out.\nUp: further away; 0 is where it began",
-                "k3 (nats per token)",
+                "KL estimate k3 (nats per token)",
             ),
         ),
     ),
@@ -151,7 +152,7 @@ def plot_runs(folders: Sequence[Path], image: Path | None = None) -> list[str]:
             rows.append([_panel(metric, drawn, *x) for x in (("step", "optimizer steps"), clock)])
     if not rows:
         raise ValueError(f"{', '.join(map(str, folders))}: nothing to draw; {'; '.join(said)}")
-    draw(rows, list(runs), image, title=" and ".join(runs) if len(runs) < 4 else f"{len(runs)} runs")
+    draw(rows, list(runs), image)
     return [*said, str(image)]
 
 

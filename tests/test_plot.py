@@ -1,0 +1,159 @@
+"""Runs beside each other: which curves are drawn, against which clock, and what is said of those that are not."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from humanline_fused.cli import main
+from humanline_fused.looking import plot
+from humanline_fused.looking.curves import read_metrics
+from humanline_fused.looking.pictures import Panel, style_of
+from humanline_fused.looking.plot import labels_of, plot_runs
+from tests.tiny_model import records, trained
+
+
+def run_of(folder: Path, *lines: dict[str, Any]) -> Path:
+    """A run's folder with these log lines, a second and a step apart."""
+    folder.mkdir(parents=True)
+    numbered = [{"step": i, "seconds": float(i), **line} for i, line in enumerate(lines)]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in numbered))
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Panel]]:
+    """The rows that would be drawn, filled as they come."""
+    rows: list[Sequence[Panel]] = []
+    monkeypatch.setattr(plot, "draw", lambda panels, *_, **__: rows.extend(panels))
+    return rows
+
+
+def test_a_metric_is_drawn_by_steps_and_by_seconds_for_every_run(tmp_path: Path, drawn: list[Sequence[Panel]]) -> None:
+    first = run_of(tmp_path / "a", {"reward": 0.1}, {"loss": 1.0}, {"reward": 0.3})
+    second = run_of(tmp_path / "b", {"reward": 0.2, "seconds": 5.0})
+    plot_runs([first, second], tmp_path / "plot.png")
+    ((steps, seconds),) = drawn
+    assert steps.curves == {"a": ([0, 2], [0.1, 0.3]), "b": ([0], [0.2])}
+    assert seconds.curves == {"a": ([0.0, 2.0], [0.1, 0.3]), "b": ([5.0], [0.2])}
+    assert (steps.x, seconds.x) == ("optimizer steps", "seconds, evaluation included")
+
+
+def test_the_clock_is_the_work_where_every_run_has_it(tmp_path: Path, drawn: list[Sequence[Panel]]) -> None:
+    work = {"time/training": 2.0, "time/generation": 0.5}
+    later = {"time/training": 3.0, "time/reward": 0.25}
+    run = run_of(tmp_path / "a", {"reward": 0.1, **work}, {"eval_reward": 0.2}, {"reward": 0.3, **later})
+    plot_runs([run], tmp_path / "plot.png")
+    evaluated, rewarded = drawn
+    assert evaluated[1].curves == {"a": ([2.5], [0.2])}
+    assert rewarded[1].curves == {"a": ([2.5, 3.75], [0.1, 0.3])}
+    assert rewarded[1].x == "seconds, without evaluation and saving"
+    drawn.clear()
+    plot_runs([run, run_of(tmp_path / "b", {"reward": 0.2})], tmp_path / "plot.png")
+    assert drawn[-1][1].curves["a"] == ([0.0, 2.0], [0.1, 0.3])
+
+
+def test_margins_against_the_start_come_before_those_of_training_unless_more_runs_have_these(
+    tmp_path: Path, drawn: list[Sequence[Panel]]
+) -> None:
+    both = {"eval_rewards_initial/margins": 2.0, "rewards/margins": 0.5}
+    first, second = run_of(tmp_path / "a", both), run_of(tmp_path / "b", {"rewards/margins": 0.25})
+    plot_runs([first], tmp_path / "plot.png")
+    assert [row[0].curves for row in drawn] == [{"a": ([0], [2.0])}]
+    drawn.clear()
+    plot_runs([first, second], tmp_path / "plot.png")
+    assert [row[0].curves for row in drawn] == [{"a": ([0], [0.5]), "b": ([0], [0.25])}]
+
+
+def test_what_no_run_logged_and_what_one_lacks_is_said(tmp_path: Path, drawn: list[Sequence[Panel]]) -> None:
+    first, second = run_of(tmp_path / "a", {"eval_kl_initial": 0.1}), run_of(tmp_path / "b", {"humanline/unclamped": 1})
+    assert plot_runs([first, second], tmp_path / "plot.png") == [
+        "left out, no run logged it: reward (heldout/reward, eval_reward, reward)",
+        "left out, no run logged it: margin (eval_rewards_initial/margins, rewards/margins)",
+        "humanline/unclamped is not in a",
+        "eval_kl_initial is not in b",
+        str(tmp_path / "plot.png"),
+    ]
+    assert len(drawn) == 2
+
+
+def test_a_number_that_was_not_finite_leaves_no_point(tmp_path: Path, drawn: list[Sequence[Panel]]) -> None:
+    plot_runs([run_of(tmp_path / "a", {"reward": None}, {"reward": 0.5})], tmp_path / "plot.png")
+    assert drawn[0][0].curves == {"a": ([1], [0.5])}
+
+
+def test_the_share_of_unclamped_tokens_ends_at_1_and_a_flat_one_looks_flat(
+    tmp_path: Path, drawn: list[Sequence[Panel]]
+) -> None:
+    plot_runs([run_of(tmp_path / "a", {"humanline/unclamped": 1.0})], tmp_path / "plot.png")
+    low, high = drawn[0][0].limits or (0.0, 0.0)
+    assert low < 0.95
+    assert 1 < high < 1.01
+
+
+def test_runs_of_one_name_are_told_apart_by_the_folders_above() -> None:
+    assert labels_of([Path("a/run"), Path("b/run"), Path("b/other")]) == ["a/run", "b/run", "b/other"]
+    with pytest.raises(ValueError, match="expected different runs"):
+        labels_of([Path("a"), Path("b/../a")])
+
+
+def test_two_runs_of_one_picture_never_look_the_same() -> None:
+    looks = [(style_of(i)["color"], str(style_of(i)["linestyle"])) for i in range(12)]
+    assert len(set(looks)) == 12
+
+
+def test_the_command_draws_a_trained_run_into_its_folder_and_several_where_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, settings in {"plain": {"clamp": False, "reference": "frozen"}, "humanline": {}}.items():
+        evaluation = {"eval_dataset": records("dpo", 3), "eval_strategy": "steps", "eval_steps": 2}
+        trained(name, max_steps=2, **evaluation, **settings)
+    capsys.readouterr()
+    assert main(["plot", "plain"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "left out, no run logged it: reward (heldout/reward, eval_reward, reward)",
+        "plain/plot.png",
+    ]
+    assert Path("plain/plot.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["plot", "plain", "humanline"]) == 0
+    assert Path("plot.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["plot", "plain", "humanline", "--output", "both.svg"]) == 0
+    assert Path("both.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["absent"], "expected a run's folder with a metrics.jsonl, found none at absent/metrics.jsonl"),
+        (["empty"], "empty/metrics.jsonl: expected log lines, it has none"),
+        (["bare"], "bare: nothing to draw; left out, no run logged it: reward"),
+        (["good", "--output", "plot.xyz"], "plot.xyz: expected a file that ends in one of "),
+        (["good", "--output", "plot"], "plot: expected a file that ends in one of "),
+        (["good", "--output", "absent/plot.png"], "No such file or directory: 'absent/plot.png'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line_and_status_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_of(Path("good"), {"reward": 0.5})
+    run_of(Path("bare"), {"loss": 0.5})
+    run_of(Path("empty"))
+    assert main(["plot", *argv]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("humanline plot: error: ")
+    assert said in line
+
+
+def test_a_last_line_that_a_killed_run_left_in_half_is_left_out(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "a", {"reward": 0.5})
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "rew')
+    assert read_metrics(run) == [{"step": 0, "seconds": 0.0, "reward": 0.5}]

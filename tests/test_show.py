@@ -1,0 +1,436 @@
+"""The page of a step's tokens: its numbers are those of the loss, and nothing in the data can be more than text."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from humanline_fused.cli import main
+from humanline_fused.looking.page import Summary, page, scale_of
+from humanline_fused.looking.sequences import ScoredSequence, texts_of
+from humanline_fused.looking.show import show_run
+from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training.settings import SETTINGS, read_settings
+from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer
+
+VOID = {"meta", "br", "link", "img"}
+PRINTED = 1e-4
+"""A number of four decimals is within half a unit of the last, and float32's own error is far below the other half."""
+
+
+class Page(HTMLParser):
+    """What a parser sees: elements with their attributes, those not closed in turn, and the text of each token."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.tokens: list[tuple[dict[str, str], str]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = {name: value or "" for name, value in attrs}
+        self.elements.append((tag, attributes))
+        if "t" in attributes.get("class", "").split():
+            self.tokens.append((attributes, ""))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+        if self.open[-2:] == ["p", "span"] and self.tokens:
+            attributes, text = self.tokens.pop()
+            self.tokens.append((attributes, text + data))
+
+    @property
+    def scored(self) -> list[dict[str, float]]:
+        """The numbers of the tokens that count, in order."""
+        tip = r"id (\d+) · log π (\S+) · log ref (\S+) · log-ratio (\S+) nats"
+        found = [re.search(tip, attributes["data-tip"]) for attributes, _ in self.tokens]
+        names = ("id", "logp", "ref_logp", "log_ratio")
+        return [dict(zip(names, map(float, match.groups()), strict=True)) for match in found if match]
+
+    @property
+    def clamped(self) -> int:
+        return sum(bool({"low", "high"} & set(attributes["class"].split())) for attributes, _ in self.tokens)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+
+Run = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Makes a run by name with a checkpoint every step, at a learning rate that has tokens clamped."""
+    folder = tmp_path_factory.mktemp("show")
+    tiny_model().save_pretrained(folder / "start")
+    tiny_tokenizer().save_pretrained(folder / "start")
+    made: dict[str, Path] = {}
+
+    def run(objective: str = "dpo", **settings: Any) -> Path:
+        name = "-".join([objective, *(f"{key}={value}" for key, value in settings.items())])
+        if name not in made:
+            data = folder / f"{objective}.jsonl"
+            data.write_text("".join(f"{json.dumps(row)}\n" for row in records(objective, 20)))
+            common = {"model": str(folder / "start"), "dataset": str(data), "learning_rate": 3e-2, "max_steps": 5}
+            common |= {"save_strategy": "steps", "save_steps": 1, "log_epsilon_P": -0.5, "log_epsilon_R": 0.75}
+            HumanlineTrainer(args=tiny_config(folder / name, objective=objective, **common, **settings)).train()
+            made[name] = folder / name
+        return made[name]
+
+    return run
+
+
+def shown(run: Path, **what: Any) -> Page:
+    return Page(show_run(run, output=run.parent / "page.html", **what).read_text(encoding="utf-8"))
+
+
+def logged(run: Path, step: int) -> dict[str, Any]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return next(line for line in lines if line["step"] == step and "loss" in line)
+
+
+@torch.no_grad()
+def logps_by_hand(model: Path, ids: Sequence[int]) -> torch.Tensor:
+    """The log-prob of every token but the first, by transformers' model on the one sequence."""
+    logits = AutoModelForCausalLM.from_pretrained(model)(torch.tensor([ids])).logits[0, :-1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+def unclamped_in(seen: Page) -> float:
+    return 1 - seen.clamped / len(seen.scored)
+
+
+def approximately(share: float, seen: Page) -> Any:
+    """The share of one number of tokens, and of no other."""
+    return pytest.approx(share, abs=0.5 / len(seen.scored))
+
+
+# The numbers
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings"),
+    [
+        ("dpo", {"sync_every": 3}),
+        ("kto", {"sync_every": 3, "gradient_accumulation_steps": 2}),
+        ("grpo", {"reference": "copy", "sync_every": 2}),
+        ("dpo", {"reference": "frozen"}),
+        ("dpo", {"reference": "frozen", "clamp": False}),
+    ],
+)
+def test_the_unclamped_share_is_what_the_step_logged(run_of: Run, objective: str, settings: dict[str, Any]) -> None:
+    run = run_of(objective, **settings)
+    for step in (1, 3, 4):
+        seen = shown(run, step=step)
+        assert unclamped_in(seen) == approximately(logged(run, step + 1)["humanline/unclamped"], seen)
+
+
+def test_clamped_tokens_are_there_to_be_compared(run_of: Run) -> None:
+    run = run_of(sync_every=3)
+    assert any(logged(run, step + 1)["humanline/unclamped"] < 1 for step in (1, 3, 4))
+
+
+def test_rewards_of_chosen_and_rejected_are_what_the_step_logged(run_of: Run) -> None:
+    run = run_of(sync_every=3)
+    rewards = [float(value) for value in re.findall(r"reward β·R ([-+.\d]+)", shown(run, step=3).text)]
+    mean = {"chosen": sum(rewards[::2]) / 2, "rejected": sum(rewards[1::2]) / 2}
+    for role, value in mean.items():
+        assert value == pytest.approx(logged(run, 4)[f"rewards/{role}"], abs=PRINTED)
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "reference"),
+    [
+        ({"sync_every": 3}, 3, "start"),
+        ({"sync_every": 3}, 4, "checkpoint-3"),
+        ({"reference": "copy", "sync_every": 2}, 4, "checkpoint-2"),
+        ({"reference": "frozen"}, 4, "start"),
+    ],
+)
+def test_log_probs_are_those_of_the_weights_of_both_steps(
+    run_of: Run, settings: dict[str, Any], step: int, reference: str
+) -> None:
+    run = run_of(**settings)
+    seen = shown(run, step=step)
+    scored = iter(seen.scored)
+    compared = 0
+    for sequence in sequences_in(seen):
+        ids = [int(re.search(r"id (\d+)", attributes["data-tip"])[1]) for attributes in sequence]
+        count = sum("tabindex" in attributes for attributes in sequence)
+        policy = logps_by_hand(run / f"checkpoint-{step}", ids)[-count:]
+        other = run.parent / "start" if reference == "start" else run / reference
+        expected = zip(policy.tolist(), logps_by_hand(other, ids)[-count:].tolist(), strict=True)
+        for logp, ref_logp in expected:
+            token = next(scored)
+            assert token["logp"] == pytest.approx(logp, abs=PRINTED)
+            assert token["ref_logp"] == pytest.approx(ref_logp, abs=PRINTED)
+            assert token["log_ratio"] == pytest.approx(logp - ref_logp, abs=PRINTED)
+            compared += 1
+    assert compared == len(seen.scored)
+
+
+def sequences_in(seen: Page) -> list[list[dict[str, str]]]:
+    """The tokens' attributes by sequence: one begins where a prompt does."""
+    sequences: list[list[dict[str, str]]] = []
+    in_prompt = False
+    for attributes, _ in seen.tokens:
+        begins = "prompt" in attributes["class"].split()
+        if begins and not in_prompt:
+            sequences.append([])
+        in_prompt = begins
+        sequences[-1].append(attributes)
+    return sequences
+
+
+def test_an_adapter_and_its_reference_are_read_back(run_of: Run, tmp_path: Path) -> None:
+    import peft
+
+    base = run_of(sync_every=3).parent
+    model = AutoModelForCausalLM.from_pretrained(base / "start")
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], r=4)
+    settings = {"dataset": str(base / "dpo.jsonl"), "save_strategy": "steps", "save_steps": 3, "max_steps": 4}
+    settings |= {"reference": "adapter", "sync_every": 2, "log_epsilon_R": 0.02, "log_epsilon_P": -0.02}
+    args = tiny_config(tmp_path / "run", learning_rate=0.1, **settings)
+    HumanlineTrainer(peft.get_peft_model(model, lora), args).train()
+    seen = shown(tmp_path / "run", step=3)
+    unclamped = logged(tmp_path / "run", 4)["humanline/unclamped"]
+    assert unclamped < 1
+    assert unclamped_in(seen) == approximately(unclamped, seen)
+
+
+# One example
+
+
+def test_an_example_whose_scores_wait_is_compared_with_those(run_of: Run) -> None:
+    run = run_of(sync_every=3)
+    state = torch.load(run / "checkpoint-4" / "reference.pt", weights_only=True)
+    waiting = next(iter(state["pending"][4]))
+    seen = shown(run, example=waiting, checkpoint=4)
+    assert "before step 3, which scored step 4's tokens then" in seen.text
+    assert "not with what a loss" not in seen.text
+    scored = state["pending"][4][waiting]["ref_logp"]
+    count = [sum("tabindex" in attributes for attributes in sequence) for sequence in sequences_in(seen)]
+    expected = [value for logp, n in zip(scored, count, strict=True) for value in logp[-n - 1 : -1].tolist()]
+    assert [token["ref_logp"] for token in seen.scored] == pytest.approx(expected, abs=PRINTED)
+
+
+def test_an_example_without_scores_is_compared_with_the_start_and_the_page_says_so(run_of: Run) -> None:
+    run = run_of(sync_every=3)
+    state = torch.load(run / "checkpoint-5" / "reference.pt", weights_only=True)
+    assert state["pending"] == {}
+    seen = shown(run, example=7)
+    assert (
+        f"Compared with the policy at the start of the run ({run.parent / 'start'}), not with what a loss" in seen.text
+    )
+    ids = [int(re.search(r"id (\d+)", attributes["data-tip"])[1]) for attributes in sequences_in(seen)[0]]
+    count = sum("tabindex" in attributes for attributes in sequences_in(seen)[0])
+    by_hand = logps_by_hand(start, ids)[-count:].tolist()
+    assert [token["ref_logp"] for token in seen.scored[:count]] == pytest.approx(by_hand, abs=PRINTED)
+
+
+# The page
+
+
+def sequence(texts: list[str], log_ratios: list[float], role: str = "chosen", first: int = 1) -> ScoredSequence:
+    """Tokens with these log-ratios after a prompt, under bounds of -1 and 1."""
+    ratio = torch.tensor(log_ratios)
+    settings: dict[str, Any] = {"logp": ratio - 2, "ref_logp": torch.full_like(ratio, -2.0), "log_ratio": ratio}
+    settings |= {"clamped": ratio.clamp(-1, 1), "low": ratio < -1, "high": ratio > 1}
+    ids = list(range(len(texts)))
+    return ScoredSequence(example=0, role=role, ids=ids, texts=texts, first=first, reward=0.25, **settings)
+
+
+HOSTILE = ["<b>ask", "<script>alert(1)</script>", '" onfocus="alert(2)', "&amp;", "it's", "<!--", "</p></main>", "a\nb"]
+
+
+@pytest.fixture
+def hostile_page() -> str:
+    """Tokens that are markup, in a run whose name is too."""
+    summary = Summary("<title>'run'", [("run", "<script>alert(3)</script>")], note="<i>note")
+    return page(summary, [sequence(HOSTILE, [0.0, -0.5, 0.5, 2.0, -2.0, 1.0, -1.0], role="<em>")])
+
+
+def test_markup_in_the_data_is_text(hostile_page: str) -> None:
+    seen = Page(hostile_page)
+    assert [text for _, text in seen.tokens] == [*HOSTILE[:-1], "a↵\nb"]
+    assert {tag for tag, _ in seen.elements} & {"script", "b", "i", "em"} == set()
+    assert {name for _, attributes in seen.elements for name in attributes if name.startswith("on")} == set()
+    assert seen.open == []
+
+
+def test_the_page_asks_for_nothing_outside_itself(hostile_page: str) -> None:
+    seen = Page(hostile_page)
+    outside = {"src", "href", "srcset", "data", "action", "style"}
+    assert {tag for tag, _ in seen.elements} & {"link", "img", "iframe", "object", "script", "base"} == set()
+    assert {name for _, attributes in seen.elements for name in attributes} & outside == set()
+    (style,) = re.findall(r"<style>(.*?)</style>", hostile_page, re.S)
+    assert not re.search(r"url\(|@import|@font-face", style)
+    policy = next(a["content"] for tag, a in seen.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def test_colour_follows_sign_and_size_and_a_mark_says_which_bound_was_passed(hostile_page: str) -> None:
+    marks = [attributes["class"] for attributes, _ in Page(hostile_page).tokens]
+    assert marks == ["t prompt", "t z", "t b5", "t r5", "t r10 high", "t b10 low", "t r10", "t b10"]
+
+
+def test_every_shade_has_a_rule_and_a_token_that_is_clamped_a_line_beside_its_colour(hostile_page: str) -> None:
+    rules = dict(re.findall(r"\.(\w+) \{([^}]*)\}", hostile_page))
+    assert {f"{side}{shade}" for side in "br" for shade in range(1, 11)} <= rules.keys()
+    assert rules["b10"] != rules["r10"]
+    assert "inset 0 4px" in rules["high"]
+    assert "inset 0 -4px" in rules["low"]
+
+
+def test_the_sums_before_and_after_the_clamp_are_those_of_the_tokens() -> None:
+    seen = Page(page(Summary("run", []), [sequence(["p", "a", "b", "c"], [2.0, -0.5, -3.0])]))
+    assert "sum of log-ratios -1.5000 nats, after the clamp -0.5000; reward β·R +0.2500" in seen.text
+    assert "clamped 2 of 3 tokens (1 below, 1 above)" in seen.text
+
+
+def test_rounding_gets_no_colour() -> None:
+    seen = sequence(["p", "a"], [1e-7])
+    assert scale_of([seen]) == 0.01
+    assert 'class="t z"' in page(Summary("run", []), [seen])
+
+
+def test_every_token_of_a_step_is_on_the_page_once(run_of: Run) -> None:
+    run = run_of(sync_every=3)
+    seen = shown(run, step=3)
+    assert seen.open == []
+    rows = records("dpo", 20)
+    examples = [int(text.removeprefix("Example ")) for text in seen.texts if text.startswith("Example ")]
+    assert len(examples) == 2
+    texts = [f"{rows[i]['prompt']}{rows[i][side]} <eos>" for i in examples for side in ("chosen", "rejected")]
+    assert "".join(text for _, text in seen.tokens) == "".join(texts)
+
+
+def test_half_a_letter_joins_the_token_that_completes_it() -> None:
+    class Bytes:
+        """A token is a byte of UTF-8."""
+
+        def decode(self, ids: list[int], **_: bool) -> str:
+            return bytes(ids).decode(errors="replace")
+
+        def convert_ids_to_tokens(self, token: int) -> str:
+            return f"<{token}>"
+
+    assert texts_of(Bytes(), list("aé!".encode())) == ["a", "�", "é", "!"]
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium in PATH: what a browser makes of the page was not tried")
+def test_a_browser_shows_markup_in_the_data_as_text(hostile_page: str, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(hostile_page, encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    command = [str(CHROMIUM), *options, (tmp_path / "page.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=True).stdout
+    assert "it&#x27;s" in hostile_page
+    assert "it's" in dom  # a parser has read it and written it anew
+    seen = Page(dom)
+    assert [text for _, text in seen.tokens] == [*HOSTILE[:-1], "a↵\nb"]
+    assert {tag for tag, _ in seen.elements} & {"script", "b", "i", "em"} == set()
+
+
+# What cannot be shown
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    capsys.readouterr()
+    assert main(["show", *argv]) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1].removeprefix("humanline show: error: ")
+
+
+def test_the_command_says_where_the_page_is(run_of: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(sync_every=3)
+    assert main(["show", str(run), "--step", "3"]) == 0
+    assert capsys.readouterr().out.splitlines() == [str(run / "show-step-3.html")]
+    assert (run / "show-step-3.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_a_step_without_a_checkpoint_lists_those_that_have_one(run_of: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(sync_every=3)
+    said = error_of(capsys, str(run), "--step", "0")
+    assert said == f"{run}: expected a complete checkpoint-0, it has those of steps 1, 2, 3, 4, 5"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--example", "20"], "--example: expected 0 to 19, got 20"),
+        (["--step", "3", "--checkpoint", "2"], "--checkpoint: expected none with --step N"),
+        (["--step", "3", "--dataset", "absent.jsonl"], "dataset: expected a JSONL file at absent.jsonl, found none"),
+    ],
+)
+def test_what_is_not_there_is_one_line(
+    run_of: Run, capsys: pytest.CaptureFixture[str], argv: list[str], said: str
+) -> None:
+    assert error_of(capsys, str(run_of(sync_every=3)), *argv).startswith(said)
+
+
+def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = error_of(capsys, str(tmp_path), "--step", "3")
+    assert said == f"expected a run's folder with a {SETTINGS}, found none at {tmp_path / SETTINGS}"
+
+
+def test_data_that_changed_since_are_refused(run_of: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(sync_every=3)
+    rows = records("dpo", 20)
+    rows[4]["chosen"] += " w7"
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    said = error_of(capsys, str(run), "--step", "3", "--dataset", str(changed))
+    assert said.startswith(f"{changed}: expected the data that {run} was trained on (20 examples, fingerprint ")
+
+
+def test_a_run_made_in_memory_is_shown_with_the_data_and_the_model_that_are_named(
+    run_of: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, run = run_of(sync_every=3).parent, tmp_path / "run"
+    args = tiny_config(run, max_steps=2, save_strategy="steps", save_steps=2)
+    HumanlineTrainer(tiny_model(), args, records("dpo", 20), processing_class=tiny_tokenizer()).train()
+    assert error_of(capsys, str(run), "--example", "3").startswith("--dataset: expected the training data")
+    data = ["--dataset", str(base / "dpo.jsonl")]
+    assert error_of(capsys, str(run), "--example", "3", *data).startswith("--model: expected the policy at the start")
+    assert main(["show", str(run), "--example", "3", *data, "--model", str(base / "start")]) == 0
+
+
+def test_another_model_than_the_runs_is_refused(
+    run_of: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model(hidden_size=16).save_pretrained(tmp_path)
+    said = error_of(capsys, str(run_of(sync_every=3)), "--example", "3", "--model", str(tmp_path))
+    assert said.startswith(f"{tmp_path}: expected the run's model {{'class': 'LlamaForCausalLM'")
+
+
+# The settings that a run keeps
+
+
+def test_a_run_keeps_its_settings_and_a_dry_one_keeps_none(run_of: Run, tmp_path: Path) -> None:
+    settings = read_settings(run_of(sync_every=3))
+    assert (settings["sync_every"], settings["objective"], settings["log_epsilon_R"]) == (3, "dpo", 0.75)
+    assert settings["learning_rate"] == 3e-2
+    config = tiny_config(tmp_path / "dry", dry_run=True)
+    HumanlineTrainer(tiny_model(), config, records("dpo", 20), processing_class=tiny_tokenizer()).train()
+    assert not (tmp_path / "dry" / SETTINGS).exists()
