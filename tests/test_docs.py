@@ -1,5 +1,6 @@
 """What the pages show runs, and what they point at exists."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from benchmarks.results import ROOT
+from humanline_fused.training import HumanlineConfig
+from humanline_fused.training.data import check_record
 
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), ROOT / "examples" / "README.md"])
@@ -46,3 +49,34 @@ def test_the_loops_of_the_losses_page_run() -> None:
     assert names["weight"].grad.abs().sum() > 0
     torch.testing.assert_close(names["scored_ahead"].ref_logp, names["ref_logp"])
     assert names["reference"].pending == {}
+
+
+def test_the_reward_of_the_rounds_page_gives_what_it_shows() -> None:
+    run("rounds.md")
+
+
+def test_feedback_of_halos_becomes_pairs_and_labels(tmp_path: Path) -> None:
+    prompt, good, bad = ([{"role": role, "content": role}] for role in ("user", "assistant", "assistant"))
+    good[0]["content"] = "good"
+    pair = {"prompt_id": 0, "prompt": prompt, "type": "pairwise_feedback", "reward_A": 1.0, "reward_B": 0.0}
+    single = {"prompt_id": 1, "prompt": prompt, "type": "binary_feedback", "output": bad, "label": 0, "reward": 0.0}
+    swapped = pair | {"output_A": bad, "output_B": good, "label": 0}
+    (tmp_path / "halos.json").write_text(
+        json.dumps([pair | {"output_A": good, "output_B": bad, "label": 1}, swapped, single])
+    )
+    run("moving.md")["from_halos"](tmp_path / "halos.json", tmp_path / "ours.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "ours.jsonl").read_text().splitlines()]
+    assert rows == [
+        {"prompt": prompt, "chosen": good, "rejected": bad},
+        {"prompt": prompt, "chosen": good, "rejected": bad},
+        {"prompt": prompt, "completion": bad, "label": False},
+    ]
+    for row, objective in zip(rows, ("dpo", "dpo", "kto"), strict=True):
+        check_record("halos", row, objective)
+
+
+def test_what_a_page_about_moving_calls_a_setting_is_one() -> None:
+    known = {*HumanlineConfig.__dataclass_fields__, "reference_model", "reward_function", "prompt"}
+    tables = re.findall(r"^\|(.*)\|(.*)\|(.*)\|$", (DOCS / "moving.md").read_text(), flags=re.MULTILINE)
+    named = {name for _, ours, _ in tables for name in re.findall(r"`([a-z_A-Z]+)(?:: [^`]*|=)?`", ours)}
+    assert named - known - {"true", "false", "processes", "HumanlineTrainer", "module:function", "auto"} == set()
