@@ -61,9 +61,5 @@ def as_bytes(number: float) -> str:
 
 
 def _counts(data: PreparedData) -> str:
-    notes = [
-        ("dropped (prompt >= max_length)", data.dropped),
-        ("completions cut at max_length (end of sequence lost)", data.truncated),
-        ("groups without signal (equal rewards)", data.groups_without_signal),
-    ]
-    return ", ".join([f"{len(data.examples)} examples", *(f"{what}: {count}" for what, count in notes if count)])
+    notes = (f"{what}: {count}" for what, count in data.notes() if count)
+    return ", ".join([f"{len(data.examples)} examples", *notes])

@@ -8,6 +8,7 @@ appears whole and holds that reference, and evaluation compares with the policy 
 import copy
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from humanline_fused.reference.adapter import trained_adapter
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
 from humanline_fused.training import objective, pending
+from humanline_fused.training.advantages import batch_scale
 from humanline_fused.training.batch import Batch, collate, num_loss_tokens, to_device
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data import Example, fingerprint, prepare
@@ -107,12 +109,17 @@ class HumanlineTrainer(ResumableTrainer):
             objective=args.objective,
             max_length=args.max_length,
             scale_rewards=args.scale_rewards,
+            drop_no_signal=args.objective == "grpo" and args.beta == 0,
             progress=not args.disable_tqdm and args.process_index == 0,
         )
         self.train_data = read(train_dataset, split=args.dataset_split)
         self.eval_data = None if eval_dataset is None else read(eval_dataset, split=args.eval_dataset_split)
         self.train_examples = self.train_data.examples
         self.eval_examples = self.eval_data.examples if self.eval_data else []
+        self.scales_by_batch = args.objective == "grpo" and args.scale_rewards == "batch"
+        if self.scales_by_batch and self.eval_examples:  # held-out data are one batch, however they are dealt out
+            scale = batch_scale([e.reward for e in self.eval_examples])
+            self.eval_examples = [replace(e, weight=e.weight / scale) for e in self.eval_examples]
         if args.reference == "adapter":
             trained_adapter(policy)
         if args.head == "fused":
@@ -237,6 +244,9 @@ class HumanlineTrainer(ResumableTrainer):
             batch | {name: logp.to(self.args.device, non_blocking=True) for name, logp in scored.items()} | common
             for batch, scored in zip(window, scores, strict=True)
         ]
+        if self.scales_by_batch:
+            scale = batch_scale([example.reward for example in examples])
+            inputs = [batch | {"advantages": batch["advantages"] / scale} for batch in inputs]
         if self.args.include_num_input_tokens_seen == "no":
             self.state.num_input_tokens_seen += sum(len(e.prompt_ids) + len(c) for e in examples for c in e.completions)
         return inputs, None
