@@ -64,23 +64,26 @@ def tokenize(
         texts = list(completions)
         prompt_ids = _ids(tokenizer, prompt, add_generation_prompt=True, **template)
     full = [_ids(tokenizer, prompt + text, **template) for text in texts]  # pyright: ignore[reportOperatorIssue]
-    start = min(_common_prefix(prompt_ids, ids) for ids in full)
+    start = min((_common_prefix(prompt_ids, ids) for ids in full), default=len(prompt_ids))
     return prompt_ids[:start], [ids[start:] for ids in full]
 
 
 def tokenized(
-    where: str, row: Row, tokenizer: PreTrainedTokenizerBase, objective: str, scale_rewards: str = "group"
+    where: str, row: Row, tokenizer: PreTrainedTokenizerBase, objective: str | None, scale_rewards: str = "group"
 ) -> Iterator[tuple[Example, int]]:
     """The whole examples of a row, not cut, each with how many of its completions say nothing.
+
+    Args:
+        objective: None: one example, the prompt without a completion.
 
     Raises:
         ValueError: the chat template does not take the row's messages.
     """
     end = str(tokenizer.eos_token or "")
-    texts = [row.completions] if objective == "dpo" else [[text] for text in row.completions]
+    texts = [[text] for text in row.completions] if objective in ("kto", "grpo") else [row.completions]
     rewards = row.values if objective == "grpo" else [0.0] * len(texts)
-    weights = {"dpo": lambda: [0.0], "kto": lambda: row.values, "grpo": lambda: advantages(rewards, scale_rewards)}
-    for group, weight, reward in zip(texts, weights[objective](), rewards, strict=True):
+    weights = advantages(rewards, scale_rewards) if objective == "grpo" else row.values or [0.0]
+    for group, weight, reward in zip(texts, weights, rewards, strict=True):
         try:
             prompt_ids, completions = tokenize(tokenizer, row.prompt, group, **row.template)
         except (ValueError, TypeError, TemplateError) as error:

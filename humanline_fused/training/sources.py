@@ -65,6 +65,8 @@ def _load(name: str) -> Any:
     path = Path(name)
     if path.is_file():
         raise ValueError(f"dataset: expected a file that ends in {', '.join(READERS)}, got {path}")
+    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise ValueError(f"dataset: expected a file or a folder at {path}, found none")
     saved = path.is_dir() and any((path / file).is_file() for file in ("state.json", "dataset_dict.json"))
     name, _, config = (name, "", "") if path.is_dir() else name.partition(":")
     tried = "load_from_disk" if saved else "load_dataset"
