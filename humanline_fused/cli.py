@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["info"])  # doctest: +SKIP
     0
     """
-    commands = {"train": train, "plot": plot, "show": show, "demo": demo, "info": info}
+    commands = {"train": train, "data": data, "plot": plot, "show": show, "demo": demo, "info": info}
     parser = argparse.ArgumentParser(
         prog="humanline",
         description="Humanline DPO, KTO and GRPO.",
@@ -202,6 +202,38 @@ def show(argv: Sequence[str]) -> None:
         print(show_run(**vars(options)))
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
+
+
+def data(argv: Sequence[str]) -> None:
+    """Say what a dataset holds, which objective takes it and what is wrong with it, before any training."""
+    parser = argparse.ArgumentParser(prog="humanline data", description=data.__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "file", help="A JSONL, JSON, CSV, TSV or Parquet file, a folder that datasets saved, or a name."
+    )
+    parser.add_argument("--objective", choices=("dpo", "kto", "grpo"), help="Default: the first that takes the data.")
+    parser.add_argument(
+        "--model", "--tokenizer", help="Folder or name of the tokenizer: lengths in tokens, and what would be cut."
+    )
+    parser.add_argument("--max_length", type=int, default=1024, help="Tokens of a sequence. Default: %(default)s")
+    parser.add_argument("--split", default="train", help="Where there are several. Default: %(default)s")
+    options = parser.parse_args(argv)
+
+    from transformers import AutoTokenizer
+
+    from humanline_fused.training.inspection import inspect_data, report
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(options.model) if options.model else None
+        settings = {"objective": options.objective, "split": options.split, "max_length": options.max_length}
+        found = inspect_data(options.file, tokenizer=tokenizer, **settings)
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(str(error)) from error
+    print(report(found))
+    if found.num_wrong:
+        rows = f"{found.num_wrong} of {found.num_rows} rows cannot be used"
+        raise UserError(f"{rows}: a training would stop at the first")
+    if tokenizer and found.objective and not found.prepared.examples:
+        raise UserError("nothing would be left to learn from")
 
 
 def demo(argv: Sequence[str]) -> None:

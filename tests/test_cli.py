@@ -100,7 +100,10 @@ def test_an_unknown_option_names_the_nearest_one(here: Path, capsys: pytest.Capt
         ("model: [unclosed\n", "config.yaml is not YAML"),
         ("model: start\ndataset: absent.jsonl\n", "expected a JSONL file at absent.jsonl, found none"),
         ("model: start\ndataset: pairs.jsonl\nsync_every: 0\n", "sync_every: expected an integer >= 1, got 0"),
-        ("model: start\ndataset: pairs.jsonl\nobjective: kto\n", "pairs.jsonl, line 1: lacks 'completion', 'label'"),
+        (
+            "model: start\ndataset: pairs.jsonl\nobjective: grpo\n",
+            "pairs.jsonl, line 1: this looks like preference data",
+        ),
         ("dataset: pairs.jsonl\n", "model: expected a folder that save_pretrained wrote"),
     ],
 )

@@ -9,8 +9,9 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from humanline_fused.targets import shift_targets
+from humanline_fused.training.advantages import advantages
 from humanline_fused.training.batch import collate, num_loss_tokens
-from humanline_fused.training.data import advantages, fingerprint, prepare, tokenize
+from humanline_fused.training.data import fingerprint, prepare, tokenize
 from humanline_fused.training.plan import MicroBatch
 from tests.tiny_model import records, tiny_tokenizer
 
@@ -89,13 +90,13 @@ def test_a_dataset_of_which_nothing_is_left_is_refused_with_the_count():
 
 
 def test_advantages_divide_by_the_population_standard_deviation_plus_a_hundredth():
-    assert advantages([0.0, 1.0], scale=True) == [-0.5 / 0.51, 0.5 / 0.51]
-    assert advantages([0.0, 1.0], scale=False) == [-0.5, 0.5]
+    assert advantages([0.0, 1.0], scale="group") == [-0.5 / 0.51, 0.5 / 0.51]
+    assert advantages([0.0, 1.0], scale="none") == [-0.5, 0.5]
 
 
 def test_each_completion_of_a_group_becomes_an_example_with_its_own_advantage():
     row = {"prompt": "w1", "completions": [" w2", " w3", " w4"], "rewards": [0.0, 3.0, 3.0]}
-    data = prepared([row], "grpo", scale_rewards=False)
+    data = prepared([row], "grpo", scale_rewards="none")
     assert [(e.completions[0].tolist(), e.weight) for e in data.examples] == [
         (ids("w2 <eos>"), -2.0),
         (ids("w3 <eos>"), 1.0),
@@ -134,12 +135,13 @@ def test_data_that_cannot_be_read_by_index_are_refused_because_they_cannot_be_se
         ("dpo", '{"prompt": "w1", ', "expected one JSON object per line"),
         ("dpo", '["w1"]', "expected an object with the columns prompt, chosen, rejected"),
         ("dpo", '{"prompt": "w1", "chosen": "w2"}', "lacks 'rejected'; dpo needs prompt, chosen, rejected"),
-        ("kto", json.dumps(PAIR), "lacks 'completion', 'label'"),
         ("dpo", json.dumps(PAIR | {"chosen": MESSAGES["chosen"]}), "all to be text or all to be lists"),
         ("dpo", json.dumps(PAIR | {"chosen": 3}), "all to be text or all to be lists"),
         ("kto", '{"prompt": "w1", "completion": "w2", "label": "yes"}', "label to be true or false, got 'yes'"),
         ("grpo", '{"prompt": "w1", "completions": ["w2", "w3"], "rewards": [1]}', "expected 2 finite rewards"),
-        ("grpo", '{"prompt": "w1", "completions": ["w2"], "rewards": [NaN]}', "expected 1 finite rewards"),
+        ("grpo", '{"prompt": "w1", "completions": ["w2", "w3"], "rewards": [1, NaN]}', "expected 2 finite rewards"),
+        ("grpo", '{"prompt": "w1", "completions": ["w2", "w3"], "rewards": [1, 1e999]}', "expected 2 finite rewards"),
+        ("grpo", '{"prompt": "w1", "completions": ["w2"], "rewards": [1]}', "a group of one has no baseline"),
     ],
 )
 def test_a_bad_jsonl_line_is_named_by_file_and_number(tmp_path: Path, objective: str, line: str, said: str):

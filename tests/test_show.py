@@ -242,7 +242,7 @@ def test_an_example_without_scores_is_compared_with_the_start_and_the_page_says_
     )
     ids = [int(re.search(r"id (\d+)", attributes["data-tip"])[1]) for attributes in sequences_in(seen)[0]]
     count = sum("tabindex" in attributes for attributes in sequences_in(seen)[0])
-    by_hand = logps_by_hand(start, ids)[-count:].tolist()
+    by_hand = logps_by_hand(run.parent / "start", ids)[-count:].tolist()
     assert [token["ref_logp"] for token in seen.scored[:count]] == pytest.approx(by_hand, abs=PRINTED)
 
 

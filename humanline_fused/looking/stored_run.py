@@ -72,6 +72,7 @@ class StoredRun:
             max_length=config.max_length,
             split=config.dataset_split,
             scale_rewards=config.scale_rewards,
+            drop_no_signal=config.drop_no_signal,
         )
         return self._unchanged(data.examples)
 

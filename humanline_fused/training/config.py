@@ -11,6 +11,7 @@ from humanline_fused.types import HumanlineClamp, Impl
 Objective = Literal["dpo", "kto", "grpo"]
 Reference = Literal["lookahead", "copy", "adapter", "frozen"]
 Head = Literal["fused", "logits"]
+ScaleRewards = Literal["group", "batch", "none"]
 
 DEFAULT_BETA = {"dpo": 0.1, "kto": 0.1, "grpo": 0.0}
 """As TRL's."""
@@ -71,8 +72,9 @@ class HumanlineConfig(TrainingArguments):
     dataset: str | None = field(
         default=None,
         metadata=_help(
-            "Training data: a JSONL or Parquet file, a folder that datasets saved, or a name. Columns: prompt, chosen, "
-            "rejected (dpo) | prompt, completion, label (kto) | prompt, completions, rewards (grpo)."
+            "Training data: a JSONL, JSON, CSV, TSV or Parquet file, a folder that datasets saved, or a name. Columns: "
+            "prompt, chosen, rejected (dpo, kto) | prompt, completion, label (kto) | prompt, completions, rewards "
+            "(grpo). `humanline data FILE` says what is in it."
         ),
     )
     dataset_split: str = field(default="train", metadata=_help("Split of the training data, where it has several."))
@@ -116,8 +118,12 @@ class HumanlineConfig(TrainingArguments):
         default=0.2, metadata=_help("grpo: PPO's clip of the ratio to [1 - epsilon, 1 + epsilon_high].")
     )
     epsilon_high: float | None = field(default=None, metadata=_help("grpo: upper end of the clip; default epsilon."))
-    scale_rewards: bool = field(
-        default=True, metadata=_help("grpo: divide advantages by the standard deviation of their group.")
+    scale_rewards: ScaleRewards = field(
+        default="group",
+        metadata=_help(
+            "grpo: what advantages are divided by: the standard deviation of their group's rewards, that of all "
+            "rewards of the optimizer step (batch), or nothing."
+        ),
     )
     rollout_every: int | None = field(
         default=None,
@@ -182,7 +188,10 @@ class HumanlineConfig(TrainingArguments):
             self.save_strategy = self.eval_strategy = "no"
             self.eval_on_start = self.load_best_model_at_end = False
         super().__post_init__()
+        if isinstance(self.scale_rewards, bool):  # as TRL takes it
+            self.scale_rewards = "group" if self.scale_rewards else "none"
         choices = {"objective": Objective, "reference": Reference, "impl": Impl, "head": Head}
+        choices["scale_rewards"] = ScaleRewards
         for name, kind in choices.items():
             self._expect(name, getattr(self, name) in get_args(kind), " or ".join(map(repr, get_args(kind))))
         if self.beta is None:
@@ -261,6 +270,11 @@ class HumanlineConfig(TrainingArguments):
                 "push_to_hub: expected hub_strategy='end' (a checkpoint moves when it is complete, which "
                 f"would break an upload), got {self.hub_strategy!r}"
             )
+
+    @property
+    def drop_no_signal(self) -> bool:
+        """Whether groups of equal rewards are left out: without a KL penalty their gradient is 0."""
+        return self.objective == "grpo" and self.beta == 0
 
     @property
     def humanline_clamp(self) -> HumanlineClamp | None:

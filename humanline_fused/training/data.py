@@ -1,31 +1,22 @@
 """From preference data in TRL's columns to token ids: read, check, tokenise."""
 
-import json
-import math
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from jinja2 import TemplateError
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-COLUMNS = {
-    "dpo": ("prompt", "chosen", "rejected"),
-    "kto": ("prompt", "completion", "label"),
-    "grpo": ("prompt", "completions", "rewards"),
-}
+from humanline_fused.training.advantages import advantages
+from humanline_fused.training.records import Row, Text, is_blank, read_row
+from humanline_fused.training.sources import read_records
 
-ADVANTAGE_EPSILON = 1e-2
-"""Added to the standard deviation of a group's rewards (HALOs at aa02f66; TRL has 1e-4)."""
-
-Text = str | list[dict[str, Any]]
-Record = Mapping[str, Any]
+__all__ = ["Example", "PreparedData", "fingerprint", "prepare", "read_records", "tokenize"]
 
 
 @dataclass(frozen=True)
@@ -36,110 +27,13 @@ class Example:
         prompt_ids: int32.
         completions: int32 each; chosen and rejected for DPO, else one.
         weight: KTO: 1 desirable, 0 undesirable; GRPO: the advantage; DPO: unused.
+        reward: GRPO: as it was given; else unused.
     """
 
     prompt_ids: Tensor
     completions: tuple[Tensor, ...]
     weight: float = 0.0
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                yield where, json.loads(line)
-            except ValueError as error:
-                raise ValueError(
-                    f"{where}: expected one JSON object per line, got {line.strip()[:80]!r}: {error}"
-                ) from None
-
-
-def read_records(source: Any, split: str = "train") -> Iterator[tuple[str, Any]]:
-    """Each record with the words that say where it stands.
-
-    Args:
-        source: a JSONL file, a Parquet file, a folder that ``datasets`` saved, the name of a dataset, a ``Dataset``, or
-            a sequence of mappings.
-        split: which split of a folder or name that has several.
-
-    Raises:
-        TypeError: the source cannot be read by index, so the coming batches could not be seen ahead.
-        ValueError: a JSONL line does not parse (file and line number).
-    """
-    name = "dataset"
-    if isinstance(source, str | Path):
-        name, path = str(source), Path(source)
-        if path.suffix in (".jsonl", ".json", ".ndjson"):
-            if not path.is_file():
-                raise ValueError(f"dataset: expected a JSONL file at {path}, found none")
-            yield from _read_jsonl(path)
-            return
-        if path.suffix == ".parquet":
-            source = load_dataset("parquet", data_files=name, split="train")
-        else:
-            source = load_from_disk(name) if path.is_dir() else load_dataset(name)
-        if not isinstance(source, Dataset):
-            if split not in source:
-                raise ValueError(f"{name}: expected a split {split!r}, it has {sorted(source)}")
-            source = source[split]
-    if isinstance(source, IterableDataset) or not isinstance(source, Dataset | Sequence):
-        raise TypeError(
-            "expected data that can be read by index (a file, a datasets.Dataset, a list), because the coming batches "
-            f"are seen ahead, got {type(source).__name__}"
-        )
-    for index, record in enumerate(source):
-        yield f"{name}, example {index}", record
-
-
-def is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def is_messages(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def check_record(where: str, record: Any, objective: str) -> None:
-    """Raise ValueError, beginning with ``where``, unless the record has the objective's columns and kinds."""
-    columns = COLUMNS[objective]
-    if not isinstance(record, Mapping):
-        raise ValueError(f"{where}: expected an object with the columns {', '.join(columns)}, got {record!r:.80}")
-    missing = [column for column in columns if record.get(column) is None]
-    if missing:
-        raise ValueError(
-            f"{where}: lacks {', '.join(map(repr, missing))}; {objective} needs {', '.join(columns)}, "
-            f"this has {', '.join(map(repr, record))}"
-        )
-    completions = completions_of(record, objective)
-    kind = is_text if is_text(record["prompt"]) else is_messages
-    if not all(kind(value) for value in (record["prompt"], *completions)):
-        raise ValueError(
-            f"{where}: expected prompt and completions all to be text or all to be lists of {{role, content}} "
-            f"messages, got {record!r:.200}"
-        )
-    if objective == "kto" and record["label"] not in (True, False):
-        raise ValueError(f"{where}: expected label to be true or false, got {record['label']!r}")
-    if objective == "grpo":
-        rewards = record["rewards"]
-        if not isinstance(rewards, list) or len(rewards) != len(completions) or not all(map(_is_number, rewards)):
-            raise ValueError(
-                f"{where}: expected {len(completions)} finite rewards, one a completion, got {rewards!r:.80}"
-            )
-
-
-def completions_of(record: Record, objective: str) -> list[Text]:
-    """The completions of a record, in the order of :attr:`Example.completions`."""
-    if objective == "grpo":
-        value = record["completions"]
-        return value if isinstance(value, list) else [value]
-    return [record[column] for column in COLUMNS[objective] if column not in ("prompt", "label")]
+    reward: float = 0.0
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: Text, **template: Any) -> list[int]:
@@ -148,9 +42,11 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: Text, **template: Any) -> lis
     return tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **template)["input_ids"]  # pyright: ignore
 
 
-def prompt_ids_of(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
+def prompt_ids_of(tokenizer: PreTrainedTokenizerBase, prompt: Text, **template: Any) -> list[int]:
     """Token ids of a prompt alone, up to where the answer begins."""
-    return _ids(tokenizer, prompt) if isinstance(prompt, str) else _ids(tokenizer, prompt, add_generation_prompt=True)
+    if isinstance(prompt, str):
+        return _ids(tokenizer, prompt)
+    return _ids(tokenizer, prompt, add_generation_prompt=True, **template)
 
 
 def _common_prefix(first: list[int], second: list[int]) -> int:
@@ -159,73 +55,115 @@ def _common_prefix(first: list[int], second: list[int]) -> int:
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase, prompt: Text, completions: Sequence[Text]
+    tokenizer: PreTrainedTokenizerBase, prompt: Text, completions: Sequence[Text], **template: Any
 ) -> tuple[list[int], list[list[int]]]:
     """Token ids of a prompt and of its completions, equal to TRL 1.16's.
 
     A completion is tokenised together with its prompt and begins where the two part, which is not always at the
-    prompt's end. Plain text gets an end-of-sequence token if it has none; a chat template brings its own.
+    prompt's end. Plain text gets an end-of-sequence token if it has none; a chat template, which is given ``template``,
+    brings its own.
     """
     if isinstance(prompt, str):
         eos = str(tokenizer.eos_token or "")
         texts = [c if str(c).endswith(eos) else f"{c}{eos}" for c in completions]
     else:
         texts = list(completions)
-    prompt_ids = prompt_ids_of(tokenizer, prompt)
-    full = [_ids(tokenizer, prompt + text) for text in texts]  # pyright: ignore[reportOperatorIssue]
-    start = min(_common_prefix(prompt_ids, ids) for ids in full)
+    prompt_ids = prompt_ids_of(tokenizer, prompt, **template)
+    full = [_ids(tokenizer, prompt + text, **template) for text in texts]  # pyright: ignore[reportOperatorIssue]
+    start = min((_common_prefix(prompt_ids, ids) for ids in full), default=len(prompt_ids))
     return prompt_ids[:start], [ids[start:] for ids in full]
 
 
-def advantages(rewards: Sequence[float], scale: bool) -> list[float]:
-    """``(s − mean) / (population standard deviation + 1e-2)`` within a group; not divided if not ``scale``.
+def tokenized(
+    where: str, row: Row, tokenizer: PreTrainedTokenizerBase, objective: str | None, scale_rewards: str = "group"
+) -> Iterator[tuple[Example, int]]:
+    """The whole examples of a row, not cut, each with how many of its completions say nothing.
 
-    Source: arXiv 2509.24207, section 5; HALOs at aa02f66.
+    Args:
+        objective: None: one example, the prompt without a completion.
 
-    >>> advantages([1.0, 1.0], scale=True)
-    [0.0, 0.0]
+    Raises:
+        ValueError: the chat template does not take the row's messages.
     """
-    mean = math.fsum(rewards) / len(rewards)
-    centred = [reward - mean for reward in rewards]
-    if not scale:
-        return centred
-    deviation = math.sqrt(math.fsum(c * c for c in centred) / len(centred))
-    return [c / (deviation + ADVANTAGE_EPSILON) for c in centred]
+    end = str(tokenizer.eos_token or "")
+    texts = [[text] for text in row.completions] if objective in ("kto", "grpo") else [row.completions]
+    rewards = row.values if objective == "grpo" else [0.0] * len(texts)
+    weights = advantages(rewards, scale_rewards) if objective == "grpo" else row.values or [0.0]
+    for group, weight, reward in zip(texts, weights, rewards, strict=True):
+        try:
+            prompt_ids, completions = tokenize(tokenizer, row.prompt, group, **row.template)
+        except (ValueError, TypeError, TemplateError) as error:
+            raise ValueError(f"{where}: the tokenizer does not take it: {error}") from error
+        ids = tuple(torch.tensor(c, dtype=torch.int32) for c in completions)
+        example = Example(torch.tensor(prompt_ids, dtype=torch.int32), ids, weight, reward)
+        yield example, sum(is_blank(text, end) for text in group)
 
 
-@dataclass(frozen=True)
+@dataclass
 class PreparedData:
     """What became of a dataset.
 
     Attributes:
         examples: what is left to learn from.
         dropped: examples whose prompt alone fills ``max_length``.
+        empty: examples with a completion that has no token to learn; dropped.
+        bare_ends: completions that are empty but for the end of sequence; kept.
         truncated: completions that lost their end, with the end-of-sequence token, to ``max_length``.
         groups_without_signal: GRPO: groups of equal rewards, whose advantages are all 0.
+        groups_dropped: those of them that were dropped.
     """
 
-    examples: list[Example]
+    examples: list[Example] = field(default_factory=list)
     dropped: int = 0
+    empty: int = 0
+    bare_ends: int = 0
     truncated: int = 0
     groups_without_signal: int = 0
+    groups_dropped: int = 0
+
+    def add(self, example: Example, max_length: int, blank: int = 0) -> None:
+        """Keep a whole example, cut at ``max_length`` tokens, or count why not.
+
+        Args:
+            blank: how many of its completions say nothing.
+        """
+        prompt = example.prompt_ids
+        first = int(len(prompt) == 0)  # without a prompt, nothing predicts a completion's first token
+        if len(prompt) >= max_length:
+            self.dropped += 1
+        elif any(len(c) <= first for c in example.completions):
+            self.empty += 1
+        else:
+            room = max_length - len(prompt)
+            self.bare_ends += blank
+            self.truncated += sum(len(c) > room for c in example.completions)
+            kept = tuple(c[:room].clone() for c in example.completions)
+            self.examples.append(Example(prompt, kept, example.weight, example.reward))
 
     def summary(self) -> str:
         """How many examples there are, and what was left out or cut."""
-        notes = {
-            "dropped (prompt >= max_length)": self.dropped,
-            "completions cut at max_length (end of sequence lost)": self.truncated,
-            "groups without signal (equal rewards)": self.groups_without_signal,
-        }
-        return ", ".join([f"{len(self.examples)} examples", *(f"{what}: {n}" for what, n in notes.items() if n)])
+        notes = (f"{what}: {count}" for what, count in self.notes() if count)
+        return ", ".join([f"{len(self.examples)} examples", *notes])
+
+    def notes(self) -> list[tuple[str, int]]:
+        """What there is to say besides the examples, with how many times it was so."""
+        return [
+            ("dropped (prompt >= max_length)", self.dropped),
+            ("dropped (a completion without a token)", self.empty),
+            ("completions that are empty but for the end of sequence", self.bare_ends),
+            ("completions cut at max_length (end of sequence lost)", self.truncated),
+            ("groups without signal (equal rewards)", self.groups_without_signal),
+            ("groups dropped with beta=0 (equal rewards)", self.groups_dropped),
+        ]
 
 
 def fingerprint(examples: Sequence[Example]) -> int:
-    """CRC-32 over token ids, lengths and weights: data that differ are told apart."""
+    """CRC-32 over token ids, lengths, weights and rewards: data that differ are told apart."""
     code = 0
     for example in examples:
         for ids in (example.prompt_ids, *example.completions):
             code = zlib.crc32(ids.numpy().tobytes(), zlib.crc32(len(ids).to_bytes(8, "little"), code))
-        code = zlib.crc32(struct.pack("<d", example.weight), code)
+        code = zlib.crc32(struct.pack("<dd", example.weight, example.reward), code)
     return code
 
 
@@ -236,45 +174,42 @@ def prepare(
     *,
     max_length: int,
     split: str = "train",
-    scale_rewards: bool = True,
+    scale_rewards: str = "group",
+    drop_no_signal: bool = False,
     progress: bool = False,
 ) -> PreparedData:
     """Read, check and tokenise a dataset. DPO: an example is a pair; KTO and GRPO: a completion.
 
     Args:
-        source, split: as :func:`read_records`; the columns are ``prompt, chosen, rejected`` (dpo), ``prompt,
-            completion, label`` (kto) or ``prompt, completions, rewards`` (grpo), as text or as lists of messages.
+        source, split: as :func:`~humanline_fused.training.sources.read_records`; the columns are ``prompt, chosen,
+            rejected`` (dpo), ``prompt, completion, label`` or a pair's (kto) or ``prompt, completions, rewards``
+            (grpo), as text or as lists of messages. A pair without a prompt begins with it.
         tokenizer: whose chat template renders messages.
         objective: ``"dpo"``, ``"kto"`` or ``"grpo"``.
         max_length: tokens of prompt and completion; longer sequences keep their start.
-        scale_rewards: whether GRPO's advantages are divided by the group's standard deviation.
+        scale_rewards: as :func:`~humanline_fused.training.advantages.advantages`.
+        drop_no_signal: GRPO: leave out groups of equal rewards, whose gradient is 0 unless there is a KL penalty.
         progress: show a progress bar.
 
     Raises:
         ValueError, TypeError: a record does not fit (file and line number), or nothing is left.
     """
-    examples, dropped, truncated, without_signal = [], 0, 0, 0
+    data, like = PreparedData(), None
     for where, record in tqdm(read_records(source, split), desc="Tokenizing", unit=" rows", disable=not progress):
-        check_record(where, record, objective)
-        texts = completions_of(record, objective)
-        if objective == "grpo":
-            groups = [[text] for text in texts]
-            weights = advantages(record["rewards"], scale_rewards)
-            without_signal += len(set(record["rewards"])) == 1
-        else:
-            groups = [texts]
-            weights = [float(record.get("label", 0.0)) if objective == "kto" else 0.0]
-        for group, weight in zip(groups, weights, strict=True):
-            prompt_ids, completions = tokenize(tokenizer, record["prompt"], group)
-            if len(prompt_ids) >= max_length:
-                dropped += 1
+        row = read_row(where, record, objective, like)
+        like = row.type
+        if objective == "grpo" and len(set(row.values)) == 1:
+            data.groups_without_signal += 1
+            if drop_no_signal:
+                data.groups_dropped += 1
                 continue
-            room = max_length - len(prompt_ids)
-            truncated += sum(len(c) > room for c in completions)
-            ids = [torch.tensor(c[:room], dtype=torch.int32) for c in completions]
-            examples.append(Example(torch.tensor(prompt_ids, dtype=torch.int32), tuple(ids), weight))
-    if not examples:
-        raise ValueError(
-            f"expected at least one example, got none ({dropped} dropped: prompt >= max_length={max_length})"
-        )
-    return PreparedData(examples, dropped, truncated, without_signal)
+        for example, blank in tokenized(where, row, tokenizer, objective, scale_rewards):
+            data.add(example, max_length, blank)
+    if not data.examples:
+        reasons = [
+            f"{data.dropped} dropped: prompt >= max_length={max_length}",
+            *([f"{data.empty} dropped: a completion without a token"] if data.empty else []),
+            *([f"{data.groups_dropped} groups dropped: equal rewards"] if data.groups_dropped else []),
+        ]
+        raise ValueError(f"expected at least one example, got none ({'; '.join(reasons)})")
+    return data

@@ -8,7 +8,9 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data import Example, Text, is_messages, is_text, prompt_ids_of, read_records
+from humanline_fused.training.data import Example, prompt_ids_of
+from humanline_fused.training.records import Text, read_row
+from humanline_fused.training.sources import read_records
 
 NOT_HANDED_ON = ("prompt", "prompts", "completion", "completions")
 """Columns that a reward function gets from the round instead."""
@@ -52,19 +54,15 @@ def prepare_prompts(
     """
     examples, texts, columns, dropped = [], [], [], 0
     for where, record in tqdm(read_records(source, split), desc="Tokenizing", unit=" rows", disable=not progress):
-        prompt: Any = record.get("prompt") if isinstance(record, Mapping) else None
-        if not is_text(prompt) and not is_messages(prompt):
-            raise ValueError(
-                f"{where}: expected prompt to be text or a list of {{role, content}} messages, got {prompt!r:.200}"
-            )
-        ids = prompt_ids_of(tokenizer, prompt)
+        row = read_row(where, record, None)
+        ids = prompt_ids_of(tokenizer, row.prompt, **row.template)
         if not ids:
-            raise ValueError(f"{where}: expected a prompt of at least one token to sample from, got {prompt!r}")
+            raise ValueError(f"{where}: expected a prompt of at least one token to sample from, got {row.prompt!r}")
         if len(ids) >= max_length:
             dropped += 1
             continue
         examples.append(Example(torch.tensor(ids, dtype=torch.int32), ()))
-        texts.append(prompt)
+        texts.append(row.prompt)
         columns.append({name: value for name, value in record.items() if name not in NOT_HANDED_ON})
     if not examples:
         raise ValueError(

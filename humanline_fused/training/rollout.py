@@ -14,11 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from humanline_fused.training import json_lines
+from humanline_fused.training.advantages import advantages
 from humanline_fused.training.clock import Clock
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data import Example, Text, advantages
+from humanline_fused.training.data import Example
 from humanline_fused.training.plan import RoundPlan
 from humanline_fused.training.prompts import PreparedPrompts
+from humanline_fused.training.records import Text
 from humanline_fused.training.reward import RewardFunction, RolloutError
 from humanline_fused.training.sampling import Sampling, end_tokens, sample
 
@@ -62,7 +64,7 @@ def by_sign(prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
 def whole_group(prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
     """GRPO: every sample with its advantage, 0 where all are alike: they count as tokens, as in training with TRL."""
     for one in group:
-        yield Example(prompt.prompt_ids, (one.completion_ids,), one.advantage)
+        yield Example(prompt.prompt_ids, (one.completion_ids,), one.advantage, one.reward)
 
 
 EXAMPLES_OF = {"dpo": best_and_worst, "kto": by_sign, "grpo": whole_group}
@@ -131,7 +133,7 @@ class Rounds:
         sampling: how they are drawn.
         reward: scores them.
         tokenizer: makes text of token ids.
-        scale: whether advantages are divided by the standard deviation of their group.
+        scale: what advantages are divided by, as in :func:`~humanline_fused.training.advantages.advantages`.
         file: gets a line for every sample; None where another process writes it.
         rank: of this process.
     """
@@ -145,7 +147,7 @@ class Rounds:
         reward: RewardFunction,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        scale: bool,
+        scale: str,
         file: Path | None,
         rank: int,
     ) -> None:
@@ -258,7 +260,7 @@ class Rounds:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to hold: the samples of the round, as examples."""
-        rows = [(example.prompt_ids, example.completions, example.weight) for example in self.examples]
+        rows = [(example.prompt_ids, example.completions, example.weight, example.reward) for example in self.examples]
         return {"number": self.number, "examples": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

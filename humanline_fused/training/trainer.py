@@ -8,6 +8,7 @@ appears whole and holds that reference, and evaluation compares with the policy 
 import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from humanline_fused.reference.adapter import trained_adapter
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
 from humanline_fused.training import objective, pending
+from humanline_fused.training.advantages import batch_scale
 from humanline_fused.training.batch import Batch, collate, num_loss_tokens, to_device
 from humanline_fused.training.checkpoint import step_of
 from humanline_fused.training.clock import Clock
@@ -109,7 +111,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         pad = tokenizer.pad_token_id
         self.pad_token_id: Any = (tokenizer.eos_token_id or 0) if pad is None else pad
         shared = {"max_length": args.max_length, "progress": not args.disable_tqdm and args.process_index == 0}
-        settings = {"objective": args.objective, "scale_rewards": args.scale_rewards, **shared}
+        settings = {name: getattr(args, name) for name in ("objective", "scale_rewards", "drop_no_signal")} | shared
         self.train_data: PreparedData | PreparedPrompts
         if args.rollout_every:
             reward_function = the_reward(args.reward, reward_function)
@@ -122,6 +124,10 @@ class HumanlineTrainer(EvaluatedTrainer):
         if eval_dataset is not None:
             self.eval_data = prepare(eval_dataset, tokenizer, split=args.eval_dataset_split, **settings)
         self.eval_examples = self.eval_data.examples if self.eval_data else []
+        self.scales_by_batch = args.objective == "grpo" and args.scale_rewards == "batch"
+        if self.scales_by_batch and self.eval_examples:  # held-out data are one batch, however they are dealt out
+            scale = batch_scale([e.reward for e in self.eval_examples])
+            self.eval_examples = [replace(e, weight=e.weight / scale) for e in self.eval_examples]
         if args.reference == "adapter":
             trained_adapter(policy)
         if args.head == "fused":
@@ -260,6 +266,9 @@ class HumanlineTrainer(EvaluatedTrainer):
             batch | {name: logp.to(self.args.device, non_blocking=True) for name, logp in scored.items()} | common
             for batch, scored in zip(window, scores, strict=True)
         ]
+        if self.scales_by_batch:
+            scale = batch_scale([example.reward for example in examples])
+            inputs = [batch | {"advantages": batch["advantages"] / scale} for batch in inputs]
         if self.args.include_num_input_tokens_seen == "no":
             self.state.num_input_tokens_seen += sum(len(e.prompt_ids) + len(c) for e in examples for c in e.completions)
         return inputs, None

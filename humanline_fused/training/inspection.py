@@ -1,0 +1,228 @@
+"""What a dataset holds, before any training: its type and who takes it, lengths, what would be lost, what is wrong."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from humanline_fused.training.data import Example, PreparedData, tokenized
+from humanline_fused.training.records import PROMPTS, TEMPLATE_COLUMNS, DataType, Row, Text, read_row, type_of
+from humanline_fused.training.sources import read_rows
+
+SHOWN = 10
+"""Rows that cannot be used, of which the reason is listed."""
+
+
+@dataclass
+class Inspection:
+    """What was seen in a dataset.
+
+    Attributes:
+        objective: the one whose columns were read; None for prompts alone.
+        columns: how many rows have each.
+        wrong: why a row cannot be used, beginning with its place; of the first ten.
+        num_wrong: rows that cannot be used; at the first of them a training would stop.
+        repeated_prompts: completions that begin with their prompt again, as none should.
+        prompt_lengths, completion_lengths: in tokens where there is a tokenizer, else in characters.
+        first: name and text of the parts of the first example.
+        prepared: what a training would learn from; empty without a tokenizer.
+    """
+
+    objective: str | None
+    tokenizer: PreTrainedTokenizerBase | None
+    max_length: int
+    type: DataType | None = None
+    num_rows: int = 0
+    columns: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    num_wrong: int = 0
+    num_pairs: int = 0
+    equal_pairs: int = 0
+    repeated_prompts: int = 0
+    labels: Counter[float] = field(default_factory=Counter)
+    group_sizes: list[int] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    without_signal: int = 0
+    prompt_lengths: list[int] = field(default_factory=list)
+    completion_lengths: list[int] = field(default_factory=list)
+    first: list[tuple[str, str]] = field(default_factory=list)
+    prepared: PreparedData = field(default_factory=PreparedData)
+
+    def add(self, where: str, record: Any) -> None:
+        """Count a record in.
+
+        Raises:
+            ValueError: it cannot be used.
+        """
+        if isinstance(record, ValueError):
+            raise record
+        if isinstance(record, Mapping):
+            self.columns.update(str(name) for name, value in record.items() if value is not None)
+        looks = self.type or self._type_of(where, record)
+        objective = None if looks is PROMPTS else self.objective or (looks.objectives[0] if looks else None)
+        row = read_row(where, record, objective, self.type)
+        examples = [] if self.tokenizer is None else self._tokenize(where, row, objective)
+        self.type, self.objective = row.type, objective
+        self._count(row)
+        self._measure(row, examples)
+
+    def _type_of(self, where: str, record: Any) -> DataType | None:
+        looks = type_of(record, self.objective) or type_of(record) if isinstance(record, Mapping) else None
+        if self.objective is None and looks is not PROMPTS and not (looks and looks.objectives):
+            if looks:
+                raise ValueError(f"{where}: this looks like {looks}, which {looks.taken_by} takes")
+            got = f"columns {', '.join(map(repr, record))}" if isinstance(record, Mapping) else f"{record!r:.80}"
+            raise ValueError(
+                f"{where}: expected an object with the columns of preferences, rewards or prompts, got {got}"
+            )
+        return looks
+
+    def _tokenize(self, where: str, row: Row, objective: str | None) -> list[Example]:
+        assert self.tokenizer is not None
+        whole = list(tokenized(where, row, self.tokenizer, objective))
+        for example, blank in whole if objective else []:
+            self.prepared.add(example, self.max_length, blank)
+        return [example for example, _ in whole]
+
+    def _count(self, row: Row) -> None:
+        completions = row.completions
+        self.repeated_prompts += sum(bool(row.prompt) and c[: len(row.prompt)] == row.prompt for c in completions)
+        if self.type and "chosen" in self.type.columns:
+            self.num_pairs += 1
+            self.equal_pairs += completions[0] == completions[1]
+        if self.objective == "kto":
+            self.labels.update(row.values)
+        if self.objective == "grpo":
+            self.group_sizes.append(len(completions))
+            self.rewards += row.values
+            self.without_signal += len(set(row.values)) == 1
+
+    def _measure(self, row: Row, examples: Sequence[Example]) -> None:
+        if examples:
+            self.prompt_lengths.append(len(examples[0].prompt_ids))
+            ids = [c for example in examples for c in example.completions]
+            self.completion_lengths += map(len, ids)
+        else:
+            ids = []
+            self.prompt_lengths.append(_characters(row.prompt))
+            self.completion_lengths += map(_characters, row.completions)
+        if not self.first:
+            texts = [_as_text(text) for text in (row.prompt, *row.completions)]
+            if examples and self.tokenizer:
+                texts = [str(self.tokenizer.decode(part)) for part in (examples[0].prompt_ids, *ids)]
+            self.first = list(zip(["prompt", *self._names(row)], texts, strict=True))
+
+    def _names(self, row: Row) -> list[str]:
+        if self.objective == "dpo":
+            return ["chosen", "rejected"]
+        if self.objective == "kto":
+            return ["desirable" if value else "undesirable" for value in row.values]
+        return [f"completion (reward {value:g})" for value in row.values]
+
+    def refuse(self, reason: str) -> None:
+        """Count a row that cannot be used."""
+        self.num_wrong += 1
+        if len(self.wrong) < SHOWN:
+            self.wrong.append(reason)
+
+
+def inspect_data(
+    source: Any,
+    *,
+    objective: str | None = None,
+    split: str = "train",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_length: int = 1024,
+) -> Inspection:
+    """Read a whole dataset as a training would, going on after what is wrong.
+
+    Args:
+        source, split: as :func:`~humanline_fused.training.sources.read_records`.
+        objective: ``"dpo"``, ``"kto"`` or ``"grpo"``; default the first that takes the type of the first row.
+        tokenizer: measures in tokens, and finds what would be dropped or cut.
+        max_length: tokens of prompt and completion.
+
+    Raises:
+        ValueError, TypeError: there is no such source, or it is empty.
+
+    >>> print(report(inspect_data([{"prompt": "2 + 2 = ", "chosen": "4", "rejected": "5"}])).splitlines()[0])
+    type              preference data (prompt, chosen, rejected), for objective='dpo' or objective='kto'
+    """
+    found = Inspection(objective, tokenizer, max_length)
+    for where, record in read_rows(source, split):
+        found.num_rows += 1
+        try:
+            found.add(where, record)
+        except ValueError as error:
+            found.refuse(str(error))
+    if not found.num_rows:
+        raise ValueError(f"{source if isinstance(source, str) else 'dataset'}: expected at least one row, got none")
+    return found
+
+
+def report(found: Inspection) -> str:
+    """An inspection as aligned text."""
+    blocks = ["\n".join(f"{name:<18}{value}" for name, value in _facts(found))]
+    if found.prompt_lengths:
+        blocks.append(_lengths(found))
+    if found.tokenizer and found.objective:
+        kept = [("examples", len(found.prepared.examples)), *found.prepared.notes()]
+        lines = [f"  {number:>8}  {what}" for what, number in kept if number or what == "examples"]
+        blocks.append("\n".join([f"with max_length={found.max_length}", *lines]))
+    if found.first:
+        parts = (f"  {name}\n" + "\n".join(f"    {line}" for line in text.split("\n")) for name, text in found.first)
+        blocks.append("\n".join(["first example", *parts]))
+    if found.num_wrong:
+        more = [f"  and {found.num_wrong - SHOWN} more"] if found.num_wrong > SHOWN else []
+        blocks.append("\n".join(["rows that cannot be used", *(f"  {reason}" for reason in found.wrong), *more]))
+    return "\n\n".join(blocks)
+
+
+def _facts(found: Inspection) -> list[tuple[str, str]]:
+    kind = found.type
+    used = {*kind.columns, *TEMPLATE_COLUMNS} if kind else set()
+    facts = [
+        ("type", f"{kind}, for {kind.taken_by}" if kind else "none that an objective takes"),
+        ("rows", f"{found.num_rows}" + (f", {found.num_wrong} of them cannot be used" if found.num_wrong else "")),
+        ("columns used", ", ".join(name for name in found.columns if name in used) or "none"),
+        ("columns ignored", ", ".join(name for name in found.columns if name not in used) or "none"),
+    ]
+    if found.num_pairs:
+        facts.append(("pairs", f"{found.num_pairs}, {found.equal_pairs} with chosen equal to rejected"))
+    if found.labels:
+        facts.append(("completions", f"{found.labels[1.0]} desirable, {found.labels[0.0]} undesirable"))
+    if found.group_sizes:
+        sizes, rewards = found.group_sizes, found.rewards
+        size = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+        facts += [
+            ("groups", f"{len(sizes)}, each of {size} completions, {sum(sizes)} in all"),
+            ("rewards", f"{min(rewards):g} to {max(rewards):g}"),
+            ("  without signal", f"{found.without_signal} with equal rewards: dropped with beta=0, else kept"),
+        ]
+    if found.repeated_prompts:
+        facts.append(("repeated prompts", f"{found.repeated_prompts} completions begin with their prompt again"))
+    return facts
+
+
+def _lengths(found: Inspection) -> str:
+    unit = "tokens" if found.tokenizer else "characters"
+    lines = [f"{unit:<14}{'min':>8}{'median':>8}{'90 %':>8}{'max':>8}"]
+    for name, lengths in (("prompt", found.prompt_lengths), ("completion", found.completion_lengths)):
+        if lengths:
+            ordered = sorted(lengths)
+            numbers = [ordered[max(0, ceil(share * len(ordered)) - 1)] for share in (0, 0.5, 0.9, 1)]
+            lines.append(f"{name:<14}" + "".join(f"{number:>8}" for number in numbers))
+    return "\n".join(lines)
+
+
+def _characters(text: Text) -> int:
+    return len(text) if isinstance(text, str) else sum(len(str(m.get("content") or "")) for m in text)
+
+
+def _as_text(text: Text) -> str:
+    if isinstance(text, str):
+        return text
+    return "\n".join(f"<{m['role']}> {m.get('content') or m.get('tool_calls') or ''}" for m in text)

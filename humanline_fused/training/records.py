@@ -1,0 +1,228 @@
+"""What a record says: which type of data it is, its prompt, its completions, and what is known of them."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+Text = str | list[dict[str, Any]]
+Record = Mapping[str, Any]
+
+LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+IMAGE_COLUMNS = ("image", "images")
+
+
+@dataclass(frozen=True)
+class DataType:
+    """A type of data, by TRL's names and columns; the groups with rewards are ours."""
+
+    name: str
+    columns: tuple[str, ...]
+    objectives: tuple[str, ...] = ()
+    meant_for: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} data ({', '.join(self.columns)})"
+
+    @property
+    def taken_by(self) -> str:
+        """Who takes it."""
+        return " or ".join(f"objective={name!r}" for name in self.objectives) or self.meant_for
+
+
+PREFERENCE = DataType("preference", ("prompt", "chosen", "rejected"), ("dpo", "kto"))
+IMPLICIT = DataType("preference", ("chosen", "rejected"), ("dpo", "kto"))
+UNPAIRED = DataType("unpaired preference", ("prompt", "completion", "label"), ("kto",))
+REWARDED = DataType("rewarded", ("prompt", "completions", "rewards"), ("grpo",))
+STEPWISE = DataType("stepwise supervision", ("prompt", "completions", "labels"), (), "no objective")
+SUPERVISED = DataType("prompt-completion", ("prompt", "completion"), (), "no objective")
+MESSAGES = DataType("language modeling", ("messages",), (), "no objective")
+TEXT = DataType("language modeling", ("text",), (), "no objective")
+PROMPTS = DataType("prompt-only", ("prompt",), (), "every objective with rounds (--rollout_every)")
+TYPES = (UNPAIRED, REWARDED, PREFERENCE, IMPLICIT, STEPWISE, SUPERVISED, PROMPTS, MESSAGES, TEXT)
+"""The first that fits is the type."""
+
+COLUMNS = {"dpo": PREFERENCE.columns, "kto": UNPAIRED.columns, "grpo": REWARDED.columns}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A record that was checked.
+
+    Attributes:
+        completions: chosen and rejected (dpo), those of the row (kto; both of a pair), the group (grpo).
+        values: of the completions: 1 desirable, 0 undesirable (kto), the rewards (grpo); none for dpo.
+        template: what the chat template is given beside the messages.
+    """
+
+    type: DataType
+    prompt: Text
+    completions: list[Text] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    template: dict[str, Any] = field(default_factory=dict)
+
+
+def type_of(record: Record, objective: str | None = None) -> DataType | None:
+    """The type of data that a record looks like, among those that the objective takes; None if there is none."""
+    for kind in TYPES:
+        missing = [column for column in kind.columns if record.get(column) is None]
+        if missing or (objective and objective not in kind.objectives):
+            continue
+        if (
+            kind is PREFERENCE
+            and _is_text(record["prompt"])
+            and all(map(_is_messages, (record["chosen"], record["rejected"])))
+        ):
+            return IMPLICIT  # the prompt is there once more, as text
+        if kind is PROMPTS and any(record.get(name) is not None for name in ("chosen", "rejected", "completions")):
+            continue
+        return kind
+    return None
+
+
+def read_row(where: str, record: Any, objective: str | None, like: DataType | None = None) -> Row:
+    """Check a record and take it apart.
+
+    Args:
+        where: what an error begins with.
+        objective: None: the prompt alone, as rounds take it.
+        like: the type of the rows before it.
+
+    Raises:
+        ValueError: the record has not the columns or kinds that the objective takes.
+
+    >>> read_row("line 1", {"chosen": "The sky is blue.", "rejected": "The sky is green."}, "dpo").prompt
+    'The sky is'
+    """
+    columns = COLUMNS[objective] if objective else PROMPTS.columns
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{where}: expected an object with the columns {', '.join(columns)}, got {record!r:.80}")
+    kind = type_of(record, objective) if objective else PROMPTS
+    if kind is None or any(record.get(column) is None for column in kind.columns):
+        raise ValueError(f"{where}: {_unfit(record, objective, columns)}")
+    if like is not None and kind != like:
+        raise ValueError(f"{where}: expected {like}, as in the rows before, got {kind}")
+    images = [name for name in IMAGE_COLUMNS if record.get(name)]
+    if images:
+        raise ValueError(f"{where}: expected text alone, got {images[0]!r}: images are not supported")
+    try:
+        prompt, completions, values = _parts(record, kind, objective)
+        template = _template(record, prompt)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return Row(kind, prompt, completions, values, template)
+
+
+def _unfit(record: Record, objective: str | None, columns: Sequence[str]) -> str:
+    needs = f"{objective or 'a round'} needs {', '.join(columns)}"
+    looks = type_of(record)
+    missing = [column for column in columns if record.get(column) is None]
+    partly = len(missing) < len([column for column in columns if column != "prompt"])
+    if looks is None or (partly and not looks.objectives and looks is not STEPWISE):
+        return f"lacks {', '.join(map(repr, missing))}; {needs}, this has {', '.join(map(repr, record))}"
+    return f"this looks like {looks}, which {looks.taken_by} takes; {needs}"
+
+
+def _parts(record: Record, kind: DataType, objective: str | None) -> tuple[Text, list[Text], list[float]]:
+    prompt: Any = record.get("prompt")
+    if kind is PROMPTS:
+        completions: Any = []
+    elif kind is REWARDED:
+        completions = record["completions"]
+        if not isinstance(completions, list | tuple):
+            raise ValueError(f"expected completions to be a list, got {completions!r:.80}")
+        completions = list(completions)
+    elif kind is UNPAIRED:
+        completions = [record["completion"]]
+    else:
+        completions = [record["chosen"], record["rejected"]]
+    if kind is IMPLICIT:
+        _expect_kind(completions[0], completions)
+        prompt, completions = _split_prompt(*completions)
+    _expect_kind(prompt, [prompt, *completions])
+    return prompt, completions, _values(record, kind, objective, len(completions))
+
+
+def _values(record: Record, kind: DataType, objective: str | None, number: int) -> list[float]:
+    if kind is UNPAIRED:
+        label = LABELS.get(str(record["label"]).strip().lower())
+        if label is None:
+            raise ValueError(f"expected label to be true or false, got {record['label']!r}")
+        return [float(label)]
+    if kind is REWARDED:
+        rewards = record["rewards"]
+        if number < 2:
+            raise ValueError(f"expected at least 2 completions, got {number}: a group of one has no baseline")
+        finite = isinstance(rewards, list | tuple) and all(isinstance(r, Real) and math.isfinite(r) for r in rewards)
+        if not finite or len(rewards) != number:
+            raise ValueError(f"expected {number} finite rewards, one a completion, got {rewards!r:.80}")
+        return [float(reward) for reward in rewards]
+    return [1.0, 0.0] if objective == "kto" else []
+
+
+def _split_prompt(chosen: Any, rejected: Any) -> tuple[Any, list[Any]]:
+    """The prompt is what the two begin with alike, less a space at its end; TRL 1.16's rule.
+
+    Of two that are equal, or of which one goes on where the other ends, the last character or message of the shorter
+    belongs to the completions.
+    """
+    shorter = min(len(chosen), len(rejected))
+    if not shorter:
+        raise ValueError("expected chosen and rejected to begin with their prompt, got one that is empty")
+    stop = next((i for i in range(shorter) if chosen[i] != rejected[i]), None)
+    if stop is None:
+        stop = shorter - 1
+    elif stop and chosen[stop - 1] == " ":
+        stop -= 1
+    if not isinstance(chosen, str) and not stop:
+        raise ValueError("expected chosen and rejected to begin with the same messages, their prompt, got none")
+    return chosen[:stop], [chosen[stop:], rejected[stop:]]
+
+
+def _template(record: Record, prompt: Text) -> dict[str, Any]:
+    given = {name: record.get(name) for name in TEMPLATE_COLUMNS}
+    for name, value in given.items():
+        if value and isinstance(prompt, str):
+            raise ValueError(f"{name}: expected a prompt of messages, which a chat template renders, got text")
+        if isinstance(value, str):
+            try:
+                given[name] = json.loads(value)
+            except ValueError as error:
+                raise ValueError(f"{name}: expected JSON, got {value[:80]!r}: {error}") from None
+    tools, settings = (given[name] for name in TEMPLATE_COLUMNS)
+    if tools is not None and not isinstance(tools, list):
+        raise ValueError(f"tools: expected a list of JSON schemas, got {tools!r:.80}")
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ValueError(f"chat_template_kwargs: expected an object, got {settings!r:.80}")
+    return ({} if tools is None else {"tools": tools}) | dict(settings or {})
+
+
+def _expect_kind(first: Any, texts: Sequence[Any]) -> None:
+    kind = _is_text if _is_text(first) else _is_messages
+    if not all(map(kind, texts)):
+        raise ValueError(
+            "expected prompt and completions all to be text or all to be lists of {role, content} messages, "
+            f"got {list(texts)!r:.200}"
+        )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
+
+
+def is_blank(text: Text, end: str) -> bool:
+    """Whether a completion says nothing but, perhaps, its end of sequence.
+
+    >>> is_blank("</s>", "</s>"), is_blank([{"role": "assistant", "content": "yes"}], "</s>")
+    (True, False)
+    """
+    if isinstance(text, str):
+        return text in ("", end)
+    return not any(value for message in text for key, value in message.items() if key not in ("role", "name"))
