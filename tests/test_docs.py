@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.results import ROOT
 from humanline_fused.training import HumanlineConfig
-from humanline_fused.training.records import read_row
+from humanline_fused.training.data import prepare
+from tests.tiny_model import tiny_tokenizer
 
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), ROOT / "examples" / "README.md"])
@@ -72,7 +73,7 @@ def test_feedback_of_halos_becomes_pairs_and_labels(tmp_path: Path) -> None:
         {"prompt": prompt, "completion": bad, "label": False},
     ]
     for row, objective in zip(rows, ("dpo", "dpo", "kto"), strict=True):
-        read_row("halos", row, objective)
+        assert len(prepare([row], tiny_tokenizer(), objective, max_length=32).examples) == 1
 
 
 def test_what_a_page_about_moving_calls_a_setting_is_one() -> None:
