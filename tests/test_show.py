@@ -237,9 +237,8 @@ def test_an_example_without_scores_is_compared_with_the_start_and_the_page_says_
     state = torch.load(run / "checkpoint-5" / "reference.pt", weights_only=True)
     assert state["pending"] == {}
     seen = shown(run, example=7)
-    assert (
-        f"Compared with the policy at the start of the run ({run.parent / 'start'}), not with what a loss" in seen.text
-    )
+    start = run.parent / "start"
+    assert f"Compared with the policy at the start of the run ({start}), not with what a loss" in seen.text
     ids = [int(re.search(r"id (\d+)", attributes["data-tip"])[1]) for attributes in sequences_in(seen)[0]]
     count = sum("tabindex" in attributes for attributes in sequences_in(seen)[0])
     by_hand = logps_by_hand(run.parent / "start", ids)[-count:].tolist()
