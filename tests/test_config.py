@@ -33,6 +33,11 @@ def test_the_policy_may_be_named_by_a_path(tmp_path: Path):
         ({"beta": -1.0}, "beta: expected a finite number >= 0, got -1.0"),
         ({"label_smoothing": 0.7}, r"label_smoothing: expected a number in \[0, 0.5\], got 0.7"),
         ({"objective": "grpo", "epsilon": 1.5}, r"epsilon: expected a number in \[0, 1\], got 1.5"),
+        (
+            {"objective": "grpo", "scale_rewards": "std"},
+            "scale_rewards: expected 'group' or 'batch' or 'none', got 'std'",
+        ),
+        ({"scale_rewards": False}, r"scale_rewards: expected 'group' \(it is grpo's, and this is dpo\), got 'none'"),
         ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint: expected it to be off"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size: expected it to be off"),
         ({"label_smoothing_factor": 0.1}, "DPO's is label_smoothing"),
@@ -57,3 +62,10 @@ def test_every_reference_but_a_frozen_one_is_synced_at_every_step_unless_said_ot
     cadence = {name: tiny_config(tmp_path, reference=name).sync_every for name in ("lookahead", "copy", "frozen")}
     assert cadence == {"lookahead": 1, "copy": 1, "frozen": None}
     assert tiny_config(tmp_path, sync_every=4).sync_every == 4
+
+
+def test_scale_rewards_may_be_said_as_trl_says_it(tmp_path: Path):
+    said = {
+        value: tiny_config(tmp_path, objective="grpo", scale_rewards=value).scale_rewards for value in (True, False)
+    }
+    assert said == {True: "group", False: "none"}

@@ -1,15 +1,13 @@
 """From preference data to padded batches."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
 
 from humanline_fused.targets import shift_targets
-from humanline_fused.training.advantages import advantages
+from humanline_fused.training.advantages import advantages, batch_scale
 from humanline_fused.training.batch import collate, num_loss_tokens
 from humanline_fused.training.data import fingerprint, prepare, tokenize
 from humanline_fused.training.plan import MicroBatch
@@ -32,6 +30,7 @@ def write(path: Path, *lines: str) -> Path:
 
 
 PAIR = {"prompt": "w1 w2", "chosen": " w3", "rejected": " w4 w5"}
+GROUPS = [{"prompt": "w1", "completions": [" w2", " w3"], "rewards": rewards} for rewards in ([1, 1], [0, 1])]
 MESSAGES = {
     "prompt": [{"role": "user", "content": "w1"}],
     "chosen": [{"role": "assistant", "content": "w2"}],
@@ -68,14 +67,52 @@ def test_a_prompt_that_fills_max_length_is_dropped_and_counted_and_longer_comple
 
 def test_what_was_cut_and_what_teaches_nothing_is_counted():
     assert prepared([PAIR, PAIR | {"chosen": " w3 w4 w5 w6"}], max_length=5).truncated == 1
-    groups = [{"prompt": "w1", "completions": [" w2", " w3"], "rewards": rewards} for rewards in ([1, 1], [0, 1])]
-    assert prepared(groups, "grpo").groups_without_signal == 1
+    assert prepared(GROUPS, "grpo").groups_without_signal == 1
+
+
+def test_a_group_of_equal_rewards_is_dropped_where_it_has_no_gradient_and_kept_where_the_kl_has_one():
+    kept, dropped = (prepared(GROUPS, "grpo", drop_no_signal=drop) for drop in (False, True))
+    assert (len(kept.examples), kept.groups_dropped) == (4, 0)
+    assert (len(dropped.examples), dropped.groups_dropped, dropped.groups_without_signal) == (2, 1, 1)
+    with pytest.raises(ValueError, match=r"got none .*; 1 groups dropped: equal rewards"):
+        prepared(GROUPS[:1], "grpo", drop_no_signal=True)
+
+
+def test_a_completion_without_a_token_is_dropped_and_one_that_only_ends_is_kept_and_both_are_counted():
+    said_nothing = PAIR | {"rejected": ""}
+    data = prepared([PAIR, said_nothing])
+    assert (len(data.examples), data.empty, data.bare_ends) == (2, 0, 1)
+    assert [c.tolist() for c in data.examples[1].completions] == [ids("w3 <eos>"), ids("<eos>")]
+    endless = tiny_tokenizer()
+    endless.eos_token = None
+    for objective, rows, left in (
+        ("dpo", [PAIR, said_nothing], 1),
+        ("kto", [PAIR, said_nothing], 3),
+        ("grpo", [GROUPS[1], GROUPS[1] | {"completions": [" w2", ""]}], 3),
+    ):
+        data = prepare(rows, endless, objective, max_length=64)
+        assert (len(data.examples), data.empty, data.bare_ends) == (left, 1, 0)
+
+
+def test_the_advantage_beside_a_dropped_completion_is_still_the_groups():
+    endless = tiny_tokenizer()
+    endless.eos_token = None
+    row = {"prompt": "w1", "completions": ["", " w2", " w3"], "rewards": [0.0, 3.0, 3.0]}
+    data = prepare([row], endless, "grpo", max_length=64, scale_rewards="none")
+    assert [example.weight for example in data.examples] == [1.0, 1.0]
+
+
+def test_without_a_prompt_a_completion_of_one_token_teaches_nothing():
+    data = prepared([{"prompt": "", "completion": text, "label": True} for text in ("", " w1")], "kto")
+    assert ([e.completions[0].tolist() for e in data.examples], data.empty) == ([ids("w1 <eos>")], 1)
 
 
 def test_data_that_differ_in_a_token_in_a_boundary_or_in_a_weight_have_different_fingerprints():
     pairs = [PAIR, PAIR | {"chosen": " w4"}, PAIR | {"prompt": "w1", "chosen": " w2 w3"}]
     codes = [fingerprint(prepared([pair]).examples) for pair in pairs]
     liked = {"prompt": "w1", "completion": " w2", "label": True}
+    groups = [GROUPS[1], GROUPS[1] | {"rewards": [1, 2]}]  # the same distances from the mean
+    codes += [fingerprint(prepared([group], "grpo", scale_rewards="batch").examples) for group in groups]
     codes += [fingerprint(prepared([row], "kto").examples) for row in (liked, liked | {"label": False})]
     assert len(set(codes)) == len(codes)
     assert fingerprint(prepared([PAIR]).examples) == codes[0]
@@ -94,6 +131,17 @@ def test_advantages_divide_by_the_population_standard_deviation_plus_a_hundredth
     assert advantages([0.0, 1.0], scale="none") == [-0.5, 0.5]
 
 
+def test_a_batch_scale_is_that_of_the_rewards_as_they_are_and_not_of_their_distances_from_the_means():
+    # Two groups, [0, 0] and [4, 4]: all distances are 0, the rewards' standard deviation is 2.
+    assert batch_scale([0.0, 0.0, 4.0, 4.0]) == 2.0 + 1e-2
+
+
+def test_scaled_by_batch_an_example_waits_with_its_distance_from_the_mean_and_its_reward():
+    row = {"prompt": "w1", "completions": [" w2", " w3"], "rewards": [0.0, 3.0]}
+    examples = prepared([row], "grpo", scale_rewards="batch").examples
+    assert [(e.weight, e.reward) for e in examples] == [(-1.5, 0.0), (1.5, 3.0)]
+
+
 def test_each_completion_of_a_group_becomes_an_example_with_its_own_advantage():
     row = {"prompt": "w1", "completions": [" w2", " w3", " w4"], "rewards": [0.0, 3.0, 3.0]}
     data = prepared([row], "grpo", scale_rewards="none")
@@ -102,59 +150,6 @@ def test_each_completion_of_a_group_becomes_an_example_with_its_own_advantage():
         (ids("w3 <eos>"), 1.0),
         (ids("w4 <eos>"), 1.0),
     ]
-
-
-# Sources
-
-
-def test_jsonl_parquet_a_saved_folder_a_dataset_and_a_list_give_the_same_examples(tmp_path: Path):
-    rows = [MESSAGES, MESSAGES | {"chosen": [{"role": "assistant", "content": "w9"}]}]
-    dataset = Dataset.from_list(rows)
-    dataset.save_to_disk(tmp_path / "folder")
-    DatasetDict({"train": dataset, "test": dataset.select([0])}).save_to_disk(tmp_path / "splits")
-    dataset.to_parquet(tmp_path / "data.parquet")
-    jsonl = write(tmp_path / "data.jsonl", json.dumps(rows[0]), "", json.dumps(rows[1]))
-    sources = [jsonl, str(tmp_path / "folder"), tmp_path / "splits", tmp_path / "data.parquet", dataset, rows]
-    seen = [[[c.tolist() for c in e.completions] for e in prepared(source).examples] for source in sources]
-    assert all(examples == seen[0] for examples in seen)
-    assert len(prepared(tmp_path / "splits", split="test").examples) == 1
-    with pytest.raises(ValueError, match=r"expected a split 'dev', it has \['test', 'train'\]"):
-        prepared(tmp_path / "splits", split="dev")
-
-
-def test_data_that_cannot_be_read_by_index_are_refused_because_they_cannot_be_seen_ahead():
-    stream = Dataset.from_list([PAIR]).to_iterable_dataset()
-    for source in (stream, iter([PAIR])):
-        with pytest.raises(TypeError, match=f"seen ahead, got {type(source).__name__}"):
-            prepared(source)
-
-
-@pytest.mark.parametrize(
-    ("objective", "line", "said"),
-    [
-        ("dpo", '{"prompt": "w1", ', "expected one JSON object per line"),
-        ("dpo", '["w1"]', "expected an object with the columns prompt, chosen, rejected"),
-        ("dpo", '{"prompt": "w1", "chosen": "w2"}', "lacks 'rejected'; dpo needs prompt, chosen, rejected"),
-        ("dpo", json.dumps(PAIR | {"chosen": MESSAGES["chosen"]}), "all to be text or all to be lists"),
-        ("dpo", json.dumps(PAIR | {"chosen": 3}), "all to be text or all to be lists"),
-        ("kto", '{"prompt": "w1", "completion": "w2", "label": "yes"}', "label to be true or false, got 'yes'"),
-        ("grpo", '{"prompt": "w1", "completions": ["w2", "w3"], "rewards": [1]}', "expected 2 finite rewards"),
-        ("grpo", '{"prompt": "w1", "completions": ["w2", "w3"], "rewards": [1, NaN]}', "expected 2 finite rewards"),
-        ("grpo", '{"prompt": "w1", "completions": ["w2", "w3"], "rewards": [1, 1e999]}', "expected 2 finite rewards"),
-        ("grpo", '{"prompt": "w1", "completions": ["w2"], "rewards": [1]}', "a group of one has no baseline"),
-    ],
-)
-def test_a_bad_jsonl_line_is_named_by_file_and_number(tmp_path: Path, objective: str, line: str, said: str):
-    good = json.dumps(records(objective, 2)[0])
-    path = write(tmp_path / "data.jsonl", good, "", line)
-    with pytest.raises(ValueError, match=r"data\.jsonl, line 3: .*") as caught:
-        prepared(path, objective)
-    assert said in str(caught.value)
-
-
-def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"expected a JSONL file at .*nowhere\.jsonl"):
-        prepared(tmp_path / "nowhere.jsonl")
 
 
 # Batches

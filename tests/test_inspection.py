@@ -1,0 +1,170 @@
+"""What `humanline data` says of a dataset before any training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from humanline_fused.cli import main
+from humanline_fused.training.data import prepare
+from humanline_fused.training.inspection import Inspection, inspect_data, report
+from tests.tiny_model import records, tiny_tokenizer
+
+PAIR = {"prompt": "w1 w2", "chosen": " w3", "rejected": " w4 w5"}
+GROUP = {"prompt": "w1", "completions": [" w2", " w3 w4"], "rewards": [0.5, -1.0]}
+
+
+def written(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def lines_of(found: Inspection) -> list[str]:
+    return report(found).splitlines()
+
+
+def test_the_report_of_a_dataset_is_this(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    rows = [PAIR, PAIR | {"prompt": "w1 w2 w3", "rejected": " w3", "source": "me"}, PAIR | {"prompt": "w1 " * 9}]
+    file = written(tmp_path / "pairs.jsonl", rows)
+    assert main(["data", file, "--model", str(tmp_path / "model"), "--max_length", "4"]) == 0
+    assert (
+        capsys.readouterr().out
+        == """\
+type              preference data (prompt, chosen, rejected), for objective='dpo' or objective='kto'
+rows              3
+columns used      prompt, chosen, rejected
+columns ignored   source
+pairs             3, 1 with chosen equal to rejected
+
+tokens             min  median    90 %     max
+prompt               2       3       9       9
+completion           2       2       3       3
+
+with max_length=4
+         2  examples
+         1  dropped (prompt >= max_length)
+         3  completions cut at max_length (end of sequence lost)
+
+first example
+  prompt
+    w1 w2
+  chosen
+    w3 <eos>
+  rejected
+    w4 w5 <eos>
+"""
+    )
+
+
+def test_rows_that_cannot_be_used_are_listed_and_are_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    wrong = [{"prompt": "w1"}, "{\n", PAIR | {"chosen": 3}, {"prompt": "w1", "completion": "w2", "label": True}]
+    file = written(tmp_path / "pairs.jsonl", [PAIR, *wrong, PAIR])
+    assert main(["data", file]) == 2
+    said = capsys.readouterr()
+    assert said.err == "humanline data: error: 4 of 6 rows cannot be used: a training would stop at the first\n"
+    lines = said.out.splitlines()
+    listed = lines[lines.index("rows that cannot be used") + 1 :]
+    reasons = ["looks like prompt-only", "one JSON object per line", "all to be text", "looks like unpaired preference"]
+    assert len(listed) == 4
+    for line, number, reason in zip(listed, (2, 3, 4, 5), reasons, strict=True):
+        assert line.startswith(f"  {file}, line {number}: ")
+        assert reason in line
+
+
+def test_the_first_row_that_is_listed_is_where_a_training_stops(tmp_path: Path):
+    file = written(tmp_path / "pairs.jsonl", [PAIR, {"prompt": "w1", "chosen": "w2"}, PAIR])
+    (reason,) = inspect_data(file).wrong
+    with pytest.raises(ValueError, match="lacks 'rejected'") as caught:
+        prepare(file, tiny_tokenizer(), "dpo", max_length=8)
+    assert str(caught.value) == reason
+
+
+def test_ten_wrong_rows_are_listed_and_the_others_counted():
+    lines = lines_of(inspect_data([PAIR, *[{"prompt": "w1"}] * 12]))
+    assert lines[-2].startswith("  dataset, example 10: ")
+    assert lines[-1] == "  and 2 more"
+    assert "rows              13, 12 of them cannot be used" in lines
+
+
+def test_groups_are_reported_with_sizes_rewards_and_those_without_signal():
+    rows = [GROUP, GROUP | {"rewards": [1, 1]}, GROUP | {"completions": ["w1"] * 3, "rewards": [2, 0, 0]}]
+    lines = lines_of(inspect_data(rows))
+    assert "groups            3, each of 2 to 3 completions, 7 in all" in lines
+    assert "rewards           -1 to 2" in lines
+    assert "  without signal  1 with equal rewards: dropped with beta=0, else kept" in lines
+    assert lines[-4:] == ["  completion (reward 0.5)", "     w2", "  completion (reward -1)", "     w3 w4"]
+
+
+def test_pairs_are_two_completions_for_kto():
+    lines = lines_of(inspect_data([PAIR, PAIR], objective="kto"))
+    assert "pairs             2, 0 with chosen equal to rejected" in lines
+    assert "completions       2 desirable, 2 undesirable" in lines
+
+
+def test_without_a_tokenizer_lengths_are_characters():
+    lines = lines_of(inspect_data([PAIR, PAIR | {"prompt": ""}]))
+    assert "characters         min  median    90 %     max" in lines
+    assert "prompt               0       0       5       5" in lines
+    assert "completion           3       3       6       6" in lines
+
+
+def test_prompts_alone_are_for_rounds_whatever_the_objective(objective: str):
+    chat = {"prompt": [{"role": "user", "content": "w1 w2"}], "label": "42"}
+    found = inspect_data([chat], objective=objective, tokenizer=tiny_tokenizer())
+    lines = lines_of(found)
+    assert lines[0] == "type              prompt-only data (prompt), for every objective with rounds (--rollout_every)"
+    assert "columns ignored   label" in lines
+    assert lines[-1] == "    <user> w1 w2 <eos> <assistant>"
+    assert (found.num_wrong, found.prompt_lengths) == (0, [5])
+
+
+def test_a_completion_that_repeats_its_prompt_is_counted():
+    prompt = [{"role": "user", "content": "w1"}]
+    answer = [{"role": "assistant", "content": "w2"}]
+    rows = [{"prompt": prompt, "chosen": prompt + answer, "rejected": answer}]
+    assert "repeated prompts  1 completions begin with their prompt again" in lines_of(inspect_data(rows))
+
+
+def test_what_no_objective_takes_is_named_and_so_are_columns_that_nobody_knows():
+    (reason,) = inspect_data([{"text": "w1"}]).wrong
+    assert reason == "dataset, example 0: this looks like language modeling data (text), which no objective takes"
+    (reason,) = inspect_data([{"question": "w1"}]).wrong
+    assert reason.endswith(
+        "expected an object with the columns of preferences, rewards or prompts, got columns 'question'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "said"),
+    [
+        ([], [], "expected at least one row, got none"),
+        ([PAIR], ["--max_length", "2", "--model", "model"], "nothing would be left to learn from"),
+        ([PAIR], ["--model", "absent"], "absent"),
+    ],
+)
+def test_what_stops_a_training_is_one_line_and_status_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rows: list[Any],
+    options: list[str],
+    said: str,
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    tiny_tokenizer().save_pretrained("model")
+    assert main(["data", written(Path("pairs.jsonl"), rows), *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_counts_are_those_of_the_training(objective: str):
+    rows = records(objective, 12)
+    found = inspect_data(rows, objective=objective, tokenizer=tiny_tokenizer(), max_length=8)
+    data = prepare(rows, tiny_tokenizer(), objective, max_length=8)
+    assert [n for what, n in found.prepared.notes() if "groups" not in what] == [
+        n for what, n in data.notes() if "groups" not in what
+    ]
+    assert found.without_signal == data.groups_without_signal
+    assert len(found.prepared.examples) == len(data.examples)

@@ -1,0 +1,289 @@
+"""The same rows from every kind of source, and what is wrong with a row named by its file and line."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from humanline_fused.training import sources
+from humanline_fused.training.data import prepare
+from humanline_fused.training.sources import read_records
+from tests.tiny_model import records, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+PAIR = {"prompt": "w1 w2", "chosen": " w3", "rejected": " w4 w5"}
+MESSAGES = {
+    "prompt": [{"role": "user", "content": "w1"}],
+    "chosen": [{"role": "assistant", "content": "w2"}],
+    "rejected": [{"role": "assistant", "content": "w3 w4"}],
+}
+
+
+def prepared(source: Any, objective: str = "dpo", **settings: Any):
+    return prepare(source, TOKENIZER, objective, max_length=64, **settings)
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines))
+    return path
+
+
+def write_table(path: Path, rows: list[dict[str, Any]], delimiter: str = ",") -> Path:
+    """Texts as they are, everything else as JSON."""
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        table.writeheader()
+        for row in rows:
+            table.writerow({k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()})
+    return path
+
+
+def taken(source: Any, objective: str, **settings: Any) -> list[tuple[Any, ...]]:
+    examples = prepared(source, objective, **settings).examples
+    return [(e.prompt_ids.tolist(), [c.tolist() for c in e.completions], e.weight, e.reward) for e in examples]
+
+
+def test_jsonl_parquet_a_saved_folder_a_dataset_and_a_list_give_the_same_examples(tmp_path: Path):
+    rows = [MESSAGES, MESSAGES | {"chosen": [{"role": "assistant", "content": "w9"}]}]
+    dataset = Dataset.from_list(rows)
+    dataset.save_to_disk(tmp_path / "folder")
+    DatasetDict({"train": dataset, "test": dataset.select([0])}).save_to_disk(tmp_path / "splits")
+    dataset.to_parquet(tmp_path / "data.parquet")
+    jsonl = write(tmp_path / "data.jsonl", json.dumps(rows[0]), "", json.dumps(rows[1]))
+    sources = [jsonl, str(tmp_path / "folder"), tmp_path / "splits", tmp_path / "data.parquet", dataset, rows]
+    seen = [[[c.tolist() for c in e.completions] for e in prepared(source).examples] for source in sources]
+    assert all(examples == seen[0] for examples in seen)
+    assert len(prepared(tmp_path / "splits", split="test").examples) == 1
+    with pytest.raises(ValueError, match=r"expected a split 'dev', it has \['test', 'train'\]"):
+        prepared(tmp_path / "splits", split="dev")
+
+
+def test_data_that_cannot_be_read_by_index_are_refused_because_they_cannot_be_seen_ahead():
+    stream = Dataset.from_list([PAIR]).to_iterable_dataset()
+    for source in (stream, iter([PAIR])):
+        with pytest.raises(TypeError, match=f"seen ahead, got {type(source).__name__}"):
+            prepared(source)
+
+
+@pytest.mark.parametrize(
+    ("objective", "line", "said"),
+    [
+        ("dpo", '{"prompt": "w1", ', "expected one JSON object per line"),
+        ("dpo", '["w1"]', "expected an object with the columns prompt, chosen, rejected"),
+        ("dpo", '{"prompt": "w1", "chosen": "w2"}', "lacks 'rejected'; dpo needs prompt, chosen, rejected"),
+        ("dpo", json.dumps(PAIR | {"chosen": MESSAGES["chosen"]}), "all to be text or all to be lists"),
+        ("dpo", json.dumps(PAIR | {"chosen": 3}), "all to be text or all to be lists"),
+        ("kto", '{"prompt": "w1", "completion": "w2", "label": "yes"}', "label to be true or false, got 'yes'"),
+        ("grpo", '{"prompt": "w1", "completions": ["w2", "w3"], "rewards": [1]}', "expected 2 finite rewards"),
+        ("grpo", '{"prompt": "w1", "completions": ["w2", "w3"], "rewards": [1, NaN]}', "expected 2 finite rewards"),
+        ("grpo", '{"prompt": "w1", "completions": ["w2", "w3"], "rewards": [1, 1e999]}', "expected 2 finite rewards"),
+        ("grpo", '{"prompt": "w1", "completions": ["w2"], "rewards": [1]}', "a group of one has no baseline"),
+    ],
+)
+def test_a_bad_jsonl_line_is_named_by_file_and_number(tmp_path: Path, objective: str, line: str, said: str):
+    good = json.dumps(records(objective, 2)[0])
+    path = write(tmp_path / "data.jsonl", good, "", line)
+    with pytest.raises(ValueError, match=r"data\.jsonl, line 3: .*") as caught:
+        prepared(path, objective)
+    assert said in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"expected a JSONL file at .*nowhere\.jsonl"):
+        prepared(tmp_path / "nowhere.jsonl")
+
+
+def test_a_json_list_datasets_own_form_a_table_and_objects_by_line_give_the_same_examples(
+    tmp_path: Path, objective: str
+):
+    rows = records(objective, 6)
+    whole = write(tmp_path / "list.json", json.dumps(rows, indent=1))
+    nested = write(tmp_path / "nested.json", json.dumps({"version": 1, "data": rows}))
+    lines = write(tmp_path / "lines.json", *map(json.dumps, rows))
+    one = write(tmp_path / "one.json", json.dumps(rows[0]))
+    marked = tmp_path / "marked.jsonl"
+    marked.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8-sig")
+    tables = [write_table(tmp_path / "data.csv", rows), write_table(tmp_path / "data.tsv", rows, "\t")]
+    expected = taken(rows, objective)
+    for source in (whole, nested, lines, marked, *tables):
+        assert taken(source, objective) == expected, source.name
+    assert taken(one, objective) == taken(rows[:1], objective)
+
+
+def test_a_cell_of_messages_is_read_and_a_text_that_looks_like_json_stays_text(tmp_path: Path):
+    assert taken(write_table(tmp_path / "chat.csv", [MESSAGES]), "dpo") == taken([MESSAGES], "dpo")
+    row = {"prompt": "[1, 2]", "chosen": '{"a": 1}', "rejected": "line one\nline two"}
+    ((where, record),) = read_records(write_table(tmp_path / "data.csv", [row]))
+    assert record == row
+    assert where.endswith("data.csv, line 2")
+
+
+@pytest.mark.parametrize("label", ["true", "True", "1", "1.0"])
+def test_a_label_in_a_cell_may_be_spelt_in_several_ways(tmp_path: Path, label: str):
+    path = write(tmp_path / "data.csv", "prompt,completion,label", f"w1, w2,{label}", "w1, w2,false", "w1, w2,0")
+    assert [example.weight for example in prepared(path, "kto").examples] == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "said"),
+    [
+        (
+            "data.csv",
+            ["prompt,chosen,rejected", '"a\nb",c,d', "a,b"],
+            "line 4: expected 3 cells, as the header has, got 2",
+        ),
+        ("data.csv", ["prompt,chosen,rejected", "a,b,c", '"a,b,c'], "line 3: expected rows of ','-separated cells"),
+        ("data.csv", ["prompt,prompt,rejected", "a,b,c"], "line 1: expected a header of distinct column names"),
+        ("data.csv", ["prompt,completions,rewards", "a,[b,1"], "line 2: completions: expected JSON"),
+        (
+            "data.csv",
+            ["prompt,chosen,rejected", "\"[{'role': 'user', 'content': 'a'}]\",b,c"],
+            "line 2: prompt: expected JSON, got \"[{'role'",
+        ),
+        ("data.csv", ["prompt,completion,label", "a,b,"], "line 2: lacks 'label'"),
+        ("data.json", ['[{"prompt": "a",', "}]"], "data.json: expected a JSON list of objects: "),
+        (
+            "data.json",
+            ['[{"prompt": "a", "chosen": "b", "rejected": "c"}, 3]'],
+            "data.json, example 1: expected an obj",
+        ),
+        ("data.parquet", ["no such thing"], "data.parquet: expected a Parquet file"),
+        ("data.txt", ["a"], "expected a file that ends in .jsonl, .ndjson, .json, .csv, .tsv, .parquet, got "),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_with_its_place(tmp_path: Path, name: str, lines: list[str], said: str):
+    objective = {"label": "kto", "rewards": "grpo"}.get(lines[0].split(",")[-1], "dpo")
+    with pytest.raises(ValueError, match=name) as caught:
+        prepared(write(tmp_path / name, *lines), objective)
+    assert said in str(caught.value)
+
+
+def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path):
+    (tmp_path / "data.jsonl").write_bytes(b'{"prompt": "\xe9"}')
+    with pytest.raises(ValueError, match=r"data.jsonl, line 1 or later: expected UTF-8 text"):
+        prepared(tmp_path / "data.jsonl")
+
+
+def test_a_cell_may_be_longer_than_the_csv_modules_limit(tmp_path: Path):
+    path = write_table(tmp_path / "data.csv", [PAIR | {"prompt": "w1 " * 50_000}])
+    ((_, record),) = read_records(path)
+    assert len(record["prompt"]) == 150_000
+
+
+def test_a_folder_of_data_files_is_read_by_split(tmp_path: Path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write(folder / "train.jsonl", json.dumps(PAIR))
+    write(folder / "test.jsonl", json.dumps(PAIR), json.dumps(PAIR))
+    assert len(prepared(folder).examples) == 1
+    assert len(prepared(folder, split="test").examples) == 2
+
+
+def test_a_dictionary_of_splits_in_memory_is_read_by_split():
+    splits = DatasetDict({"train": Dataset.from_list([PAIR]), "test": Dataset.from_list([PAIR, PAIR])})
+    assert len(prepared(splits, split="test").examples) == 2
+
+
+def test_a_name_may_carry_a_configuration_and_one_that_cannot_be_loaded_says_what_was_tried(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    asked = []
+
+    def load(name: str, config: str | None) -> DatasetDict:
+        asked.append((name, config))
+        if name == "org/absent":
+            raise ConnectionError("Couldn't reach it\nand a long story")
+        return DatasetDict({"train": Dataset.from_list([PAIR])})
+
+    monkeypatch.setattr(sources, "load_dataset", load)
+    for name in ("org/name", "org/name:hard"):
+        assert len(prepared(name).examples) == 1
+    assert asked == [("org/name", None), ("org/name", "hard")]
+    with pytest.raises(
+        ValueError, match=r"got 'org/absent': no file or folder .*; datasets.load_dataset: Conn"
+    ) as caught:
+        prepared("org/absent")
+    assert str(caught.value).endswith("ConnectionError: Couldn't reach it")
+
+
+def test_a_path_is_not_looked_for_on_the_hub(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"expected a file or a folder at .*nowhere, found none"):
+        prepared(tmp_path / "nowhere")
+
+
+# What an objective takes
+
+
+@pytest.mark.parametrize(
+    ("objective", "row", "said"),
+    [
+        (
+            "dpo",
+            {"prompt": "w1", "completion": "w2", "label": True},
+            "line 2: this looks like unpaired preference data (prompt, completion, label), which objective='kto' takes"
+            "; dpo needs prompt, chosen, rejected",
+        ),
+        (
+            "dpo",
+            {"prompt": "w1", "completions": ["w2", "w3"], "rewards": [0, 1]},
+            "line 2: this looks like rewarded data (prompt, completions, rewards), which objective='grpo' takes; dpo",
+        ),
+        (
+            "grpo",
+            PAIR,
+            "preference data (prompt, chosen, rejected), which objective='dpo' or objective='kto' takes; grpo",
+        ),
+        ("kto", {"prompt": "w1", "completion": "w2"}, "line 2: lacks 'label'; kto needs prompt, completion, label"),
+        ("grpo", {"prompt": "w1", "completions": ["w2", "w3"]}, "line 2: lacks 'rewards'; grpo needs"),
+        (
+            "dpo",
+            {"chosen": "w1 w2", "rejected": "w1 w3"},
+            "line 2: expected preference data (prompt, chosen, rejected), as",
+        ),
+        ("kto", PAIR, "line 2: expected unpaired preference data (prompt, completion, label), as in the rows before"),
+        ("dpo", MESSAGES | {"tools": "{"}, "line 2: tools: expected JSON, got '{'"),
+        (
+            "dpo",
+            MESSAGES | {"tools": {"name": "f"}},
+            "line 2: tools: expected a list of JSON schemas, got {'name': 'f'}",
+        ),
+        ("dpo", MESSAGES | {"chat_template_kwargs": [1]}, "chat_template_kwargs: expected an object, got [1]"),
+        ("dpo", PAIR | {"tools": [{"name": "f"}]}, "line 2: tools: expected a prompt of messages"),
+        ("dpo", PAIR | {"images": [1]}, "line 2: expected text alone, got 'images'"),
+        ("kto", {"prompt": "w1", "completion": "w2", "label": 2}, "label to be true or false, got 2"),
+        ("grpo", {"prompt": "w1", "completions": "w2", "rewards": [1]}, "expected completions to be a list, got 'w2'"),
+    ],
+)
+def test_a_row_that_an_objective_does_not_take_is_told_apart(
+    tmp_path: Path, objective: str, row: dict[str, Any], said: str
+):
+    path = write(tmp_path / "data.jsonl", json.dumps(records(objective, 2)[0]), json.dumps(row))
+    with pytest.raises(ValueError, match=r"data\.jsonl, line 2: ") as caught:
+        prepared(path, objective)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        ({"chosen": MESSAGES["chosen"], "rejected": MESSAGES["rejected"]}, "to begin with the same messages"),
+        ({"chosen": "", "rejected": "w1"}, "to begin with their prompt, got one that is empty"),
+        ({"chosen": "w1 w2", "rejected": MESSAGES["rejected"]}, "all to be text or all to be lists"),
+    ],
+)
+def test_a_pair_that_hides_no_prompt_is_refused(pair: dict[str, Any], said: str):
+    with pytest.raises(ValueError, match=f"dataset, example 0: expected .*{said}"):
+        prepared([pair])
+
+
+def test_messages_that_the_template_does_not_take_are_named_by_their_row():
+    bare = tiny_tokenizer()
+    bare.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ValueError, match="dataset, example 0: the tokenizer does not take it: roles must alternate"):
+        prepare([MESSAGES], bare, "dpo", max_length=64)
+    bare.chat_template = None
+    with pytest.raises(ValueError, match=r"dataset, example 0: the tokenizer does not take it: .*chat_template"):
+        prepare([MESSAGES], bare, "dpo", max_length=64)
