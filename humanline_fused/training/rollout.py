@@ -266,9 +266,7 @@ class Rounds:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the samples of :meth:`state_dict`."""
         self.number = state["number"]
-        self.examples = [
-            Example(prompt, tuple(completions), weight) for prompt, completions, weight in state["examples"]
-        ]
+        self.examples = [Example(prompt, tuple(completions), *rest) for prompt, completions, *rest in state["examples"]]
 
 
 def make_rounds(
