@@ -11,8 +11,9 @@ import pytest
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
-from trl import DPOTrainer, KTOTrainer
 from trl.data_utils import maybe_extract_prompt
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.kto_trainer import KTOTrainer
 
 from humanline_fused.training.data import prepare
 from humanline_fused.training.records import PROMPTS, read_row, type_of

@@ -86,16 +86,18 @@ def halos_trainer(model: Any, tokenizer: Any, records: list[Record], T: int, arg
 
 def import_trl() -> None:
     """Its trainer's module, which is imported when it is first asked for."""
-    from trl import DPOTrainer  # pyright: ignore[reportMissingImports]  # noqa: F401
+    from trl.trainer.dpo_trainer import DPOTrainer  # noqa: F401
 
 
 def trl_trainer(model: Any, tokenizer: Any, records: list[Record], T: int, arguments: dict[str, Any]) -> Trainer:
     """The records are trained on in their order."""
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportMissingImports]
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
 
+    given: dict[str, Any] = {"gradient_checkpointing": False} | arguments  # its default is True
     args = DPOConfig(
-        **{"gradient_checkpointing": False} | arguments,  # its default is True
+        **given,
         beta=DPO.settings["beta"],
         max_length=T,
         pad_to_multiple_of=None,
