@@ -78,7 +78,8 @@ QUANTITIES = (
         (
             Metric(
                 "humanline/unclamped",
-                "Tokens that the clamp leaves alone (no clamp: all).\nDown: the policy strays further from its reference",
+                "Tokens that the clamp leaves alone (no clamp: all).\n"
+                "Down: the policy strays further from its reference",
                 "share of tokens",
                 share=True,
             ),
