@@ -200,6 +200,12 @@ def sequences_in(seen: Page) -> list[list[dict[str, str]]]:
     return sequences
 
 
+@pytest.mark.parametrize(("step", "since"), [(3, 0), (4, 3)])
+def test_the_page_says_of_which_step_the_reference_is(run_of: Run, step: int, since: int) -> None:
+    said = f"look-ahead: the policy as it was before step {since}, which scored step {step}'s tokens then"
+    assert said in shown(run_of(sync_every=3), step=step).text
+
+
 def test_an_adapter_and_its_reference_are_read_back(run_of: Run, tmp_path: Path) -> None:
     import peft
 

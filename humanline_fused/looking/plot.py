@@ -68,7 +68,7 @@ QUANTITIES = (
             Metric(
                 "rewards/margins",
                 "Chosen over rejected, in training, against each step's reference.\nAbove 0: moves to the chosen; "
-                "small where the reference moves too",
+                "small if the reference moves",
                 "reward margin (nats × β)",
             ),
         ),
@@ -78,8 +78,8 @@ QUANTITIES = (
         (
             Metric(
                 "humanline/unclamped",
-                "Tokens that the clamp leaves alone.\nDown: the policy strays further from its reference "
-                "(no clamp: always 1)",
+                "Tokens that the clamp leaves alone (no clamp: all).\n"
+                "Down: the policy strays further from its reference",
                 "share of tokens",
                 share=True,
             ),

@@ -33,6 +33,7 @@ class StoredRun:
             for, if they were.
         identity: what the checkpoint belongs to (model, data, batches).
         tokenizer: the checkpoint's.
+        device: where to compute: as the run did, if there is such a device.
     """
 
     folder: Path
@@ -42,11 +43,7 @@ class StoredRun:
     config: HumanlineConfig
     identity: Mapping[str, Any]
     tokenizer: PreTrainedTokenizerBase
-
-    @property
-    def device(self) -> torch.device:
-        """Where to compute: as the run did, if there is such a device."""
-        return torch.device("cuda" if torch.cuda.is_available() and not self.settings["use_cpu"] else "cpu")
+    device: torch.device
 
     @property
     def pad_token_id(self) -> int:
@@ -118,20 +115,22 @@ def open_run(
     checkpoint = _checkpoint(folder, step)
     identity = _read_identity(checkpoint)
     asked = {name: value for name, value in (("model", model), ("dataset", dataset)) if value is not None}
-    device = "cuda" if torch.cuda.is_available() and not settings["use_cpu"] else "cpu"
-    config = _config(dict(settings) | asked, identity, folder, device)
+    device = torch.device("cuda" if torch.cuda.is_available() and not settings["use_cpu"] else "cpu")
+    config = _config(settings | asked, identity, folder, device)
     tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(checkpoint))
-    return StoredRun(folder, checkpoint, step_of(checkpoint), settings, config, identity, tokenizer)
+    return StoredRun(folder, checkpoint, step_of(checkpoint), settings, config, identity, tokenizer, device)
 
 
-def _config(settings: dict[str, Any], identity: Mapping[str, Any], folder: Path, device: str) -> HumanlineConfig:
+def _config(
+    settings: dict[str, Any], identity: Mapping[str, Any], folder: Path, device: torch.device
+) -> HumanlineConfig:
     """Humanline's own fields. The rest of a Trainer's settings is about training, on that run's machines."""
     own = {f.name for f in fields(HumanlineConfig)} - {f.name for f in fields(TrainingArguments)}
     kept = {name: settings[name] for name in own & settings.keys()}
     kept |= {name: identity["batches"][name] for name in ("objective", "max_length")}
     if settings["model"] is None:  # it was given in memory, in a data type of its own
         kept["model_dtype"] = "auto"
-    if kept.get("impl") == "triton" and device == "cpu":
+    if kept.get("impl") == "triton" and device.type == "cpu":
         kept["impl"] = "auto"
     return HumanlineConfig(output_dir=str(folder), use_cpu=True, report_to="none", **kept)
 

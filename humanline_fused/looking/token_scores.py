@@ -119,7 +119,7 @@ class Comparison:
 
     def _stored_words(self, kind: str) -> str:
         if kind == "frozen":
-            return "frozen: the weights that the checkpoint keeps, those of the start"
+            return "frozen: the weights that the checkpoint keeps, of the start or of a reference_model"
         since = synced_at(self.run.step, self.run.config.sync_every or 1)
         return f"{kind}: the policy as it was before step {since}, whose weights the checkpoint keeps"
 
