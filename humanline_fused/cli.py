@@ -224,6 +224,9 @@ def data(argv: Sequence[str]) -> None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model) if options.model else None
+    except (ValueError, OSError) as error:
+        raise UserError(f"--model: expected a tokenizer at {options.model}: {error}") from error
+    try:
         settings = {"objective": options.objective, "split": options.split, "max_length": options.max_length}
         found = inspect_data(options.file, tokenizer=tokenizer, **settings)
     except (ValueError, TypeError, OSError) as error:

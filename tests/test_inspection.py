@@ -141,7 +141,7 @@ def test_what_no_objective_takes_is_named_and_so_are_columns_that_nobody_knows()
     [
         ([], [], "expected at least one row, got none"),
         ([PAIR], ["--max_length", "2", "--model", "model"], "nothing would be left to learn from"),
-        ([PAIR], ["--model", "absent"], "absent"),
+        ([PAIR], ["--model", "."], "--model: expected a tokenizer at .: "),
     ],
 )
 def test_what_stops_a_training_is_one_line_and_status_2(
@@ -153,7 +153,6 @@ def test_what_stops_a_training_is_one_line_and_status_2(
     said: str,
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     tiny_tokenizer().save_pretrained("model")
     assert main(["data", written(Path("pairs.jsonl"), rows), *options]) == 2
     assert said in capsys.readouterr().err

@@ -152,8 +152,8 @@ class PreparedData:
             ("dropped (a completion without a token)", self.empty),
             ("completions that are empty but for the end of sequence", self.bare_ends),
             ("completions cut at max_length (end of sequence lost)", self.truncated),
-            ("groups without signal (equal rewards)", self.groups_without_signal),
-            ("groups dropped with beta=0 (equal rewards)", self.groups_dropped),
+            ("groups without signal (equal rewards)", self.groups_without_signal - self.groups_dropped),
+            ("groups without signal, dropped with beta=0", self.groups_dropped),
         ]
 
 

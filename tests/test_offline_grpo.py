@@ -1,0 +1,39 @@
+"""GRPO on rewards that are given: what advantages are divided by, and which groups are learnt from."""
+
+from pathlib import Path
+from statistics import pstdev
+
+import pytest
+import torch
+
+from tests.tiny_model import losses, records, tiny_trainer, trained
+
+
+def test_grpos_advantages_may_be_scaled_over_the_steps_global_batch(tmp_path: Path):
+    settings = {"objective": "grpo", "scale_rewards": "batch", "per_device_train_batch_size": 1}
+    trainer = trained(tmp_path, max_steps=1, gradient_accumulation_steps=4, **settings)
+    examples = [trainer.train_examples[i] for ids in trainer.plan.global_window(0) for i in ids]
+    scale = pstdev(e.reward for e in examples) + 1e-2
+    assert scale > 2e-2  # a micro-batch of one has no deviation
+    tokens = [len(e.completions[0]) for e in examples]
+    over_tokens = -sum(n * e.weight / scale for n, e in zip(tokens, examples, strict=True)) / sum(tokens)
+    torch.testing.assert_close(torch.tensor(losses(trainer)[0]), torch.tensor(over_tokens))
+
+
+def test_held_out_rewards_are_scaled_over_all_of_them(tmp_path: Path):
+    settings = {"objective": "grpo", "eval_dataset": records("grpo", 6, 5)}
+    plain, scaled = (tiny_trainer(tmp_path / s, scale_rewards=s, **settings) for s in ("none", "batch"))
+    scale = pstdev(e.reward for e in plain.eval_examples) + 1e-2
+    assert [e.weight for e in scaled.eval_examples] == [e.weight / scale for e in plain.eval_examples]
+
+
+@pytest.mark.parametrize(("beta", "left"), [(0.0, 8), (0.5, 10)])
+def test_groups_of_equal_rewards_are_left_out_unless_the_kl_has_a_gradient(tmp_path: Path, beta: float, left: int):
+    trainer = tiny_trainer(tmp_path, objective="grpo", beta=beta)
+    assert trainer.train_data.groups_without_signal == 1
+    assert len(trainer.train_examples) == left
+
+
+def test_the_run_says_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    trained(tmp_path, objective="grpo", beta=0.0, max_steps=1)
+    assert "data: 8 examples, groups without signal, dropped with beta=0: 1\n" in capsys.readouterr().out
