@@ -255,12 +255,9 @@ class _HumanlineMixin(_BaseTrainer):
                 raise ValueError(f"expected {file}: the checkpoint was not written by this trainer with humanline on")
             return
         state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        if self.humanline is None:
-            raise ValueError(f"expected humanline=Humanline(sync_every={state['sync_every']}), as in {file}, got it off")
-        if state["sync_every"] != self.humanline.sync_every:
-            raise ValueError(
-                f"expected sync_every={state['sync_every']}, as in {file}, got {self.humanline.sync_every}"
-            )
+        mine = "humanline off" if self.humanline is None else f"sync_every={self.humanline.sync_every}"
+        if mine != f"sync_every={state['sync_every']}":
+            raise ValueError(f"expected sync_every={state['sync_every']}, as in {file}, got {mine}")
         self.reference.load_state_dict(state["reference"], self.state.global_step, self.state.max_steps - 1)
 
 
