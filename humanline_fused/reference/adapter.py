@@ -89,7 +89,7 @@ class AdapterReference:
     Args:
         score: takes a step and returns the log-probs of its micro-batches under the active adapter.
         model: the policy as PEFT made it; gets the adapter "ref", equal to the active one.
-        sync_every: k ≥ 1, in optimizer steps.
+        sync_every: k ≥ 1, in optimizer steps; None keeps the adapter as it is.
 
     Raises:
         ValueError: the model is not one that :func:`trained_adapter` takes, or PEFT makes another adapter of the same
@@ -109,7 +109,7 @@ class AdapterReference:
     True
     """
 
-    def __init__(self, score: Callable[[int], list[TokenScores]], model: nn.Module, sync_every: int) -> None:
+    def __init__(self, score: Callable[[int], list[TokenScores]], model: nn.Module, sync_every: int | None) -> None:
         self.score = score
         self.sync_every = sync_every
         self.trained = trained_adapter(model)
@@ -140,8 +140,8 @@ class AdapterReference:
         torch._foreach_copy_(*pairs)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager
-    def _active(self) -> Iterator[None]:
-        """The model is the reference meanwhile."""
+    def active(self) -> Iterator[None]:
+        """The model is the reference meanwhile; afterwards it is as it was, training mode and what is trained too."""
         with _modes_kept(self.model):
             try:
                 self.model.base_model.set_adapter(ADAPTER, inference_mode=True)
@@ -154,12 +154,12 @@ class AdapterReference:
 
         Which adapter is active, what is trained and training mode are as before, after an exception too.
         """
-        with self._active():
+        with self.active():
             return self.score(step)
 
     def before_optimizer_step(self, step: int, policy: nn.Module) -> None:
         """Sync if it is ``step``'s turn: 0, k, 2k … To be called after backward and clipping, *before* the update."""
-        if step % self.sync_every == 0:
+        if self.sync_every is not None and step % self.sync_every == 0:
             self._sync()
 
     def state_dict(self) -> dict[str, Any]:

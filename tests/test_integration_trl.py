@@ -1,0 +1,390 @@
+"""TRL's trainers with humanline: TRL's bits where it is off, our own trainer's numbers where it is on."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import trl
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+
+from humanline_fused.integrations import trl as integration
+from humanline_fused.integrations.trl import Humanline, HumanlineDPOTrainer, HumanlineKTOTrainer
+from humanline_fused.reference import AdapterReference
+from tests.error_budget import assert_within_budget
+from tests.tiny_model import losses, records, tiny_model, tiny_tokenizer, tiny_trainer
+
+STEPS = 6
+BATCH = 2
+ACCUMULATION = 2
+TRAINERS = {"dpo": (DPOTrainer, HumanlineDPOTrainer, DPOConfig), "kto": (KTOTrainer, HumanlineKTOTrainer, KTOConfig)}
+# Bounds that bind at the tiny runs' learning rate.
+TIGHT = {"log_epsilon_P": -0.1, "log_epsilon_R": 0.05}
+SETTINGS: dict[str, Any] = {
+    "per_device_train_batch_size": BATCH,
+    "gradient_accumulation_steps": ACCUMULATION,
+    "max_steps": STEPS,
+    "learning_rate": 0.5,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "weight_decay": 0.0,
+    "optim": "sgd",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "max_length": 32,
+    "beta": 0.5,
+    "train_sampling_strategy": "sequential",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
+
+
+@pytest.fixture(params=["dpo", "kto"])
+def objective(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def make(kind: Any, config: Any, output_dir: Path, rows: Any = None, model: Any = None, **settings: Any) -> Any:
+    """A trainer of TRL's or of ours on the objective's tiny records."""
+    objective = "dpo" if config is DPOConfig else "kto"
+    names = ("humanline", "ref_model", "peft_config", "callbacks", "eval_dataset")
+    given = {name: settings.pop(name) for name in names if name in settings}
+    rows = records(objective, STEPS * BATCH * ACCUMULATION) if rows is None else rows
+    args = config(output_dir=str(output_dir), **SETTINGS | settings)
+    model = tiny_model() if model is None else model
+    data = Dataset.from_list(rows)
+    return kind(model, args=args, train_dataset=data, processing_class=tiny_tokenizer(), **given)
+
+
+def ours(objective: str, output_dir: Path, **settings: Any) -> Any:
+    _, kind, config = TRAINERS[objective]
+    return make(kind, config, output_dir, **settings)
+
+
+def run(trainer: Any, **how: Any) -> Any:
+    trainer.train(**how)
+    return trainer
+
+
+def weights(trainer: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def logged(trainer: Any, name: str) -> list[float]:
+    return [line[name] for line in trainer.state.log_history if name in line]
+
+
+def start(folder: Path) -> Path:
+    """The tiny model in a folder, from which TRL takes its reference."""
+    tiny_model().save_pretrained(folder)
+    return folder
+
+
+# Off
+
+
+@pytest.mark.parametrize("off", [None, Humanline(float("-inf"), float("inf"), sync_every=None)], ids=["None", "wide"])
+def test_with_humanline_off_losses_and_weights_are_trls_bitwise(objective: str, off: Humanline | None, tmp_path: Path):
+    theirs, mine, config = TRAINERS[objective]
+    folder = start(tmp_path / "start")
+
+    def model() -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder)
+
+    expected = run(make(theirs, config, tmp_path / "theirs", model=model()))
+    actual = run(make(mine, config, tmp_path / "mine", model=model(), humanline=off))
+    assert losses(actual) == losses(expected)
+    assert len(set(losses(actual))) == STEPS
+    assert same(weights(actual), weights(expected))
+
+
+# On
+
+
+def own_trainer(objective: str, output_dir: Path, dtype: torch.dtype, model: Any = None, **settings: Any) -> Any:
+    shared = {name: value for name, value in SETTINGS.items() if name != "train_sampling_strategy"} | settings
+    return tiny_trainer(
+        output_dir,
+        num_examples=STEPS * BATCH * ACCUMULATION,
+        model=(tiny_model() if model is None else model).to(dtype),
+        objective=objective,
+        head="logits",
+        **{"reference": "copy"} | TIGHT | shared,
+    )
+
+
+def in_order_of(trainer: Any, objective: str) -> list[dict[str, Any]]:
+    """The records as our own trainer will take them."""
+    rows = records(objective, STEPS * BATCH * ACCUMULATION)
+    return [rows[i] for step in range(STEPS) for micro in trainer.plan.window(step, 0) for i in micro.ids]
+
+
+def assert_same_run(actual: Any, plain: Any, oracle: Any, names: tuple[str, ...] = ()) -> None:
+    """``actual`` errs as our own float32 run does against the float64 run, and rounds.
+
+    A loss is made of the log-probs of a pair, and a gradient has a coefficient that is made of them.
+    """
+    log_probs = sum(max(map(abs, logged(oracle, f"logps/{side}"))) for side in ("chosen", "rejected"))
+    for name in ("loss", *names):
+        runs = [torch.tensor(logged(trainer, name)) for trainer in (actual, plain, oracle)]
+        assert_within_budget(*runs, name, log_probs=log_probs)
+    for name, expected in weights(oracle).items():
+        assert_within_budget(weights(actual)[name], weights(plain)[name], expected, name, log_probs=log_probs)
+
+
+@pytest.mark.parametrize(("sync_every", "accumulation"), [(1, 1), (3, 2)])
+def test_losses_and_weights_are_those_of_our_own_trainer_with_a_copied_reference(
+    objective: str, sync_every: int, accumulation: int, tmp_path: Path
+):
+    settings = {"sync_every": sync_every, "gradient_accumulation_steps": accumulation}
+    plain = own_trainer(objective, tmp_path / "float32", torch.float32, **settings)
+    oracle = own_trainer(objective, tmp_path / "float64", torch.float64, **settings)
+    humanline = Humanline(**TIGHT, sync_every=sync_every)
+    actual = ours(
+        objective,
+        tmp_path / "trl",
+        rows=in_order_of(plain, objective),
+        gradient_accumulation_steps=accumulation,
+        humanline=humanline,
+    )
+    for trainer in (actual, plain, oracle):
+        run(trainer)
+    sides = ("logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected")
+    shares = ("humanline/unclamped", "humanline/clamped_low", "humanline/clamped_high")
+    # TRL averages a step's metrics over its micro-batches, whatever they hold; one by one they can be compared.
+    assert_same_run(actual, plain, oracle, (*sides, *shares) if accumulation == 1 else ())
+    assert min(logged(actual, "humanline/unclamped")) < 0.8
+
+
+def test_the_sync_comes_before_the_update_so_the_second_step_has_log_ratios(objective: str, tmp_path: Path):
+    trainer = run(ours(objective, tmp_path, max_steps=2, humanline=Humanline(sync_every=1)))
+    first, second = logged(trainer, "rewards/chosen")
+    assert first == 0.0
+    assert abs(second) > 1e-3
+    reference = dict(trainer.ref_model.named_parameters())
+    assert not torch.equal(reference["lm_head.weight"], weights(trainer)["lm_head.weight"])
+    assert not torch.equal(reference["lm_head.weight"], tiny_model().lm_head.weight)
+
+
+def test_each_token_is_clamped_before_the_sum_and_one_that_does_not_count_is_zero():
+    labels = torch.tensor([[-100, -100, 7, 8, 9]])
+
+    def model(*log_probs: float) -> Callable[..., Any]:
+        return lambda **inputs: integration.FusedCausalLMOutput(log_probs=torch.tensor([log_probs]))
+
+    policy, reference = model(0.0, -1.0, -4.0, -2.0), model(0.0, -2.0, -1.0, -2.25)
+    ratios = integration.LogRatios(policy, lambda **inputs: reference().log_probs, Humanline(-0.5, 0.5))
+    assert ratios(labels=labels, fused_lm_head=True).log_probs.tolist() == [[0.0, 0.5, -0.5, 0.25]]
+    assert ratios.last.logp.sum().item() == -7.0
+    shares = (ratios.last.clamped_low_fraction, ratios.last.clamped_high_fraction)
+    assert [share.item() for share in shares] == pytest.approx([1 / 3, 1 / 3])
+    assert integration._zero_reference(labels=labels).log_probs.tolist() == [[0.0, 0.0, 0.0, 0.0]]
+
+
+def test_the_displayed_log_probs_are_trls(objective: str, tmp_path: Path):
+    theirs, mine, config = TRAINERS[objective]
+    model = AutoModelForCausalLM.from_pretrained(start(tmp_path / "start"))
+    expected = run(make(theirs, config, tmp_path / "theirs", model=model, max_steps=1))
+    actual = run(make(mine, config, tmp_path / "mine", max_steps=1))
+    for name in ("logps/chosen", "logps/rejected"):
+        assert logged(actual, name) == logged(expected, name)
+        assert logged(actual, name)[0] < -5
+
+
+def test_an_evaluation_reports_the_clamp_and_may_ask_for_logits(objective: str, tmp_path: Path):
+    rows = Dataset.from_list(records(objective, 4, seed=1))
+    trainer = run(ours(objective, tmp_path, eval_dataset=rows, humanline=Humanline(**TIGHT)))
+    metrics = trainer.evaluate()
+    shares = [metrics[f"eval_humanline/{name}"] for name in ("unclamped", "clamped_low", "clamped_high")]
+    assert sum(shares) == pytest.approx(1.0)
+    assert shares[0] < 1
+    batch = trainer._prepare_inputs(next(iter(trainer.get_eval_dataloader())))
+    with pytest.warns(FutureWarning, match="return_outputs"):
+        _, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    assert outputs.logits.shape == (*batch["input_ids"].shape, 100)
+
+
+def test_a_model_that_is_handed_over_is_its_own_first_reference(tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(start(tmp_path / "start"))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(3)  # trained since it was loaded
+    trainer = run(ours("dpo", tmp_path, model=model, max_steps=1))
+    assert logged(trainer, "rewards/chosen") == [0.0]
+
+
+# LoRA
+
+
+def adapted() -> Any:
+    """A LoRA policy that differs from its base, with dropout in the adapter."""
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=2, target_modules=["v_proj", "down_proj"], lora_dropout=0.3, init_lora_weights=False
+    )
+    base = tiny_model()
+    torch.manual_seed(1)
+    return peft.get_peft_model(base, config)
+
+
+@pytest.mark.parametrize("sync_every", [1, 3])
+def test_a_lora_policy_is_trained_as_by_our_own_trainer_with_an_adapter_as_reference(
+    objective: str, sync_every: int, tmp_path: Path
+):
+    settings = {"reference": "adapter", "sync_every": sync_every}
+    plain = own_trainer(objective, tmp_path / "float32", torch.float32, adapted(), **settings)
+    oracle = own_trainer(objective, tmp_path / "float64", torch.float64, adapted(), **settings)
+    humanline = Humanline(**TIGHT, sync_every=sync_every)
+    rows = in_order_of(plain, objective)
+    actual = ours(objective, tmp_path / "trl", rows=rows, model=adapted(), humanline=humanline)
+    for trainer in (actual, plain, oracle):
+        run(trainer)
+    assert_same_run(actual, plain, oracle)
+    assert min(logged(actual, "humanline/unclamped")) < 1
+
+
+def test_a_peft_config_makes_a_policy_whose_export_has_no_second_adapter(tmp_path: Path):
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["v_proj"])
+    trainer = run(ours("dpo", tmp_path / "run", peft_config=config, max_steps=2))
+    assert isinstance(trainer.reference, AdapterReference)
+    assert logged(trainer, "rewards/chosen")[0] == 0.0
+    assert logged(trainer, "rewards/chosen")[1] != 0.0
+    trainer.save_model(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "adapter_model.safetensors").is_file()
+    assert not list((tmp_path / "saved").rglob("ref*"))
+
+
+def test_a_lora_policy_without_sync_keeps_its_start_as_reference(tmp_path: Path):
+    trainer = run(ours("dpo", tmp_path, model=adapted(), humanline=Humanline(sync_every=None)))
+    kept = {n: p for n, p in trainer.model.named_parameters() if ".ref." in n}
+    first = dict(adapted().named_parameters())
+    assert kept
+    assert all(torch.equal(p, first[name.replace(".ref.", ".default.")]) for name, p in kept.items())
+
+
+# Checkpoints
+
+SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
+def test_a_resumed_run_ends_with_the_uninterrupted_weights(objective: str, lora: bool, tmp_path: Path):
+    def trainer() -> Any:
+        humanline = Humanline(**TIGHT, sync_every=3)
+        return ours(
+            objective,
+            tmp_path,
+            model=adapted() if lora else None,
+            humanline=humanline,
+            optim="adamw_torch",
+            **SAVING | {"learning_rate": 3e-3},
+        )
+
+    whole = run(trainer())
+    resumed = run(trainer(), resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert same(weights(resumed), weights(whole))
+    assert losses(resumed) == losses(whole)
+
+
+def test_a_checkpoint_without_its_reference_or_of_another_sync_is_not_continued(tmp_path: Path):
+    run(ours("dpo", tmp_path, max_steps=2, humanline=Humanline(sync_every=3), **SAVING))
+    checkpoint = tmp_path / "checkpoint-2"
+
+    def resume(humanline: Humanline | None) -> None:
+        model = AutoModelForCausalLM.from_pretrained(start(tmp_path / "start"))
+        trainer = ours("dpo", tmp_path, model=model, humanline=humanline)
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+    with pytest.raises(ValueError, match=r"expected sync_every=3, as in .*reference.pt, got sync_every=1"):
+        resume(Humanline())
+    with pytest.raises(ValueError, match=r"expected sync_every=3, as in .*reference.pt, got humanline off"):
+        resume(None)
+    (checkpoint / "reference.pt").unlink()
+    with pytest.raises(ValueError, match=r"expected .*reference.pt: the checkpoint was not written by this trainer"):
+        resume(Humanline(sync_every=3))
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    ("objective", "setting", "message"),
+    [
+        ("dpo", {"sync_ref_model": True}, "sync_ref_model: expected False .*, got True"),
+        ("kto", {"sync_ref_model": True}, "sync_ref_model: expected False .*, got True"),
+        ("dpo", {"precompute_ref_log_probs": True}, "precompute_ref_log_probs: expected False .*, got True"),
+        ("kto", {"precompute_ref_log_probs": True}, "precompute_ref_log_probs: expected False .*, got True"),
+        ("dpo", {"loss_type": ["ipo"]}, r"loss_type: expected 'sigmoid' .*, got \['ipo'\]"),
+        ("dpo", {"loss_type": ["sigmoid", "sft"]}, r"loss_type: expected 'sigmoid' .*, got \['sigmoid', 'sft'\]"),
+        ("kto", {"loss_type": "apo_zero_unpaired"}, "loss_type: expected 'kto' .*, got 'apo_zero_unpaired'"),
+        ("dpo", {"f_divergence_type": "forward_kl"}, "f_divergence_type: expected 'reverse_kl' .*, got 'forward_kl'"),
+        ("dpo", {"ld_alpha": 0.5}, "ld_alpha: expected None .*, got 0.5"),
+        ("dpo", {"use_weighting": True}, "use_weighting: expected False .*, got True"),
+        ("kto", {"use_liger_kernel": True}, "use_liger_kernel: expected False .*, got True"),
+        ("dpo", {"enable_jit_checkpoint": True}, "enable_jit_checkpoint: expected False .*, got True"),
+    ],
+)
+def test_what_would_break_humanline_without_a_word_is_refused(
+    objective: str, setting: dict[str, Any], message: str, tmp_path: Path
+):
+    with pytest.raises(ValueError, match=message):
+        ours(objective, tmp_path, **setting)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"log_epsilon_P": 0.5}, "expected log_epsilon_P <= 0 <= log_epsilon_R, got log_epsilon_P=0.5"),
+        ({"sync_every": 0}, "sync_every: expected an integer >= 1 or None, got 0"),
+        ({"sync_every": True}, "sync_every: expected an integer >= 1 or None, got True"),
+        ({"sync_every": 1.5}, "sync_every: expected an integer >= 1 or None, got 1.5"),
+    ],
+)
+def test_bounds_and_sync_are_checked(given: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        Humanline(**given)
+
+
+def test_a_reference_of_another_shape_or_beside_an_adapter_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="expected reference and policy to have the same parameters"):
+        ours("dpo", tmp_path, ref_model=tiny_model(num_hidden_layers=1))
+    with pytest.raises(ValueError, match="ref_model: expected None with a PEFT model"):
+        ours("dpo", tmp_path, model=adapted(), ref_model=tiny_model())
+
+
+@pytest.mark.parametrize("engine", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_an_engine_that_spreads_the_model_is_refused(
+    engine: DistributedType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = ours("dpo", tmp_path)
+    monkeypatch.setattr(type(trainer.accelerator), "distributed_type", engine)
+    with pytest.raises(ValueError, match=f"expected a whole model in every process .*, got {engine.value}"):
+        trainer._refuse_engine()
+
+
+def test_another_trl_or_none_is_refused_at_import(monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(trl, "__version__", "1.17.0")
+        with pytest.raises(ImportError, match=r"expected trl>=1.16,<1.17, got 1.17.0: pip install 'humanline-fused"):
+            importlib.reload(integration)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "trl", None)
+        with pytest.raises(ImportError, match=r"pip install 'humanline-fused\[trl\]'"):
+            importlib.reload(integration)
