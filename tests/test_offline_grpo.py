@@ -6,6 +6,7 @@ from statistics import pstdev
 import pytest
 import torch
 
+from humanline_fused.training.data import PreparedData
 from tests.tiny_model import losses, records, tiny_trainer, trained
 
 
@@ -30,6 +31,7 @@ def test_held_out_rewards_are_scaled_over_all_of_them(tmp_path: Path):
 @pytest.mark.parametrize(("beta", "left"), [(0.0, 8), (0.5, 10)])
 def test_groups_of_equal_rewards_are_left_out_unless_the_kl_has_a_gradient(tmp_path: Path, beta: float, left: int):
     trainer = tiny_trainer(tmp_path, objective="grpo", beta=beta)
+    assert isinstance(trainer.train_data, PreparedData)
     assert trainer.train_data.groups_without_signal == 1
     assert len(trainer.train_examples) == left
 

@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
-from trl.data_utils import maybe_extract_prompt
+from trl.data_utils import extract_prompt, maybe_extract_prompt
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
 
@@ -116,6 +116,21 @@ def test_a_pair_has_trls_tokens_for_dpo_and_for_kto(tmp_path: Path, name: str):
     assert ours(path, "dpo") == [(pair["prompt_ids"], pair["chosen_ids"], pair["rejected_ids"], 0.0)]
     singles = [(single["prompt_ids"], single["completion_ids"], single["label"]) for single in trls(KTOTrainer, [row])]
     assert ours(path, "kto") == singles
+
+
+@pytest.mark.parametrize("name", [name for name, row in (PREFERENCE | BEYOND_THE_PAGE).items() if "prompt" not in row])
+def test_a_prompt_inside_is_the_text_that_trl_finds(name: str):
+    record = (PREFERENCE | BEYOND_THE_PAGE)[name]
+    row, found = read_row("line 1", record, "dpo"), extract_prompt(record)
+    assert (row.prompt, *row.completions) == (found["prompt"], found["chosen"], found["rejected"])
+
+
+def test_with_nothing_in_common_the_prompt_is_empty_even_where_chosen_ends_with_a_space():
+    """TRL looks at the character before the first, which Python takes for the last, and makes a prompt of chosen."""
+    record = {"chosen": "Blue ", "rejected": "Green"}
+    assert extract_prompt(record)["prompt"] == "Blue"
+    row = read_row("line 1", record, "dpo")
+    assert (row.prompt, *row.completions) == ("", "Blue ", "Green")
 
 
 @pytest.mark.parametrize("name", list(UNPAIRED))

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 try:
     import trl
-    from trl import DPOTrainer, KTOTrainer
     from trl.trainer.base_trainer import _BaseTrainer
+    from trl.trainer.dpo_trainer import DPOTrainer
+    from trl.trainer.kto_trainer import KTOTrainer
     from trl.trainer.utils import FusedCausalLMOutput
 except ImportError as error:
     raise ImportError(
