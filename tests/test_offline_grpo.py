@@ -6,6 +6,7 @@ from statistics import pstdev
 import pytest
 import torch
 
+from humanline_fused.training.advantages import advantages
 from humanline_fused.training.data import PreparedData
 from tests.tiny_model import losses, records, tiny_trainer, trained
 
@@ -39,3 +40,17 @@ def test_groups_of_equal_rewards_are_left_out_unless_the_kl_has_a_gradient(tmp_p
 def test_the_run_says_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     trained(tmp_path, objective="grpo", beta=0.0, max_steps=1)
     assert "data: 8 examples, groups without signal, dropped with beta=0: 1\n" in capsys.readouterr().out
+
+
+def test_equal_rewards_have_no_advantage_whatever_a_mean_rounds_to():
+    assert advantages([0.05] * 3, "group") == [0.0] * 3
+    assert advantages([0.47] * 7, "none") == [0.0] * 7
+    low, middle, high = advantages([0.1, 0.2, 0.3], "group")
+    assert low < middle == 0 < high
+
+
+def test_a_run_that_scales_otherwise_does_not_go_on(tmp_path: Path):
+    settings = {"objective": "grpo", "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    trained(tmp_path, scale_rewards="none", **settings)
+    with pytest.raises(ValueError, match=r"'scale_rewards': 'none'.*got.*'scale_rewards': 'batch'"):
+        trained(tmp_path, scale_rewards="batch", resume_from_checkpoint="auto", **settings)

@@ -14,7 +14,8 @@ from humanline_fused.training.batch import collate
 from humanline_fused.training.data import Example
 from humanline_fused.training.plan import RoundPlan
 from humanline_fused.training.reward import RolloutError
-from humanline_fused.training.rollout import Sample, best_and_worst, by_sign, fill, whole_group
+from humanline_fused.training.rollout import Sample, best_and_worst, by_sign, fill, logged_groups, whole_group
+from humanline_fused.training.sampling import Sampling, sample
 from tests.tiny_model import WORDS, records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer
 
 PROMPTS = [{"prompt": f"w{i} w{i + 1}", "wanted": f"w{i + 2}"} for i in range(8)]
@@ -102,6 +103,45 @@ def test_rounds_go_through_all_prompts_before_one_comes_again():
         RoundPlan(6, per_prompt=3, rollout_every=1, batch_size=8, accumulation=1, world_size=1, seed=0)
 
 
+def test_what_a_round_left_in_the_file_comes_back_prompt_by_prompt(tmp_path: Path):
+    line = {"step": 4, "prompt_index": 0, "completion": "w1", "reward": 1.0, "advantage": 0.0}
+    written = [line | {"completion_ids": [i]} for i in range(4)] + [line | {"step": 5, "completion_ids": [9]}]
+    (tmp_path / "file").write_text("".join(json.dumps(one) + "\n" for one in written))
+    groups = logged_groups(tmp_path / "file", 4, 2)
+    assert [[int(one.completion_ids) for one in group] for group in groups] == [[0, 1], [2, 3]]
+
+
+# Samples
+
+
+def draw(model: Any, **settings: Any) -> list[list[torch.Tensor]]:
+    given = {"num_generations": 3, "max_completion_length": 6, "max_length": 32, "temperature": 1.0, "top_p": 1.0}
+    sampling = Sampling(**given | {"batch_size": 2, "pad_token_id": 0} | settings)
+    prompts = [torch.tensor(ids, dtype=torch.int32) for ids in ([7], [8, 9], [10])]
+    return sample(model, prompts, sampling, {1}, seed=0)
+
+
+def test_nothing_of_the_models_own_generation_config_bends_the_samples():
+    model = tiny_model()
+    plain = draw(model)
+    own = model.generation_config
+    own.update(top_k=1, repetition_penalty=5.0, min_new_tokens=6, suppress_tokens=list(range(2, 100)), max_time=1e-9)
+    bent = draw(model)
+    assert [[ids.tolist() for ids in group] for group in bent] == [[ids.tolist() for ids in group] for group in plain]
+    assert model.generation_config is own
+
+
+def test_a_sample_ends_with_its_first_end_of_sequence_and_holds_nothing_but_itself():
+    model = tiny_model()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    samples = [ids for group in draw(model, max_completion_length=40, num_generations=30) for ids in group]
+    lengths = {len(ids) for ids in samples if int(ids[-1]) == 1}
+    assert len(lengths) > 3
+    assert all(1 not in ids[:-1] for ids in samples)
+    assert {len(ids) for ids in samples if int(ids[-1]) != 1} == {30, 31}  # cut at max_length 32
+    assert all(ids.untyped_storage().nbytes() == 4 * len(ids) for ids in samples)
+
+
 # A run
 
 
@@ -111,10 +151,10 @@ def test_every_round_is_sampled_by_the_policy_of_its_first_step(tmp_path: Path, 
     calls: list[tuple[int, list[torch.Tensor]]] = []
     draw = trainer.rounds._draw
 
-    def spied(places: Any, model: Any, number: int) -> Any:
+    def spied(places: Any, model: Any, number: int, attempt: int) -> Any:
         calls.append((trainer.state.global_step, weights(trainer)))
         assert model is trainer.model
-        return draw(places, model, number)
+        return draw(places, model, number, attempt)
 
     trainer.rounds._draw = spied
     before = weights(trainer)
@@ -228,6 +268,46 @@ def test_what_fails_late_keeps_the_run_up_to_it(tmp_path: Path):
     assert {line["step"] for line in lines(tmp_path / "completions.jsonl")} == {0, 2}
 
 
+def test_what_fails_in_sampling_keeps_the_run_too(tmp_path: Path):
+    trainer = rounds_trainer(tmp_path, objective="grpo")
+    draws = trainer.rounds._draw
+
+    def out_of_memory(places: Any, model: Any, number: int, attempt: int) -> Any:
+        if number:
+            raise torch.OutOfMemoryError("on purpose")
+        return draws(places, model, number, attempt)
+
+    trainer.rounds._draw = out_of_memory
+    with pytest.raises(RolloutError, match=r"round 1 failed: OutOfMemoryError: on purpose\. The run up to step 2"):
+        trainer.train()
+    resumed = rounds_trainer(tmp_path, objective="grpo", resume_from_checkpoint="auto", rollout_batch_size=4)
+    resumed.train()
+    assert resumed.state.global_step == 4
+
+
+def test_a_dry_run_tries_a_round_and_leaves_nothing(tmp_path: Path):
+    def reward(completions: list[str], **columns: Any) -> list[float]:
+        calls.append(len(completions))
+        return [float(i) for i in range(len(completions))]
+
+    calls: list[int] = []
+    rounds_trainer(tmp_path, reward, objective="grpo", dry_run=True).train()
+    assert calls == [16]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_a_round_without_a_difference_is_drawn_again(tmp_path: Path, objective: str):
+    def reward(completions: list[str], **columns: Any) -> list[float]:
+        seen.append(completions)
+        return [float(i) if len(seen) > 2 else 0.3 for i in range(len(completions))]
+
+    seen: list[list[str]] = []
+    rounds_trainer(tmp_path, reward, objective=objective, max_steps=2).train()
+    assert len(seen) == 3
+    assert seen[0] != seen[1] != seen[2]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -262,6 +342,7 @@ def test_a_reward_that_tells_no_two_samples_apart_teaches_nothing(tmp_path: Path
         ({"num_generations": 1}, "num_generations: expected an integer >= 2, got 1"),
         ({"temperature": 0.0}, "temperature: expected a finite number > 0, got 0.0"),
         ({"rollout_every": None}, "num_generations: expected 8 without rollout_every, got 4"),
+        ({"rollout_batch_size": 3}, "rollout_batch_size: expected an integer >= 4, got 3"),
         ({"num_generations": 3}, "expected num_generations to divide the 16 samples of a round"),
         ({"reward": "math:sqrt"}, "expected one reward function, .* got both"),
     ],

@@ -178,7 +178,7 @@ def _round_of(run: StoredRun, step: int, sizes: tuple[int, int, int, int]) -> tu
     per_prompt = 1 if config.objective == "dpo" else config.num_generations
     plan = RoundPlan(len(prompts), per_prompt, config.rollout_every, *sizes)
     first = step - step % config.rollout_every
-    groups = logged_groups(run.folder / COMPLETIONS, first)
+    groups = logged_groups(run.folder / COMPLETIONS, first, config.num_generations)
     if not groups:
         raise ValueError(
             f"{run.folder / COMPLETIONS}: expected the samples of the round that began at step {first}, it has none: "

@@ -32,7 +32,8 @@ def advantages(rewards: Sequence[float], scale: str) -> list[float]:
     """
     mean = math.fsum(rewards) / len(rewards)
     divisor = deviation(rewards) + ADVANTAGE_EPSILON if scale == "group" else 1.0
-    return [(reward - mean) / divisor for reward in rewards]
+    noise = len(rewards) * math.ulp(max(map(abs, rewards)))  # a mean of equal rewards is not always one of them
+    return [0.0 if abs(reward - mean) <= noise else (reward - mean) / divisor for reward in rewards]
 
 
 def batch_scale(rewards: Sequence[float]) -> float:

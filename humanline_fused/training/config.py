@@ -145,7 +145,9 @@ class HumanlineConfig(TrainingArguments):
         default=1.0, metadata=_help("rounds: of the sampling; at 1 (and top_p 1) samples are the policy's own.")
     )
     top_p: float = field(default=1.0, metadata=_help("rounds: share of the probability that is sampled from."))
-    rollout_batch_size: int = field(default=64, metadata=_help("rounds: samples drawn at once on a process."))
+    rollout_batch_size: int = field(
+        default=64, metadata=_help("rounds: samples drawn at once on a process, >= num_generations.")
+    )
     reward_timeout: float = field(default=600.0, metadata=_help("rounds: seconds that the reward function may take."))
     impl: Impl = field(default="auto", metadata=_help("Who computes the loss: auto, triton or eager."))
     head: Head = field(
@@ -157,7 +159,11 @@ class HumanlineConfig(TrainingArguments):
         ),
     )
     dry_run: bool = field(
-        default=False, metadata=_help("Load everything, check the head, say what would run, and stop before step 0.")
+        default=False,
+        metadata=_help(
+            "Load everything, check the head, say what would run, and stop before step 0. With rounds: sample "
+            "and score one."
+        ),
     )
     disable_dropout: bool = field(
         default=True, metadata=_help("Turn dropout off, so that policy and reference differ by the updates alone.")
@@ -228,9 +234,11 @@ class HumanlineConfig(TrainingArguments):
             return
         for name, least in (("rollout_every", 1), ("num_generations", 2), ("max_completion_length", 1)):
             self._expect_integer(name, least)
-        self._expect_integer("rollout_batch_size", 1)
+        self._expect_integer("rollout_batch_size", self.num_generations)
         for name in ("temperature", "reward_timeout"):
             self._expect(name, 0 < getattr(self, name) < float("inf"), "a finite number > 0")
+        patience = float("inf") if self.world_size == 1 else self.ddp_timeout
+        self._expect("reward_timeout", self.reward_timeout < patience, f"less than ddp_timeout ({patience} s)")
         self._expect("top_p", 0 < self.top_p <= 1, "a number in (0, 1]")
         self._expect(
             "reference",

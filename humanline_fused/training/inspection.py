@@ -184,11 +184,12 @@ def report(found: Inspection) -> str:
 def _facts(found: Inspection) -> list[tuple[str, str]]:
     kind = found.type
     used = {*kind.columns, *TEMPLATE_COLUMNS} if kind else set()
+    rest = "for the reward" if kind is PROMPTS else "columns ignored"
     facts = [
         ("type", f"{kind}, for {kind.taken_by}" if kind else "none that an objective takes"),
         ("rows", f"{found.num_rows}" + (f", {found.num_wrong} of them cannot be used" if found.num_wrong else "")),
         ("columns used", ", ".join(name for name in found.columns if name in used) or "none"),
-        ("columns ignored", ", ".join(name for name in found.columns if name not in used) or "none"),
+        (rest, ", ".join(name for name in found.columns if name not in used) or "none"),
     ]
     if found.num_pairs:
         facts.append(("pairs", f"{found.num_pairs}, {found.equal_pairs} with chosen equal to rejected"))

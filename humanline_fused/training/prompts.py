@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -55,7 +56,10 @@ def prepare_prompts(
     examples, texts, columns, dropped = [], [], [], 0
     for where, record in tqdm(read_records(source, split), desc="Tokenizing", unit=" rows", disable=not progress):
         row = read_row(where, record, None)
-        ids = prompt_ids_of(tokenizer, row.prompt, **row.template)
+        try:
+            ids = prompt_ids_of(tokenizer, row.prompt, **row.template)
+        except (ValueError, TypeError, TemplateError) as error:
+            raise ValueError(f"{where}: the tokenizer does not take it: {error}") from error
         if not ids:
             raise ValueError(f"{where}: expected a prompt of at least one token to sample from, got {row.prompt!r}")
         if len(ids) >= max_length:

@@ -40,14 +40,18 @@ def load_reward(path: str) -> Callable[..., Any]:
     return found
 
 
-def the_reward(path: str | None, function: Callable[..., Any] | None) -> Callable[..., Any]:
-    """The one reward function of a run with rounds: imported or given."""
+def the_reward(path: str | None, function: Callable[..., Any] | None, *, rounds: bool) -> Callable[..., Any] | None:
+    """The one reward function of a run with rounds, imported or given; None of a run without."""
+    if not rounds:
+        if function is not None:
+            raise ValueError("reward_function: expected None without rollout_every, which is what samples and scores")
+        return None
     if (function is None) == (path is None):
         raise ValueError(
             "rollout_every: expected one reward function, reward='module:function' or "
             f"HumanlineTrainer(reward_function=...), got {'none' if function is None else 'both'}"
         )
-    return load_reward(path) if path is not None else function  # pyright: ignore[reportReturnType]
+    return load_reward(path) if path is not None else function
 
 
 class RewardFunction:
@@ -80,7 +84,7 @@ class RewardFunction:
                 given = self.function(prompts=list(prompts), completions=list(completions), **columns)
         except TimeLimitExceeded as error:
             raise RolloutError(f"reward function {self.name}: {error} (reward_timeout)") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
             where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
             raise RolloutError(f"reward function {self.name} raised {type(error).__name__}: {error}{where}") from error

@@ -1,8 +1,7 @@
 """Online rounds: every R optimizer steps the policy answers new prompts, and learns from its answers."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -23,6 +22,9 @@ from humanline_fused.training.prompts import PreparedPrompts
 from humanline_fused.training.records import Text
 from humanline_fused.training.reward import RewardFunction, RolloutError
 from humanline_fused.training.sampling import Sampling, end_tokens, sample
+
+ATTEMPTS = 4
+"""Times that a round is drawn before it is given up, where no two samples of a prompt differ in reward."""
 
 COMPLETIONS = "completions.jsonl"
 """Every sample with its reward, in the run's folder."""
@@ -100,13 +102,14 @@ def round_examples(
     if not examples:
         raise RolloutError(
             f"{objective} learns from samples of one prompt with different rewards, and this round has none: each of "
-            f"its {len(groups)} prompts got {len(groups[0])} samples of equal reward"
+            f"its {len(groups)} prompts got {len(groups[0])} samples of equal reward, {ATTEMPTS} times over: raise "
+            "temperature, or take a reward that tells more apart"
         )
     return fill(examples, plan), max(0, plan.examples_per_round - len(examples))
 
 
-def logged_groups(file: Path, step: int) -> list[list[Sample]]:
-    """The samples that the round which began at ``step`` left in ``file``, by prompt; none where it has none."""
+def logged_groups(file: Path, step: int, size: int) -> list[list[Sample]]:
+    """The samples that the round which began at ``step`` left in ``file``, ``size`` of each prompt; maybe none."""
     samples = [
         Sample(
             line["prompt_index"],
@@ -118,7 +121,7 @@ def logged_groups(file: Path, step: int) -> list[list[Sample]]:
         for line in json_lines.read(file)
         if line["step"] == step
     ]
-    return [list(group) for _, group in groupby(samples, key=lambda one: one.prompt)]
+    return [samples[start : start + size] for start in range(0, len(samples), size)]
 
 
 class Rounds:
@@ -163,7 +166,8 @@ class Rounds:
         """What a round is, in a line."""
         plan, sampling = self.plan, self.sampling
         samples = f"{plan.prompts_per_round} prompts x {sampling.num_generations} samples"
-        return f"rounds: every {plan.rollout_every} steps {samples}, scored by {self.reward.name}"
+        every = "every step" if plan.rollout_every == 1 else f"every {plan.rollout_every} steps"
+        return f"rounds: {every} {samples}, scored by {self.reward.name}"
 
     def begin(self, step: int, model: PreTrainedModel, clock: Clock) -> bool:
         """Draw and score the samples of ``step``'s round, unless they are there. A collective.
@@ -177,32 +181,43 @@ class Rounds:
         number = step // self.plan.rollout_every
         if number == self.number:
             return False
-        places = self.plan.prompts(number)
-        share = -(-len(places) // self.plan.world_size)
-        mine = places[self.rank * share : (self.rank + 1) * share]
-        outcome: list[list[Sample]] | str
-        with clock.spent_on("generation"):
-            drawn = self._draw(mine, model, number)
-        with clock.spent_on("reward"):
-            try:
-                outcome = self._score(mine, drawn)
-            except RolloutError as error:
-                outcome = str(error)
-            outcomes: list[list[list[Sample]] | str] = gather_object([outcome])
-        failed = [given for given in outcomes if isinstance(given, str)]
-        if failed:
-            raise RolloutError(failed[0])
-        groups = [group for given in outcomes for group in given if not isinstance(group, str)]
+        groups = self._sample(number, 0, model, clock)
+        for attempt in range(1, ATTEMPTS):
+            if self.objective == "grpo" or any(one.advantage for group in groups for one in group):
+                break
+            groups = self._sample(number, attempt, model, clock)
         self._take(groups)
         self.number = number
         if self.file is not None:
             json_lines.append(self.file, (self._line(step, one) for group in groups for one in group))
         return True
 
-    def _draw(self, places: Sequence[int], model: PreTrainedModel, number: int) -> list[list[Tensor]]:
+    def _sample(self, number: int, attempt: int, model: PreTrainedModel, clock: Clock) -> list[list[Sample]]:
+        """The scored samples of all processes. What goes wrong on one is raised on all, so that none waits for it."""
+        places = self.plan.prompts(number)
+        share = -(-len(places) // self.plan.world_size)
+        mine = places[self.rank * share : (self.rank + 1) * share]
+        outcome: list[list[Sample]] | str
+        try:
+            with clock.spent_on("generation"):
+                drawn = self._draw(mine, model, number, attempt)
+            with clock.spent_on("reward"):
+                outcome = self._score(mine, drawn)
+        except RolloutError as error:
+            outcome = str(error)
+        except Exception as error:
+            outcome = f"sampling round {number} failed: {type(error).__name__}: {error}"
+        with clock.spent_on("reward"):
+            outcomes: list[list[list[Sample]] | str] = gather_object([outcome])
+        failed = [given for given in outcomes if isinstance(given, str)]
+        if failed:
+            raise RolloutError(failed[0])
+        return [group for given in outcomes for group in given if not isinstance(group, str)]
+
+    def _draw(self, places: Sequence[int], model: PreTrainedModel, number: int, attempt: int) -> list[list[Tensor]]:
         ids = [self.prompts.examples[place].prompt_ids for place in places]
         self.ends = end_tokens(model, self.tokenizer)
-        seed = np.random.SeedSequence([self.plan.seed, number, self.rank]).generate_state(1)
+        seed = np.random.SeedSequence([self.plan.seed, number, self.rank, attempt]).generate_state(1)
         return sample(model, ids, self.sampling, self.ends, int(seed[0]))
 
     def _score(self, places: Sequence[int], drawn: Sequence[Sequence[Tensor]]) -> list[list[Sample]]:
@@ -256,7 +271,11 @@ class Rounds:
 
     def identity(self) -> dict[str, Any]:
         """What a run that goes on has to have in common with this one."""
-        return {"rollout_every": self.plan.rollout_every, **asdict(self.sampling)}
+        return {
+            "rollout_every": self.plan.rollout_every,
+            "per_prompt": self.plan.per_prompt,
+            "scale_rewards": self.scale,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to hold: the samples of the round, as examples."""

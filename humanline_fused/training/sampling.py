@@ -1,12 +1,15 @@
 """Samples of the policy: ``model.generate`` from its own distribution, as token ids."""
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from humanline_fused.training.head import causal_lm
 
 
 @dataclass(frozen=True)
@@ -31,43 +34,33 @@ class Sampling:
     pad_token_id: int
 
 
-def generation_config(model: PreTrainedModel, sampling: Sampling) -> GenerationConfig:
-    """The model's own, which knows how a text ends, without what would bend its distribution (Qwen2.5's repetition
-    penalty, Llama's top_p)."""
-    config = copy.deepcopy(model.generation_config)
-    assert config is not None
-    config.update(
+@contextmanager
+def sampled_from(model: PreTrainedModel, sampling: Sampling, ends: set[int]) -> Iterator[None]:
+    """``model.generate`` draws from the model's own distribution meanwhile.
+
+    Its generation config is replaced, not overridden: ``generate`` takes from it whatever it is not told (a minimum
+    length, suppressed tokens), and what Qwen2.5's or Llama's adds bends the distribution.
+    """
+    plain = GenerationConfig(
         do_sample=True,
-        num_beams=1,
         num_return_sequences=sampling.num_generations,
         max_new_tokens=sampling.max_completion_length,
-        max_length=None,
-        min_new_tokens=None,
-        min_length=0,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=0,
-        min_p=None,
-        typical_p=1.0,
-        epsilon_cutoff=0.0,
-        eta_cutoff=0.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        bad_words_ids=None,
-        suppress_tokens=None,
-        begin_suppress_tokens=None,
-        forced_bos_token_id=None,
-        forced_eos_token_id=None,
-        exponential_decay_length_penalty=None,
-        sequence_bias=None,
-        guidance_scale=None,
         pad_token_id=sampling.pad_token_id,
+        eos_token_id=sorted(ends) or None,
         use_cache=True,
-        return_dict_in_generate=False,
-        output_scores=False,
-        output_logits=False,
     )
-    return config
+    holders: tuple[Any, ...] = (model, causal_lm(model))  # PEFT's wrapper hands its own on
+    before = [holder.generation_config for holder in holders]
+    try:
+        for holder in holders:
+            holder.generation_config = plain
+        yield
+    finally:
+        for holder, own in zip(holders, before, strict=True):
+            holder.generation_config = own
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -109,24 +102,22 @@ def sample(
     Returns:
         int32 token ids by prompt and sample: up to the first end-of-sequence token, with it.
     """
-    config = generation_config(model, sampling)
-    config.eos_token_id = sorted(ends) or None
     device, was_training = model.device, model.training
     completions: list[list[Tensor]] = []
     model.eval()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with sampled_from(model, sampling, ends), torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             for start in range(0, len(prompts), sampling.batch_size):
                 batch = prompts[start : start + sampling.batch_size]
                 ids, mask = left_padded(batch, sampling.pad_token_id)
                 drawn = model.generate(  # pyright: ignore[reportCallIssue]
-                    input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
+                    input_ids=ids.to(device), attention_mask=mask.to(device)
                 )
                 rows = drawn[:, ids.shape[1] :].to("cpu", torch.int32).unflatten(0, (len(batch), -1))
                 for prompt, samples in zip(batch, rows, strict=True):
                     room = sampling.max_length - len(prompt)
-                    completions.append([_until_end(row, ends)[:room] for row in samples])
+                    completions.append([_until_end(row, ends)[:room].clone() for row in samples])
     finally:
         model.train(was_training)
     return completions
@@ -135,4 +126,4 @@ def sample(
 def _until_end(row: Tensor, ends: set[int]) -> Tensor:
     """Its tokens up to the first that ends it; what ``generate`` put behind is padding."""
     found = torch.isin(row, torch.tensor(sorted(ends), dtype=row.dtype)).nonzero()
-    return row[: int(found[0]) + 1].clone() if len(found) else row
+    return row[: int(found[0]) + 1] if len(found) else row

@@ -113,11 +113,9 @@ class HumanlineTrainer(EvaluatedTrainer):
         shared = {"max_length": args.max_length, "progress": not args.disable_tqdm and args.process_index == 0}
         settings = {name: getattr(args, name) for name in ("objective", "scale_rewards", "drop_no_signal")} | shared
         self.train_data: PreparedData | PreparedPrompts
-        if args.rollout_every:
-            reward_function = the_reward(args.reward, reward_function)
+        reward_function = the_reward(args.reward, reward_function, rounds=args.rollout_every is not None)
+        if reward_function:
             self.train_data = prepare_prompts(train_dataset, tokenizer, split=args.dataset_split, **shared)
-        elif reward_function is not None:
-            raise ValueError("reward_function: expected None without rollout_every, which is what samples and scores")
         else:
             self.train_data = prepare(train_dataset, tokenizer, split=args.dataset_split, **settings)
         self.eval_data = None
@@ -280,7 +278,7 @@ class HumanlineTrainer(EvaluatedTrainer):
             if rounds.begin(step, policy, self.clock):
                 self._windows = {}
         except RolloutError as error:
-            raise RolloutError(f"{error}{self.keep_run()}") from error
+            raise RolloutError(f"{error}{'' if self.args.dry_run else self.keep_run()}") from error
 
     def _begin(self, batch: Batch) -> None:
         """Once the model is wrapped and placed: try its head, and say what runs."""
@@ -348,6 +346,7 @@ class HumanlineTrainer(EvaluatedTrainer):
             "data": fingerprint(self.train_data.examples),
             "num_examples": len(self.train_data.examples),
             **(self.rounds.identity() if self.rounds else {}),
+            **({"scale_rewards": args.scale_rewards} if args.objective == "grpo" else {}),
             "global_batch_size": plan.global_batch_size,
             "seed": plan.seed,
             "objective": args.objective,
