@@ -115,7 +115,7 @@ def test_prompts_alone_are_for_rounds_whatever_the_objective(objective: str):
     found = inspect_data([chat], objective=objective, tokenizer=tiny_tokenizer())
     lines = lines_of(found)
     assert lines[0] == "type              prompt-only data (prompt), for every objective with rounds (--rollout_every)"
-    assert "columns ignored   label" in lines
+    assert "for the reward    label" in lines
     assert lines[-1] == "    <user> w1 w2 <eos> <assistant>"
     assert (found.num_wrong, found.prompt_lengths) == (0, [5])
 
