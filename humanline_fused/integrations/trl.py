@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 try:
     import trl
-    from trl import DPOTrainer, KTOTrainer
     from trl.trainer.base_trainer import _BaseTrainer
+    from trl.trainer.dpo_trainer import DPOTrainer
+    from trl.trainer.kto_trainer import KTOTrainer
     from trl.trainer.utils import FusedCausalLMOutput
 except ImportError as error:
     raise ImportError(
@@ -160,8 +161,7 @@ class _HumanlineMixin(_BaseTrainer):
         super().__init__(model=model, ref_model=ref_model, args=args, **others)
         self._refuse_engine()
         self.reference = self._make_reference(self.humanline.sync_every)
-        if self.humanline.sync_every is not None:
-            self.add_callback(ReferenceSync(self.reference))
+        self.add_callback(ReferenceSync(self.reference))
 
     def _refuse_engine(self) -> None:
         kind = self.accelerator.distributed_type
