@@ -235,6 +235,13 @@ def test_a_model_that_is_handed_over_is_its_own_first_reference(tmp_path: Path):
     assert logged(trainer, "rewards/chosen") == [0.0]
 
 
+def test_a_model_that_is_named_is_trained_as_one_that_is_handed_over(tmp_path: Path):
+    folder = start(tmp_path / "start")
+    named = run(ours("dpo", tmp_path / "named", model=str(folder), humanline=Humanline(**TIGHT)))
+    handed_over = run(ours("dpo", tmp_path / "model", humanline=Humanline(**TIGHT)))
+    assert same(weights(named), weights(handed_over))
+
+
 # LoRA
 
 
