@@ -53,9 +53,9 @@ def test_every_import_follows_the_arrows() -> None:
     assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
-def test_importing_the_package_imports_neither_triton_nor_transformers(imported: set[str]) -> None:
+def test_importing_the_package_imports_neither_triton_nor_transformers_nor_trl(imported: set[str]) -> None:
     assert "humanline_fused" in imported
-    assert imported & {"triton", "humanline_kernels", "transformers"} == set()
+    assert imported & {"triton", "humanline_kernels", "transformers", "trl"} == set()
 
 
 def test_the_losses_work_where_triton_does_not_exist(without_triton: list[str]) -> None:
@@ -68,5 +68,11 @@ def test_asking_for_triton_by_name_where_it_does_not_exist_is_an_error_that_says
     assert all(error.startswith("impl='triton' cannot run here: triton is not installed") for error in errors)
 
 
-def test_the_trainer_is_not_imported_with_the_package(imported: set[str]) -> None:
-    assert [module for module in imported if "training" in module.split(".")] == []
+@pytest.mark.parametrize("layer", ["training", "integrations"])
+def test_the_trainers_are_not_imported_with_the_package(imported: set[str], layer: str) -> None:
+    assert [module for module in imported if layer in module.split(".")] == []
+
+
+def test_the_trainer_and_the_command_line_work_where_trl_does_not_exist() -> None:
+    code = "import sys; sys.modules['trl'] = None; import humanline_fused.training, humanline_fused.cli; print('fine')"
+    assert run_python(code).strip() == "fine"

@@ -13,7 +13,10 @@ import trl
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.kto_config import KTOConfig
+from trl.trainer.kto_trainer import KTOTrainer
 
 from humanline_fused.integrations import trl as integration
 from humanline_fused.integrations.trl import Humanline, HumanlineDPOTrainer, HumanlineKTOTrainer
@@ -146,7 +149,7 @@ def assert_same_run(actual: Any, plain: Any, oracle: Any, names: tuple[str, ...]
     log_probs = sum(max(map(abs, logged(oracle, f"logps/{side}"))) for side in ("chosen", "rejected"))
     for name in ("loss", *names):
         runs = [torch.tensor(logged(trainer, name)) for trainer in (actual, plain, oracle)]
-        assert_within_budget(*runs, name, log_probs=log_probs)
+        assert_within_budget(runs[0], runs[1], runs[2], name, log_probs=log_probs)
     for name, expected in weights(oracle).items():
         assert_within_budget(weights(actual)[name], weights(plain)[name], expected, name, log_probs=log_probs)
 
@@ -180,6 +183,7 @@ def test_the_sync_comes_before_the_update_so_the_second_step_has_log_ratios(obje
     first, second = logged(trainer, "rewards/chosen")
     assert first == 0.0
     assert abs(second) > 1e-3
+    assert not trainer.ref_model.training
     reference = dict(trainer.ref_model.named_parameters())
     assert not torch.equal(reference["lm_head.weight"], weights(trainer)["lm_head.weight"])
     assert not torch.equal(reference["lm_head.weight"], tiny_model().lm_head.weight)
@@ -229,6 +233,13 @@ def test_a_model_that_is_handed_over_is_its_own_first_reference(tmp_path: Path):
         model.lm_head.weight.mul_(3)  # trained since it was loaded
     trainer = run(ours("dpo", tmp_path, model=model, max_steps=1))
     assert logged(trainer, "rewards/chosen") == [0.0]
+
+
+def test_a_model_that_is_named_is_trained_as_one_that_is_handed_over(tmp_path: Path):
+    folder = start(tmp_path / "start")
+    named = run(ours("dpo", tmp_path / "named", model=str(folder), humanline=Humanline(**TIGHT)))
+    handed_over = run(ours("dpo", tmp_path / "model", humanline=Humanline(**TIGHT)))
+    assert same(weights(named), weights(handed_over))
 
 
 # LoRA
@@ -298,7 +309,7 @@ def test_a_resumed_run_ends_with_the_uninterrupted_weights(objective: str, lora:
         )
 
     whole = run(trainer())
-    resumed = run(trainer(), resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    resumed = run(trainer(), resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert same(weights(resumed), weights(whole))
     assert losses(resumed) == losses(whole)
 

@@ -151,18 +151,19 @@ class _HumanlineMixin(_BaseTrainer):
             return
         if args is not None:
             refuse_arguments(args, self._tested_loss)
-        peft = others.get("peft_config") is not None or is_peft_model(model)
-        if peft and ref_model is not None:
-            raise ValueError("ref_model: expected None with a PEFT model, whose reference is a second adapter")
-        if is_peft_model(model):
+        loaded = isinstance(model, nn.Module)
+        adapted = loaded and is_peft_model(model)
+        if adapted:
             trained_adapter(model)
-        elif ref_model is None and isinstance(model, nn.Module) and not peft:
+        if adapted or others.get("peft_config") is not None:
+            if ref_model is not None:
+                raise ValueError("ref_model: expected None with a PEFT model, whose reference is a second adapter")
+        elif loaded and ref_model is None:
             ref_model = copy.deepcopy(model)  # TRL would load what the model's folder holds, trained or not
         super().__init__(model=model, ref_model=ref_model, args=args, **others)
         self._refuse_engine()
         self.reference = self._make_reference(self.humanline.sync_every)
-        if self.humanline.sync_every is not None:
-            self.add_callback(ReferenceSync(self.reference))
+        self.add_callback(ReferenceSync(self.reference))
 
     def _refuse_engine(self) -> None:
         kind = self.accelerator.distributed_type

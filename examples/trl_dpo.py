@@ -1,0 +1,46 @@
+"""DPO with TRL, on clamped log-ratios and a reference that follows the policy.
+
+Three lines differ from plain TRL: the import, the trainer's name, and one more argument::
+
+    from humanline_fused.integrations.trl import Humanline, HumanlineDPOTrainer
+    trainer = HumanlineDPOTrainer(
+        humanline=Humanline(log_epsilon_P=-1.5, log_epsilon_R=1.5, sync_every=1),
+
+It takes a model's folder (or name) and a file of pairs with the columns prompt, chosen, rejected; every other option is
+one of DPOConfig's::
+
+    pip install 'humanline-fused[trl]'
+    python examples/trl_dpo.py --model DIR --dataset FILE.jsonl --output_dir DIR --max_steps 3
+"""
+
+from dataclasses import dataclass, field
+
+from datasets import load_dataset
+from trl import DPOConfig, TrlParser
+
+from humanline_fused.integrations.trl import Humanline, HumanlineDPOTrainer
+
+
+@dataclass
+class ScriptArguments:
+    """What DPOConfig does not know."""
+
+    model: str = field(metadata={"help": "Folder or name of the model to start from, with its tokenizer."})
+    dataset: str = field(metadata={"help": "JSONL file of pairs: prompt, chosen, rejected."})
+    sync_every: int = field(default=1, metadata={"help": "k: optimizer steps between two syncs of the reference."})
+
+
+def main() -> None:
+    script, args = TrlParser((ScriptArguments, DPOConfig)).parse_args_and_config()
+    trainer = HumanlineDPOTrainer(
+        script.model,
+        args=args,
+        train_dataset=load_dataset("json", data_files=script.dataset, split="train"),
+        humanline=Humanline(log_epsilon_P=-1.5, log_epsilon_R=1.5, sync_every=script.sync_every),
+    )
+    trainer.train()
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main()
