@@ -15,6 +15,7 @@ one of DPOConfig's::
 
 from dataclasses import dataclass, field
 
+import torch
 from datasets import load_dataset
 from trl import DPOConfig, TrlParser
 
@@ -31,7 +32,9 @@ class ScriptArguments:
 
 
 def main() -> None:
-    script, args = TrlParser((ScriptArguments, DPOConfig)).parse_args_and_config()
+    parser = TrlParser((ScriptArguments, DPOConfig))
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available(), report_to="none")
+    script, args = parser.parse_args_and_config()
     trainer = HumanlineDPOTrainer(
         script.model,
         args=args,
