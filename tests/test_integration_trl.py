@@ -21,7 +21,9 @@ from trl.trainer.kto_trainer import KTOTrainer
 from humanline_fused.integrations import trl as integration
 from humanline_fused.integrations.trl import Humanline, HumanlineDPOTrainer, HumanlineKTOTrainer
 from humanline_fused.reference import AdapterReference
+from humanline_fused.training.plan import BatchPlan
 from tests.error_budget import assert_within_budget
+from tests.ranks import keep, on_ranks
 from tests.tiny_model import losses, records, tiny_model, tiny_tokenizer, tiny_trainer
 
 STEPS = 6
@@ -135,10 +137,10 @@ def own_trainer(objective: str, output_dir: Path, dtype: torch.dtype, model: Any
     )
 
 
-def in_order_of(trainer: Any, objective: str) -> list[dict[str, Any]]:
+def in_order_of(plan: BatchPlan, objective: str) -> list[dict[str, Any]]:
     """The records as our own trainer will take them."""
     rows = records(objective, STEPS * BATCH * ACCUMULATION)
-    return [rows[i] for step in range(STEPS) for micro in trainer.plan.window(step, 0) for i in micro.ids]
+    return [rows[i] for step in range(STEPS) for micro in plan.window(step, 0) for i in micro.ids]
 
 
 def assert_same_run(actual: Any, plain: Any, oracle: Any, names: tuple[str, ...] = ()) -> None:
@@ -165,7 +167,7 @@ def test_losses_and_weights_are_those_of_our_own_trainer_with_a_copied_reference
     actual = ours(
         objective,
         tmp_path / "trl",
-        rows=in_order_of(plain, objective),
+        rows=in_order_of(plain.plan, objective),
         gradient_accumulation_steps=accumulation,
         humanline=humanline,
     )
@@ -176,6 +178,30 @@ def test_losses_and_weights_are_those_of_our_own_trainer_with_a_copied_reference
     # TRL averages a step's metrics over its micro-batches, whatever they hold; one by one they can be compared.
     assert_same_run(actual, plain, oracle, (*sides, *shares) if accumulation == 1 else ())
     assert min(logged(actual, "humanline/unclamped")) < 0.8
+
+
+PLAN = BatchPlan(STEPS * BATCH * ACCUMULATION, BATCH, ACCUMULATION, world_size=1, seed=42)
+
+
+def train_on_ranks(folder: Path, ranks: int) -> None:
+    """The same micro-batches: one after another, or beside each other."""
+    settings = {"rows": in_order_of(PLAN, "dpo"), "gradient_accumulation_steps": ACCUMULATION // ranks}
+    trainer = run(ours("dpo", folder / str(ranks), humanline=Humanline(**TIGHT, sync_every=3), **settings))
+    assert trainer.args.world_size == ranks
+    keep(trainer, folder / f"{ranks}.pt")
+
+
+def test_two_processes_train_what_one_does(tmp_path: Path):
+    on_ranks(tmp_path, (train_on_ranks, 1), (train_on_ranks, 2))
+    one, two = (torch.load(tmp_path / f"{ranks}.pt") for ranks in (1, 2))
+    oracle = own_trainer("dpo", tmp_path / "float64", torch.float64, sync_every=3)
+    assert oracle.plan == PLAN
+    run(oracle)
+    log_probs = sum(max(map(abs, logged(oracle, f"logps/{side}"))) for side in ("chosen", "rejected"))
+    expected = torch.cat([p.flatten() for p in oracle.model.state_dict().values()])
+    assert_within_budget(two["weights"], one["weights"], expected, "weights", log_probs=log_probs)
+    for name in ("logps/chosen", "humanline/unclamped"):
+        assert two["first"][name] == pytest.approx(one["first"][name], rel=torch.finfo(torch.float32).eps)
 
 
 def test_the_sync_comes_before_the_update_so_the_second_step_has_log_ratios(objective: str, tmp_path: Path):
@@ -263,7 +289,7 @@ def test_a_lora_policy_is_trained_as_by_our_own_trainer_with_an_adapter_as_refer
     plain = own_trainer(objective, tmp_path / "float32", torch.float32, adapted(), **settings)
     oracle = own_trainer(objective, tmp_path / "float64", torch.float64, adapted(), **settings)
     humanline = Humanline(**TIGHT, sync_every=sync_every)
-    rows = in_order_of(plain, objective)
+    rows = in_order_of(plain.plan, objective)
     actual = ours(objective, tmp_path / "trl", rows=rows, model=adapted(), humanline=humanline)
     for trainer in (actual, plain, oracle):
         run(trainer)
@@ -378,6 +404,16 @@ def test_a_reference_of_another_shape_or_beside_an_adapter_is_refused(tmp_path: 
         ours("dpo", tmp_path, ref_model=tiny_model(num_hidden_layers=1))
     with pytest.raises(ValueError, match="ref_model: expected None with a PEFT model"):
         ours("dpo", tmp_path, model=adapted(), ref_model=tiny_model())
+
+
+def test_an_adapter_that_a_second_one_cannot_stand_for_is_refused(tmp_path: Path):
+    named = adapted()
+    named.add_adapter("ref", named.peft_config["default"])
+    with pytest.raises(ValueError, match="model: expected no adapter called 'ref'"):
+        ours("dpo", tmp_path, model=named)
+    prompts = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match=r"model: expected LoRA .* got .*PROMPT_TUNING"):
+        ours("dpo", tmp_path, peft_config=prompts)
 
 
 @pytest.mark.parametrize("engine", [DistributedType.FSDP, DistributedType.DEEPSPEED])

@@ -27,7 +27,7 @@ except ImportError as error:
 
 from humanline_fused import HumanlineClamp, TokenLogp, token_log_ratio
 from humanline_fused.reference import AdapterReference, CopyReference
-from humanline_fused.reference.adapter import ADAPTER, trained_adapter
+from humanline_fused.reference.adapter import ADAPTER
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
 from humanline_fused.training.reference_sync import ReferenceSync
@@ -152,10 +152,10 @@ class _HumanlineMixin(_BaseTrainer):
         if args is not None:
             refuse_arguments(args, self._tested_loss)
         loaded = isinstance(model, nn.Module)
-        adapted = loaded and is_peft_model(model)
-        if adapted:
-            trained_adapter(model)
-        if adapted or others.get("peft_config") is not None:
+        adapters: Any = model.peft_config if loaded and is_peft_model(model) else ()
+        if ADAPTER in adapters:
+            raise ValueError(f"model: expected no adapter called {ADAPTER!r}, the name of the reference's")
+        if adapters or others.get("peft_config") is not None:
             if ref_model is not None:
                 raise ValueError("ref_model: expected None with a PEFT model, whose reference is a second adapter")
         elif loaded and ref_model is None:
@@ -178,7 +178,10 @@ class _HumanlineMixin(_BaseTrainer):
         if is_peft_model(model):
             if ADAPTER in model.peft_config:
                 model.delete_adapter(ADAPTER)  # TRL's own copy of the start, which lacks what PEFT keeps elsewhere
-            return AdapterReference(_scored_in_the_loss, model, sync_every)
+            try:
+                return AdapterReference(_scored_in_the_loss, model, sync_every)
+            except ValueError as error:
+                raise ValueError(f"model: expected LoRA that a second adapter can stand for ({error})") from error
         check = refuse_shared_storage if sync_every is None else pair_tensors
         check(self.ref_model, model)
         return CopyReference(_scored_in_the_loss, self.ref_model.requires_grad_(False).eval(), sync_every)
