@@ -1,7 +1,5 @@
 """TRL's trainers with humanline: TRL's bits where it is off, our own trainer's numbers where it is on."""
 
-import importlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,99 +7,37 @@ from typing import Any
 import peft
 import pytest
 import torch
-import trl
-from accelerate.utils import DistributedType
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
-from trl.trainer.dpo_config import DPOConfig
-from trl.trainer.dpo_trainer import DPOTrainer
-from trl.trainer.kto_config import KTOConfig
-from trl.trainer.kto_trainer import KTOTrainer
 
 from humanline_fused.integrations import trl as integration
-from humanline_fused.integrations.trl import Humanline, HumanlineDPOTrainer, HumanlineKTOTrainer
+from humanline_fused.integrations.trl import Humanline
 from humanline_fused.reference import AdapterReference
 from humanline_fused.training.plan import BatchPlan
 from tests.error_budget import assert_within_budget
 from tests.ranks import keep, on_ranks
-from tests.tiny_model import losses, records, tiny_model, tiny_tokenizer, tiny_trainer
-
-STEPS = 6
-BATCH = 2
-ACCUMULATION = 2
-TRAINERS = {"dpo": (DPOTrainer, HumanlineDPOTrainer, DPOConfig), "kto": (KTOTrainer, HumanlineKTOTrainer, KTOConfig)}
-# Bounds that bind at the tiny runs' learning rate.
-TIGHT = {"log_epsilon_P": -0.1, "log_epsilon_R": 0.05}
-SETTINGS: dict[str, Any] = {
-    "per_device_train_batch_size": BATCH,
-    "gradient_accumulation_steps": ACCUMULATION,
-    "max_steps": STEPS,
-    "learning_rate": 0.5,
-    "lr_scheduler_type": "constant",
-    "warmup_steps": 0,
-    "weight_decay": 0.0,
-    "optim": "sgd",
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "max_length": 32,
-    "beta": 0.5,
-    "train_sampling_strategy": "sequential",
-}
-
-
-@pytest.fixture(autouse=True)
-def no_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
+from tests.tiny_model import losses, records, tiny_model, tiny_trainer
+from tests.tiny_trl import (
+    ACCUMULATION,
+    BATCH,
+    SETTINGS,
+    STEPS,
+    TIGHT,
+    TRAINERS,
+    adapted,
+    logged,
+    make,
+    ours,
+    run,
+    same,
+    start,
+    weights,
+)
 
 
 @pytest.fixture(params=["dpo", "kto"])
 def objective(request: pytest.FixtureRequest) -> str:
     return request.param
-
-
-def make(kind: Any, config: Any, output_dir: Path, rows: Any = None, model: Any = None, **settings: Any) -> Any:
-    """A trainer of TRL's or of ours on the objective's tiny records."""
-    objective = "dpo" if config is DPOConfig else "kto"
-    names = ("humanline", "ref_model", "peft_config", "callbacks", "eval_dataset")
-    given = {name: settings.pop(name) for name in names if name in settings}
-    rows = records(objective, STEPS * BATCH * ACCUMULATION) if rows is None else rows
-    args = config(output_dir=str(output_dir), **SETTINGS | settings)
-    model = tiny_model() if model is None else model
-    data = Dataset.from_list(rows)
-    return kind(model, args=args, train_dataset=data, processing_class=tiny_tokenizer(), **given)
-
-
-def ours(objective: str, output_dir: Path, **settings: Any) -> Any:
-    _, kind, config = TRAINERS[objective]
-    return make(kind, config, output_dir, **settings)
-
-
-def run(trainer: Any, **how: Any) -> Any:
-    trainer.train(**how)
-    return trainer
-
-
-def weights(trainer: Any) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def logged(trainer: Any, name: str) -> list[float]:
-    return [line[name] for line in trainer.state.log_history if name in line]
-
-
-def start(folder: Path) -> Path:
-    """The tiny model in a folder, from which TRL takes its reference."""
-    tiny_model().save_pretrained(folder)
-    return folder
 
 
 # Off
@@ -271,16 +207,6 @@ def test_a_model_that_is_named_is_trained_as_one_that_is_handed_over(tmp_path: P
 # LoRA
 
 
-def adapted() -> Any:
-    """A LoRA policy that differs from its base, with dropout in the adapter."""
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=2, target_modules=["v_proj", "down_proj"], lora_dropout=0.3, init_lora_weights=False
-    )
-    base = tiny_model()
-    torch.manual_seed(1)
-    return peft.get_peft_model(base, config)
-
-
 @pytest.mark.parametrize("sync_every", [1, 3])
 def test_a_lora_policy_is_trained_as_by_our_own_trainer_with_an_adapter_as_reference(
     objective: str, sync_every: int, tmp_path: Path
@@ -356,82 +282,3 @@ def test_a_checkpoint_without_its_reference_or_of_another_sync_is_not_continued(
     (checkpoint / "reference.pt").unlink()
     with pytest.raises(ValueError, match=r"expected .*reference.pt: the checkpoint was not written by this trainer"):
         resume(Humanline(sync_every=3))
-
-
-# Refused
-
-
-@pytest.mark.parametrize(
-    ("objective", "setting", "message"),
-    [
-        ("dpo", {"sync_ref_model": True}, "sync_ref_model: expected False .*, got True"),
-        ("kto", {"sync_ref_model": True}, "sync_ref_model: expected False .*, got True"),
-        ("dpo", {"precompute_ref_log_probs": True}, "precompute_ref_log_probs: expected False .*, got True"),
-        ("kto", {"precompute_ref_log_probs": True}, "precompute_ref_log_probs: expected False .*, got True"),
-        ("dpo", {"loss_type": ["ipo"]}, r"loss_type: expected 'sigmoid' .*, got \['ipo'\]"),
-        ("dpo", {"loss_type": ["sigmoid", "sft"]}, r"loss_type: expected 'sigmoid' .*, got \['sigmoid', 'sft'\]"),
-        ("kto", {"loss_type": "apo_zero_unpaired"}, "loss_type: expected 'kto' .*, got 'apo_zero_unpaired'"),
-        ("dpo", {"f_divergence_type": "forward_kl"}, "f_divergence_type: expected 'reverse_kl' .*, got 'forward_kl'"),
-        ("dpo", {"ld_alpha": 0.5}, "ld_alpha: expected None .*, got 0.5"),
-        ("dpo", {"use_weighting": True}, "use_weighting: expected False .*, got True"),
-        ("kto", {"use_liger_kernel": True}, "use_liger_kernel: expected False .*, got True"),
-        ("dpo", {"enable_jit_checkpoint": True}, "enable_jit_checkpoint: expected False .*, got True"),
-    ],
-)
-def test_what_would_break_humanline_without_a_word_is_refused(
-    objective: str, setting: dict[str, Any], message: str, tmp_path: Path
-):
-    with pytest.raises(ValueError, match=message):
-        ours(objective, tmp_path, **setting)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"log_epsilon_P": 0.5}, "expected log_epsilon_P <= 0 <= log_epsilon_R, got log_epsilon_P=0.5"),
-        ({"sync_every": 0}, "sync_every: expected an integer >= 1 or None, got 0"),
-        ({"sync_every": True}, "sync_every: expected an integer >= 1 or None, got True"),
-        ({"sync_every": 1.5}, "sync_every: expected an integer >= 1 or None, got 1.5"),
-    ],
-)
-def test_bounds_and_sync_are_checked(given: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
-        Humanline(**given)
-
-
-def test_a_reference_of_another_shape_or_beside_an_adapter_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="expected reference and policy to have the same parameters"):
-        ours("dpo", tmp_path, ref_model=tiny_model(num_hidden_layers=1))
-    with pytest.raises(ValueError, match="ref_model: expected None with a PEFT model"):
-        ours("dpo", tmp_path, model=adapted(), ref_model=tiny_model())
-
-
-def test_an_adapter_that_a_second_one_cannot_stand_for_is_refused(tmp_path: Path):
-    named = adapted()
-    named.add_adapter("ref", named.peft_config["default"])
-    with pytest.raises(ValueError, match="model: expected no adapter called 'ref'"):
-        ours("dpo", tmp_path, model=named)
-    prompts = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    with pytest.raises(ValueError, match=r"model: expected LoRA .* got .*PROMPT_TUNING"):
-        ours("dpo", tmp_path, peft_config=prompts)
-
-
-@pytest.mark.parametrize("engine", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_an_engine_that_spreads_the_model_is_refused(
-    engine: DistributedType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    trainer = ours("dpo", tmp_path)
-    monkeypatch.setattr(type(trainer.accelerator), "distributed_type", engine)
-    with pytest.raises(ValueError, match=f"expected a whole model in every process .*, got {engine.value}"):
-        trainer._refuse_engine()
-
-
-def test_another_trl_or_none_is_refused_at_import(monkeypatch: pytest.MonkeyPatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(trl, "__version__", "1.17.0")
-        with pytest.raises(ImportError, match=r"expected trl>=1.16,<1.17, got 1.17.0: pip install 'humanline-fused"):
-            importlib.reload(integration)
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "trl", None)
-        with pytest.raises(ImportError, match=r"pip install 'humanline-fused\[trl\]'"):
-            importlib.reload(integration)

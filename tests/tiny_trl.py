@@ -1,0 +1,94 @@
+"""TRL's trainers, and ours on top of them, on the tiny model."""
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import peft
+import torch
+from datasets import Dataset
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.kto_config import KTOConfig
+from trl.trainer.kto_trainer import KTOTrainer
+
+from humanline_fused.integrations.trl import HumanlineDPOTrainer, HumanlineKTOTrainer
+from tests.tiny_model import records, tiny_model, tiny_tokenizer
+
+STEPS = 6
+BATCH = 2
+ACCUMULATION = 2
+TRAINERS = {"dpo": (DPOTrainer, HumanlineDPOTrainer, DPOConfig), "kto": (KTOTrainer, HumanlineKTOTrainer, KTOConfig)}
+# Bounds that bind at the tiny runs' learning rate.
+TIGHT = {"log_epsilon_P": -0.1, "log_epsilon_R": 0.05}
+SETTINGS: dict[str, Any] = {
+    "per_device_train_batch_size": BATCH,
+    "gradient_accumulation_steps": ACCUMULATION,
+    "max_steps": STEPS,
+    "learning_rate": 0.5,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "weight_decay": 0.0,
+    "optim": "sgd",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "max_length": 32,
+    "beta": 0.5,
+    "train_sampling_strategy": "sequential",
+}
+
+
+def make(kind: Any, config: Any, output_dir: Path, rows: Any = None, model: Any = None, **settings: Any) -> Any:
+    """A trainer of TRL's or of ours on the objective's tiny records."""
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # which TRL sends for every trainer
+    objective = "dpo" if config is DPOConfig else "kto"
+    names = ("humanline", "ref_model", "peft_config", "callbacks", "eval_dataset")
+    given = {name: settings.pop(name) for name in names if name in settings}
+    rows = records(objective, STEPS * BATCH * ACCUMULATION) if rows is None else rows
+    args = config(output_dir=str(output_dir), **SETTINGS | settings)
+    model = tiny_model() if model is None else model
+    data = Dataset.from_list(rows)
+    return kind(model, args=args, train_dataset=data, processing_class=tiny_tokenizer(), **given)
+
+
+def ours(objective: str, output_dir: Path, **settings: Any) -> Any:
+    _, kind, config = TRAINERS[objective]
+    return make(kind, config, output_dir, **settings)
+
+
+def run(trainer: Any, **how: Any) -> Any:
+    trainer.train(**how)
+    return trainer
+
+
+def weights(trainer: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def logged(trainer: Any, name: str) -> list[float]:
+    return [line[name] for line in trainer.state.log_history if name in line]
+
+
+def start(folder: Path) -> Path:
+    """The tiny model in a folder, from which TRL takes its reference."""
+    tiny_model().save_pretrained(folder)
+    return folder
+
+
+def adapted() -> Any:
+    """A LoRA policy that differs from its base, with dropout in the adapter."""
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=2, target_modules=["v_proj", "down_proj"], lora_dropout=0.3, init_lora_weights=False
+    )
+    base = tiny_model()
+    torch.manual_seed(1)
+    return peft.get_peft_model(base, config)
