@@ -1,11 +1,8 @@
-"""The page of a step's tokens: its numbers are those of the loss, and nothing in the data can be more than text."""
+"""What `humanline show` shows of a run: its numbers are those of the loss."""
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,63 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from humanline_fused.cli import main
-from humanline_fused.looking.page import Summary, page, scale_of
-from humanline_fused.looking.sequences import ScoredSequence, texts_of
 from humanline_fused.looking.show import show_run
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.settings import SETTINGS, read_settings
+from tests.html_page import Page
 from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer
 
-VOID = {"meta", "br", "link", "img"}
 PRINTED = 1e-4
 """A number of four decimals is within half a unit of the last, and float32's own error is far below the other half."""
-
-
-class Page(HTMLParser):
-    """What a parser sees: elements with their attributes, those not closed in turn, and the text of each token."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.tokens: list[tuple[dict[str, str], str]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = {name: value or "" for name, value in attrs}
-        self.elements.append((tag, attributes))
-        if "t" in attributes.get("class", "").split():
-            self.tokens.append((attributes, ""))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.texts.append(data)
-        if self.open[-2:] == ["p", "span"] and self.tokens:
-            attributes, text = self.tokens.pop()
-            self.tokens.append((attributes, text + data))
-
-    @property
-    def scored(self) -> list[dict[str, float]]:
-        """The numbers of the tokens that count, in order."""
-        tip = r"id (\d+) · log π (\S+) · log ref (\S+) · log-ratio (\S+) nats"
-        found = [re.search(tip, attributes["data-tip"]) for attributes, _ in self.tokens]
-        names = ("id", "logp", "ref_logp", "log_ratio")
-        return [dict(zip(names, map(float, match.groups()), strict=True)) for match in found if match]
-
-    @property
-    def clamped(self) -> int:
-        return sum(bool({"low", "high"} & set(attributes["class"].split())) for attributes, _ in self.tokens)
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.texts)
 
 
 Run = Callable[..., Path]
@@ -91,11 +39,18 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Run:
             data.write_text("".join(f"{json.dumps(row)}\n" for row in records(objective, 20)))
             common = {"model": str(folder / "start"), "dataset": str(data), "learning_rate": 3e-2, "max_steps": 5}
             common |= {"save_strategy": "steps", "save_steps": 1, "log_epsilon_P": -0.5, "log_epsilon_R": 0.75}
-            HumanlineTrainer(args=tiny_config(folder / name, objective=objective, **common, **settings)).train()
+            args = tiny_config(folder / name, objective=objective, **common, **settings)
+            reward = in_order if args.rollout_every else None
+            HumanlineTrainer(args=args, reward_function=reward).train()
             made[name] = folder / name
         return made[name]
 
     return run
+
+
+def in_order(completions: list[str], **columns: Any) -> list[float]:
+    """A reward that differs between any two samples."""
+    return [float(i) for i in range(len(completions))]
 
 
 def shown(run: Path, **what: Any) -> Page:
@@ -251,72 +206,6 @@ def test_an_example_without_scores_is_compared_with_the_start_and_the_page_says_
     assert [token["ref_logp"] for token in seen.scored[:count]] == pytest.approx(by_hand, abs=PRINTED)
 
 
-# The page
-
-
-def sequence(texts: list[str], log_ratios: list[float], role: str = "chosen", first: int = 1) -> ScoredSequence:
-    """Tokens with these log-ratios after a prompt, under bounds of -1 and 1."""
-    ratio = torch.tensor(log_ratios)
-    settings: dict[str, Any] = {"logp": ratio - 2, "ref_logp": torch.full_like(ratio, -2.0), "log_ratio": ratio}
-    settings |= {"clamped": ratio.clamp(-1, 1), "low": ratio < -1, "high": ratio > 1}
-    ids = list(range(len(texts)))
-    return ScoredSequence(example=0, role=role, ids=ids, texts=texts, first=first, reward=0.25, **settings)
-
-
-HOSTILE = ["<b>ask", "<script>alert(1)</script>", '" onfocus="alert(2)', "&amp;", "it's", "<!--", "</p></main>", "a\nb"]
-
-
-@pytest.fixture
-def hostile_page() -> str:
-    """Tokens that are markup, in a run whose name is too."""
-    summary = Summary("<title>'run'", [("run", "<script>alert(3)</script>")], note="<i>note")
-    return page(summary, [sequence(HOSTILE, [0.0, -0.5, 0.5, 2.0, -2.0, 1.0, -1.0], role="<em>")])
-
-
-def test_markup_in_the_data_is_text(hostile_page: str) -> None:
-    seen = Page(hostile_page)
-    assert [text for _, text in seen.tokens] == [*HOSTILE[:-1], "a↵\nb"]
-    assert {tag for tag, _ in seen.elements} & {"script", "b", "i", "em"} == set()
-    assert {name for _, attributes in seen.elements for name in attributes if name.startswith("on")} == set()
-    assert seen.open == []
-
-
-def test_the_page_asks_for_nothing_outside_itself(hostile_page: str) -> None:
-    seen = Page(hostile_page)
-    outside = {"src", "href", "srcset", "data", "action", "style"}
-    assert {tag for tag, _ in seen.elements} & {"link", "img", "iframe", "object", "script", "base"} == set()
-    assert {name for _, attributes in seen.elements for name in attributes} & outside == set()
-    (style,) = re.findall(r"<style>(.*?)</style>", hostile_page, re.S)
-    assert not re.search(r"url\(|@import|@font-face", style)
-    policy = next(a["content"] for tag, a in seen.elements if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
-
-
-def test_colour_follows_sign_and_size_and_a_mark_says_which_bound_was_passed(hostile_page: str) -> None:
-    marks = [attributes["class"] for attributes, _ in Page(hostile_page).tokens]
-    assert marks == ["t prompt", "t z", "t b5", "t r5", "t r10 high", "t b10 low", "t r10", "t b10"]
-
-
-def test_every_shade_has_a_rule_and_a_token_that_is_clamped_a_line_beside_its_colour(hostile_page: str) -> None:
-    rules = dict(re.findall(r"\.(\w+) \{([^}]*)\}", hostile_page))
-    assert {f"{side}{shade}" for side in "br" for shade in range(1, 11)} <= rules.keys()
-    assert rules["b10"] != rules["r10"]
-    assert "inset 0 4px" in rules["high"]
-    assert "inset 0 -4px" in rules["low"]
-
-
-def test_the_sums_before_and_after_the_clamp_are_those_of_the_tokens() -> None:
-    seen = Page(page(Summary("run", []), [sequence(["p", "a", "b", "c"], [2.0, -0.5, -3.0])]))
-    assert "sum of log-ratios -1.5000 nats, after the clamp -0.5000; reward β·R +0.2500" in seen.text
-    assert "clamped 2 of 3 tokens (1 below, 1 above)" in seen.text
-
-
-def test_rounding_gets_no_colour() -> None:
-    seen = sequence(["p", "a"], [1e-7])
-    assert scale_of([seen]) == 0.01
-    assert 'class="t z"' in page(Summary("run", []), [seen])
-
-
 def test_every_token_of_a_step_is_on_the_page_once(run_of: Run) -> None:
     run = run_of(sync_every=3)
     seen = shown(run, step=3)
@@ -328,34 +217,14 @@ def test_every_token_of_a_step_is_on_the_page_once(run_of: Run) -> None:
     assert "".join(text for _, text in seen.tokens) == "".join(texts)
 
 
-def test_half_a_letter_joins_the_token_that_completes_it() -> None:
-    class Bytes:
-        """A token is a byte of UTF-8."""
-
-        def decode(self, ids: list[int], **_: bool) -> str:
-            return bytes(ids).decode(errors="replace")
-
-        def convert_ids_to_tokens(self, token: int) -> str:
-            return f"<{token}>"
-
-    assert texts_of(Bytes(), list("aé!".encode())) == ["a", "�", "é", "!"]
-
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium in PATH: what a browser makes of the page was not tried")
-def test_a_browser_shows_markup_in_the_data_as_text(hostile_page: str, tmp_path: Path) -> None:
-    (tmp_path / "page.html").write_text(hostile_page, encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    command = [str(CHROMIUM), *options, (tmp_path / "page.html").as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=True).stdout
-    assert "it&#x27;s" in hostile_page
-    assert "it's" in dom  # a parser has read it and written it anew
-    seen = Page(dom)
-    assert [text for _, text in seen.tokens] == [*HOSTILE[:-1], "a↵\nb"]
-    assert {tag for tag, _ in seen.elements} & {"script", "b", "i", "em"} == set()
+def test_the_samples_of_a_round_are_shown_as_the_step_saw_them(run_of: Run) -> None:
+    run = run_of("grpo", reference="copy", rollout_every=2, num_generations=2, max_completion_length=4)
+    seen = shown(run, step=3)
+    assert unclamped_in(seen) == approximately(logged(run, 4)["humanline/unclamped"], seen)
+    samples = [json.loads(line) for line in (run / "completions.jsonl").read_text().splitlines()]
+    of_round = [sample["completion_ids"] for sample in samples if sample["step"] == 2]
+    of_step = of_round[2:]  # the second of the round's two steps takes the second half
+    assert sorted(int(token["id"]) for token in seen.scored) == sorted(id for ids in of_step for id in ids)
 
 
 # What cannot be shown
