@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.batch import collate
+from humanline_fused.training.checkpoint import newest_complete
 from humanline_fused.training.data import Example
 from humanline_fused.training.plan import RoundPlan
 from humanline_fused.training.reward import RolloutError
@@ -248,6 +249,24 @@ def test_a_lora_policy_is_sampled_with_its_adapter_and_held_to_the_one_before(tm
     assert model.active_adapter == "default"
 
 
+def test_a_second_training_sees_its_own_samples(tmp_path: Path):
+    trainer = rounds_trainer(tmp_path, objective="grpo", save_strategy="no", max_steps=1)
+    seen = []
+    loss = trainer.compute_loss
+
+    def spied(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append((inputs["input_ids"], trainer.train_examples[0].completions[0]))
+        return loss(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = spied
+    for _ in range(2):
+        trainer.train()
+    for ids, completion in seen:
+        start = len(trainer.train_examples[0].prompt_ids)
+        assert ids[0, start : start + len(completion)].tolist() == completion.tolist()
+    assert seen[0][0].tolist() != seen[1][0].tolist()
+
+
 # What goes wrong
 
 
@@ -262,9 +281,11 @@ def test_what_fails_late_keeps_the_run_up_to_it(tmp_path: Path):
     trainer = rounds_trainer(tmp_path, reward, objective="grpo")
     with pytest.raises(RolloutError, match=r"ZeroDivisionError: on purpose .*line \d+\)\. The run up to step 2 is"):
         trainer.train()
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-2"
     resumed = rounds_trainer(tmp_path, reward, objective="grpo", resume_from_checkpoint="auto")
     resumed.train()
     assert resumed.state.global_step == 4
+    assert len(calls) == 3
     assert {line["step"] for line in lines(tmp_path / "completions.jsonl")} == {0, 2}
 
 
