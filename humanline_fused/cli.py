@@ -220,7 +220,7 @@ def data(argv: Sequence[str]) -> None:
 
     from transformers import AutoTokenizer
 
-    from humanline_fused.training.inspection import inspect_data, report
+    from humanline_fused.training.data.inspection import inspect_data, report
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model) if options.model else None

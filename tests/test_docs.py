@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.results import ROOT
 from humanline_fused.training import HumanlineConfig
-from humanline_fused.training.data import prepare
+from humanline_fused.training.data.prepare import prepare
 from tests.tiny_model import tiny_tokenizer
 
 DOCS = ROOT / "docs"

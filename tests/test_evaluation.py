@@ -12,8 +12,8 @@ from humanline_fused.functional import token_logp
 from humanline_fused.scores import Logits
 from humanline_fused.targets import shift_targets
 from humanline_fused.training import HumanlineTrainer
-from humanline_fused.training.batch import Batch
-from humanline_fused.training.plan import MicroBatch
+from humanline_fused.training.data.batch import Batch
+from humanline_fused.training.data.plan import MicroBatch
 from tests.error_budget import assert_within_budget
 from tests.tiny_model import losses, records, tiny_model, tiny_trainer, trained
 

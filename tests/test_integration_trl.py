@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from humanline_fused.integrations import trl as integration
 from humanline_fused.integrations.trl import Humanline
 from humanline_fused.reference import AdapterReference
-from humanline_fused.training.plan import BatchPlan
+from humanline_fused.training.data.plan import BatchPlan
 from tests.error_budget import assert_within_budget
 from tests.ranks import keep, on_ranks
 from tests.tiny_model import losses, records, tiny_model, tiny_trainer

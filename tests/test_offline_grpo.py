@@ -6,8 +6,8 @@ from statistics import pstdev
 import pytest
 import torch
 
-from humanline_fused.training.advantages import advantages
-from humanline_fused.training.data import PreparedData
+from humanline_fused.training.data.advantages import advantages
+from humanline_fused.training.data.prepare import PreparedData
 from tests.tiny_model import losses, records, tiny_trainer, trained
 
 

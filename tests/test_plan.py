@@ -2,7 +2,7 @@
 
 import pytest
 
-from humanline_fused.training.plan import BatchPlan, evaluation_plan
+from humanline_fused.training.data.plan import BatchPlan, evaluation_plan
 
 
 def make_plan(num_examples: int = 26, batch_size: int = 2, accumulation: int = 3, world_size: int = 2, seed: int = 0):

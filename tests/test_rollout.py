@@ -10,10 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from humanline_fused.training import HumanlineTrainer
-from humanline_fused.training.batch import collate
+from humanline_fused.training.data.batch import collate
 from humanline_fused.training.checkpoint import newest_complete
-from humanline_fused.training.data import Example
-from humanline_fused.training.plan import RoundPlan
+from humanline_fused.training.data.prepare import Example
+from humanline_fused.training.data.plan import RoundPlan
 from humanline_fused.training.reward import RolloutError
 from humanline_fused.training.rollout import Sample, best_and_worst, by_sign, fill, logged_groups, whole_group
 from humanline_fused.training.sampling import Sampling, sample

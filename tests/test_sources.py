@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from humanline_fused.training import sources
-from humanline_fused.training.data import prepare
-from humanline_fused.training.sources import read_records
+from humanline_fused.training.data import sources
+from humanline_fused.training.data.prepare import prepare
+from humanline_fused.training.data.sources import read_records
 from tests.tiny_model import records, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

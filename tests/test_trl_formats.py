@@ -15,9 +15,9 @@ from trl.data_utils import extract_prompt, maybe_extract_prompt
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
 
-from humanline_fused.training.data import prepare
-from humanline_fused.training.records import PROMPTS, read_row, type_of
-from humanline_fused.training.sources import read_records
+from humanline_fused.training.data.prepare import prepare
+from humanline_fused.training.data.records import PROMPTS, read_row, type_of
+from humanline_fused.training.data.sources import read_records
 
 QUESTION = {"role": "user", "content": "What color is the sky?"}
 BLUE = {"role": "assistant", "content": "It is blue."}

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from humanline_fused.training.plan import BatchPlan
+from humanline_fused.training.data.plan import BatchPlan
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 Record = Mapping[str, str]

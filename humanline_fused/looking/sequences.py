@@ -12,7 +12,7 @@ from humanline_fused.eager.log_ratio import clamped_log_ratio
 from humanline_fused.functional.arguments import bounds_of
 from humanline_fused.looking.token_scores import Compared
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data import Example
+from humanline_fused.training.data.prepare import Example
 
 CONTEXT = 8
 """Tokens before one that decide its text (a space, half a letter)."""

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from humanline_fused.reference.lookahead import TokenScores
-from humanline_fused.training.batch import length_of, sequences
-from humanline_fused.training.data import Example
-from humanline_fused.training.plan import MicroBatch
+from humanline_fused.training.data.batch import length_of, sequences
+from humanline_fused.training.data.prepare import Example
+from humanline_fused.training.data.plan import MicroBatch
 
 ByExample = dict[int, dict[str, list[Tensor]]]
 """By example id, then by name (``ref_logp``, ``kl_ref_logp``): a [T] for each of the example's sequences, without

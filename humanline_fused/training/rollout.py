@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from humanline_fused.training import json_lines
-from humanline_fused.training.advantages import advantages
+from humanline_fused.training.data.advantages import advantages
 from humanline_fused.training.clock import Clock
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data import Example
-from humanline_fused.training.plan import RoundPlan
-from humanline_fused.training.prompts import PreparedPrompts
-from humanline_fused.training.records import Text
+from humanline_fused.training.data.prepare import Example
+from humanline_fused.training.data.plan import RoundPlan
+from humanline_fused.training.data.prompts import PreparedPrompts
+from humanline_fused.training.data.records import Text
 from humanline_fused.training.reward import RewardFunction, RolloutError
 from humanline_fused.training.sampling import Sampling, end_tokens, sample
 
@@ -136,7 +136,7 @@ class Rounds:
         sampling: how they are drawn.
         reward: scores them.
         tokenizer: makes text of token ids.
-        scale: what advantages are divided by, as in :func:`~humanline_fused.training.advantages.advantages`.
+        scale: what advantages are divided by, as in :func:`~humanline_fused.training.data.advantages.advantages`.
         file: gets a line for every sample; None where another process writes it.
         rank: of this process.
     """

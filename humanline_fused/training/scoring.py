@@ -12,7 +12,7 @@ from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.scores import LMHead, Logits, Scores, TokenLogp
 from humanline_fused.targets import shift_targets
 from humanline_fused.training import objective
-from humanline_fused.training.batch import Batch
+from humanline_fused.training.data.batch import Batch
 from humanline_fused.training.config import HumanlineConfig
 
 

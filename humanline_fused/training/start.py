@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data import Example
+from humanline_fused.training.data.prepare import Example
 
 
 def load_policy(

@@ -9,8 +9,8 @@ from torch.distributed.tensor import DTensor
 from humanline_fused.impl import Choice
 from humanline_fused.reference.adapter import ADAPTER, adapter_tensors
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data import PreparedData
-from humanline_fused.training.prompts import PreparedPrompts
+from humanline_fused.training.data.prepare import PreparedData
+from humanline_fused.training.data.prompts import PreparedPrompts
 
 
 def describe(

@@ -9,9 +9,9 @@ from jinja2 import TemplateError
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data import Example, prompt_ids_of
-from humanline_fused.training.records import Text, read_row
-from humanline_fused.training.sources import read_records
+from humanline_fused.training.data.prepare import Example, prompt_ids_of
+from humanline_fused.training.data.records import Text, read_row
+from humanline_fused.training.data.sources import read_records
 
 NOT_HANDED_ON = ("prompt", "prompts", "completion", "completions")
 """Columns that a reward function gets from the round instead."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data import Example, PreparedData, tokenized
-from humanline_fused.training.records import PROMPTS, TEMPLATE_COLUMNS, DataType, Row, Text, read_row, type_of
-from humanline_fused.training.sources import read_rows
+from humanline_fused.training.data.prepare import Example, PreparedData, tokenized
+from humanline_fused.training.data.records import PROMPTS, TEMPLATE_COLUMNS, DataType, Row, Text, read_row, type_of
+from humanline_fused.training.data.sources import read_rows
 
 SHOWN = 10
 """Rows that cannot be used, of which the reason is listed."""
@@ -140,7 +140,7 @@ def inspect_data(
     """Read a whole dataset as a training would, going on after what is wrong.
 
     Args:
-        source, split: as :func:`~humanline_fused.training.sources.read_records`.
+        source, split: as :func:`~humanline_fused.training.data.sources.read_records`.
         objective: ``"dpo"``, ``"kto"`` or ``"grpo"``; default the first that takes the type of the first row.
         tokenizer: measures in tokens, and finds what would be dropped or cut.
         max_length: tokens of prompt and completion.

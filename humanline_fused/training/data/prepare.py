@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.advantages import advantages
-from humanline_fused.training.records import Row, Text, is_blank, read_row
-from humanline_fused.training.sources import read_records
+from humanline_fused.training.data.advantages import advantages
+from humanline_fused.training.data.records import Row, Text, is_blank, read_row
+from humanline_fused.training.data.sources import read_records
 
 __all__ = ["Example", "PreparedData", "fingerprint", "prepare", "read_records", "tokenize"]
 
@@ -181,13 +181,13 @@ def prepare(
     """Read, check and tokenise a dataset. DPO: an example is a pair; KTO and GRPO: a completion.
 
     Args:
-        source, split: as :func:`~humanline_fused.training.sources.read_records`; the columns are ``prompt, chosen,
+        source, split: as :func:`~humanline_fused.training.data.sources.read_records`; the columns are ``prompt, chosen,
             rejected`` (dpo), ``prompt, completion, label`` or a pair's (kto) or ``prompt, completions, rewards``
             (grpo), as text or as lists of messages. A pair without a prompt begins with it.
         tokenizer: whose chat template renders messages.
         objective: ``"dpo"``, ``"kto"`` or ``"grpo"``.
         max_length: tokens of prompt and completion; longer sequences keep their start.
-        scale_rewards: as :func:`~humanline_fused.training.advantages.advantages`.
+        scale_rewards: as :func:`~humanline_fused.training.data.advantages.advantages`.
         drop_no_signal: GRPO: leave out groups of equal rewards, whose gradient is 0 unless there is a KL penalty.
         progress: show a progress bar.
 
