@@ -71,7 +71,7 @@ def train(argv: Sequence[str]) -> None:
 
     from humanline_fused.training import HumanlineConfig, HumanlineTrainer
     from humanline_fused.training.checkpoint import newest_complete, resolve_resume
-    from humanline_fused.training.reward import RolloutError
+    from humanline_fused.training.online.reward import RolloutError
 
     file_option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file_option.add_argument("--config", type=Path, help="A YAML file with any of the fields below.")

@@ -16,7 +16,7 @@ from humanline_fused.training.data.prepare import Example, fingerprint, prepare
 from humanline_fused.training.data.plan import BatchPlan, MicroBatch, RoundPlan, micro_batch
 from humanline_fused.training.data.prompts import prepare_prompts
 from humanline_fused.training.resumable import IDENTITY, RUN_STATE
-from humanline_fused.training.rollout import COMPLETIONS, logged_groups, round_examples
+from humanline_fused.training.online.rollout import COMPLETIONS, logged_groups, round_examples
 from humanline_fused.training.settings import read_settings
 
 

@@ -41,8 +41,8 @@ from humanline_fused.training.data.plan import BatchPlan, MicroBatch
 from humanline_fused.training.probe import probe
 from humanline_fused.training.data.prompts import PreparedPrompts, prepare_prompts
 from humanline_fused.training.reference_sync import ReferenceSync
-from humanline_fused.training.reward import RolloutError, the_reward
-from humanline_fused.training.rollout import Rounds, make_rounds
+from humanline_fused.training.online.reward import RolloutError, the_reward
+from humanline_fused.training.online.rollout import Rounds, make_rounds
 from humanline_fused.training.scoring import Scorer
 from humanline_fused.training.settings import write_settings
 from humanline_fused.training.sharding import prepare_reference, refuse_engine

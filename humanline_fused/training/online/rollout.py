@@ -20,8 +20,8 @@ from humanline_fused.training.data.prepare import Example
 from humanline_fused.training.data.plan import RoundPlan
 from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.data.records import Text
-from humanline_fused.training.reward import RewardFunction, RolloutError
-from humanline_fused.training.sampling import Sampling, end_tokens, sample
+from humanline_fused.training.online.reward import RewardFunction, RolloutError
+from humanline_fused.training.online.sampling import Sampling, end_tokens, sample
 
 ATTEMPTS = 4
 """Times that a round is drawn before it is given up, where no two samples of a prompt differ in reward."""

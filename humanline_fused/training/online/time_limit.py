@@ -27,7 +27,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     >>> with time_limit(0.01):
     ...     time.sleep(60)
     Traceback (most recent call last):
-    humanline_fused.training.time_limit.TimeLimitExceeded: it took longer than 0.01 s
+    humanline_fused.training.online.time_limit.TimeLimitExceeded: it took longer than 0.01 s
     """
     if threading.current_thread() is not threading.main_thread():
         yield

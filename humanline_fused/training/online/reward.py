@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from humanline_fused.training.time_limit import TimeLimitExceeded, time_limit
+from humanline_fused.training.online.time_limit import TimeLimitExceeded, time_limit
 
 
 class RolloutError(RuntimeError):

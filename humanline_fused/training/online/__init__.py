@@ -1,0 +1,1 @@
+"""Online rounds: sampling from the policy, rewards, and the examples they become."""
