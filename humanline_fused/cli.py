@@ -70,7 +70,7 @@ def train(argv: Sequence[str]) -> None:
     from transformers import HfArgumentParser
 
     from humanline_fused.training import HumanlineConfig, HumanlineTrainer
-    from humanline_fused.training.checkpoint import newest_complete, resolve_resume
+    from humanline_fused.training.run.checkpoint import newest_complete, resolve_resume
     from humanline_fused.training.online.reward import RolloutError
 
     file_option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from humanline_fused.reference import CopyReference
 from humanline_fused.training import HumanlineTrainer
-from humanline_fused.training.checkpoint import (
+from humanline_fused.training.run.checkpoint import (
     MANIFEST,
     STAGING,
     faults,

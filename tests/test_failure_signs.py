@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from humanline_fused.training.checkpoint import newest_complete
-from humanline_fused.training.failure_signs import FailureSign, FailureSigns, collapsed
+from humanline_fused.training.run.checkpoint import newest_complete
+from humanline_fused.training.run.failure_signs import FailureSign, FailureSigns, collapsed
 from tests.tiny_model import losses, tiny_config, tiny_trainer, trained
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from humanline_fused.reference import CopyReference, sync_reference_
 from humanline_fused.training import HumanlineTrainer
-from humanline_fused.training.checkpoint import faults
+from humanline_fused.training.run.checkpoint import faults
 from tests.ranks import SaveOnce, keep, on_ranks
 from tests.test_processes import OBJECTIVES, assert_equal
 from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.batch import collate
-from humanline_fused.training.checkpoint import newest_complete
+from humanline_fused.training.run.checkpoint import newest_complete
 from humanline_fused.training.data.prepare import Example
 from humanline_fused.training.data.plan import RoundPlan
 from humanline_fused.training.online.reward import RolloutError

@@ -7,7 +7,7 @@ import pytest
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import StateDictType
 
-from humanline_fused.training.sharding import refuse_engine, whole_state_dict
+from humanline_fused.training.run.sharding import refuse_engine, whole_state_dict
 
 
 @pytest.mark.parametrize(

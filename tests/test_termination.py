@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from humanline_fused.training.checkpoint import newest_complete
-from humanline_fused.training.termination import Termination
+from humanline_fused.training.run.checkpoint import newest_complete
+from humanline_fused.training.run.termination import Termination
 from tests.tiny_model import losses, records, tiny_trainer, trained
 
 

@@ -21,7 +21,7 @@ from humanline_fused.training import objective as objective_module
 from humanline_fused.training import trainer as trainer_module
 from humanline_fused.training.data.batch import Batch, collate
 from humanline_fused.training.data.plan import MicroBatch
-from humanline_fused.training.reference_sync import ReferenceSync
+from humanline_fused.training.run.reference_sync import ReferenceSync
 from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer, trained
 
 # Bounds that bind at the tiny runs' learning rate.

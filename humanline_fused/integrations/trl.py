@@ -30,7 +30,7 @@ from humanline_fused.reference import AdapterReference, CopyReference
 from humanline_fused.reference.adapter import ADAPTER
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
-from humanline_fused.training.reference_sync import ReferenceSync
+from humanline_fused.training.run.reference_sync import ReferenceSync
 
 # What is overridden is private to TRL: another minor version may compute its loss elsewhere, without an error.
 if Version(trl.__version__).release[:2] != (1, 16):

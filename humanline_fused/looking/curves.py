@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from humanline_fused.training.json_lines import read
+from humanline_fused.training.run.json_lines import read
 
 Line = dict[str, Any]
 Points = tuple[list[float], list[float]]

@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import gather_object
 
 from humanline_fused.reference.lookahead import TokenScores
-from humanline_fused.training.checkpoint import save_atomically
+from humanline_fused.training.run.checkpoint import save_atomically
 
 INITIAL_SCORES = "initial_eval_logp.pt"
 """Their file, in the run's folder."""

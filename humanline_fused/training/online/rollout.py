@@ -12,9 +12,9 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from humanline_fused.training import json_lines
+from humanline_fused.training.run import json_lines
 from humanline_fused.training.data.advantages import advantages
-from humanline_fused.training.clock import Clock
+from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.prepare import Example
 from humanline_fused.training.data.plan import RoundPlan

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from humanline_fused.training.json_lines import append, read, rewrite
+from humanline_fused.training.run.json_lines import append, read, rewrite
 
 Weighted = tuple[Tensor, Tensor]
 """A sum and the weight that it is divided by, both []."""

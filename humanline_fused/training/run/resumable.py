@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
-from humanline_fused.training import checkpoint
-from humanline_fused.training.sharding import whole_state_dict
+from humanline_fused.training.run import checkpoint
+from humanline_fused.training.run.sharding import whole_state_dict
 
 RUN_STATE = "reference.pt"
 """What :meth:`ResumableTrainer.run_state` returned."""

@@ -1,0 +1,1 @@
+"""The life of a run: checkpoints, termination, sharding, metrics, and what it reports about itself."""
