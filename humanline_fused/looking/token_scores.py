@@ -16,7 +16,7 @@ from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.training import pending
 from humanline_fused.training.data.batch import collate, to_device
 from humanline_fused.training.data.prepare import Example
-from humanline_fused.training.head import causal_lm, score_in_forward_
+from humanline_fused.model.fused_head import causal_lm, score_in_forward_
 from humanline_fused.training.pending import ByExample
 from humanline_fused.training.data.plan import MicroBatch
 from humanline_fused.training.scoring import Scorer

@@ -9,7 +9,7 @@ from humanline_fused.functional import token_logp
 from humanline_fused.scores import LMHead, Logits
 from humanline_fused.targets import shift_targets
 from humanline_fused.training.data.batch import Batch
-from humanline_fused.training.head import INSTEAD, causal_lm
+from humanline_fused.model.fused_head import INSTEAD, causal_lm
 from humanline_fused.types import Impl
 
 PROBED_TOKENS = 32
@@ -21,7 +21,7 @@ def probe(wrapped: nn.Module, model: nn.Module, batch: Batch, impl: Impl) -> flo
 
     Args:
         wrapped: what is trained.
-        model: the transformers or PEFT model in it, after :func:`humanline_fused.training.head.score_in_forward_`.
+        model: the transformers or PEFT model in it, after :func:`humanline_fused.model.fused_head.score_in_forward_`.
         batch: ``input_ids`` and ``attention_mask``, [B, T].
         impl: who computes.
 

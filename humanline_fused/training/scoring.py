@@ -19,7 +19,7 @@ from humanline_fused.training.config import HumanlineConfig
 class Scorer:
     """Scores and losses of micro-batches, as the config has them.
 
-    With ``head="fused"`` the model is one of :func:`humanline_fused.training.head.score_in_forward_`, however wrapped.
+    With ``head="fused"`` the model is one of :func:`humanline_fused.model.fused_head.score_in_forward_`, however wrapped.
     """
 
     def __init__(self, config: HumanlineConfig) -> None:

@@ -34,7 +34,7 @@ from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.prepare import Example, PreparedData, fingerprint, prepare
 from humanline_fused.training.evaluation import EvaluatedTrainer, HeldOut
 from humanline_fused.training.run.failure_signs import FailureSigns
-from humanline_fused.training.head import score_in_forward_
+from humanline_fused.model.fused_head import score_in_forward_
 from humanline_fused.training.initial_scores import InitialScores
 from humanline_fused.training.run.metrics import Meter, MetricsFile
 from humanline_fused.training.data.plan import BatchPlan, MicroBatch

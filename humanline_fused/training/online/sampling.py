@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from humanline_fused.training.head import causal_lm
+from humanline_fused.model.fused_head import causal_lm
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from humanline_fused.scores import LMHead
-from humanline_fused.training.recorder import INSTEAD, LogitsRecorder
+from humanline_fused.model.recorder import INSTEAD, LogitsRecorder
 
 
 def causal_lm(model: nn.Module) -> Any:
