@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from humanline_fused.demo import task
 from humanline_fused.demo.comparison import HELDOUT_REWARD, TRAIN_SECONDS, Demo, run_demo, table
 from humanline_fused.demo.sampling import preference_pairs, sample
-from humanline_fused.demo.start import make_model, make_tokenizer
+from humanline_fused.demo.start_model import make_model, make_tokenizer
 from humanline_fused.looking.curves import read_metrics, series
 
 SMALL = {

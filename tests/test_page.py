@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from humanline_fused.looking.page import Summary, page, scale_of
-from humanline_fused.looking.sequences import ScoredSequence, texts_of
+from humanline_fused.looking.scored_sequences import ScoredSequence, texts_of
 from tests.html_page import Page
 
 

@@ -18,7 +18,7 @@ from humanline_fused.chunked_head.gradients import (
     weight_gradient_of_chunk,
 )
 from humanline_fused.chunked_head.products import column_sums
-from humanline_fused.chunked_head.rows import chunks_of
+from humanline_fused.chunked_head.chunks import chunks_of
 from humanline_fused.chunked_head.sweep import Sweep
 from humanline_fused.chunked_head.work import Work
 

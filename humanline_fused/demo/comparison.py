@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallb
 
 from humanline_fused.demo import task
 from humanline_fused.demo.sampling import mean_reward, preference_pairs
-from humanline_fused.demo.start import fine_tune, make_model, make_tokenizer
+from humanline_fused.demo.start_model import fine_tune, make_model, make_tokenizer
 from humanline_fused.looking.curves import Points, read_metrics, series
 from humanline_fused.looking.pictures import Panel, draw
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer

@@ -4,7 +4,7 @@ from humanline_fused.eager.dpo_loss import dpo_loss
 from humanline_fused.eager.grpo_loss import grpo_loss
 from humanline_fused.eager.kto_loss import kto_loss
 from humanline_fused.eager.log_ratio import clamped_log_ratio
-from humanline_fused.eager.rows import score_rows, write_dlogits_
+from humanline_fused.eager.epilogue import score_rows, write_dlogits_
 from humanline_fused.eager.sequences import sequence_counts
 from humanline_fused.eager.token_logp import token_logp
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
-from humanline_fused.looking.sequences import ScoredSequence
+from humanline_fused.looking.scored_sequences import ScoredSequence
 
 STEPS = 10
 """Shades of either colour."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from humanline_fused.looking.page import Summary, page
-from humanline_fused.looking.sequences import ScoredSequence, sequences_of
+from humanline_fused.looking.scored_sequences import ScoredSequence, sequences_of
 from humanline_fused.looking.stored_run import StoredRun, example_of, examples_of, open_run
 from humanline_fused.looking.token_scores import Compared, Comparison
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from humanline_fused.scores import LMHead, Logits, Scores, TokenLogp
 from humanline_fused.types import HumanlineClamp
 from humanline_fused.validation import values
-from humanline_fused.validation.head import check_counted_rows, check_head, check_softmax
+from humanline_fused.validation.lm_head import check_counted_rows, check_head, check_softmax
 from humanline_fused.validation.values import FLOATS, check_ids, check_tensor, describe
 
 
