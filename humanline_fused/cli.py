@@ -70,8 +70,8 @@ def train(argv: Sequence[str]) -> None:
     from transformers import HfArgumentParser
 
     from humanline_fused.training import HumanlineConfig, HumanlineTrainer
-    from humanline_fused.training.run.checkpoint import newest_complete, resolve_resume
     from humanline_fused.training.online.reward import RolloutError
+    from humanline_fused.training.run.checkpoint import newest_complete, resolve_resume
 
     file_option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file_option.add_argument("--config", type=Path, help="A YAML file with any of the fields below.")

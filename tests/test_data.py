@@ -9,8 +9,8 @@ import torch
 from humanline_fused.targets import shift_targets
 from humanline_fused.training.data.advantages import advantages, batch_scale
 from humanline_fused.training.data.batch import collate, num_loss_tokens
-from humanline_fused.training.data.prepare import fingerprint, prepare, tokenize
 from humanline_fused.training.data.plan import MicroBatch
+from humanline_fused.training.data.prepare import fingerprint, prepare, tokenize
 from tests.tiny_model import records, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from humanline_fused.training.data.batch import collate
+from humanline_fused.training.data.plan import BatchPlan
 from humanline_fused.training.data.prepare import Example, prepare
 from humanline_fused.training.pending import by_example, in_batches, joined
-from humanline_fused.training.data.plan import BatchPlan
 from tests.tiny_model import records, tiny_tokenizer
 
 MAX_LENGTH = 9

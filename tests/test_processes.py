@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 
 from humanline_fused.functional import kto_kl
 from humanline_fused.training import HumanlineTrainer, scoring
-from humanline_fused.training.run.checkpoint import faults, newest_complete
 from humanline_fused.training.online.reward import RolloutError
+from humanline_fused.training.run.checkpoint import faults, newest_complete
 from tests.ranks import SaveOnce, keep, on_ranks
 from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer
 

@@ -11,12 +11,12 @@ from peft import LoraConfig, get_peft_model
 
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.batch import collate
-from humanline_fused.training.run.checkpoint import newest_complete
-from humanline_fused.training.data.prepare import Example
 from humanline_fused.training.data.plan import RoundPlan
+from humanline_fused.training.data.prepare import Example
 from humanline_fused.training.online.reward import RolloutError
 from humanline_fused.training.online.rollout import Sample, best_and_worst, by_sign, fill, logged_groups, whole_group
 from humanline_fused.training.online.sampling import Sampling, sample
+from humanline_fused.training.run.checkpoint import newest_complete
 from tests.tiny_model import WORDS, records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer
 
 PROMPTS = [{"prompt": f"w{i} w{i + 1}", "wanted": f"w{i + 2}"} for i in range(8)]

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from humanline_fused.training import HumanlineTrainer
-from humanline_fused.training.run.checkpoint import MANIFEST, seal
 from humanline_fused.training.initial_scores import INITIAL_SCORES
+from humanline_fused.training.run.checkpoint import MANIFEST, seal
 from humanline_fused.training.run.resumable import IDENTITY
-from humanline_fused.training.start import identify
 from humanline_fused.training.run.summary import as_bytes, bytes_of
+from humanline_fused.training.start import identify
 from tests.tiny_model import records, tiny_model, tiny_trainer, trained
 
 FLOATS = 100 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32 + 32 * 100

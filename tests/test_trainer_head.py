@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from humanline_fused.model.recorder import LogitsRecorder
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training import objective as objective_module
-from humanline_fused.model.recorder import LogitsRecorder
 from tests.tiny_model import losses, records, tiny_model, tiny_trainer, trained
 
 # Plain gradient descent: Adam would divide a gradient that is nothing but rounding by itself.

@@ -14,8 +14,8 @@ from benchmarks.peers.installed import TRL_VERSION, installed_obstacle, missing
 from benchmarks.training.setting import Record
 from humanline_fused import shift_targets
 from humanline_fused.training.data.batch import Batch, collate
-from humanline_fused.training.data.prepare import Example, prepare
 from humanline_fused.training.data.plan import MicroBatch
+from humanline_fused.training.data.prepare import Example, prepare
 
 TRL = (
     f"trl {TRL_VERSION}: DPOTrainer, sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=1.0, "

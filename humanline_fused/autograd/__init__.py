@@ -1,10 +1,10 @@
 """The same operations as ``eager``, by kernel and ``torch.autograd.Function``. Imports Triton."""
 
 from humanline_fused.autograd.dpo_loss import dpo_loss
+from humanline_fused.autograd.epilogue import score_rows, write_dlogits_
 from humanline_fused.autograd.grpo_loss import grpo_loss
 from humanline_fused.autograd.grpo_one_launch import grpo_one_launch, num_programs
 from humanline_fused.autograd.kto_loss import kto_loss
-from humanline_fused.autograd.epilogue import score_rows, write_dlogits_
 from humanline_fused.autograd.token_logp import token_logp
 
 __all__ = [

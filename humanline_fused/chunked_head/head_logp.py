@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from humanline_fused.chunked_head.chunks import chunks_of
 from humanline_fused.chunked_head.epilogue import RowScores
 from humanline_fused.chunked_head.gradients import (
     HeadTotals,
@@ -18,7 +19,6 @@ from humanline_fused.chunked_head.gradients import (
     weight_gradient_of_chunk,
 )
 from humanline_fused.chunked_head.products import column_sums
-from humanline_fused.chunked_head.chunks import chunks_of
 from humanline_fused.chunked_head.sweep import Sweep
 from humanline_fused.chunked_head.work import Work
 

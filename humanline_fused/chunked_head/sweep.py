@@ -5,9 +5,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from humanline_fused.chunked_head.chunks import Chunk, plan
 from humanline_fused.chunked_head.epilogue import RowScores
 from humanline_fused.chunked_head.products import product, write_logits
-from humanline_fused.chunked_head.chunks import Chunk, plan
 from humanline_fused.chunked_head.shards import Shards
 from humanline_fused.chunked_head.work import Work
 

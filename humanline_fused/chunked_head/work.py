@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from humanline_fused.chunked_head.chunks import Rows, capacity_of
 from humanline_fused.chunked_head.epilogue import Epilogue
 from humanline_fused.chunked_head.products import accumulation_dtype
-from humanline_fused.chunked_head.chunks import Rows, capacity_of
 from humanline_fused.chunked_head.shards import Shards
 from humanline_fused.scores import LMHead
 from humanline_fused.softmax import Softmax, softmax_of

@@ -10,13 +10,13 @@ from typing import Any, cast
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 
-from humanline_fused.training.run.checkpoint import faults, step_of
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data.prepare import Example, fingerprint, prepare
 from humanline_fused.training.data.plan import BatchPlan, MicroBatch, RoundPlan, micro_batch
+from humanline_fused.training.data.prepare import Example, fingerprint, prepare
 from humanline_fused.training.data.prompts import prepare_prompts
-from humanline_fused.training.run.resumable import IDENTITY, RUN_STATE
 from humanline_fused.training.online.rollout import COMPLETIONS, logged_groups, round_examples
+from humanline_fused.training.run.checkpoint import faults, step_of
+from humanline_fused.training.run.resumable import IDENTITY, RUN_STATE
 from humanline_fused.training.run.settings import read_settings
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from humanline_fused.looking.stored_run import StoredRun
+from humanline_fused.model.fused_head import causal_lm, score_in_forward_
 from humanline_fused.reference import AdapterReference, CopyReference
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.training import pending
 from humanline_fused.training.data.batch import collate, to_device
-from humanline_fused.training.data.prepare import Example
-from humanline_fused.model.fused_head import causal_lm, score_in_forward_
-from humanline_fused.training.pending import ByExample
 from humanline_fused.training.data.plan import MicroBatch
+from humanline_fused.training.data.prepare import Example
+from humanline_fused.training.pending import ByExample
 from humanline_fused.training.scoring import Scorer
 from humanline_fused.training.start import disable_dropout_, identify, load_policy
 

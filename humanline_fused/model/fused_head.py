@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from humanline_fused.scores import LMHead
 from humanline_fused.model.recorder import INSTEAD, LogitsRecorder
+from humanline_fused.scores import LMHead
 
 
 def causal_lm(model: nn.Module) -> Any:

@@ -10,13 +10,13 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.training import objective
-from humanline_fused.training.data.batch import Batch
-from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.config import HumanlineConfig
+from humanline_fused.training.data.batch import Batch
+from humanline_fused.training.data.plan import MicroBatch, evaluation_plan
 from humanline_fused.training.data.prepare import Example
 from humanline_fused.training.initial_scores import InitialScores
+from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.metrics import Meter
-from humanline_fused.training.data.plan import MicroBatch, evaluation_plan
 from humanline_fused.training.run.resumable import ResumableTrainer
 from humanline_fused.training.scoring import Scorer
 

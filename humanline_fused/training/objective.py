@@ -7,8 +7,8 @@ from torch import Tensor
 
 from humanline_fused.functional import dpo_loss, grpo_loss, kto_loss
 from humanline_fused.scores import Scores, TokenLogp
-from humanline_fused.training.data.batch import Batch
 from humanline_fused.training.config import HumanlineConfig
+from humanline_fused.training.data.batch import Batch
 from humanline_fused.training.run.metrics import Weighted
 from humanline_fused.types import DPOOutput, GRPOOutput, KTOOutput
 

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.training.data.batch import length_of, sequences
-from humanline_fused.training.data.prepare import Example
 from humanline_fused.training.data.plan import MicroBatch
+from humanline_fused.training.data.prepare import Example
 
 ByExample = dict[int, dict[str, list[Tensor]]]
 """By example id, then by name (``ref_logp``, ``kl_ref_logp``): a [T] for each of the example's sequences, without

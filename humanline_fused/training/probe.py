@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from humanline_fused.functional import token_logp
+from humanline_fused.model.fused_head import INSTEAD, causal_lm
 from humanline_fused.scores import LMHead, Logits
 from humanline_fused.targets import shift_targets
 from humanline_fused.training.data.batch import Batch
-from humanline_fused.model.fused_head import INSTEAD, causal_lm
 from humanline_fused.types import Impl
 
 PROBED_TOKENS = 32

@@ -12,14 +12,15 @@ from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.scores import LMHead, Logits, Scores, TokenLogp
 from humanline_fused.targets import shift_targets
 from humanline_fused.training import objective
-from humanline_fused.training.data.batch import Batch
 from humanline_fused.training.config import HumanlineConfig
+from humanline_fused.training.data.batch import Batch
 
 
 class Scorer:
     """Scores and losses of micro-batches, as the config has them.
 
-    With ``head="fused"`` the model is one of :func:`humanline_fused.model.fused_head.score_in_forward_`, however wrapped.
+    With ``head="fused"`` the model has been given to
+    :func:`humanline_fused.model.fused_head.score_in_forward_`, however it is wrapped.
     """
 
     def __init__(self, config: HumanlineConfig) -> None:

@@ -21,34 +21,34 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_utils import TrainOutput
 
 from humanline_fused.impl import choose_impl
+from humanline_fused.model.fused_head import score_in_forward_
 from humanline_fused.reference import AdapterReference, CopyReference, LookaheadReference
 from humanline_fused.reference.adapter import trained_adapter
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
 from humanline_fused.training import objective, pending
+from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.advantages import batch_scale
 from humanline_fused.training.data.batch import Batch, collate, num_loss_tokens, to_device
-from humanline_fused.training.run.checkpoint import step_of
-from humanline_fused.training.run.clock import Clock
-from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data.prepare import Example, PreparedData, fingerprint, prepare
-from humanline_fused.training.evaluation import EvaluatedTrainer, HeldOut
-from humanline_fused.training.run.failure_signs import FailureSigns
-from humanline_fused.model.fused_head import score_in_forward_
-from humanline_fused.training.initial_scores import InitialScores
-from humanline_fused.training.run.metrics import Meter, MetricsFile
 from humanline_fused.training.data.plan import BatchPlan, MicroBatch
-from humanline_fused.training.probe import probe
+from humanline_fused.training.data.prepare import Example, PreparedData, fingerprint, prepare
 from humanline_fused.training.data.prompts import PreparedPrompts, prepare_prompts
-from humanline_fused.training.run.reference_sync import ReferenceSync
+from humanline_fused.training.evaluation import EvaluatedTrainer, HeldOut
+from humanline_fused.training.initial_scores import InitialScores
 from humanline_fused.training.online.reward import RolloutError, the_reward
 from humanline_fused.training.online.rollout import Rounds, make_rounds
-from humanline_fused.training.scoring import Scorer
+from humanline_fused.training.probe import probe
+from humanline_fused.training.run.checkpoint import step_of
+from humanline_fused.training.run.clock import Clock
+from humanline_fused.training.run.failure_signs import FailureSigns
+from humanline_fused.training.run.metrics import Meter, MetricsFile
+from humanline_fused.training.run.reference_sync import ReferenceSync
 from humanline_fused.training.run.settings import write_settings
 from humanline_fused.training.run.sharding import prepare_reference, refuse_engine
-from humanline_fused.training.start import check_token_ids, identify, load_policy
 from humanline_fused.training.run.summary import describe, describe_model
 from humanline_fused.training.run.termination import Termination
+from humanline_fused.training.scoring import Scorer
+from humanline_fused.training.start import check_token_ids, identify, load_policy
 
 
 class HumanlineTrainer(EvaluatedTrainer):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from humanline_fused.training.data.prepare import Example
 from humanline_fused.training.data.plan import MicroBatch
+from humanline_fused.training.data.prepare import Example
 
 Batch = dict[str, Tensor]
 """``input_ids``, ``attention_mask`` (int64), ``completion_mask`` (bool), each [B, T], and ``rows`` [n] (int64), the

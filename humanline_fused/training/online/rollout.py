@@ -12,16 +12,16 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from humanline_fused.training.run import json_lines
-from humanline_fused.training.data.advantages import advantages
-from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data.prepare import Example
+from humanline_fused.training.data.advantages import advantages
 from humanline_fused.training.data.plan import RoundPlan
+from humanline_fused.training.data.prepare import Example
 from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.data.records import Text
 from humanline_fused.training.online.reward import RewardFunction, RolloutError
 from humanline_fused.training.online.sampling import Sampling, end_tokens, sample
+from humanline_fused.training.run import json_lines
+from humanline_fused.training.run.clock import Clock
 
 ATTEMPTS = 4
 """Times that a round is drawn before it is given up, where no two samples of a prompt differ in reward."""
