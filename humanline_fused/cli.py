@@ -2,17 +2,17 @@
 
 import argparse
 import dataclasses
-import difflib
 import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from humanline_fused import __version__
+from humanline_fused.training.named import nearest
 
 DISTRIBUTIONS = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "trl")
 OPERATIONS = ("token_log_ratio", "dpo_loss", "kto_loss", "grpo_loss")
@@ -154,13 +154,6 @@ def as_arguments(key: str, value: Any) -> list[str]:
     return [f"--{key}={json.dumps(value) if isinstance(value, bool | dict) else value}"]
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """``; did you mean …?`` with the name that is spelt most like it, or nothing."""
-    by_spelling = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(name.lower(), by_spelling, n=1, cutoff=0.5)
-    return f"; did you mean {by_spelling[close[0]]}?" if close else ""
-
-
 def plot(argv: Sequence[str]) -> None:
     """Draw runs beside each other: reward, margin, unclamped share and KL, by steps and by seconds."""
     parser = argparse.ArgumentParser(prog="humanline plot", description=plot.__doc__, allow_abbrev=False)
@@ -210,7 +203,7 @@ def data(argv: Sequence[str]) -> None:
     parser.add_argument(
         "file", help="A JSONL, JSON, CSV, TSV or Parquet file, a folder that datasets saved, or a name."
     )
-    parser.add_argument("--objective", choices=("dpo", "kto", "grpo"), help="Default: the first that takes the data.")
+    parser.add_argument("--objective", help="Its name, or module:Class. Default: the first that takes the data.")
     parser.add_argument(
         "--model", "--tokenizer", help="Folder or name of the tokenizer: lengths in tokens, and what would be cut."
     )
@@ -220,7 +213,7 @@ def data(argv: Sequence[str]) -> None:
 
     from transformers import AutoTokenizer
 
-    from humanline_fused.training.data.inspection import inspect_data, report
+    from humanline_fused.training.inspection import inspect_data, report
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model) if options.model else None

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from humanline_fused.cli import main
-from humanline_fused.training.data.inspection import Inspection, inspect_data, report
 from humanline_fused.training.data.prepare import prepare
+from humanline_fused.training.inspection import Inspection, inspect_data, report
 from tests.tiny_model import records, tiny_tokenizer
 
 PAIR = {"prompt": "w1 w2", "chosen": " w3", "rejected": " w4 w5"}

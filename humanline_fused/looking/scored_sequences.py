@@ -12,7 +12,8 @@ from humanline_fused.eager.log_ratio import clamped_log_ratio
 from humanline_fused.functional.arguments import bounds_of
 from humanline_fused.looking.token_scores import Compared
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data.prepare import Example
+from humanline_fused.training.data.examples import Example
+from humanline_fused.training.objectives.objective import Objective
 
 CONTEXT = 8
 """Tokens before one that decide its text (a space, half a letter)."""
@@ -27,14 +28,14 @@ class ScoredSequence:
 
     Attributes:
         example: index into the training data.
-        role: chosen or rejected, desirable or undesirable, or the advantage.
+        role: its name: chosen or rejected, desirable or undesirable, or the advantage.
         ids: of all tokens.
         texts: of all tokens; joined they are the text.
         first: index of the first token that counts; the n from there on do.
         logp, ref_logp: [n], nats.
         log_ratio, clamped: [n], nats: before and after the clamp.
         low, high: [n], bool: below and above the bounds.
-        reward: β · Σ clamped; None for GRPO, which has no implicit reward.
+        reward: β · Σ clamped; None for an objective without an implicit reward.
     """
 
     example: int
@@ -56,6 +57,7 @@ def sequences_of(
     ids: Sequence[int],
     compared: Compared,
     config: HumanlineConfig,
+    objective: Objective,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[ScoredSequence]:
     """The sequences of the examples ``ids``, in their order."""
@@ -68,10 +70,10 @@ def sequences_of(
             first = max(len(example.prompt_ids), 1)
             logp, ref_logp = (score[first - 1 : len(tokens) - 1].float() for score in scores)
             ratio = clamped_log_ratio(logp, ref_logp, torch.ones_like(logp, dtype=torch.bool), **bounds)
-            reward = None if config.objective == "grpo" else (config.beta or 0.0) * float(ratio.clamped.sum())
+            total = float(ratio.clamped.sum())
             yield ScoredSequence(
                 example=i,
-                role=role_of(config.objective, side, example.weight),
+                role=objective.role(side, example.weight),
                 ids=tokens,
                 texts=texts_of(tokenizer, tokens),
                 first=first,
@@ -81,21 +83,8 @@ def sequences_of(
                 clamped=ratio.clamped,
                 low=ratio.raw < bounds["log_epsilon_P"],
                 high=ratio.raw > bounds["log_epsilon_R"],
-                reward=reward,
+                reward=(config.beta or 0.0) * total if objective.has_implicit_reward else None,
             )
-
-
-def role_of(objective: str, side: int, weight: float) -> str:
-    """What a sequence is to its loss, in words.
-
-    >>> role_of("dpo", 1, 0.0), role_of("kto", 0, 1.0), role_of("grpo", 0, -0.5)
-    ('rejected', 'desirable', 'advantage -0.500')
-    """
-    if objective == "dpo":
-        return ("chosen", "rejected")[side]
-    if objective == "kto":
-        return "desirable" if weight > 0 else "undesirable"
-    return f"advantage {weight:+.3f}"
 
 
 def texts_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:

@@ -46,7 +46,7 @@ def show_run(
     examples, micros = examples_of(stored, stored.step) if example is None else example_of(stored, example)
     compared = Comparison(stored, examples, micros).compare()
     ids = [i for micro in micros for i in micro.ids]
-    sequences = list(sequences_of(examples, ids, compared, stored.config, stored.tokenizer))
+    sequences = list(sequences_of(examples, ids, compared, stored.config, stored.objective, stored.tokenizer))
     name = f"step-{step}" if example is None else f"example-{example}"
     file = output or run / f"show-{name}.html"
     file.write_text(page(summarise(stored, compared, sequences, example), sequences), encoding="utf-8")
@@ -66,10 +66,10 @@ def summarise(run: StoredRun, compared: Compared, sequences: Sequence[ScoredSequ
         if example is None
         else f"example {example} of the training data (from 0)"
     )
-    beta = "" if config.objective == "grpo" else f", β = {config.beta:g}"
+    beta = f", β = {config.beta:g}" if run.objective.has_implicit_reward else ""
     facts = [
         ("run", str(run.folder.resolve())),
-        ("objective", f"{config.objective}{beta}"),
+        ("objective", f"{run.objective.name}{beta}"),
         ("shown", f"{shown}: {len(sequences)} sequences, {tokens} tokens that count"),
         ("policy π", f"{run.checkpoint.name}: the weights after {step} updates, before step {step}'s"),
         ("reference", compared.who),

@@ -11,10 +11,13 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data.plan import BatchPlan, MicroBatch, RoundPlan, micro_batch
-from humanline_fused.training.data.prepare import Example, fingerprint, prepare
+from humanline_fused.training.data.examples import Example, fingerprint
+from humanline_fused.training.data.plan import BatchPlan, BatchSizes, MicroBatch, RoundPlan, micro_batch
+from humanline_fused.training.data.prepare import prepare
 from humanline_fused.training.data.prompts import prepare_prompts
-from humanline_fused.training.online.rollout import COMPLETIONS, logged_groups, round_examples
+from humanline_fused.training.objectives.objective import Objective
+from humanline_fused.training.objectives.table import ROUND
+from humanline_fused.training.online.rollout import COMPLETIONS, logged_groups, round_examples, round_plan
 from humanline_fused.training.run.checkpoint import faults, step_of
 from humanline_fused.training.run.resumable import IDENTITY, RUN_STATE
 from humanline_fused.training.run.settings import read_settings
@@ -31,6 +34,7 @@ class StoredRun:
         settings: as the run's folder keeps them, by field.
         config: those of humanline's own fields, for whoever computes here: ``model`` and ``dataset`` as they were asked
             for, if they were.
+        objective: the one of the config.
         identity: what the checkpoint belongs to (model, data, batches).
         tokenizer: the checkpoint's.
         device: where to compute: as the run did, if there is such a device.
@@ -41,15 +45,10 @@ class StoredRun:
     step: int
     settings: Mapping[str, Any]
     config: HumanlineConfig
+    objective: Objective
     identity: Mapping[str, Any]
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
-
-    @property
-    def pad_token_id(self) -> int:
-        """As the trainer pads."""
-        pad = self.tokenizer.pad_token_id
-        return cast(int, (self.tokenizer.eos_token_id or 0) if pad is None else pad)
 
     def state(self) -> dict[str, Any]:
         """The checkpoint's reference: weights, or log-probs that wait for their step."""
@@ -65,11 +64,11 @@ class StoredRun:
         data = prepare(
             self._dataset(),
             self.tokenizer,
-            config.objective,
+            self.objective,
             max_length=config.max_length,
             split=config.dataset_split,
             scale_rewards=config.scale_rewards,
-            drop_no_signal=config.drop_no_signal,
+            drop_no_signal=self.objective.drops_ties(config),
         )
         return self._unchanged(data.examples)
 
@@ -81,7 +80,7 @@ class StoredRun:
         """
         length, split = self.config.max_length, self.config.dataset_split
         return self._unchanged(
-            prepare_prompts(self._dataset(), self.tokenizer, max_length=length, split=split).examples
+            prepare_prompts(self._dataset(), self.tokenizer, ROUND, max_length=length, split=split).examples
         )
 
     def _dataset(self) -> str:
@@ -118,7 +117,17 @@ def open_run(
     device = torch.device("cuda" if torch.cuda.is_available() and not settings["use_cpu"] else "cpu")
     config = _config(settings | asked, identity, folder, device)
     tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(checkpoint))
-    return StoredRun(folder, checkpoint, step_of(checkpoint), settings, config, identity, tokenizer, device)
+    return StoredRun(
+        folder=folder,
+        checkpoint=checkpoint,
+        step=step_of(checkpoint),
+        settings=settings,
+        config=config,
+        objective=config.make_objective(),
+        identity=identity,
+        tokenizer=tokenizer,
+        device=device,
+    )
 
 
 def _config(
@@ -163,20 +172,19 @@ def examples_of(run: StoredRun, step: int) -> tuple[list[Example], list[MicroBat
     batches, settings = run.identity["batches"], run.settings
     size, accumulation = settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"]
     ranks = batches["global_batch_size"] // (size * accumulation)
-    sizes = size, accumulation, ranks, batches["seed"]
+    sizes, seed = BatchSizes(size, accumulation, ranks), batches["seed"]
     if run.config.rollout_every:
-        examples, plan = _round_of(run, step, sizes)
+        examples, plan = _round_of(run, step, sizes, seed)
     else:
-        examples, plan = run.examples(), BatchPlan(batches["num_examples"], *sizes)
+        examples, plan = run.examples(), BatchPlan(batches["num_examples"], sizes, seed)
     return examples, [micro for rank in range(ranks) for micro in plan.window(step, rank)]
 
 
-def _round_of(run: StoredRun, step: int, sizes: tuple[int, int, int, int]) -> tuple[list[Example], RoundPlan]:
+def _round_of(run: StoredRun, step: int, sizes: BatchSizes, seed: int) -> tuple[list[Example], RoundPlan]:
     """The samples that ``step`` trained on, as the run's folder keeps them."""
     config, prompts = run.config, run.prompts()
     assert config.rollout_every is not None
-    per_prompt = 1 if config.objective == "dpo" else config.num_generations
-    plan = RoundPlan(len(prompts), per_prompt, config.rollout_every, *sizes)
+    plan = round_plan(config, run.objective, len(prompts), sizes, seed)
     first = step - step % config.rollout_every
     groups = logged_groups(run.folder / COMPLETIONS, first, config.num_generations)
     if not groups:
@@ -184,7 +192,7 @@ def _round_of(run: StoredRun, step: int, sizes: tuple[int, int, int, int]) -> tu
             f"{run.folder / COMPLETIONS}: expected the samples of the round that began at step {first}, it has none: "
             "the run ended before"
         )
-    return round_examples(groups, prompts, config.objective, plan)[0], plan
+    return round_examples(groups, prompts, run.objective, plan)[0], plan
 
 
 def example_of(run: StoredRun, index: int) -> tuple[list[Example], list[MicroBatch]]:

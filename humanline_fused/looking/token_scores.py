@@ -15,12 +15,12 @@ from humanline_fused.model.fused_head import causal_lm, score_in_forward_
 from humanline_fused.reference import AdapterReference, CopyReference
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.training import pending
-from humanline_fused.training.data.batch import collate, to_device
+from humanline_fused.training.data.batch import Batch, collate
+from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.plan import MicroBatch
-from humanline_fused.training.data.prepare import Example
 from humanline_fused.training.pending import ByExample
 from humanline_fused.training.scoring import Scorer
-from humanline_fused.training.start import disable_dropout_, identify, load_policy
+from humanline_fused.training.start import disable_dropout_, identify, load_policy, pad_token_id_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Comparison:
 
     def __init__(self, run: StoredRun, examples: Sequence[Example], micros: Sequence[MicroBatch]) -> None:
         self.run, self.examples, self.micros = run, examples, micros
-        self.scorer = Scorer(run.config)
+        self.scorer = Scorer(run.config, run.objective)
 
     def compare(self) -> Compared:
         """Policy and reference, each by example.
@@ -88,11 +88,10 @@ class Comparison:
             score_in_forward_(model)
         return model.to(self.run.device).eval()
 
-    def _batches(self) -> list[dict[str, torch.Tensor]]:
-        config = self.run.config
-        sizes = {"pad_token_id": self.run.pad_token_id, "max_length": config.max_length}
-        collated = (collate(self.examples, micro, config.objective, **sizes) for micro in self.micros)
-        return [to_device(batch, self.run.device) for batch in collated]
+    def _batches(self) -> list[Batch]:
+        run = self.run
+        sizes = {"pad_token_id": pad_token_id_of(run.tokenizer), "max_length": run.config.max_length}
+        return [collate(self.examples, micro, run.objective, **sizes).to(run.device) for micro in self.micros]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         settings = self.run.settings
@@ -104,8 +103,8 @@ class Comparison:
             return [scores for batch in self._batches() for scores in self.scorer.score(model, [batch])]
 
     def _by_example(self, scored: Sequence[TokenScores]) -> ByExample:
-        config = self.run.config
-        return pending.by_example(scored, self.micros, self.examples, config.objective, config.max_length)
+        run = self.run
+        return pending.by_example(scored, self.micros, self.examples, run.objective, run.config.max_length)
 
     def _stored_reference(self, state: dict[str, Any], kind: str) -> list[TokenScores]:
         step, k = self.run.step, self.run.config.sync_every

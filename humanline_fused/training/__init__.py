@@ -1,6 +1,17 @@
 """The trainer: transformers' Trainer with humanline's losses and a reference that follows the policy."""
 
 from humanline_fused.training.config import HumanlineConfig
+from humanline_fused.training.data.forms import GROUPS, LABELS, PAIRS
+from humanline_fused.training.objectives import OBJECTIVES, Objective, ScoredTokens
 from humanline_fused.training.trainer import HumanlineTrainer
 
-__all__ = ["HumanlineConfig", "HumanlineTrainer"]
+__all__ = [
+    "GROUPS",
+    "LABELS",
+    "OBJECTIVES",
+    "PAIRS",
+    "HumanlineConfig",
+    "HumanlineTrainer",
+    "Objective",
+    "ScoredTokens",
+]

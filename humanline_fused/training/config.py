@@ -1,30 +1,25 @@
 """Every setting of a run: transformers' TrainingArguments, humanline's own, and defaults that do not hurt."""
 
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from transformers import TrainingArguments
 
+from humanline_fused.training.objectives.objective import Objective, expect
+from humanline_fused.training.objectives.table import (
+    DEFAULT,
+    OBJECTIVES,
+    ObjectiveSettings,
+    find_objective,
+    foreign_settings,
+    path_of,
+)
 from humanline_fused.types import HumanlineClamp, Impl
 
-Objective = Literal["dpo", "kto", "grpo"]
 Reference = Literal["lookahead", "copy", "adapter", "frozen"]
 Head = Literal["fused", "logits"]
 ScaleRewards = Literal["group", "batch", "none"]
-
-DEFAULT_BETA = {"dpo": 0.1, "kto": 0.1, "grpo": 0.0}
-"""As TRL's."""
-
-OBJECTIVE_OF = {
-    "label_smoothing": "dpo",
-    "desirable_weight": "kto",
-    "undesirable_weight": "kto",
-    "epsilon": "grpo",
-    "epsilon_high": "grpo",
-    "scale_rewards": "grpo",
-}
-"""Settings that one objective has."""
 
 ROLLOUT = (
     "reward",
@@ -42,13 +37,21 @@ def _help(text: str) -> dict[str, str]:
     return {"help": text}
 
 
+def _columns() -> str:
+    """The columns of every objective's data."""
+    return "; ".join(
+        f"{name}: {' or '.join(', '.join(kind.columns) for kind in objective.form.types)}"
+        for name, objective in OBJECTIVES.items()
+    )
+
+
 @dataclass
-class HumanlineConfig(TrainingArguments):
+class HumanlineConfig(ObjectiveSettings, TrainingArguments):
     """Settings of a :class:`HumanlineTrainer`; every field is also a command-line option and a YAML key.
 
     The clamp and the sync are switched separately: ``clamp`` takes the one, ``reference="frozen"`` the other, and
     ``clamp=False, reference="frozen"`` is the plain loss (the four combinations of the paper's ablation).
-    ``per_device_train_batch_size`` counts pairs for DPO, completions for KTO and GRPO.
+    ``per_device_train_batch_size`` counts examples: pairs, or completions (KTO, GRPO).
 
     Raises:
         ValueError: a setting has no meaning; the message says what was expected and what came.
@@ -58,6 +61,8 @@ class HumanlineConfig(TrainingArguments):
     >>> HumanlineConfig(output_dir="run", objective="kto", sync_every=4, report_to="none", use_cpu=True).beta
     0.1
     """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "objective_kwargs"]
 
     model: str | None = field(
         default=None, metadata=_help("The policy at the start: a folder that save_pretrained wrote, or a name.")
@@ -72,9 +77,8 @@ class HumanlineConfig(TrainingArguments):
     dataset: str | None = field(
         default=None,
         metadata=_help(
-            "Training data: a JSONL, JSON, CSV, TSV or Parquet file, a folder that datasets saved, or a name. Columns: "
-            "prompt, chosen, rejected (dpo, kto) | prompt, completion, label (kto) | prompt, completions, rewards "
-            "(grpo). `humanline data FILE` says what is in it."
+            "Training data: a JSONL, JSON, CSV, TSV or Parquet file, a folder that datasets saved, or a name. "
+            f"Columns: {_columns()}. `humanline data FILE` says what is in it."
         ),
     )
     dataset_split: str = field(default="train", metadata=_help("Split of the training data, where it has several."))
@@ -87,7 +91,13 @@ class HumanlineConfig(TrainingArguments):
         ),
     )
 
-    objective: Objective = field(default="dpo", metadata=_help("The loss."))
+    objective: str = field(
+        default=DEFAULT,
+        metadata=_help(f"The loss: {', '.join(OBJECTIVES)}, or module:Class of your own (docs/losses.md)."),
+    )
+    objective_kwargs: dict | str | None = field(
+        default=None, metadata=_help("Arguments of an objective of your own, as JSON or as a mapping in YAML.")
+    )
     reference: Reference = field(
         default="lookahead",
         metadata=_help(
@@ -100,29 +110,11 @@ class HumanlineConfig(TrainingArguments):
         default=None,
         metadata=_help("k: optimizer steps between two syncs of the reference. Default 1; none with reference=frozen."),
     )
-    clamp: bool = field(
-        default=True, metadata=_help("Clamp every token's log-ratio to [log_epsilon_P, log_epsilon_R].")
-    )
-    log_epsilon_P: float = field(default=-1.5, metadata=_help("Lower bound of the log-ratio, nats, <= 0."))
-    log_epsilon_R: float = field(default=1.5, metadata=_help("Upper bound of the log-ratio, nats, >= 0."))
-    beta: float | None = field(
-        default=None,
-        metadata=_help("Weight of the implicit reward (dpo, kto: default 0.1) or of the KL penalty (grpo: default 0)."),
-    )
-    label_smoothing: float = field(
-        default=0.0, metadata=_help("dpo: share of pairs whose preference is the wrong way round, in [0, 0.5].")
-    )
-    desirable_weight: float = field(default=1.0, metadata=_help("kto: weight of the desirable completions' loss."))
-    undesirable_weight: float = field(default=1.0, metadata=_help("kto: weight of the undesirable completions' loss."))
-    epsilon: float = field(
-        default=0.2, metadata=_help("grpo: PPO's clip of the ratio to [1 - epsilon, 1 + epsilon_high].")
-    )
-    epsilon_high: float | None = field(default=None, metadata=_help("grpo: upper end of the clip; default epsilon."))
     scale_rewards: ScaleRewards = field(
         default="group",
         metadata=_help(
-            "grpo: what advantages are divided by: the standard deviation of their group's rewards, that of all "
-            "rewards of the optimizer step (batch), or nothing."
+            "Data with rewards: the divisor of advantages: the standard deviation of their group's rewards, that of "
+            "all rewards of the optimizer step (batch), or nothing."
         ),
     )
     rollout_every: int | None = field(
@@ -149,7 +141,6 @@ class HumanlineConfig(TrainingArguments):
         default=64, metadata=_help("rounds: samples drawn at once on a process, >= num_generations.")
     )
     reward_timeout: float = field(default=600.0, metadata=_help("rounds: seconds that the reward function may take."))
-    impl: Impl = field(default="auto", metadata=_help("Who computes the loss: auto, triton or eager."))
     head: Head = field(
         default="fused",
         metadata=_help(
@@ -196,30 +187,64 @@ class HumanlineConfig(TrainingArguments):
         super().__post_init__()
         if isinstance(self.scale_rewards, bool):  # as TRL takes it
             self.scale_rewards = "group" if self.scale_rewards else "none"
-        choices = {"objective": Objective, "reference": Reference, "impl": Impl, "head": Head}
-        choices["scale_rewards"] = ScaleRewards
+        choices = {"reference": Reference, "impl": Impl, "head": Head, "scale_rewards": ScaleRewards}
         for name, kind in choices.items():
             self._expect(name, getattr(self, name) in get_args(kind), " or ".join(map(repr, get_args(kind))))
-        if self.beta is None:
-            self.beta = DEFAULT_BETA[self.objective]
+        self._beta_given = self.beta is not None
+        self._take(self.make_objective())
         synced = self.reference != "frozen"
         if synced and self.sync_every is None:
             self.sync_every = 1
         self._expect("sync_every", synced or self.sync_every is None, "None with reference='frozen' (never synced)")
         for name in ("sync_every", "max_length") if synced else ("max_length",):
             self._expect_integer(name, 1)
-        for name in ("beta", "desirable_weight", "undesirable_weight", "epsilon_high"):
-            value = getattr(self, name)
-            self._expect(name, value is None or 0 <= value < float("inf"), "a finite number >= 0")
-        self._expect("epsilon", 0 <= self.epsilon <= 1, "a number in [0, 1]")
-        self._expect("label_smoothing", 0 <= self.label_smoothing <= 0.5, "a number in [0, 0.5]")
         HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R)
         self._check_rounds()
         self._refuse()
 
+    def make_objective(self) -> Objective:
+        """The objective that ``objective`` names, with ``objective_kwargs``.
+
+        Raises:
+            ValueError, TypeError: there is none of that name, or it lacks a part.
+        """
+        if self.objective_kwargs and self.objective in OBJECTIVES:
+            raise ValueError(
+                f"objective_kwargs: expected None with objective={self.objective!r}, which has settings of its own, "
+                f"got {self.objective_kwargs!r}"
+            )
+        if isinstance(self.objective_kwargs, str):
+            raise ValueError(f"objective_kwargs: expected a mapping, or one in JSON, got {self.objective_kwargs!r}")
+        return find_objective(self.objective, self.objective_kwargs)
+
+    def take_objective(self, objective: Objective) -> None:
+        """Name an objective that a trainer was given, and check its settings.
+
+        Raises:
+            ValueError: ``objective`` names another already, or a setting does not belong to it.
+        """
+        path = path_of(objective)
+        if self.objective not in (DEFAULT, path):
+            raise ValueError(f"objective: expected one, got {self.objective!r} in args and {path!r} as an argument")
+        self.objective = path
+        self._take(objective)
+
+    def _take(self, objective: Objective) -> None:
+        if not self._beta_given:
+            self.beta = objective.default_beta
+        beta = self.beta
+        self._expect("beta", beta is not None and 0 <= beta < float("inf"), "a finite number >= 0")
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, owner in foreign_settings(objective).items():
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{name}: expected {defaults[name]!r} (it is {owner}'s, and this is {objective.name}), "
+                    f"got {getattr(self, name)!r}"
+                )
+        objective.check(self)
+
     def _expect(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+        expect(self, name, holds, expected)
 
     def _expect_integer(self, name: str, least: int) -> None:
         value = getattr(self, name)
@@ -264,13 +289,8 @@ class HumanlineConfig(TrainingArguments):
             "ignore_data_skip": "there is nothing to skip on resume",
             "train_sampling_strategy": "every epoch is a new permutation",
         }
-        others = {
-            name: f"it is {objective}'s, and this is {self.objective}"
-            for name, objective in OBJECTIVE_OF.items()
-            if objective != self.objective
-        }
         defaults = {field.name: field.default for field in fields(self)}
-        for name, reason in (ignored | others).items():
+        for name, reason in ignored.items():
             if name in defaults and getattr(self, name) != defaults[name]:
                 raise ValueError(f"{name}: expected {defaults[name]!r} ({reason}), got {getattr(self, name)!r}")
         if self.push_to_hub and self.hub_strategy != "end":
@@ -278,13 +298,3 @@ class HumanlineConfig(TrainingArguments):
                 "push_to_hub: expected hub_strategy='end' (a checkpoint moves when it is complete, which "
                 f"would break an upload), got {self.hub_strategy!r}"
             )
-
-    @property
-    def drop_no_signal(self) -> bool:
-        """Whether groups of equal rewards are left out: without a KL penalty their gradient is 0."""
-        return self.objective == "grpo" and self.beta == 0
-
-    @property
-    def humanline_clamp(self) -> HumanlineClamp | None:
-        """The bounds as the losses take them; None where ``clamp`` is off."""
-        return HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R) if self.clamp else None

@@ -1,6 +1,7 @@
 """Held-out data under the policy at the start of the run and as it stands; no second model is kept for it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,12 +10,12 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from humanline_fused.reference.lookahead import TokenScores
-from humanline_fused.training import objective
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.batch import Batch
+from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.plan import MicroBatch, evaluation_plan
-from humanline_fused.training.data.prepare import Example
 from humanline_fused.training.initial_scores import InitialScores
+from humanline_fused.training.objectives.metrics import with_margins
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.metrics import Meter
 from humanline_fused.training.run.resumable import ResumableTrainer
@@ -68,12 +69,11 @@ class HeldOut:
             self.initial.save()
 
     def dataloader(self) -> DataLoader:
-        """This rank's micro-batches, in order: ``index`` says which, ``repeated`` marks what does not count."""
+        """This rank's micro-batches in order, with ``index``; ``repeated`` marks those that do not count."""
 
         def batch(index: Any) -> Batch:
             micro, counts = self.dealt[index]
-            flag = {} if counts else {"repeated": torch.tensor(True)}
-            return self.collate(self.examples, micro) | {"index": torch.tensor(index)} | flag
+            return replace(self.collate(self.examples, micro), index=index, repeated=not counts)
 
         positions: Any = range(len(self.dealt))
         return DataLoader(positions, batch_size=None, collate_fn=batch, generator=torch.Generator())
@@ -113,15 +113,15 @@ class EvaluatedTrainer(ResumableTrainer):
             "the model's answers come from model.generate()"
         )
 
-    def prediction_step(
+    def prediction_step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor, None, None]:
         """The loss of one micro-batch against the initial policy."""
         self._score_initially(model)
-        scores = self.held_out.initial[int(inputs["index"])]
-        inputs |= {name: logp.to(self.args.device, non_blocking=True) for name, logp in scores.items()}
+        assert inputs.index is not None
+        inputs = inputs.with_scores(self.held_out.initial[inputs.index])
         with torch.no_grad():
-            loss: Any = self.compute_loss(model.eval(), inputs)
+            loss: Any = self.compute_loss(model.eval(), inputs)  # pyright: ignore[reportArgumentType]
             return loss.detach(), None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
@@ -133,4 +133,4 @@ class EvaluatedTrainer(ResumableTrainer):
         return output._replace(metrics=(output.metrics or {}) | renamed, num_samples=len(self.held_out.examples))
 
     def _drain(self, meter: str) -> dict[str, float]:
-        return objective.with_margins(self.meters[meter].drain(lambda sums: self.accelerator.reduce(sums, "sum")))  # pyright: ignore
+        return with_margins(self.meters[meter].drain(lambda sums: self.accelerator.reduce(sums, "sum")))  # pyright: ignore

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.training.data.batch import length_of, sequences
+from humanline_fused.training.data.examples import Example
+from humanline_fused.training.data.forms import Learner
 from humanline_fused.training.data.plan import MicroBatch
-from humanline_fused.training.data.prepare import Example
 
 ByExample = dict[int, dict[str, list[Tensor]]]
 """By example id, then by name (``ref_logp``, ``kl_ref_logp``): a [T] for each of the example's sequences, without
@@ -18,14 +19,14 @@ def by_example(
     scored: Sequence[TokenScores],
     window: Sequence[MicroBatch],
     examples: Sequence[Example],
-    objective: str,
+    objective: Learner,
     max_length: int,
 ) -> ByExample:
     """Take one step's scores of one rank apart."""
     taken: ByExample = {}
     for scores, micro in zip(scored, window, strict=True):
-        for kind, pairs in sequences(examples, micro, objective).items():
-            name = f"{kind}ref_logp"
+        for prefix, pairs in sequences(examples, micro, objective):
+            name = f"{prefix}ref_logp"
             for row, (pair, logp) in enumerate(zip(pairs, scores[name].cpu(), strict=True)):
                 example = taken.setdefault(micro.ids[row % len(micro.ids)], {})
                 example.setdefault(name, []).append(logp[: length_of(*pair, max_length)].clone())
@@ -33,7 +34,7 @@ def by_example(
 
 
 def in_batches(
-    taken: Mapping[int, Mapping[str, list[Tensor]]], window: Sequence[MicroBatch], objective: str
+    taken: Mapping[int, Mapping[str, list[Tensor]]], window: Sequence[MicroBatch], objective: Learner
 ) -> list[TokenScores]:
     """Put one step's scores together again for one rank, right-padded with 0.
 
@@ -43,10 +44,10 @@ def in_batches(
     scored = []
     for micro in window:
         scores: TokenScores = {}
-        for kind in ("", "kl_") if objective == "kto" else ("",):
-            sides = zip(*(taken[i][f"{kind}ref_logp"] for i in micro.ids), strict=True)
+        for name in ("ref_logp", "kl_ref_logp") if objective.mismatched else ("ref_logp",):
+            sides = zip(*(taken[i][name] for i in micro.ids), strict=True)
             rows = [logp for side in sides for logp in side]
-            scores[f"{kind}ref_logp"] = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            scores[name] = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         scored.append(scores)
     return scored
 

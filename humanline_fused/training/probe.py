@@ -32,7 +32,7 @@ def probe(wrapped: nn.Module, model: nn.Module, batch: Batch, impl: Impl) -> flo
         ValueError: the log-probs differ by more than rounding can explain.
     """
     wrapped.eval()
-    ids, attention_mask = (batch[name][:1, :PROBED_TOKENS] for name in ("input_ids", "attention_mask"))
+    ids, attention_mask = (part[:1, :PROBED_TOKENS] for part in (batch.input_ids, batch.attention_mask))
     inputs = {"input_ids": ids, "attention_mask": attention_mask, "use_cache": False}
     targets = shift_targets(ids, attention_mask.bool())
     products: list[tuple[Tensor, torch.dtype]] = []

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data.prepare import Example
+from humanline_fused.training.data.examples import Example
 
 
 def load_policy(
@@ -36,6 +36,12 @@ def load_policy(
     if config.disable_dropout:
         disable_dropout_(model)
     return model, tokenizer
+
+
+def pad_token_id_of(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The id that fills batches up: the padding token's, else the end of sequence's, else 0."""
+    pad = tokenizer.pad_token_id
+    return (tokenizer.eos_token_id or 0) if pad is None else pad
 
 
 def identify(model: PreTrainedModel) -> dict[str, Any]:

@@ -26,15 +26,21 @@ from humanline_fused.reference import AdapterReference, CopyReference, Lookahead
 from humanline_fused.reference.adapter import trained_adapter
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
-from humanline_fused.training import objective, pending
+from humanline_fused.scores import TokenLogp
+from humanline_fused.training import pending
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.advantages import batch_scale
-from humanline_fused.training.data.batch import Batch, collate, num_loss_tokens, to_device
-from humanline_fused.training.data.plan import BatchPlan, MicroBatch
-from humanline_fused.training.data.prepare import Example, PreparedData, fingerprint, prepare
+from humanline_fused.training.data.batch import Batch, collate, num_loss_tokens
+from humanline_fused.training.data.examples import Example, fingerprint
+from humanline_fused.training.data.plan import BatchPlan, BatchSizes, MicroBatch
+from humanline_fused.training.data.prepare import PreparedData, prepare
 from humanline_fused.training.data.prompts import PreparedPrompts, prepare_prompts
 from humanline_fused.training.evaluation import EvaluatedTrainer, HeldOut
 from humanline_fused.training.initial_scores import InitialScores
+from humanline_fused.training.objectives.metrics import Weighted, distance
+from humanline_fused.training.objectives.objective import Objective
+from humanline_fused.training.objectives.table import ROUND, check_parts, is_in_table
+from humanline_fused.training.objectives.trial import check_loss
 from humanline_fused.training.online.reward import RolloutError, the_reward
 from humanline_fused.training.online.rollout import Rounds, make_rounds
 from humanline_fused.training.probe import probe
@@ -47,12 +53,12 @@ from humanline_fused.training.run.settings import write_settings
 from humanline_fused.training.run.sharding import prepare_reference, refuse_engine
 from humanline_fused.training.run.summary import describe, describe_model
 from humanline_fused.training.run.termination import Termination
-from humanline_fused.training.scoring import Scorer
-from humanline_fused.training.start import check_token_ids, identify, load_policy
+from humanline_fused.training.scoring import Scorer, targets_of
+from humanline_fused.training.start import check_token_ids, identify, load_policy, pad_token_id_of
 
 
 class HumanlineTrainer(EvaluatedTrainer):
-    """Trains a causal language model with humanline DPO, KTO or GRPO.
+    """Trains a causal language model with humanline DPO, KTO, GRPO or a loss of your own.
 
     Args:
         model: the policy at the start, or its name or folder; default ``args.model``.
@@ -65,6 +71,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         reference_model: for ``reference="copy"`` and ``"frozen"``; default a copy of the policy.
         reward_function: scores the samples of online rounds; default the one that ``args.reward`` names.
         callbacks, optimizers: as transformers' Trainer.
+        objective: a loss of your own (docs/losses.md); default the one that ``args.objective`` names.
 
     Raises:
         ValueError, TypeError: before anything is written; the message says what was expected and what came.
@@ -89,7 +96,39 @@ class HumanlineTrainer(EvaluatedTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         reward_function: Callable[..., Any] | None = None,
+        objective: Objective | None = None,
     ) -> None:
+        args = self._checked(args, objective, reference_model)
+        self.objective = args.make_objective() if objective is None else objective
+        policy, tokenizer = load_policy(model, processing_class, args)
+        self.pad_token_id = pad_token_id_of(tokenizer)
+        reward = the_reward(args.reward, reward_function, rounds=args.rollout_every is not None)
+        self._prepare_data(train_dataset, eval_dataset, tokenizer, args, prompts_alone=reward is not None)
+        self._prepare_model(policy, args)
+        self._plan_steps(reward, tokenizer, args)
+        super().__init__(
+            model=policy,
+            args=args,
+            train_dataset=self.train_data.examples,  # pyright: ignore[reportArgumentType]
+            eval_dataset=self.eval_examples or None,  # pyright: ignore[reportArgumentType]
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = False  # the loss is a micro-batch's mean; Trainer divides by the accumulation
+        self.begun = False
+        self.meters = {"train": Meter(), "eval": Meter()}
+        self.clock = Clock(args.device)
+        self.scorer = Scorer(args, self.objective)
+        self.held_out = self._make_held_out()
+        self._watch()
+        self._identity = self._make_identity(policy)
+        self.reference = self._make_reference(reference_model)
+        self._windows: dict[int, list[Batch]] = {}
+
+    @staticmethod
+    def _checked(args: Any, objective: Objective | None, reference_model: nn.Module | None) -> HumanlineConfig:
+        """The settings, if a run can have them on this machine and with the other arguments."""
         if not isinstance(args, HumanlineConfig):
             raise TypeError(f"args: expected a HumanlineConfig, got {type(args).__name__}")
         if args.n_gpu > 1:
@@ -102,71 +141,79 @@ class HumanlineTrainer(EvaluatedTrainer):
             raise ValueError(
                 f"reference_model: expected None with reference={args.reference!r}, which keeps no second model"
             )
+        if objective is not None:
+            check_parts(objective)
+            args.take_objective(objective)
+        return args
+
+    def _prepare_data(
+        self,
+        train_dataset: Any,
+        eval_dataset: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        args: HumanlineConfig,
+        *,
+        prompts_alone: bool,
+    ) -> None:
+        """Read and tokenise the training data, or its prompts, and the held-out data."""
         train_dataset = args.dataset if train_dataset is None else train_dataset
         eval_dataset = args.eval_dataset if eval_dataset is None else eval_dataset
         if train_dataset is None:
             raise ValueError("train_dataset: expected a path, a name, a Dataset or a list of records, got None")
-
-        policy, tokenizer = load_policy(model, processing_class, args)
-        pad = tokenizer.pad_token_id
-        self.pad_token_id: Any = (tokenizer.eos_token_id or 0) if pad is None else pad
         shared = {"max_length": args.max_length, "progress": not args.disable_tqdm and args.process_index == 0}
-        settings = {name: getattr(args, name) for name in ("objective", "scale_rewards", "drop_no_signal")} | shared
+        rewards = {"scale_rewards": args.scale_rewards, "drop_no_signal": self.objective.drops_ties(args)}
         self.train_data: PreparedData | PreparedPrompts
-        reward_function = the_reward(args.reward, reward_function, rounds=args.rollout_every is not None)
-        if reward_function:
-            self.train_data = prepare_prompts(train_dataset, tokenizer, split=args.dataset_split, **shared)
+        if prompts_alone:
+            self.train_data = prepare_prompts(train_dataset, tokenizer, ROUND, split=args.dataset_split, **shared)
         else:
-            self.train_data = prepare(train_dataset, tokenizer, split=args.dataset_split, **settings)
+            split = args.dataset_split
+            self.train_data = prepare(train_dataset, tokenizer, self.objective, split=split, **rewards, **shared)
         self.eval_data = None
         if eval_dataset is not None:
-            self.eval_data = prepare(eval_dataset, tokenizer, split=args.eval_dataset_split, **settings)
+            split = args.eval_dataset_split
+            self.eval_data = prepare(eval_dataset, tokenizer, self.objective, split=split, **rewards, **shared)
         self.eval_examples = self.eval_data.examples if self.eval_data else []
-        self.scales_by_batch = args.objective == "grpo" and args.scale_rewards == "batch"
+        self.scales_by_batch = self.objective.form.has_rewards and args.scale_rewards == "batch"
         if self.scales_by_batch and self.eval_examples:  # held-out data are one batch, however they are dealt out
             scale = batch_scale([e.reward for e in self.eval_examples])
             self.eval_examples = [replace(e, weight=e.weight / scale) for e in self.eval_examples]
+
+    def _prepare_model(self, policy: PreTrainedModel, args: HumanlineConfig) -> None:
+        """Let the model score in its forward, and hold the data's token ids to its vocabulary."""
         if args.reference == "adapter":
             trained_adapter(policy)
         if args.head == "fused":
             score_in_forward_(policy)
         check_token_ids([*self.train_data.examples, *self.eval_examples], self.pad_token_id, policy)
+
+    def _plan_steps(
+        self, reward: Callable[..., Any] | None, tokenizer: PreTrainedTokenizerBase, args: HumanlineConfig
+    ) -> None:
+        """Decide which examples each optimizer step takes: of the dataset, or of the rounds."""
+        sizes = BatchSizes(args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
         seed = args.seed if args.data_seed is None else args.data_seed
-        sizes = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size, seed
         self.rounds = None
-        if reward_function is None:
-            self.plan = BatchPlan(len(self.train_data.examples), *sizes)
+        if reward is None:
+            self.plan = BatchPlan(len(self.train_data.examples), sizes, seed)
         else:
             assert isinstance(self.train_data, PreparedPrompts)
-            self.rounds = make_rounds(args, self.train_data, reward_function, tokenizer, self.pad_token_id, sizes)
+            pad = self.pad_token_id
+            self.rounds = make_rounds(args, self.objective, self.train_data, reward, tokenizer, pad, sizes, seed)
             self.plan = self.rounds.plan
-        if args.objective == "kto" and self.plan.batch_size * self.plan.world_size < 2:
-            raise ValueError("kto: expected at least 2 completions in a global micro-batch (mismatched pairs), got 1")
+        if self.objective.mismatched and sizes.micro_batch < 2:
+            raise ValueError(
+                f"{self.objective.name}: expected at least 2 completions in a global micro-batch (mismatched pairs), "
+                f"got {sizes.micro_batch}"
+            )
 
-        super().__init__(
-            model=policy,
-            args=args,
-            train_dataset=self.train_data.examples,  # pyright: ignore[reportArgumentType]
-            eval_dataset=self.eval_examples or None,  # pyright: ignore[reportArgumentType]
-            processing_class=tokenizer,
-            callbacks=callbacks,
-            optimizers=optimizers,
-        )
-        self.model_accepts_loss_kwargs = False  # the loss is a micro-batch's mean; Trainer divides by the accumulation
-        self.meters = {"train": Meter(), "eval": Meter()}
-        self.clock = Clock(args.device)
-        self.scorer = Scorer(args)
-        self.held_out = self._make_held_out()
+    def _watch(self) -> None:
+        """Add the callbacks of a run: SIGTERM, the metrics' file, and the signs of failure."""
         self.termination = Termination()
         self.add_callback(self.termination)
-        self.metrics_file = MetricsFile(Path(str(args.output_dir)) / "metrics.jsonl")
-        if not args.dry_run:
+        self.metrics_file = MetricsFile(Path(str(self.args.output_dir)) / "metrics.jsonl")
+        if not self.args.dry_run:
             self.add_callback(self.metrics_file)
-        self.add_callback(FailureSigns(args))
-        self.begun = False
-        self._identity = self._make_identity(policy)
-        self.reference = self._make_reference(reference_model)
-        self._windows: dict[int, list[Batch]] = {}
+        self.add_callback(FailureSigns(self.args))
 
     @property
     def train_examples(self) -> Sequence[Example]:
@@ -220,8 +267,7 @@ class HumanlineTrainer(EvaluatedTrainer):
 
     def _collate(self, examples: Sequence[Example], micro: MicroBatch) -> Batch:
         sizes = {"pad_token_id": self.pad_token_id, "max_length": self.args.max_length}
-        batch = collate(examples, micro, self.args.objective, **sizes)
-        return to_device(batch, self.args.device)
+        return collate(examples, micro, self.objective, **sizes).to(self.args.device)
 
     def _window(self, step: int) -> list[Batch]:
         """Kept for this step and the next: what is scored is what is trained on. (All k steps could be the run.)"""
@@ -259,14 +305,14 @@ class HumanlineTrainer(EvaluatedTrainer):
         examples = [self.train_examples[i] for ids in self.plan.global_window(step) for i in ids]
         # Trainer averages over micro-batches and DDP over ranks: divided by this, sums become the mean over the step.
         per_micro_batch = sum(map(num_loss_tokens, examples)) / (len(window) * self.args.world_size)
-        common = {"num_items": torch.full((), per_micro_batch, device=self.args.device)}
+        num_items = torch.full((), per_micro_batch, device=self.args.device)
         inputs = [
-            batch | {name: logp.to(self.args.device, non_blocking=True) for name, logp in scored.items()} | common
+            replace(batch.with_scores(scored), num_items=num_items)
             for batch, scored in zip(window, scores, strict=True)
         ]
         if self.scales_by_batch:
             scale = batch_scale([example.reward for example in examples])
-            inputs = [batch | {"advantages": batch["advantages"] / scale} for batch in inputs]
+            inputs = [replace(b, columns={name: c / scale for name, c in b.columns.items()}) for b in inputs]
         if self.args.include_num_input_tokens_seen == "no":
             self.state.num_input_tokens_seen += sum(len(e.prompt_ids) + len(c) for e in examples for c in e.completions)
         return inputs, None
@@ -285,25 +331,37 @@ class HumanlineTrainer(EvaluatedTrainer):
         assert self.model is not None
         fused = self.args.head == "fused"
         difference = probe(self._policy, self.model, batch, self.args.impl) if fused else None
+        self._try_objective(batch)
         if self.args.process_index == 0:
-            tqdm.write(describe_model(self.args, self.model, difference))  # beside Trainer's bar
+            tqdm.write(describe_model(self.args, self.objective, self.model, difference))  # beside Trainer's bar
         self.begun = True
+
+    def _try_objective(self, batch: Batch) -> None:
+        """Hold a loss of the user's own to what a loss has to be, on the first batch."""
+        if is_in_table(self.objective):
+            return
+        (scores,) = self.scorer.score(self._policy, [batch])
+        batch = batch.with_scores(scores)
+        assert batch.ref_logp is not None
+        kl = None if batch.kl is None else batch.ref_logp.new_zeros(())
+        inputs = self.scorer.inputs(TokenLogp(batch.ref_logp), batch, targets_of(batch), kl)
+        check_loss(self.objective, inputs, self.args)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As they are: on the device, and float32 under DeepSpeed too, where Trainer would round the log-probs."""
         return inputs
 
-    def compute_loss(
+    def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean over the optimizer step's pairs (DPO), sequences (KTO) or tokens (GRPO), and its metrics."""
         meter = self.meters["train" if model.training else "eval"]
         loss, out, loss_mask = self.scorer.loss(model, inputs)
-        metrics = objective.report(inputs, out, loss_mask)
+        metrics = dict(out.metrics)
         if not model.training:
-            metrics["kl_initial"] = objective.kl_to(out, loss_mask)
-        if "repeated" in inputs:  # nothing, by the same names: the ranks add up alike
-            metrics = {name: (torch.zeros_like(total), torch.zeros_like(of)) for name, (total, of) in metrics.items()}
+            metrics["kl_initial"] = distance(out.logp, out.ref_logp, loss_mask)
+        if inputs.repeated:  # nothing, by the same names: the ranks add up alike
+            metrics = {name: Weighted(*map(torch.zeros_like, weighted)) for name, weighted in metrics.items()}
         meter.update(metrics)
         return (loss, out) if return_outputs else loss
 
@@ -333,7 +391,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         if self.args.process_index == 0:
             choice = choose_impl(self.args.impl, self.args.device, next(self._policy.parameters()).dtype)
             rounds = f"\n{self.rounds.summary()}" if self.rounds else ""
-            print(f"{describe(self.args, choice, self.train_data, self.eval_data)}{rounds}", flush=True)
+            print(f"{describe(self.args, self.objective, choice, self.train_data, self.eval_data)}{rounds}", flush=True)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, from the start or from a checkpoint, to the end or until SIGTERM. See :class:`ResumableTrainer`."""
@@ -346,14 +404,14 @@ class HumanlineTrainer(EvaluatedTrainer):
             "data": fingerprint(self.train_data.examples),
             "num_examples": len(self.train_data.examples),
             **(self.rounds.identity() if self.rounds else {}),
-            **({"scale_rewards": args.scale_rewards} if args.objective == "grpo" else {}),
-            "global_batch_size": plan.global_batch_size,
+            **({"scale_rewards": args.scale_rewards} if self.objective.form.has_rewards else {}),
+            "global_batch_size": plan.sizes.global_batch,
             "seed": plan.seed,
             "objective": args.objective,
             "max_length": args.max_length,
         }
-        if args.objective == "kto":  # whose mismatched pairs stay within a global micro-batch
-            scored_for["global_micro_batch_size"] = plan.batch_size * plan.world_size
+        if self.objective.mismatched:  # the mismatched pairs stay within a global micro-batch
+            scored_for["global_micro_batch_size"] = plan.sizes.micro_batch
         settings = {"reference": args.reference, "sync_every": args.sync_every}
         return {"model": identify(policy), **settings, "batches": scored_for}
 
@@ -379,7 +437,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         if self.rounds:
             state["rounds"] = self.rounds.state_dict()
         if self.args.reference == "lookahead":
-            settings = self.train_examples, self.args.objective, self.args.max_length
+            settings = self.train_examples, self.objective, self.args.max_length
             mine = {
                 step: pending.by_example(scores, self.plan.window(step, self.args.process_index), *settings)
                 for step, scores in state["pending"].items()
@@ -394,7 +452,7 @@ class HumanlineTrainer(EvaluatedTrainer):
             self._windows = {}
         if self.args.reference == "lookahead":
             state["pending"] = {
-                step: pending.in_batches(scores, self.plan.window(step, self.args.process_index), self.args.objective)
+                step: pending.in_batches(scores, self.plan.window(step, self.args.process_index), self.objective)
                 for step, scores in state["pending"].items()
             }
         self.reference.load_state_dict(state, self.state.global_step, self.state.max_steps - 1)

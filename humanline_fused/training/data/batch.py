@@ -1,21 +1,109 @@
 """From examples to the padded tensors of one forward pass."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from humanline_fused.training.data.examples import Example
+from humanline_fused.training.data.forms import Learner
 from humanline_fused.training.data.plan import MicroBatch
-from humanline_fused.training.data.prepare import Example
-
-Batch = dict[str, Tensor]
-"""``input_ids``, ``attention_mask`` (int64), ``completion_mask`` (bool), each [B, T], and ``rows`` [n] (int64), the
-positions ``b · T + t`` whose targets count, always on the CPU; the same under ``kl_`` for KTO's mismatched pairs;
-``desirable`` [B] bool (KTO); ``advantages`` [B] float32 (GRPO). The trainer adds ``ref_logp`` [B, T] (and
-``kl_ref_logp``), float32, nats."""
 
 
-def pad(pairs: Sequence[tuple[Tensor, Tensor]], pad_token_id: int, max_length: int) -> Batch:
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One forward pass: padded sequences and what their loss needs.
+
+    transformers' Trainer asks for ``input_ids`` and ``attention_mask`` by name, with ``in`` and ``[]``.
+
+    Attributes:
+        input_ids: [B, T], int64.
+        attention_mask: [B, T], int64.
+        completion_mask: [B, T], bool.
+        rows: [n], int64: the positions ``b · T + t`` whose targets count, always on the CPU.
+        columns: tensors with one entry for each example, by name: ``desirable`` (bool) of labelled data,
+            ``advantages`` (float32) of groups.
+        kl: the mismatched pairs of the same examples, for an objective that scores them.
+        ref_logp: [B, T], float32, nats: the reference's log-probs, once they are known.
+        num_items: []: the divisor of a sum over tokens: tokens of the optimizer step, on average over its
+            micro-batches.
+        index: position of the micro-batch in an evaluation.
+        repeated: True if the micro-batch was dealt out twice and does not count.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    completion_mask: Tensor
+    rows: Tensor
+    columns: dict[str, Tensor]
+    kl: "Batch | None" = None
+    ref_logp: Tensor | None = None
+    num_items: Tensor | None = None
+    index: int | None = None
+    repeated: bool = False
+
+    def __contains__(self, name: object) -> bool:
+        return any(field.name == name for field in fields(self)) and getattr(self, str(name)) is not None
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    @property
+    def passes(self) -> "dict[str, Batch]":
+        """The forward passes, by the prefix of their scores' names: this one, and ``kl_`` for mismatched pairs."""
+        return {"": self} if self.kl is None else {"": self, "kl_": self.kl}
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device. ``rows`` stay on the CPU, so that counting them waits for no device."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        tensors = {
+            name: move(getattr(self, name))
+            for name in ("input_ids", "attention_mask", "completion_mask", "ref_logp", "num_items")
+            if getattr(self, name) is not None
+        }
+        columns = {name: move(tensor) for name, tensor in self.columns.items()}
+        return replace(self, **tensors, columns=columns, kl=None if self.kl is None else self.kl.to(device))
+
+    def with_scores(self, scores: dict[str, Tensor]) -> "Batch":
+        """The batch with the reference's log-probs: ``ref_logp``, and ``kl_ref_logp`` of the mismatched pairs."""
+        device = self.input_ids.device
+        parts = {
+            prefix: replace(part, ref_logp=scores[f"{prefix}ref_logp"].to(device, non_blocking=True))
+            for prefix, part in self.passes.items()
+        }
+        return replace(parts[""], kl=parts.get("kl_"))
+
+
+class Sequences(NamedTuple):
+    """The (prompt, completion) pairs of one forward pass; sequence i belongs to example ``ids[i % len(ids)]``."""
+
+    prefix: str
+    pairs: list[tuple[Tensor, Tensor]]
+
+
+def sequences(examples: Sequence[Example], micro: MicroBatch, objective: Learner) -> list[Sequences]:
+    """The sequences of a micro-batch's forward passes.
+
+    Of pairs the first half is chosen, the second half rejected. Mismatched pairs are a second pass, ``kl_``: each
+    prompt with the completion of the example that follows in the global micro-batch (arXiv 2509.24207, section 4).
+    """
+    rows, sides = [examples[i] for i in micro.ids], range(objective.form.sides)
+    passes = [Sequences("", [(row.prompt_ids, row.completions[side]) for side in sides for row in rows])]
+    if objective.mismatched:
+        following = [examples[i] for i in micro.following]
+        pairs = [(row.prompt_ids, other.completions[0]) for row, other in zip(rows, following, strict=True)]
+        passes.append(Sequences("kl_", pairs))
+    return passes
+
+
+def pad(
+    pairs: Sequence[tuple[Tensor, Tensor]], pad_token_id: int, max_length: int, columns: dict[str, Tensor]
+) -> Batch:
     """Right-pad (prompt, completion) pairs to the longest of them; longer than ``max_length`` keeps the start."""
     lengths = [length_of(prompt, completion, max_length) for prompt, completion in pairs]
     shape = len(pairs), max(lengths)
@@ -27,26 +115,9 @@ def pad(pairs: Sequence[tuple[Tensor, Tensor]], pad_token_id: int, max_length: i
         input_ids[row, :length] = torch.cat([prompt, completion])[:length]
         attention_mask[row, :length] = 1
         completion_mask[row, len(prompt) : length] = True
-        rows.append(
-            torch.arange(max(len(prompt), 1) - 1, length - 1) + row * shape[1]
-        )  # each scores the token after it
-    masks = {"attention_mask": attention_mask, "completion_mask": completion_mask}
-    return {"input_ids": input_ids, **masks, "rows": torch.cat(rows)}
-
-
-def sequences(examples: Sequence[Example], micro: MicroBatch, objective: str) -> dict[str, list[tuple[Tensor, Tensor]]]:
-    """The (prompt, completion) pairs of a micro-batch's forward passes; sequence i belongs to ``ids[i % len(ids)]``.
-
-    DPO: the first half is chosen, the second half rejected. KTO: under ``kl_`` each prompt with the completion of the
-    example that follows in the global micro-batch (arXiv 2509.24207, section 4).
-    """
-    rows = [examples[i] for i in micro.ids]
-    sides = range(2 if objective == "dpo" else 1)
-    kinds = {"": [(row.prompt_ids, row.completions[side]) for side in sides for row in rows]}
-    if objective == "kto":
-        following = [examples[i] for i in micro.following]
-        kinds["kl_"] = [(row.prompt_ids, other.completions[0]) for row, other in zip(rows, following, strict=True)]
-    return kinds
+        # Each row scores the token after it.
+        rows.append(torch.arange(max(len(prompt), 1) - 1, length - 1) + row * shape[1])
+    return Batch(input_ids, attention_mask, completion_mask, torch.cat(rows), columns)
 
 
 def length_of(prompt: Tensor, completion: Tensor, max_length: int) -> int:
@@ -55,26 +126,20 @@ def length_of(prompt: Tensor, completion: Tensor, max_length: int) -> int:
 
 
 def collate(
-    examples: Sequence[Example], micro: MicroBatch, objective: str, *, pad_token_id: int, max_length: int
+    examples: Sequence[Example],
+    micro: MicroBatch,
+    objective: Learner,
+    *,
+    pad_token_id: int,
+    max_length: int,
 ) -> Batch:
     """The batch of one micro-batch, a pure function of it."""
-    batch: Batch = {}
-    for kind, pairs in sequences(examples, micro, objective).items():
-        batch |= {f"{kind}{name}": tensor for name, tensor in pad(pairs, pad_token_id, max_length).items()}
-    weights = [examples[i].weight for i in micro.ids]
-    if objective == "kto":
-        batch["desirable"] = torch.tensor([weight > 0 for weight in weights])
-    if objective == "grpo":
-        batch["advantages"] = torch.tensor(weights)
-    return batch
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch where it is computed on; ``rows`` stay, so that nobody waits for a device to count them."""
-    return {
-        name: tensor if name.endswith("rows") else tensor.to(device, non_blocking=True)
-        for name, tensor in batch.items()
-    }
+    columns = objective.form.columns([examples[i].weight for i in micro.ids])
+    first, *rest = (
+        pad(part.pairs, pad_token_id, max_length, {} if part.prefix else columns)
+        for part in sequences(examples, micro, objective)
+    )
+    return replace(first, kl=rest[0]) if rest else first
 
 
 def num_loss_tokens(example: Example) -> int:

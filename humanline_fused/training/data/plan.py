@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,17 +33,37 @@ def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
+class BatchSizes(NamedTuple):
+    """How an optimizer step's examples are spread.
+
+    Attributes:
+        batch_size: examples of one forward pass on one rank.
+        accumulation: forward passes of one optimizer step.
+        world_size: ranks, each with its own share of the data.
+    """
+
+    batch_size: int
+    accumulation: int = 1
+    world_size: int = 1
+
+    @property
+    def micro_batch(self) -> int:
+        """Examples of one global micro-batch: a forward pass on every rank."""
+        return self.batch_size * self.world_size
+
+    @property
+    def global_batch(self) -> int:
+        """Examples of one optimizer step over all ranks."""
+        return self.micro_batch * self.accumulation
+
+    def __str__(self) -> str:
+        return f"{self.batch_size} per device x {self.accumulation} accumulation steps x {self.world_size} processes"
+
+
 class StepPlan(ABC):
     """Cuts the examples of an optimizer step into the micro-batches of every rank."""
 
-    batch_size: int
-    accumulation: int
-    world_size: int
-
-    @property
-    def global_batch_size(self) -> int:
-        """Examples of one optimizer step over all ranks."""
-        return self.batch_size * self.accumulation * self.world_size
+    sizes: BatchSizes
 
     @property
     @abstractmethod
@@ -51,22 +72,21 @@ class StepPlan(ABC):
 
     @abstractmethod
     def examples(self, step: int) -> Sequence[int]:
-        """The ids of optimizer step ``step`` (from 0): ``global_batch_size`` of them."""
+        """The ids of optimizer step ``step`` (from 0): ``sizes.global_batch`` of them."""
 
     def global_window(self, step: int) -> list[tuple[int, ...]]:
-        """The global micro-batches of optimizer step ``step``, each ``batch_size * world_size`` ids."""
-        ids = self.examples(step)
-        width = self.batch_size * self.world_size
+        """The global micro-batches of optimizer step ``step``, each ``sizes.micro_batch`` ids."""
+        ids, width = self.examples(step), self.sizes.micro_batch
         return [tuple(ids[start : start + width]) for start in range(0, len(ids), width)]
 
     def window(self, step: int, rank: int) -> list[MicroBatch]:
         """What ``rank`` computes in optimizer step ``step``: ``accumulation`` micro-batches of ``batch_size``."""
-        start = rank * self.batch_size
-        return [micro_batch(ids, start, start + self.batch_size) for ids in self.global_window(step)]
+        start = rank * self.sizes.batch_size
+        return [micro_batch(ids, start, start + self.sizes.batch_size) for ids in self.global_window(step)]
 
     def __len__(self) -> int:
         """Micro-batches of one epoch on one rank: the length of a data loader."""
-        return self.steps_per_epoch * self.accumulation
+        return self.steps_per_epoch * self.sizes.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
         """What a loader needs to count batches; the examples themselves come from :meth:`window`."""
@@ -77,45 +97,41 @@ class StepPlan(ABC):
 class BatchPlan(StepPlan):
     """Every epoch is a new permutation, cut into global batches; what does not fill one is left out of that epoch.
 
-    The global batch of a step depends on ``batch_size * accumulation * world_size`` alone, so more processes with less
+    The examples of a step depend on ``sizes.global_batch`` alone, so more processes with less
     accumulation see the same examples. There is nothing to fast-forward on resume.
 
     Args:
         num_examples: length of the dataset.
-        batch_size: examples of one forward pass on one rank.
-        accumulation: forward passes of one optimizer step.
-        world_size: ranks, each with its own share of the data.
+        sizes: of the batches.
         seed: of the permutations, ≥ 0.
 
     Raises:
         ValueError: the dataset does not fill one global batch.
 
-    >>> plan = BatchPlan(num_examples=8, batch_size=2, accumulation=2, world_size=1, seed=0)
+    >>> plan = BatchPlan(num_examples=8, sizes=BatchSizes(batch_size=2, accumulation=2), seed=0)
     >>> plan.steps_per_epoch, [len(micro.ids) for micro in plan.window(step=0, rank=0)]
     (2, [2, 2])
     """
 
     num_examples: int
-    batch_size: int
-    accumulation: int
-    world_size: int
+    sizes: BatchSizes
     seed: int
 
     def __post_init__(self) -> None:
-        if self.num_examples < self.global_batch_size:
+        if self.num_examples < self.sizes.global_batch:
             raise ValueError(
-                f"expected at least {self.global_batch_size} examples, one global batch ({self.batch_size} per device "
-                f"x {self.accumulation} accumulation steps x {self.world_size} processes), got {self.num_examples}"
+                f"expected at least {self.sizes.global_batch} examples, one global batch ({self.sizes}), got "
+                f"{self.num_examples}"
             )
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.num_examples // self.global_batch_size
+        return self.num_examples // self.sizes.global_batch
 
     def examples(self, step: int) -> list[int]:
         epoch, position = divmod(step, self.steps_per_epoch)
-        first = position * self.global_batch_size
-        return _permutation(self.seed, epoch, self.num_examples)[first : first + self.global_batch_size].tolist()
+        first = position * self.sizes.global_batch
+        return _permutation(self.seed, epoch, self.num_examples)[first : first + self.sizes.global_batch].tolist()
 
 
 @dataclass(frozen=True)
@@ -129,12 +145,12 @@ class RoundPlan(StepPlan):
         num_prompts: length of the dataset.
         per_prompt: examples that the samples of a prompt make.
         rollout_every: optimizer steps of a round.
-        batch_size, accumulation, world_size, seed: as :class:`BatchPlan`.
+        sizes, seed: as :class:`BatchPlan`.
 
     Raises:
         ValueError: a round's examples are no whole number of prompts.
 
-    >>> plan = RoundPlan(6, per_prompt=4, rollout_every=2, batch_size=8, accumulation=1, world_size=1, seed=0)
+    >>> plan = RoundPlan(6, per_prompt=4, rollout_every=2, sizes=BatchSizes(8), seed=0)
     >>> plan.prompts_per_round, sorted({*plan.prompts(0)} | {*plan.prompts(1)}), list(plan.examples(3))
     (4, [0, 1, 2, 3, 4, 5], [8, 9, 10, 11, 12, 13, 14, 15])
     """
@@ -142,23 +158,20 @@ class RoundPlan(StepPlan):
     num_prompts: int
     per_prompt: int
     rollout_every: int
-    batch_size: int
-    accumulation: int
-    world_size: int
+    sizes: BatchSizes
     seed: int
 
     def __post_init__(self) -> None:
         if self.examples_per_round % self.per_prompt:
             raise ValueError(
                 f"expected num_generations to divide the {self.examples_per_round} samples of a round "
-                f"({self.batch_size} per device x {self.accumulation} accumulation steps x {self.world_size} processes "
-                f"x rollout_every={self.rollout_every}), got {self.per_prompt}"
+                f"({self.sizes} x rollout_every={self.rollout_every}), got {self.per_prompt}"
             )
 
     @property
     def examples_per_round(self) -> int:
         """Examples of all steps of a round over all ranks."""
-        return self.global_batch_size * self.rollout_every
+        return self.sizes.global_batch * self.rollout_every
 
     @property
     def prompts_per_round(self) -> int:
@@ -167,7 +180,7 @@ class RoundPlan(StepPlan):
 
     @property
     def steps_per_epoch(self) -> int:
-        return max(1, self.num_prompts * self.per_prompt // self.global_batch_size)
+        return max(1, self.num_prompts * self.per_prompt // self.sizes.global_batch)
 
     def prompts(self, number: int) -> list[int]:
         """The prompts of round ``number`` (from 0)."""
@@ -176,8 +189,8 @@ class RoundPlan(StepPlan):
         return [int(_permutation(self.seed, epoch, self.num_prompts)[place]) for epoch, place in places]
 
     def examples(self, step: int) -> range:
-        first = step % self.rollout_every * self.global_batch_size
-        return range(first, first + self.global_batch_size)
+        first = step % self.rollout_every * self.sizes.global_batch
+        return range(first, first + self.sizes.global_batch)
 
 
 def evaluation_plan(num_examples: int, batch_size: int, rank: int, world_size: int) -> list[tuple[MicroBatch, bool]]:

@@ -1,39 +1,18 @@
 """From preference data in TRL's columns to token ids: read, check, tokenise."""
 
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data.advantages import advantages
+from humanline_fused.training.data.examples import Example
+from humanline_fused.training.data.forms import Learner
 from humanline_fused.training.data.records import Row, Text, is_blank, read_row
 from humanline_fused.training.data.sources import read_records
-
-__all__ = ["Example", "PreparedData", "fingerprint", "prepare", "read_records", "tokenize"]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row of training data.
-
-    Attributes:
-        prompt_ids: int32.
-        completions: int32 each; chosen and rejected for DPO, else one.
-        weight: KTO: 1 desirable, 0 undesirable; GRPO: the advantage; DPO: unused.
-        reward: GRPO: as it was given; else unused.
-    """
-
-    prompt_ids: Tensor
-    completions: tuple[Tensor, ...]
-    weight: float = 0.0
-    reward: float = 0.0
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: Text, **template: Any) -> list[int]:
@@ -75,28 +54,35 @@ def tokenize(
 
 
 def tokenized(
-    where: str, row: Row, tokenizer: PreTrainedTokenizerBase, objective: str | None, scale_rewards: str = "group"
+    where: str, row: Row, tokenizer: PreTrainedTokenizerBase, objective: Learner, scale_rewards: str = "group"
 ) -> Iterator[tuple[Example, int]]:
-    """The whole examples of a row, not cut, each with how many of its completions say nothing.
-
-    Args:
-        objective: None: one example, the prompt without a completion.
+    """The whole examples of a row, not cut, each with the number of its completions that have no content.
 
     Raises:
         ValueError: the chat template does not take the row's messages.
     """
     end = str(tokenizer.eos_token or "")
-    texts = [[text] for text in row.completions] if objective in ("kto", "grpo") else [row.completions]
-    rewards = row.values if objective == "grpo" else [0.0] * len(texts)
-    weights = advantages(rewards, scale_rewards) if objective == "grpo" else row.values or [0.0]
-    for group, weight, reward in zip(texts, weights, rewards, strict=True):
+    for draft in objective.form.drafts(row, scale_rewards):
         try:
-            prompt_ids, completions = tokenize(tokenizer, row.prompt, group, **row.template)
+            prompt_ids, completions = tokenize(tokenizer, row.prompt, draft.completions, **row.template)
         except (ValueError, TypeError, TemplateError) as error:
             raise ValueError(f"{where}: the tokenizer does not take it: {error}") from error
         ids = tuple(torch.tensor(c, dtype=torch.int32) for c in completions)
-        example = Example(torch.tensor(prompt_ids, dtype=torch.int32), ids, weight, reward)
-        yield example, sum(is_blank(text, end) for text in group)
+        example = Example(torch.tensor(prompt_ids, dtype=torch.int32), ids, draft.weight, draft.reward)
+        yield example, sum(is_blank(text, end) for text in draft.completions)
+
+
+def tokenized_prompt(where: str, row: Row, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """The prompt of a row without a completion.
+
+    Raises:
+        ValueError: the chat template does not take its messages.
+    """
+    try:
+        ids = prompt_ids_of(tokenizer, row.prompt, **row.template)
+    except (ValueError, TypeError, TemplateError) as error:
+        raise ValueError(f"{where}: the tokenizer does not take it: {error}") from error
+    return Example(torch.tensor(ids, dtype=torch.int32), ())
 
 
 @dataclass
@@ -109,7 +95,7 @@ class PreparedData:
         empty: examples with a completion that has no token to learn; dropped.
         bare_ends: completions that are empty but for the end of sequence; kept.
         truncated: completions that lost their end, with the end-of-sequence token, to ``max_length``.
-        groups_without_signal: GRPO: groups of equal rewards, whose advantages are all 0.
+        groups_without_signal: groups of equal rewards, whose advantages are all 0.
         groups_dropped: those of them that were dropped.
     """
 
@@ -157,20 +143,10 @@ class PreparedData:
         ]
 
 
-def fingerprint(examples: Sequence[Example]) -> int:
-    """CRC-32 over token ids, lengths, weights and rewards: data that differ are told apart."""
-    code = 0
-    for example in examples:
-        for ids in (example.prompt_ids, *example.completions):
-            code = zlib.crc32(ids.numpy().tobytes(), zlib.crc32(len(ids).to_bytes(8, "little"), code))
-        code = zlib.crc32(struct.pack("<dd", example.weight, example.reward), code)
-    return code
-
-
 def prepare(
     source: Any,
     tokenizer: PreTrainedTokenizerBase,
-    objective: str,
+    objective: Learner,
     *,
     max_length: int,
     split: str = "train",
@@ -178,17 +154,16 @@ def prepare(
     drop_no_signal: bool = False,
     progress: bool = False,
 ) -> PreparedData:
-    """Read, check and tokenise a dataset. DPO: an example is a pair; KTO and GRPO: a completion.
+    """Read, check and tokenise a dataset.
 
     Args:
-        source, split: as :func:`~humanline_fused.training.data.sources.read_records`; the columns are ``prompt, chosen,
-            rejected`` (dpo), ``prompt, completion, label`` or a pair's (kto) or ``prompt, completions, rewards``
-            (grpo), as text or as lists of messages. A pair without a prompt begins with it.
-        tokenizer: whose chat template renders messages.
-        objective: ``"dpo"``, ``"kto"`` or ``"grpo"``.
+        source, split: as :func:`~humanline_fused.training.data.sources.read_records`, in the columns of the objective's
+            data types, as text or as lists of messages. A pair without a prompt begins with it.
+        tokenizer: its chat template renders messages.
+        objective: decides the form of the data.
         max_length: tokens of prompt and completion; longer sequences keep their start.
         scale_rewards: as :func:`~humanline_fused.training.data.advantages.advantages`.
-        drop_no_signal: GRPO: leave out groups of equal rewards, whose gradient is 0 unless there is a KL penalty.
+        drop_no_signal: leave out groups of equal rewards.
         progress: show a progress bar.
 
     Raises:
@@ -198,7 +173,7 @@ def prepare(
     for where, record in tqdm(read_records(source, split), desc="Tokenizing", unit=" rows", disable=not progress):
         row = read_row(where, record, objective, like)
         like = row.type
-        if objective == "grpo" and len(set(row.values)) == 1:
+        if objective.form.has_rewards and len(set(row.values)) == 1:
             data.groups_without_signal += 1
             if drop_no_signal:
                 data.groups_dropped += 1

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from jinja2 import TemplateError
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data.prepare import Example, prompt_ids_of
-from humanline_fused.training.data.records import Text, read_row
+from humanline_fused.training.data.examples import Example
+from humanline_fused.training.data.prepare import tokenized_prompt
+from humanline_fused.training.data.records import Taker, Text, read_row
 from humanline_fused.training.data.sources import read_records
 
 NOT_HANDED_ON = ("prompt", "prompts", "completion", "completions")
@@ -40,13 +39,20 @@ class PreparedPrompts:
 
 
 def prepare_prompts(
-    source: Any, tokenizer: PreTrainedTokenizerBase, *, max_length: int, split: str = "train", progress: bool = False
+    source: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    taker: Taker,
+    *,
+    max_length: int,
+    split: str = "train",
+    progress: bool = False,
 ) -> PreparedPrompts:
     """Read, check and tokenise the prompts of a dataset.
 
     Args:
         source, split: as :func:`read_records`; the column ``prompt`` is text or a list of messages.
-        tokenizer: whose chat template renders messages, up to where the answer begins.
+        tokenizer: its chat template renders messages, up to where the answer begins.
+        taker: of prompts.
         max_length: tokens of prompt and completion.
         progress: show a progress bar.
 
@@ -55,17 +61,14 @@ def prepare_prompts(
     """
     examples, texts, columns, dropped = [], [], [], 0
     for where, record in tqdm(read_records(source, split), desc="Tokenizing", unit=" rows", disable=not progress):
-        row = read_row(where, record, None)
-        try:
-            ids = prompt_ids_of(tokenizer, row.prompt, **row.template)
-        except (ValueError, TypeError, TemplateError) as error:
-            raise ValueError(f"{where}: the tokenizer does not take it: {error}") from error
-        if not ids:
+        row = read_row(where, record, taker)
+        example = tokenized_prompt(where, row, tokenizer)
+        if not len(example.prompt_ids):
             raise ValueError(f"{where}: expected a prompt of at least one token to sample from, got {row.prompt!r}")
-        if len(ids) >= max_length:
+        if len(example.prompt_ids) >= max_length:
             dropped += 1
             continue
-        examples.append(Example(torch.tensor(ids, dtype=torch.int32), ()))
+        examples.append(example)
         texts.append(row.prompt)
         columns.append({name: value for name, value in record.items() if name not in NOT_HANDED_ON})
     if not examples:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
+from typing import Any, Protocol
 
 Text = str | list[dict[str, Any]]
 Record = Mapping[str, Any]
@@ -17,35 +17,54 @@ IMAGE_COLUMNS = ("image", "images")
 
 @dataclass(frozen=True)
 class DataType:
-    """A type of data, by TRL's names and columns; the groups with rewards are ours."""
+    """A type of data, by TRL's names and columns; the groups with rewards are ours.
+
+    Attributes:
+        user: of data that no objective takes, in words.
+    """
 
     name: str
     columns: tuple[str, ...]
-    objectives: tuple[str, ...] = ()
-    meant_for: str = ""
+    user: str = "no objective"
 
     def __str__(self) -> str:
         return f"{self.name} data ({', '.join(self.columns)})"
 
-    @property
-    def taken_by(self) -> str:
-        """Who takes it."""
-        return " or ".join(f"objective={name!r}" for name in self.objectives) or self.meant_for
 
-
-PREFERENCE = DataType("preference", ("prompt", "chosen", "rejected"), ("dpo", "kto"))
-IMPLICIT = DataType("preference", ("chosen", "rejected"), ("dpo", "kto"))
-UNPAIRED = DataType("unpaired preference", ("prompt", "completion", "label"), ("kto",))
-REWARDED = DataType("rewarded", ("prompt", "completions", "rewards"), ("grpo",))
-STEPWISE = DataType("stepwise supervision", ("prompt", "completions", "labels"), (), "no objective")
-SUPERVISED = DataType("prompt-completion", ("prompt", "completion"), (), "no objective")
-MESSAGES = DataType("language modeling", ("messages",), (), "no objective")
-TEXT = DataType("language modeling", ("text",), (), "no objective")
-PROMPTS = DataType("prompt-only", ("prompt",), (), "every objective with rounds (--rollout_every)")
+PREFERENCE = DataType("preference", ("prompt", "chosen", "rejected"))
+IMPLICIT = DataType("preference", ("chosen", "rejected"))
+UNPAIRED = DataType("unpaired preference", ("prompt", "completion", "label"))
+REWARDED = DataType("rewarded", ("prompt", "completions", "rewards"))
+STEPWISE = DataType("stepwise supervision", ("prompt", "completions", "labels"))
+SUPERVISED = DataType("prompt-completion", ("prompt", "completion"))
+MESSAGES = DataType("language modeling", ("messages",))
+TEXT = DataType("language modeling", ("text",))
+PROMPTS = DataType("prompt-only", ("prompt",), "every objective with rounds (--rollout_every)")
 TYPES = (UNPAIRED, REWARDED, PREFERENCE, IMPLICIT, STEPWISE, SUPERVISED, PROMPTS, MESSAGES, TEXT)
 """The first that fits is the type."""
 
-COLUMNS = {"dpo": PREFERENCE.columns, "kto": UNPAIRED.columns, "grpo": REWARDED.columns}
+
+class Taker(Protocol):
+    """Takes rows of some types of data: an objective, or a round, which takes prompts."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def types(self) -> tuple[DataType, ...]:
+        """The types of data that it takes; an error names the columns of the first."""
+        ...
+
+    def takers(self, kind: DataType) -> list[str]:
+        """The names of the objectives that take this type of data."""
+        ...
+
+
+def takers_of(kind: DataType, taker: Taker) -> str:
+    """The objectives that take this type of data, in words."""
+    return " or ".join(f"objective={name!r}" for name in taker.takers(kind)) or kind.user
 
 
 @dataclass(frozen=True)
@@ -53,9 +72,9 @@ class Row:
     """A record that was checked.
 
     Attributes:
-        completions: chosen and rejected (dpo), those of the row (kto; both of a pair), the group (grpo).
-        values: of the completions: 1 desirable, 0 undesirable (kto), the rewards (grpo); none for dpo.
-        template: what the chat template is given beside the messages.
+        completions: chosen and rejected of a pair, else those of the row.
+        values: of the completions: the label, 1 desirable or 0 undesirable; the rewards; none for a pair.
+        template: arguments of the chat template beside the messages.
     """
 
     type: DataType
@@ -65,11 +84,11 @@ class Row:
     template: dict[str, Any] = field(default_factory=dict)
 
 
-def type_of(record: Record, objective: str | None = None) -> DataType | None:
-    """The type of data that a record looks like, among those that the objective takes; None if there is none."""
+def type_of(record: Record, among: Sequence[DataType] = TYPES) -> DataType | None:
+    """The type of data of a record, out of ``among``; None if it has none of them."""
     for kind in TYPES:
         missing = [column for column in kind.columns if record.get(column) is None]
-        if missing or (objective and objective not in kind.objectives):
+        if missing or kind not in among:
             continue
         if (
             kind is PREFERENCE
@@ -83,50 +102,48 @@ def type_of(record: Record, objective: str | None = None) -> DataType | None:
     return None
 
 
-def read_row(where: str, record: Any, objective: str | None, like: DataType | None = None) -> Row:
+def read_row(where: str, record: Any, taker: Taker, like: DataType | None = None) -> Row:
     """Check a record and take it apart.
 
     Args:
-        where: what an error begins with.
-        objective: None: the prompt alone, as rounds take it.
+        where: an error begins with it.
+        taker: takes the row; a round takes the prompt of any record.
         like: the type of the rows before it.
 
     Raises:
-        ValueError: the record has not the columns or kinds that the objective takes.
-
-    >>> read_row("line 1", {"chosen": "The sky is blue.", "rejected": "The sky is green."}, "dpo").prompt
-    'The sky is'
+        ValueError: the record lacks a column that the taker needs, or a column has another kind of content.
     """
-    columns = COLUMNS[objective] if objective else PROMPTS.columns
+    columns = taker.types[0].columns
     if not isinstance(record, Mapping):
         raise ValueError(f"{where}: expected an object with the columns {', '.join(columns)}, got {record!r:.80}")
-    kind = type_of(record, objective) if objective else PROMPTS
+    kind = PROMPTS if taker.types == (PROMPTS,) else type_of(record, taker.types)
     if kind is None or any(record.get(column) is None for column in kind.columns):
-        raise ValueError(f"{where}: {_unfit(record, objective, columns)}")
+        raise ValueError(f"{where}: {_unfit(record, taker)}")
     if like is not None and kind != like:
         raise ValueError(f"{where}: expected {like}, as in the rows before, got {kind}")
     images = [name for name in IMAGE_COLUMNS if record.get(name)]
     if images:
         raise ValueError(f"{where}: expected text alone, got {images[0]!r}: images are not supported")
     try:
-        prompt, completions, values = _parts(record, kind, objective)
+        prompt, completions, values = _parts(record, kind)
         template = _template(record, prompt)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return Row(kind, prompt, completions, values, template)
 
 
-def _unfit(record: Record, objective: str | None, columns: Sequence[str]) -> str:
-    needs = f"{objective or 'a round'} needs {', '.join(columns)}"
+def _unfit(record: Record, taker: Taker) -> str:
+    columns = taker.types[0].columns
+    needs = f"{taker.name} needs {', '.join(columns)}"
     looks = type_of(record)
     missing = [column for column in columns if record.get(column) is None]
     partly = len(missing) < len([column for column in columns if column != "prompt"])
-    if looks is None or (partly and not looks.objectives and looks is not STEPWISE):
+    if looks is None or (partly and not taker.takers(looks) and looks is not STEPWISE):
         return f"lacks {', '.join(map(repr, missing))}; {needs}, this has {', '.join(map(repr, record))}"
-    return f"this looks like {looks}, which {looks.taken_by} takes; {needs}"
+    return f"this looks like {looks}, which {takers_of(looks, taker)} takes; {needs}"
 
 
-def _parts(record: Record, kind: DataType, objective: str | None) -> tuple[Text, list[Text], list[float]]:
+def _parts(record: Record, kind: DataType) -> tuple[Text, list[Text], list[float]]:
     prompt: Any = record.get("prompt")
     if kind is PROMPTS:
         completions: Any = []
@@ -143,10 +160,10 @@ def _parts(record: Record, kind: DataType, objective: str | None) -> tuple[Text,
         _expect_kind(completions[0], completions)
         prompt, completions = _split_prompt(*completions)
     _expect_kind(prompt, [prompt, *completions])
-    return prompt, completions, _values(record, kind, objective, len(completions))
+    return prompt, completions, _values(record, kind, len(completions))
 
 
-def _values(record: Record, kind: DataType, objective: str | None, number: int) -> list[float]:
+def _values(record: Record, kind: DataType, number: int) -> list[float]:
     if kind is UNPAIRED:
         label = LABELS.get(str(record["label"]).strip().lower())
         if label is None:
@@ -160,7 +177,7 @@ def _values(record: Record, kind: DataType, objective: str | None, number: int) 
         if not finite or len(rewards) != number:
             raise ValueError(f"expected {number} finite rewards, one a completion, got {rewards!r:.80}")
         return [float(reward) for reward in rewards]
-    return [1.0, 0.0] if objective == "kto" else []
+    return []
 
 
 def _split_prompt(chosen: Any, rejected: Any) -> tuple[Any, list[Any]]:

@@ -1,13 +1,11 @@
 """The reward function of online rounds: found by its dotted path, called under a time limit, its answer checked."""
 
-import importlib
 import math
-import os
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from humanline_fused.training.named import import_named
 from humanline_fused.training.online.time_limit import TimeLimitExceeded, time_limit
 
 
@@ -24,17 +22,7 @@ def load_reward(path: str) -> Callable[..., Any]:
     >>> load_reward("math:sqrt")(4.0)
     2.0
     """
-    module, _, name = path.partition(":")
-    if not module or not name:
-        raise ValueError(f"reward: expected module:function, got {path!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward: expected {path!r} to be a function that can be imported: {error}") from error
+    found = import_named("reward", path, "function")
     if not callable(found):
         raise ValueError(f"reward: expected {path!r} to be a function, got {type(found).__name__}")
     return found

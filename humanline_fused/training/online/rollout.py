@@ -1,7 +1,6 @@
 """Online rounds: every R optimizer steps the policy answers new prompts, and learns from its answers."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -14,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.advantages import advantages
-from humanline_fused.training.data.plan import RoundPlan
-from humanline_fused.training.data.prepare import Example
+from humanline_fused.training.data.examples import Example, Sample
+from humanline_fused.training.data.plan import BatchSizes, RoundPlan
 from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.data.records import Text
+from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.online.reward import RewardFunction, RolloutError
 from humanline_fused.training.online.sampling import Sampling, end_tokens, sample
 from humanline_fused.training.run import json_lines
@@ -30,55 +30,13 @@ COMPLETIONS = "completions.jsonl"
 """Every sample with its reward, in the run's folder."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A completion of one round.
-
-    Attributes:
-        prompt: its prompt's place in the dataset.
-        completion_ids: int32.
-        completion: as text, or as the message of an assistant.
-        reward: from the reward function.
-        advantage: against the other samples of its prompt.
-    """
-
-    prompt: int
-    completion_ids: Tensor
-    completion: Text
-    reward: float
-    advantage: float
-
-
-def best_and_worst(prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
-    """DPO: the first of the best as chosen, the first of the worst as rejected; nothing where all are alike."""
-    best, worst = (choose(group, key=lambda one: one.reward) for choose in (max, min))
-    if best.reward > worst.reward:
-        yield Example(prompt.prompt_ids, (best.completion_ids, worst.completion_ids))
-
-
-def by_sign(prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
-    """KTO: desirable above the group's mean, undesirable below; what is neither is left out."""
-    for one in group:
-        if one.advantage:
-            yield Example(prompt.prompt_ids, (one.completion_ids,), float(one.advantage > 0))
-
-
-def whole_group(prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
-    """GRPO: every sample with its advantage, 0 where all are alike: they count as tokens, as in training with TRL."""
-    for one in group:
-        yield Example(prompt.prompt_ids, (one.completion_ids,), one.advantage, one.reward)
-
-
-EXAMPLES_OF = {"dpo": best_and_worst, "kto": by_sign, "grpo": whole_group}
-
-
 def fill(examples: Sequence[Example], plan: RoundPlan) -> list[Example]:
     """The round's examples by their id: repeated from the start where some prompts gave fewer than planned.
 
     Within a step, neighbours are of different prompts as far as possible: KTO's mismatched pairs are neighbours.
     """
     filled = [examples[i % len(examples)] for i in range(plan.examples_per_round)]
-    size, ordered = plan.global_batch_size, []
+    size, ordered = plan.sizes.global_batch, []
     for start in range(0, len(filled), size):
         seen: dict[int, int] = {}
         turns = []
@@ -90,22 +48,32 @@ def fill(examples: Sequence[Example], plan: RoundPlan) -> list[Example]:
 
 
 def round_examples(
-    groups: Sequence[Sequence[Sample]], prompts: Sequence[Example], objective: str, plan: RoundPlan
+    groups: Sequence[Sequence[Sample]], prompts: Sequence[Example], objective: Objective, plan: RoundPlan
 ) -> tuple[list[Example], int]:
     """What a round trains on, and how many of them are repetitions.
 
     Raises:
-        RolloutError: nothing is left, as no two samples of a prompt differ in reward (dpo, kto).
+        RolloutError: nothing is left, as no two samples of a prompt differ in reward, from which alone the objective
+            learns.
     """
-    make = EXAMPLES_OF[objective]
-    examples = [example for group in groups for example in make(prompts[group[0].prompt], group)]
+    made = (objective.form.examples_of(prompts[group[0].prompt], group) for group in groups)
+    examples = [example for examples in made for example in examples]
     if not examples:
         raise RolloutError(
-            f"{objective} learns from samples of one prompt with different rewards, and this round has none: each of "
-            f"its {len(groups)} prompts got {len(groups[0])} samples of equal reward, {ATTEMPTS} times over: raise "
+            f"{objective.name} learns from samples of one prompt with different rewards, and this round has none: each "
+            f"of its {len(groups)} prompts got {len(groups[0])} samples of equal reward, {ATTEMPTS} times over: raise "
             "temperature, or take a reward that tells more apart"
         )
     return fill(examples, plan), max(0, plan.examples_per_round - len(examples))
+
+
+def round_plan(
+    config: HumanlineConfig, objective: Objective, num_prompts: int, sizes: BatchSizes, seed: int
+) -> RoundPlan:
+    """The plan of a config's rounds."""
+    assert config.rollout_every is not None
+    per_prompt = objective.form.examples_per_prompt(config.num_generations)
+    return RoundPlan(num_prompts, per_prompt, config.rollout_every, sizes, seed)
 
 
 def logged_groups(file: Path, step: int, size: int) -> list[list[Sample]]:
@@ -132,7 +100,7 @@ class Rounds:
     Args:
         prompts: the dataset.
         plan: which prompts a round takes, and which of their examples a step.
-        objective: ``"dpo"``, ``"kto"`` or ``"grpo"``: what becomes of a prompt's samples.
+        objective: its form turns a prompt's samples into examples.
         sampling: how they are drawn.
         reward: scores them.
         tokenizer: makes text of token ids.
@@ -145,7 +113,7 @@ class Rounds:
         self,
         prompts: PreparedPrompts,
         plan: RoundPlan,
-        objective: str,
+        objective: Objective,
         sampling: Sampling,
         reward: RewardFunction,
         tokenizer: PreTrainedTokenizerBase,
@@ -176,14 +144,14 @@ class Rounds:
             Whether :attr:`examples` are new.
 
         Raises:
-            RolloutError: on every process: the reward function failed on one, or told no two samples apart (dpo, kto).
+            RolloutError: on every process: the reward function failed on one, or told no two samples apart.
         """
         number = step // self.plan.rollout_every
         if number == self.number:
             return False
         groups = self._sample(number, 0, model, clock)
         for attempt in range(1, ATTEMPTS):
-            if self.objective == "grpo" or any(one.advantage for group in groups for one in group):
+            if self.objective.form.learns_from_ties or any(one.advantage for group in groups for one in group):
                 break
             groups = self._sample(number, attempt, model, clock)
         self._take(groups)
@@ -195,7 +163,7 @@ class Rounds:
     def _sample(self, number: int, attempt: int, model: PreTrainedModel, clock: Clock) -> list[list[Sample]]:
         """The scored samples of all processes. What goes wrong on one is raised on all, so that none waits for it."""
         places = self.plan.prompts(number)
-        share = -(-len(places) // self.plan.world_size)
+        share = -(-len(places) // self.plan.sizes.world_size)
         mine = places[self.rank * share : (self.rank + 1) * share]
         outcome: list[list[Sample]] | str
         try:
@@ -290,24 +258,20 @@ class Rounds:
 
 def make_rounds(
     config: HumanlineConfig,
+    objective: Objective,
     prompts: PreparedPrompts,
     reward: Callable[..., Any],
     tokenizer: PreTrainedTokenizerBase,
     pad_token_id: int,
-    sizes: tuple[int, int, int, int],
+    sizes: BatchSizes,
+    seed: int,
 ) -> Rounds:
-    """The rounds of a config; ``sizes``: micro-batch, accumulation, processes, seed."""
-    assert config.rollout_every is not None
+    """The rounds of a config; the seed is that of the order of the prompts."""
     writes = config.process_index == 0 and not config.dry_run
     return Rounds(
         prompts,
-        RoundPlan(
-            len(prompts.examples),
-            1 if config.objective == "dpo" else config.num_generations,
-            config.rollout_every,
-            *sizes,
-        ),
-        config.objective,
+        round_plan(config, objective, len(prompts.examples), sizes, seed),
+        objective,
         Sampling(
             num_generations=config.num_generations,
             max_completion_length=config.max_completion_length,

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from humanline_fused.training.objectives.metrics import Weighted
 from humanline_fused.training.run.json_lines import append, read, rewrite
-
-Weighted = tuple[Tensor, Tensor]
-"""A sum and the weight that it is divided by, both []."""
 
 
 class Meter:

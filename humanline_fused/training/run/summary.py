@@ -11,19 +11,24 @@ from humanline_fused.reference.adapter import ADAPTER, adapter_tensors
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.prepare import PreparedData
 from humanline_fused.training.data.prompts import PreparedPrompts
+from humanline_fused.training.objectives.objective import Objective
 
 
 def describe(
-    config: HumanlineConfig, choice: Choice, train: PreparedData | PreparedPrompts, held_out: PreparedData | None
+    config: HumanlineConfig,
+    objective: Objective,
+    choice: Choice,
+    train: PreparedData | PreparedPrompts,
+    held_out: PreparedData | None,
 ) -> str:
     """Two lines: how the run computes its loss, and what became of its data."""
     clamp = f"[{config.log_epsilon_P:g}, {config.log_epsilon_R:g}] nats" if config.clamp else "off"
-    loss = f"{config.objective}: clamp {clamp}, computed by {choice.impl} ({choice.why})"
+    loss = f"{objective.name}: clamp {clamp}, computed by {choice.impl} ({choice.why})"
     data = f"data: {train.summary()}" + (f"; held out: {held_out.summary()}" if held_out else "")
     return f"{loss}\n{data}"
 
 
-def describe_model(config: HumanlineConfig, model: nn.Module, difference: float | None) -> str:
+def describe_model(config: HumanlineConfig, objective: Objective, model: nn.Module, difference: float | None) -> str:
     """One line, once the model is in place: how it is scored, and who plays the reference, at what cost.
 
     Args:
@@ -40,7 +45,7 @@ def describe_model(config: HumanlineConfig, model: nn.Module, difference: float 
         "adapter": f"adapter k={config.sync_every}, {as_bytes(second)} more instead of {weights}",
         "frozen": f"frozen, {weights} more",
     }[config.reference]
-    forwards = 4 if config.objective == "kto" else 2
+    forwards = 4 if objective.mismatched else 2
     sync = "no sync" if config.reference == "frozen" else "first sync at step 0"
     return f"{head}; reference: {reference}; forwards per micro-batch {forwards}; {sync}"
 

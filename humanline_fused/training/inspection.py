@@ -8,9 +8,22 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data.prepare import Example, PreparedData, tokenized
-from humanline_fused.training.data.records import PROMPTS, TEMPLATE_COLUMNS, DataType, Row, Text, read_row, type_of
+from humanline_fused.training.data.examples import Example
+from humanline_fused.training.data.prepare import PreparedData, tokenized, tokenized_prompt
+from humanline_fused.training.data.records import (
+    PROMPTS,
+    TEMPLATE_COLUMNS,
+    TYPES,
+    DataType,
+    Row,
+    Text,
+    read_row,
+    takers_of,
+    type_of,
+)
 from humanline_fused.training.data.sources import read_rows
+from humanline_fused.training.objectives.objective import Objective
+from humanline_fused.training.objectives.table import ROUND, find_objective, names_taking
 
 SHOWN = 10
 """Rows that cannot be used, of which the reason is listed."""
@@ -21,17 +34,18 @@ class Inspection:
     """What was seen in a dataset.
 
     Attributes:
-        objective: the one whose columns were read; None for prompts alone.
+        objective: its columns were read; None for prompts alone.
         columns: how many rows have each.
         wrong: why a row cannot be used, beginning with its place; of the first ten.
         num_wrong: rows that cannot be used; at the first of them a training would stop.
         repeated_prompts: completions that begin with their prompt again, as none should.
+        values: labels or rewards of each row's completions.
         prompt_lengths, completion_lengths: in tokens where there is a tokenizer, else in characters.
         first: name and text of the parts of the first example.
         prepared: what a training would learn from; empty without a tokenizer.
     """
 
-    objective: str | None
+    objective: Objective | None
     tokenizer: PreTrainedTokenizerBase | None
     max_length: int
     type: DataType | None = None
@@ -42,10 +56,7 @@ class Inspection:
     num_pairs: int = 0
     equal_pairs: int = 0
     repeated_prompts: int = 0
-    labels: Counter[float] = field(default_factory=Counter)
-    group_sizes: list[int] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    without_signal: int = 0
+    values: list[list[float]] = field(default_factory=list)
     prompt_lengths: list[int] = field(default_factory=list)
     completion_lengths: list[int] = field(default_factory=list)
     first: list[tuple[str, str]] = field(default_factory=list)
@@ -62,28 +73,33 @@ class Inspection:
         if isinstance(record, Mapping):
             self.columns.update(str(name) for name, value in record.items() if value is not None)
         looks = self.type or self._type_of(where, record)
-        objective = None if looks is PROMPTS else self.objective or (looks.objectives[0] if looks else None)
-        row = read_row(where, record, objective, self.type)
+        objective = None if looks is PROMPTS else self.objective or _first_taking(looks)
+        row = read_row(where, record, objective or ROUND, self.type)
         examples = [] if self.tokenizer is None else self._tokenize(where, row, objective)
         self.type, self.objective = row.type, objective
         self._count(row)
         self._measure(row, examples)
 
     def _type_of(self, where: str, record: Any) -> DataType | None:
-        looks = type_of(record, self.objective) or type_of(record) if isinstance(record, Mapping) else None
-        if self.objective is None and looks is not PROMPTS and not (looks and looks.objectives):
+        if not isinstance(record, Mapping):
+            looks = None
+        else:
+            looks = type_of(record, self.objective.types if self.objective else TYPES) or type_of(record)
+        if self.objective is None and looks is not PROMPTS and not (looks and names_taking(looks)):
             if looks:
-                raise ValueError(f"{where}: this looks like {looks}, which {looks.taken_by} takes")
+                raise ValueError(f"{where}: this looks like {looks}, which {takers_of(looks, ROUND)} takes")
             got = f"columns {', '.join(map(repr, record))}" if isinstance(record, Mapping) else f"{record!r:.80}"
             raise ValueError(
                 f"{where}: expected an object with the columns of preferences, rewards or prompts, got {got}"
             )
         return looks
 
-    def _tokenize(self, where: str, row: Row, objective: str | None) -> list[Example]:
+    def _tokenize(self, where: str, row: Row, objective: Objective | None) -> list[Example]:
         assert self.tokenizer is not None
+        if objective is None:
+            return [tokenized_prompt(where, row, self.tokenizer)]
         whole = list(tokenized(where, row, self.tokenizer, objective))
-        for example, blank in whole if objective else []:
+        for example, blank in whole:
             self.prepared.add(example, self.max_length, blank)
         return [example for example, _ in whole]
 
@@ -93,12 +109,8 @@ class Inspection:
         if self.type and "chosen" in self.type.columns:
             self.num_pairs += 1
             self.equal_pairs += completions[0] == completions[1]
-        if self.objective == "kto":
-            self.labels.update(row.values)
-        if self.objective == "grpo":
-            self.group_sizes.append(len(completions))
-            self.rewards += row.values
-            self.without_signal += len(set(row.values)) == 1
+        if self.objective:
+            self.values.append(self.objective.form.values(row))
 
     def _measure(self, row: Row, examples: Sequence[Example]) -> None:
         if examples:
@@ -110,17 +122,11 @@ class Inspection:
             self.prompt_lengths.append(_characters(row.prompt))
             self.completion_lengths += map(_characters, row.completions)
         if not self.first:
+            headings = self.objective.form.headings(row) if self.objective else []
             texts = [_as_text(text) for text in (row.prompt, *row.completions)]
             if examples and self.tokenizer:
                 texts = [str(self.tokenizer.decode(part)) for part in (examples[0].prompt_ids, *ids)]
-            self.first = list(zip(["prompt", *self._names(row)], texts, strict=True))
-
-    def _names(self, row: Row) -> list[str]:
-        if self.objective == "dpo":
-            return ["chosen", "rejected"]
-        if self.objective == "kto":
-            return ["desirable" if value else "undesirable" for value in row.values]
-        return [f"completion (reward {value:g})" for value in row.values]
+            self.first = list(zip(["prompt", *headings], texts, strict=True))
 
     def refuse(self, reason: str) -> None:
         """Count a row that cannot be used."""
@@ -141,17 +147,17 @@ def inspect_data(
 
     Args:
         source, split: as :func:`~humanline_fused.training.data.sources.read_records`.
-        objective: ``"dpo"``, ``"kto"`` or ``"grpo"``; default the first that takes the type of the first row.
+        objective: its name, or ``module:Class``; default the first that takes the type of the first row.
         tokenizer: measures in tokens, and finds what would be dropped or cut.
         max_length: tokens of prompt and completion.
 
     Raises:
-        ValueError, TypeError: there is no such source, or it is empty.
+        ValueError, TypeError: there is no such source or objective, or the source is empty.
 
     >>> print(report(inspect_data([{"prompt": "2 + 2 = ", "chosen": "4", "rejected": "5"}])).splitlines()[0])
     type              preference data (prompt, chosen, rejected), for objective='dpo' or objective='kto'
     """
-    found = Inspection(objective, tokenizer, max_length)
+    found = Inspection(find_objective(objective) if objective else None, tokenizer, max_length)
     for where, record in read_rows(source, split):
         found.num_rows += 1
         try:
@@ -161,6 +167,11 @@ def inspect_data(
     if not found.num_rows:
         raise ValueError(f"{source if isinstance(source, str) else 'dataset'}: expected at least one row, got none")
     return found
+
+
+def _first_taking(kind: DataType | None) -> Objective | None:
+    names = names_taking(kind) if kind else []
+    return find_objective(names[0]) if names else None
 
 
 def report(found: Inspection) -> str:
@@ -186,23 +197,18 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     used = {*kind.columns, *TEMPLATE_COLUMNS} if kind else set()
     rest = "for the reward" if kind is PROMPTS else "columns ignored"
     facts = [
-        ("type", f"{kind}, for {kind.taken_by}" if kind else "none that an objective takes"),
+        (
+            "type",
+            f"{kind}, for {takers_of(kind, found.objective or ROUND)}" if kind else "none that an objective takes",
+        ),
         ("rows", f"{found.num_rows}" + (f", {found.num_wrong} of them cannot be used" if found.num_wrong else "")),
         ("columns used", ", ".join(name for name in found.columns if name in used) or "none"),
         (rest, ", ".join(name for name in found.columns if name not in used) or "none"),
     ]
     if found.num_pairs:
         facts.append(("pairs", f"{found.num_pairs}, {found.equal_pairs} with chosen equal to rejected"))
-    if found.labels:
-        facts.append(("completions", f"{found.labels[1.0]} desirable, {found.labels[0.0]} undesirable"))
-    if found.group_sizes:
-        sizes, rewards = found.group_sizes, found.rewards
-        size = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
-        facts += [
-            ("groups", f"{len(sizes)}, each of {size} completions, {sum(sizes)} in all"),
-            ("rewards", f"{min(rewards):g} to {max(rewards):g}"),
-            ("  without signal", f"{found.without_signal} with equal rewards: dropped with beta=0, else kept"),
-        ]
+    if found.objective:
+        facts += found.objective.form.facts(found.values)
     if found.repeated_prompts:
         facts.append(("repeated prompts", f"{found.repeated_prompts} completions begin with their prompt again"))
     return facts

@@ -1,0 +1,96 @@
+"""Metrics of a micro-batch as sums with weights (TRL's names, and humanline's)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from humanline_fused.types import ClampedOutput
+
+
+class Weighted(NamedTuple):
+    """A sum and the weight that divides it, both []."""
+
+    total: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, mean: Tensor, number: int) -> "Weighted":
+        """A mean over ``number`` things."""
+        weight = torch.full((), number, device=mean.device)
+        return cls(mean * weight, weight)
+
+
+def mean(values: Tensor, counts: Tensor | None = None) -> Weighted:
+    """The mean of the values that count; of all of them by default."""
+    counted = torch.ones_like(values, dtype=torch.bool) if counts is None else counts
+    return Weighted(values.where(counted, 0.0).sum(), counted.sum())
+
+
+def clamp_metrics(out: ClampedOutput, loss_mask: Tensor) -> dict[str, Weighted]:
+    """``humanline/*``: shares of the tokens that count."""
+    return token_shares(
+        loss_mask,
+        {
+            "humanline/unclamped": out.unclamped_fraction,
+            "humanline/clamped_low": out.clamped_low_fraction,
+            "humanline/clamped_high": out.clamped_high_fraction,
+        },
+    )
+
+
+def token_shares(loss_mask: Tensor, shares: dict[str, Tensor]) -> dict[str, Weighted]:
+    """Means over the tokens that count."""
+    tokens = loss_mask.sum()
+    return {name: Weighted(share * tokens, tokens) for name, share in shares.items()}
+
+
+def pair_metrics(rewards: Tensor, logps: Tensor) -> dict[str, Weighted]:
+    """Metrics of pairs.
+
+    Args:
+        rewards: [2P], against the reference that the loss saw; chosen first.
+        logps: [2P], sums over a completion, nats.
+    """
+    chosen, rejected = rewards.detach().chunk(2)
+    chosen_logps, rejected_logps = logps.detach().chunk(2)
+    return {
+        "rewards/chosen": mean(chosen),
+        "rewards/rejected": mean(rejected),
+        "rewards/accuracies": mean((chosen > rejected).float()),
+        "rewards/margins": mean(chosen - rejected),
+        "logps/chosen": mean(chosen_logps),
+        "logps/rejected": mean(rejected_logps),
+    }
+
+
+def label_metrics(rewards: Tensor, logps: Tensor, desirable: Tensor) -> dict[str, Weighted]:
+    """Metrics of labelled completions.
+
+    Args:
+        rewards: [B], against the reference that the loss saw.
+        logps: [B], sums over a completion, nats.
+        desirable: [B], bool.
+    """
+    metrics = {}
+    for side, members in (("chosen", desirable), ("rejected", ~desirable)):
+        metrics[f"rewards/{side}"] = mean(rewards.detach(), members)
+        metrics[f"logps/{side}"] = mean(logps.detach(), members)
+    return metrics
+
+
+def distance(logp: Tensor, ref_logp: Tensor, loss_mask: Tensor) -> Weighted:
+    """k3 of the reference against the policy: ``exp(d) − d − 1`` with ``d = ref_logp − logp``, over the tokens.
+
+    On completions that the policy did not sample it is a distance, ≥ 0 and 0 where both agree, and no unbiased estimate
+    of KL(policy ‖ reference).
+    """
+    difference = (ref_logp - logp).where(loss_mask, 0.0)
+    return Weighted((torch.expm1(difference) - difference).sum(), loss_mask.sum())
+
+
+def with_margins(means: dict[str, float]) -> dict[str, float]:
+    """Add ``rewards/margins`` of labelled completions: their sides differ in number, so only means can be compared."""
+    if "rewards/margins" in means or not {"rewards/chosen", "rewards/rejected"} <= means.keys():
+        return means
+    return means | {"rewards/margins": means["rewards/chosen"] - means["rewards/rejected"]}

@@ -1,0 +1,217 @@
+"""An objective: all that a loss means to data, batches, rounds, settings, metrics and viewers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import Tensor
+
+from humanline_fused.eager.sequences import sequence_counts, sequence_sum
+from humanline_fused.functional import token_log_ratio, token_logp
+from humanline_fused.scores import Scores, TokenLogp
+from humanline_fused.training.data.forms import Form
+from humanline_fused.training.data.records import DataType
+from humanline_fused.training.objectives.metrics import Weighted, clamp_metrics, mean
+from humanline_fused.types import ClampedOutput, HumanlineClamp, Impl
+
+
+@dataclass
+class LossSettings:
+    """The settings that every objective has; :class:`humanline_fused.training.HumanlineConfig` inherits them."""
+
+    clamp: bool = field(
+        default=True, metadata={"help": "Clamp every token's log-ratio to [log_epsilon_P, log_epsilon_R]."}
+    )
+    log_epsilon_P: float = field(default=-1.5, metadata={"help": "Lower bound of the log-ratio, nats, <= 0."})
+    log_epsilon_R: float = field(default=1.5, metadata={"help": "Upper bound of the log-ratio, nats, >= 0."})
+    beta: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the implicit reward, or of a KL penalty. The default is the objective's."},
+    )
+    impl: Impl = field(default="auto", metadata={"help": "Who computes the loss: auto, triton or eager."})
+
+    @property
+    def humanline_clamp(self) -> HumanlineClamp | None:
+        """The bounds as the losses take them; None where ``clamp`` is off."""
+        return HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R) if self.clamp else None
+
+
+def expect(settings: object, name: str, holds: bool, expected: str) -> None:
+    """Raise ValueError with the setting's name, what was expected and what came, unless it holds."""
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, got {getattr(settings, name)!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class LossInputs:
+    """The tokens of a micro-batch and their scores.
+
+    Attributes:
+        policy: ``Logits``, ``LMHead`` or ``TokenLogp``, with a graph.
+        reference: log-probs of the reference, [B, T], nats.
+        target_ids: [B, T].
+        loss_mask: [B, T], bool.
+        columns: as of :class:`~humanline_fused.training.data.batch.Batch`.
+        num_items: [], the divisor of a sum over tokens; None: the number of tokens that count here.
+        kl: [], nats, detached: the mean log-ratio of the mismatched pairs, ≥ 0; None for an objective without them.
+    """
+
+    policy: Scores
+    reference: TokenLogp
+    target_ids: Tensor
+    loss_mask: Tensor
+    columns: Mapping[str, Tensor]
+    num_items: Tensor | None = None
+    kl: Tensor | None = None
+
+    @property
+    def scored(self) -> tuple[Scores, TokenLogp, Tensor, Tensor]:
+        """The first four arguments of every loss in :mod:`humanline_fused`."""
+        return self.policy, self.reference, self.target_ids, self.loss_mask
+
+
+@dataclass(frozen=True, eq=False)
+class LossResult:
+    """What a micro-batch's loss came to.
+
+    Attributes:
+        loss: [], with a graph.
+        logp, ref_logp: [B, T], nats, detached.
+        metrics: sums and their weights, by name.
+    """
+
+    loss: Tensor
+    logp: Tensor
+    ref_logp: Tensor
+    metrics: dict[str, Weighted]
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredTokens:
+    """The completions of a micro-batch as a loss on log-ratios sees them. All are 0 where the mask is False.
+
+    Attributes:
+        log_ratio: [B, T], nats: ``log π_θ − log π_ref``, clamped, with a graph to the policy.
+        logp: [B, T], nats: log-probs under the policy, with a graph.
+        ref_logp: [B, T], nats: log-probs under the reference.
+        loss_mask: [B, T], bool: the tokens that count.
+        columns, num_items, kl: as of :class:`LossInputs`.
+    """
+
+    log_ratio: Tensor
+    logp: Tensor
+    ref_logp: Tensor
+    loss_mask: Tensor
+    columns: Mapping[str, Tensor]
+    num_items: Tensor | None = None
+    kl: Tensor | None = None
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sum over the tokens of each sequence: [B] of [B, T]."""
+        return sequence_sum(values, None)
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of tokens that count in each sequence, [B], float32."""
+        return self.sums(self.loss_mask.float())
+
+    @property
+    def counts(self) -> Tensor:
+        """Which sequences have a token that counts, [B], bool."""
+        return sequence_counts(self.loss_mask, None)
+
+
+class Objective:
+    """A loss, its data and its settings. A loss of your own is a subclass (docs/losses.md).
+
+    A subclass sets :attr:`name` and :attr:`form` and defines :meth:`loss`, or :meth:`compute` for a loss that has its
+    own kernels.
+
+    Attributes:
+        name: as in settings and messages.
+        form: of its data.
+        default_beta: ``beta`` where none is given.
+        settings: the dataclass of the settings that this objective alone has; None: it has none.
+        mismatched: whether the loss needs :attr:`LossInputs.kl`, which costs a second forward pass under both models.
+        has_implicit_reward: whether ``β · Σ log_ratio`` is a reward that a reader should see.
+    """
+
+    name: str
+    form: Form
+    default_beta: float = 0.1
+    settings: type[LossSettings] | None = None
+    mismatched: bool = False
+    has_implicit_reward: bool = True
+
+    def loss(self, tokens: ScoredTokens, config: Any) -> tuple[Tensor, Mapping[str, Tensor | Weighted]]:
+        """The mean loss of a micro-batch, and its metrics.
+
+        Args:
+            tokens: log-probs and log-ratios.
+            config: the run's :class:`humanline_fused.training.HumanlineConfig`.
+
+        Returns:
+            The loss, [], with a graph; and metrics by name: a tensor is reported by the mean of its entries, a
+            :class:`~humanline_fused.training.objectives.metrics.Weighted` by its total over its weight.
+        """
+        raise NotImplementedError
+
+    def compute(self, inputs: LossInputs, config: Any) -> LossResult:
+        """The loss of a micro-batch and its metrics, from any scores."""
+        ids, mask, impl = inputs.target_ids, inputs.loss_mask, config.impl
+        logp = token_logp(inputs.policy, ids, mask, impl=impl)
+        ratio = token_log_ratio(TokenLogp(logp), inputs.reference, ids, mask, clamp=config.humanline_clamp, impl=impl)
+        tokens = ScoredTokens(ratio.log_ratio, logp, ratio.ref_logp, mask, inputs.columns, inputs.num_items, inputs.kl)
+        given = self.loss(tokens, config)
+        if not isinstance(given, tuple) or len(given) != 2 or not isinstance(given[1], Mapping):
+            raise TypeError(f"expected a loss and a mapping of metrics, got {type(given).__name__}")
+        loss, metrics = given
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"expected a scalar loss, a tensor of shape [], got {type(loss).__name__}")
+        weighted = {name: _weighted(name, value) for name, value in metrics.items()}
+        number = len(tokens.lengths) // self.form.sides
+        return result(loss, ratio, inputs, {"loss": Weighted.of(loss, number), **weighted})
+
+    @property
+    def types(self) -> tuple[DataType, ...]:
+        """The types of data that it takes."""
+        return self.form.types
+
+    def takers(self, kind: DataType) -> list[str]:
+        """The names of the objectives that take a type of data."""
+        from humanline_fused.training.objectives.table import names_taking
+
+        names = names_taking(kind)
+        return [*names, self.name] if kind in self.types and self.name not in names else names
+
+    @classmethod
+    def own_settings(cls) -> list[str]:
+        """The names of the settings that not every objective has."""
+        common = {field.name for field in fields(LossSettings)}
+        own = [] if cls.settings is None else [f.name for f in fields(cls.settings) if f.name not in common]
+        return [*own, *(["scale_rewards"] if cls.form.has_rewards else [])]
+
+    def check(self, config: Any) -> None:
+        """Raise ValueError where a setting of its own has no meaning."""
+
+    def drops_ties(self, config: Any) -> bool:
+        """Whether groups of equal rewards are left out of a dataset."""
+        return False
+
+    def role(self, side: int, weight: float) -> str:
+        """The name of a sequence for a reader."""
+        return self.form.role(side, weight)
+
+
+def result(loss: Tensor, out: ClampedOutput, inputs: LossInputs, metrics: Mapping[str, Weighted]) -> LossResult:
+    """A loss with the metrics of its clamp beside its own."""
+    shares = clamp_metrics(out, inputs.loss_mask)
+    return LossResult(loss, out.logp, out.ref_logp, {**metrics, **shares})
+
+
+def _weighted(name: str, value: Tensor | Weighted) -> Weighted:
+    if isinstance(value, Weighted):
+        return value
+    if not isinstance(value, Tensor) or value.numel() == 0:
+        raise TypeError(f"metric {name!r}: expected a tensor with entries or a Weighted, got {value!r:.80}")
+    return mean(value.detach().float())

@@ -1,0 +1,98 @@
+"""A trial of somebody's own loss on a batch, before the first step."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from humanline_fused.scores import TokenLogp
+from humanline_fused.training.objectives.objective import LossInputs, LossResult, Objective
+
+PADDING = 1.0
+"""Share of a batch's length that is added as padding, where no token counts: the loss must not change."""
+
+RATIO = 0.1
+"""Largest log-ratio of the trial, nats: away from 0, where many losses do not depend on their tokens."""
+
+WITHOUT_GRAPH = "expected a loss with a graph to the policy's log-probs, got one without"
+
+
+def check_loss(objective: Objective, inputs: LossInputs, config: Any) -> None:
+    """Compute a loss of given log-probs, as at step 0, and with more padding.
+
+    Args:
+        inputs: with the policy's log-probs as ``TokenLogp``.
+
+    Raises:
+        TypeError: the loss is no scalar tensor with a graph, or the metrics are not tensors by name.
+        ValueError: loss or gradient are not finite where the policy is the reference, or depend on tokens that the mask
+            leaves out.
+    """
+    assert isinstance(inputs.policy, TokenLogp)
+    logp = inputs.policy.logp.detach().where(inputs.loss_mask, 0.0)
+    loss, gradient = _loss(objective, replace(inputs, reference=TokenLogp(logp)), logp, config)
+    finite = bool(gradient.isfinite().all())
+    if not (finite and loss.isfinite()):
+        raise ValueError(
+            f"{_method(objective)}: expected a finite loss and gradient where the policy is the reference, as at step "
+            f"0, got {loss.item()} and {'a finite gradient' if finite else 'a gradient that is not'}"
+        )
+    positions = torch.arange(logp.numel(), device=logp.device, dtype=logp.dtype).view(logp.shape)
+    moved = replace(inputs, reference=TokenLogp(logp + RATIO * (positions + 1).sin()))
+    loss, gradient = _loss(objective, moved, logp, config)
+    width = math.ceil(PADDING * logp.shape[1])
+    padded, padded_gradient = _loss(objective, _padded(moved, width), _pad(logp, width, 0.0), config)
+    # The sums of both have the same terms; what differs is how zeros are grouped with them.
+    eps = torch.finfo(logp.dtype).eps * logp.numel()
+    same = torch.allclose(padded, loss, rtol=eps, atol=eps)
+    if not same or not torch.allclose(padded_gradient[:, : logp.shape[1]], gradient, rtol=eps, atol=eps):
+        raise ValueError(
+            f"{_method(objective)}: expected a loss of the tokens that loss_mask counts alone, got {loss.item():.6g}, "
+            f"and {padded.item():.6g} with more padding: divide by tokens.lengths, not by the length of a row"
+        )
+
+
+def _method(objective: Objective) -> str:
+    kind = type(objective)
+    return f"{kind.__name__}.{'loss' if kind.compute is Objective.compute else 'compute'}"
+
+
+def _loss(objective: Objective, inputs: LossInputs, logp: Tensor, config: Any) -> tuple[Tensor, Tensor]:
+    """Detached loss and gradient of the log-probs."""
+    with torch.enable_grad():
+        logp = logp.detach().requires_grad_()
+        out = _checked(objective, replace(inputs, policy=TokenLogp(logp)), config)
+        (gradient,) = torch.autograd.grad(out.loss, logp, allow_unused=True)
+    if gradient is None:
+        raise TypeError(f"{_method(objective)}: {WITHOUT_GRAPH}")
+    return out.loss.detach(), gradient
+
+
+def _checked(objective: Objective, inputs: LossInputs, config: Any) -> LossResult:
+    try:
+        out = objective.compute(inputs, config)
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+        raise type(error)(f"{_method(objective)} failed on the first batch: {error}") from error
+    if not isinstance(out, LossResult):
+        raise TypeError(f"{_method(objective)}: expected a LossResult, got {type(out).__name__}")
+    if not isinstance(out.loss, Tensor) or out.loss.ndim:
+        got = list(out.loss.shape) if isinstance(out.loss, Tensor) else type(out.loss).__name__
+        raise TypeError(f"{_method(objective)}: expected a scalar loss, a tensor of shape [], got {got}")
+    if not out.loss.requires_grad:
+        raise TypeError(f"{_method(objective)}: {WITHOUT_GRAPH}")
+    return out
+
+
+def _pad(values: Tensor, width: int, value: float) -> Tensor:
+    return torch.nn.functional.pad(values, (0, width), value=value)
+
+
+def _padded(inputs: LossInputs, width: int) -> LossInputs:
+    return replace(
+        inputs,
+        reference=TokenLogp(_pad(inputs.reference.logp, width, 0.0)),
+        target_ids=_pad(inputs.target_ids, width, 0),
+        loss_mask=_pad(inputs.loss_mask, width, False),
+    )
