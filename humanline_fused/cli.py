@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from humanline_fused import __version__
-from humanline_fused.training.named import nearest
 
 DISTRIBUTIONS = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "trl")
 OPERATIONS = ("token_log_ratio", "dpo_loss", "kto_loss", "grpo_loss")
@@ -70,6 +69,7 @@ def train(argv: Sequence[str]) -> None:
     from transformers import HfArgumentParser
 
     from humanline_fused.training import HumanlineConfig, HumanlineTrainer
+    from humanline_fused.training.named import nearest
     from humanline_fused.training.online.reward import RolloutError
     from humanline_fused.training.run.checkpoint import newest_complete, resolve_resume
 
@@ -126,6 +126,8 @@ def read_settings(file: Path, fields: Sequence[str]) -> list[str]:
         UserError: the file cannot be read, is no mapping, or has a key that is not in ``fields``.
     """
     import yaml
+
+    from humanline_fused.training.named import nearest
 
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))

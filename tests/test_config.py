@@ -21,7 +21,7 @@ def test_the_policy_may_be_named_by_a_path(tmp_path: Path):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ({"objective": "ppo"}, "objective: expected 'dpo' or 'kto' or 'grpo', got 'ppo'"),
+        ({"objective": "gpro"}, r"objective: expected 'dpo', 'kto', 'grpo' or .*, got 'gpro'; did you mean grpo\?"),
         ({"reference": "moving"}, "reference: expected 'lookahead' or 'copy' or 'adapter' or 'frozen', got 'moving'"),
         ({"sync_every": 0}, "sync_every: expected an integer >= 1, got 0"),
         ({"sync_every": None, "max_length": None}, "max_length: expected an integer >= 1, got None"),

@@ -9,8 +9,10 @@ import torch
 from humanline_fused.targets import shift_targets
 from humanline_fused.training.data.advantages import advantages, batch_scale
 from humanline_fused.training.data.batch import collate, num_loss_tokens
+from humanline_fused.training.data.examples import fingerprint
 from humanline_fused.training.data.plan import MicroBatch
-from humanline_fused.training.data.prepare import fingerprint, prepare, tokenize
+from humanline_fused.training.data.prepare import prepare, tokenize
+from humanline_fused.training.objectives import find_objective
 from tests.tiny_model import records, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -21,7 +23,7 @@ def ids(text: str) -> list[int]:
 
 
 def prepared(source: Any, objective: str = "dpo", max_length: int = 64, **settings: Any):
-    return prepare(source, TOKENIZER, objective, max_length=max_length, **settings)
+    return prepare(source, TOKENIZER, find_objective(objective), max_length=max_length, **settings)
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -90,7 +92,7 @@ def test_a_completion_without_a_token_is_dropped_and_one_that_only_ends_is_kept_
         ("kto", [PAIR, said_nothing], 3),
         ("grpo", [GROUPS[1], GROUPS[1] | {"completions": [" w2", ""]}], 3),
     ):
-        data = prepare(rows, endless, objective, max_length=64)
+        data = prepare(rows, endless, find_objective(objective), max_length=64)
         assert (len(data.examples), data.empty, data.bare_ends) == (left, 1, 0)
 
 
@@ -98,7 +100,7 @@ def test_the_advantage_beside_a_dropped_completion_is_still_the_groups():
     endless = tiny_tokenizer()
     endless.eos_token = None
     row = {"prompt": "w1", "completions": ["", " w2", " w3"], "rewards": [0.0, 3.0, 3.0]}
-    data = prepare([row], endless, "grpo", max_length=64, scale_rewards="none")
+    data = prepare([row], endless, find_objective("grpo"), max_length=64, scale_rewards="none")
     assert [example.weight for example in data.examples] == [1.0, 1.0]
 
 
@@ -157,22 +159,24 @@ def test_each_completion_of_a_group_becomes_an_example_with_its_own_advantage():
 
 def test_a_batch_is_padded_on_the_right_and_counts_the_completions_alone():
     examples = prepared([PAIR, PAIR | {"prompt": "w7"}]).examples
-    batch = collate(examples, MicroBatch((1, 0), (0, 1)), "dpo", pad_token_id=0, max_length=64)
+    batch = collate(examples, MicroBatch((1, 0), (0, 1)), find_objective("dpo"), pad_token_id=0, max_length=64)
     chosen_first = ["w7 w3 <eos>", "w1 w2 w3 <eos>", "w7 w4 w5 <eos>", "w1 w2 w4 w5 <eos>"]
     for row, text in enumerate(chosen_first):
         expected = ids(text)
-        assert batch["input_ids"][row].tolist() == expected + [0] * (5 - len(expected))
-        assert batch["attention_mask"][row].tolist() == [1] * len(expected) + [0] * (5 - len(expected))
+        assert batch.input_ids[row].tolist() == expected + [0] * (5 - len(expected))
+        assert batch.attention_mask[row].tolist() == [1] * len(expected) + [0] * (5 - len(expected))
         prompt = 1 if row % 2 == 0 else 2
-        assert batch["completion_mask"][row].tolist() == [prompt <= t < len(expected) for t in range(5)]
+        assert batch.completion_mask[row].tolist() == [prompt <= t < len(expected) for t in range(5)]
 
 
 def test_kto_pairs_each_prompt_with_the_completion_that_follows():
     rows = [{"prompt": f"w{i}", "completion": f" w{i + 10}", "label": i == 0} for i in range(3)]
-    batch = collate(prepared(rows, "kto").examples, MicroBatch((0, 2), (2, 1)), "kto", pad_token_id=0, max_length=64)
-    assert batch["input_ids"].tolist() == [ids("w0 w10 <eos>"), ids("w2 w12 <eos>")]
-    assert batch["kl_input_ids"].tolist() == [ids("w0 w12 <eos>"), ids("w2 w11 <eos>")]
-    assert batch["desirable"].tolist() == [True, False]
+    batch = collate(
+        prepared(rows, "kto").examples, MicroBatch((0, 2), (2, 1)), find_objective("kto"), pad_token_id=0, max_length=64
+    )
+    assert batch.input_ids.tolist() == [ids("w0 w10 <eos>"), ids("w2 w12 <eos>")]
+    assert batch.kl.input_ids.tolist() == [ids("w0 w12 <eos>"), ids("w2 w11 <eos>")]
+    assert batch.columns["desirable"].tolist() == [True, False]
 
 
 @pytest.mark.parametrize("max_length", [4, 64])
@@ -182,14 +186,14 @@ def test_the_tokens_that_a_loss_counts_are_known_without_building_the_batch(obje
         :1
     ]
     everything = MicroBatch(tuple(range(len(examples))), tuple(range(len(examples))))
-    batch = collate(examples, everything, objective, pad_token_id=0, max_length=64)
-    _, loss_mask = shift_targets(batch["input_ids"], batch["completion_mask"])
+    batch = collate(examples, everything, find_objective(objective), pad_token_id=0, max_length=64)
+    _, loss_mask = shift_targets(batch.input_ids, batch.completion_mask)
     assert sum(map(num_loss_tokens, examples)) == int(loss_mask.sum())
 
 
 def test_an_empty_prompt_leaves_the_completions_first_token_uncounted():
     (example,) = prepared([PAIR | {"prompt": ""}]).examples
-    batch = collate([example], MicroBatch((0,), (0,)), "dpo", pad_token_id=0, max_length=64)
-    _, loss_mask = shift_targets(batch["input_ids"], batch["completion_mask"])
+    batch = collate([example], MicroBatch((0,), (0,)), find_objective("dpo"), pad_token_id=0, max_length=64)
+    _, loss_mask = shift_targets(batch.input_ids, batch.completion_mask)
     assert num_loss_tokens(example) == int(loss_mask.sum()) == 3
     assert isinstance(example.prompt_ids, torch.Tensor)

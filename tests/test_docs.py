@@ -11,6 +11,7 @@ import torch
 from benchmarks.results import ROOT
 from humanline_fused.training import HumanlineConfig
 from humanline_fused.training.data.prepare import prepare
+from humanline_fused.training.objectives import find_objective
 from tests.tiny_model import tiny_tokenizer
 
 DOCS = ROOT / "docs"
@@ -73,7 +74,7 @@ def test_feedback_of_halos_becomes_pairs_and_labels(tmp_path: Path) -> None:
         {"prompt": prompt, "completion": bad, "label": False},
     ]
     for row, objective in zip(rows, ("dpo", "dpo", "kto"), strict=True):
-        assert len(prepare([row], tiny_tokenizer(), objective, max_length=32).examples) == 1
+        assert len(prepare([row], tiny_tokenizer(), find_objective(objective), max_length=32).examples) == 1
 
 
 def test_what_a_page_about_moving_calls_a_setting_is_one() -> None:

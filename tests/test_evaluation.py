@@ -24,10 +24,10 @@ def held_out_log_ratios(
     """All held-out data as one batch, log π_θ − log π_θ0 of its tokens, and their mask."""
     number = len(trainer.eval_examples)
     batch = trainer._collate(trainer.eval_examples, MicroBatch(tuple(range(number)), tuple(range(number))))
-    target_ids, loss_mask = shift_targets(batch["input_ids"], batch["completion_mask"])
+    target_ids, loss_mask = shift_targets(batch.input_ids, batch.completion_mask)
     with torch.no_grad():
         start, now = (
-            token_logp(Logits(model.eval()(batch["input_ids"], batch["attention_mask"]).logits), target_ids, loss_mask)
+            token_logp(Logits(model.eval()(batch.input_ids, batch.attention_mask).logits), target_ids, loss_mask)
             for model in (tiny_model().to(dtype), copy.deepcopy(trainer.model).to(dtype))
         )
     return batch, now - start, loss_mask
@@ -47,7 +47,7 @@ def test_evaluation_rewards_compare_with_the_policy_at_the_start(tmp_path: Path,
     assert lines[0]["eval_rewards_initial/margins"] == 0
     batch, log_ratio, _ = held_out_log_ratios(trainer)
     rewards = 0.5 * log_ratio.clamp(-1.5, 1.5).sum(-1)
-    desirable = batch["desirable"] if objective == "kto" else torch.arange(16) < 8
+    desirable = batch.columns["desirable"] if objective == "kto" else torch.arange(16) < 8
     for name, members in (("chosen", desirable), ("rejected", ~desirable)):
         reported = torch.tensor(lines[-1][f"eval_rewards_initial/{name}"])
         torch.testing.assert_close(reported, rewards[members].mean())

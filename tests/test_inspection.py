@@ -9,6 +9,7 @@ import pytest
 from humanline_fused.cli import main
 from humanline_fused.training.data.prepare import prepare
 from humanline_fused.training.inspection import Inspection, inspect_data, report
+from humanline_fused.training.objectives import find_objective
 from tests.tiny_model import records, tiny_tokenizer
 
 PAIR = {"prompt": "w1 w2", "chosen": " w3", "rejected": " w4 w5"}
@@ -77,7 +78,7 @@ def test_the_first_row_that_is_listed_is_where_a_training_stops(tmp_path: Path):
     file = written(tmp_path / "pairs.jsonl", [PAIR, {"prompt": "w1", "chosen": "w2"}, PAIR])
     (reason,) = inspect_data(file).wrong
     with pytest.raises(ValueError, match="lacks 'rejected'") as caught:
-        prepare(file, tiny_tokenizer(), "dpo", max_length=8)
+        prepare(file, tiny_tokenizer(), find_objective("dpo"), max_length=8)
     assert str(caught.value) == reason
 
 
@@ -161,9 +162,11 @@ def test_what_stops_a_training_is_one_line_and_status_2(
 def test_the_counts_are_those_of_the_training(objective: str):
     rows = records(objective, 12)
     found = inspect_data(rows, objective=objective, tokenizer=tiny_tokenizer(), max_length=8)
-    data = prepare(rows, tiny_tokenizer(), objective, max_length=8)
+    kind = find_objective(objective)
+    data = prepare(rows, tiny_tokenizer(), kind, max_length=8)
     assert [n for what, n in found.prepared.notes() if "groups" not in what] == [
         n for what, n in data.notes() if "groups" not in what
     ]
-    assert found.without_signal == data.groups_without_signal
+    ties = sum(len(set(values)) == 1 for values in found.values) if kind.form.has_rewards else 0
+    assert ties == data.groups_without_signal
     assert len(found.prepared.examples) == len(data.examples)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from humanline_fused.integrations import trl as integration
 from humanline_fused.integrations.trl import Humanline
 from humanline_fused.reference import AdapterReference
-from humanline_fused.training.data.plan import BatchPlan
+from humanline_fused.training.data.plan import BatchPlan, BatchSizes
 from tests.error_budget import assert_within_budget
 from tests.ranks import keep, on_ranks
 from tests.tiny_model import losses, records, tiny_model, tiny_trainer
@@ -116,7 +116,7 @@ def test_losses_and_weights_are_those_of_our_own_trainer_with_a_copied_reference
     assert min(logged(actual, "humanline/unclamped")) < 0.8
 
 
-PLAN = BatchPlan(STEPS * BATCH * ACCUMULATION, BATCH, ACCUMULATION, world_size=1, seed=42)
+PLAN = BatchPlan(STEPS * BATCH * ACCUMULATION, BatchSizes(BATCH, ACCUMULATION), seed=42)
 
 
 def train_on_ranks(folder: Path, ranks: int) -> None:

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from humanline_fused.training.data.batch import collate
-from humanline_fused.training.data.plan import BatchPlan
-from humanline_fused.training.data.prepare import Example, prepare
+from humanline_fused.training.data.examples import Example
+from humanline_fused.training.data.plan import BatchPlan, BatchSizes
+from humanline_fused.training.data.prepare import prepare
+from humanline_fused.training.objectives import find_objective
 from humanline_fused.training.pending import by_example, in_batches, joined
 from tests.tiny_model import records, tiny_tokenizer
 
@@ -19,26 +21,25 @@ def scored(examples: Sequence[Example], plan: BatchPlan, rank: int, objective: s
     """A score for every token of step 1 that tells its position and what stands before it; 0 in the padding."""
     step = []
     for micro in plan.window(1, rank):
-        batch = collate(examples, micro, objective, pad_token_id=0, max_length=MAX_LENGTH)
-        kinds = ("", "kl_") if objective == "kto" else ("",)
+        batch = collate(examples, micro, find_objective(objective), pad_token_id=0, max_length=MAX_LENGTH)
         step.append(
             {
-                f"{kind}ref_logp": (batch[f"{kind}input_ids"].cumsum(-1) * batch[f"{kind}attention_mask"]).float()
-                for kind in kinds
+                f"{prefix}ref_logp": (part.input_ids.cumsum(-1) * part.attention_mask).float()
+                for prefix, part in batch.passes.items()
             }
         )
     return step
 
 
-LAYOUTS = [(4, 1, 1), (2, 1, 2), (1, 1, 4), (2, 2, 1), (1, 2, 2)]
+LAYOUTS = [BatchSizes(*sizes) for sizes in ((4, 1, 1), (2, 1, 2), (1, 1, 4), (2, 2, 1), (1, 2, 2))]
 """Batch size, accumulation, ranks: a global batch of 4."""
 
 
 def moves(objective: str) -> Iterator[tuple[BatchPlan, BatchPlan]]:
     """From any layout to any other. KTO's mismatched pairs stay within a global micro-batch, so that has to stay."""
     for pair in itertools.permutations(LAYOUTS, 2):
-        before, after = (BatchPlan(8, *layout, seed=3) for layout in pair)
-        if objective != "kto" or before.batch_size * before.world_size == after.batch_size * after.world_size:
+        before, after = (BatchPlan(8, sizes, seed=3) for sizes in pair)
+        if objective != "kto" or before.sizes.micro_batch == after.sizes.micro_batch:
             yield before, after
 
 
@@ -49,20 +50,23 @@ MOVES = [(objective, *plans) for objective in ("dpo", "kto", "grpo") for plans i
 def test_scores_taken_apart_on_some_ranks_are_put_together_on_others(
     objective: str, before: BatchPlan, after: BatchPlan
 ):
-    examples = prepare(records(objective, 8), tiny_tokenizer(), objective, max_length=MAX_LENGTH).examples
+    examples = prepare(
+        records(objective, 8), tiny_tokenizer(), find_objective(objective), max_length=MAX_LENGTH
+    ).examples
+    kind = find_objective(objective)
     parts = [
-        {1: by_example(scored(examples, before, rank, objective), before.window(1, rank), examples, objective, 9)}
-        for rank in range(before.world_size)
+        {1: by_example(scored(examples, before, rank, objective), before.window(1, rank), examples, kind, MAX_LENGTH)}
+        for rank in range(before.sizes.world_size)
     ]
     (step,) = joined(parts).values()
-    for rank in range(after.world_size):
-        together = in_batches(step, after.window(1, rank), objective)
+    for rank in range(after.sizes.world_size):
+        together = in_batches(step, after.window(1, rank), kind)
         for mine, expected in zip(together, scored(examples, after, rank, objective), strict=True):
             assert mine.keys() == expected.keys()
             assert all(torch.equal(mine[name], expected[name]) for name in expected)
 
 
 def test_an_example_without_scores_is_an_error():
-    window = BatchPlan(4, 2, 1, 1, seed=0).window(0, 0)
+    window = BatchPlan(4, BatchSizes(2), seed=0).window(0, 0)
     with pytest.raises(KeyError):
-        in_batches({}, window, "dpo")
+        in_batches({}, window, find_objective("dpo"))

@@ -2,11 +2,11 @@
 
 import pytest
 
-from humanline_fused.training.data.plan import BatchPlan, evaluation_plan
+from humanline_fused.training.data.plan import BatchPlan, BatchSizes, evaluation_plan
 
 
 def make_plan(num_examples: int = 26, batch_size: int = 2, accumulation: int = 3, world_size: int = 2, seed: int = 0):
-    return BatchPlan(num_examples, batch_size, accumulation, world_size, seed)
+    return BatchPlan(num_examples, BatchSizes(batch_size, accumulation, world_size), seed)
 
 
 def test_an_epoch_takes_every_example_at_most_once_and_drops_only_what_fills_no_batch():

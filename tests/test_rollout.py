@@ -11,10 +11,12 @@ from peft import LoraConfig, get_peft_model
 
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.batch import collate
-from humanline_fused.training.data.plan import RoundPlan
-from humanline_fused.training.data.prepare import Example
+from humanline_fused.training.data.examples import Example, Sample
+from humanline_fused.training.data.forms import GROUPS, LABELS, PAIRS
+from humanline_fused.training.data.plan import BatchSizes, RoundPlan
+from humanline_fused.training.objectives import find_objective
 from humanline_fused.training.online.reward import RolloutError
-from humanline_fused.training.online.rollout import Sample, best_and_worst, by_sign, fill, logged_groups, whole_group
+from humanline_fused.training.online.rollout import fill, logged_groups
 from humanline_fused.training.online.sampling import Sampling, sample
 from humanline_fused.training.run.checkpoint import newest_complete
 from tests.tiny_model import WORDS, records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer
@@ -72,23 +74,23 @@ def group(*rewards: float) -> list[Sample]:
 
 
 def test_dpo_takes_the_first_best_against_the_first_worst_and_nothing_of_equals():
-    (pair,) = best_and_worst(PROMPT, group(1.0, 3.0, 0.0, 3.0, 0.0))
+    (pair,) = PAIRS.examples_of(PROMPT, group(1.0, 3.0, 0.0, 3.0, 0.0))
     assert [completion.tolist() for completion in pair.completions] == [[1], [2]]
-    assert list(best_and_worst(PROMPT, group(2.0, 2.0))) == []
+    assert list(PAIRS.examples_of(PROMPT, group(2.0, 2.0))) == []
 
 
 def test_kto_takes_the_sign_of_the_advantage_and_leaves_out_what_has_none():
-    kept = list(by_sign(PROMPT, group(0.0, 1.0, 2.0)))
+    kept = list(LABELS.examples_of(PROMPT, group(0.0, 1.0, 2.0)))
     assert [(example.completions[0].tolist(), example.weight) for example in kept] == [([0], 0.0), ([2], 1.0)]
 
 
 def test_grpo_takes_the_group_with_its_advantages_equal_or_not():
-    assert [example.weight for example in whole_group(PROMPT, group(0.0, 1.0))] == [-0.5, 0.5]
-    assert [example.weight for example in whole_group(PROMPT, group(1.0, 1.0))] == [0.0, 0.0]
+    assert [example.weight for example in GROUPS.examples_of(PROMPT, group(0.0, 1.0))] == [-0.5, 0.5]
+    assert [example.weight for example in GROUPS.examples_of(PROMPT, group(1.0, 1.0))] == [0.0, 0.0]
 
 
 def test_a_round_that_came_out_short_is_repeated_and_neighbours_are_of_different_prompts():
-    plan = RoundPlan(2, per_prompt=2, rollout_every=2, batch_size=4, accumulation=1, world_size=1, seed=0)
+    plan = RoundPlan(2, per_prompt=2, rollout_every=2, sizes=BatchSizes(4), seed=0)
     a, b = (Example(torch.tensor([i], dtype=torch.int32), ()) for i in range(2))
     same = [Example(prompt.prompt_ids, (torch.tensor([i]),)) for prompt in (a, b) for i in range(2)]
     filled = fill(same[:3], plan)
@@ -97,11 +99,11 @@ def test_a_round_that_came_out_short_is_repeated_and_neighbours_are_of_different
 
 
 def test_rounds_go_through_all_prompts_before_one_comes_again():
-    plan = RoundPlan(6, per_prompt=2, rollout_every=1, batch_size=4, accumulation=2, world_size=1, seed=3)
+    plan = RoundPlan(6, per_prompt=2, rollout_every=1, sizes=BatchSizes(4, accumulation=2), seed=3)
     seen = [prompt for number in range(3) for prompt in plan.prompts(number)]
     assert sorted(seen[:6]) == sorted(seen[6:]) == list(range(6))
     with pytest.raises(ValueError, match=r"expected num_generations to divide the 8 samples of a round .*, got 3"):
-        RoundPlan(6, per_prompt=3, rollout_every=1, batch_size=8, accumulation=1, world_size=1, seed=0)
+        RoundPlan(6, per_prompt=3, rollout_every=1, sizes=BatchSizes(8), seed=0)
 
 
 def test_what_a_round_left_in_the_file_comes_back_prompt_by_prompt(tmp_path: Path):
@@ -202,8 +204,9 @@ def test_the_loss_sees_the_tokens_that_were_sampled(tmp_path: Path):
     for example in trainer.train_examples:
         text = tokenizer.decode(example.completions[0], skip_special_tokens=True)
         assert (tokenizer.decode(example.prompt_ids), text) in samples
-    batch = collate(trainer.train_examples, trainer.plan.window(0, 0)[0], "grpo", pad_token_id=0, max_length=32)
-    assert len(batch["advantages"]) == 8
+    micro = trainer.plan.window(0, 0)[0]
+    batch = collate(trainer.train_examples, micro, find_objective("grpo"), pad_token_id=0, max_length=32)
+    assert len(batch.columns["advantages"]) == 8
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])

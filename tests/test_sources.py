@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 from humanline_fused.training.data import sources
 from humanline_fused.training.data.prepare import prepare
 from humanline_fused.training.data.sources import read_records
+from humanline_fused.training.objectives import find_objective
 from tests.tiny_model import records, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -23,7 +24,7 @@ MESSAGES = {
 
 
 def prepared(source: Any, objective: str = "dpo", **settings: Any):
-    return prepare(source, TOKENIZER, objective, max_length=64, **settings)
+    return prepare(source, TOKENIZER, find_objective(objective), max_length=64, **settings)
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -283,7 +284,7 @@ def test_messages_that_the_template_does_not_take_are_named_by_their_row():
     bare = tiny_tokenizer()
     bare.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(ValueError, match="dataset, example 0: the tokenizer does not take it: roles must alternate"):
-        prepare([MESSAGES], bare, "dpo", max_length=64)
+        prepare([MESSAGES], bare, find_objective("dpo"), max_length=64)
     bare.chat_template = None
     with pytest.raises(ValueError, match=r"dataset, example 0: the tokenizer does not take it: .*chat_template"):
-        prepare([MESSAGES], bare, "dpo", max_length=64)
+        prepare([MESSAGES], bare, find_objective("dpo"), max_length=64)

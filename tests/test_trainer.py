@@ -17,11 +17,11 @@ from humanline_fused.reference import sync as sync_module
 from humanline_fused.scores import Logits
 from humanline_fused.targets import shift_targets
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer
-from humanline_fused.training import objective as objective_module
 from humanline_fused.training import trainer as trainer_module
 from humanline_fused.training.data.batch import Batch, collate
 from humanline_fused.training.data.plan import MicroBatch
 from humanline_fused.training.run.reference_sync import ReferenceSync
+from humanline_fused.training.scoring import Scorer
 from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer, trained
 
 # Bounds that bind at the tiny runs' learning rate.
@@ -40,13 +40,14 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 def outputs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the loss returned for every micro-batch, in order."""
     seen: list[Any] = []
-    report = objective_module.report
+    compute = Scorer.loss
 
-    def record(batch: Batch, out: Any, loss_mask: torch.Tensor) -> Any:
-        seen.append(out)
-        return report(batch, out, loss_mask)
+    def record(scorer: Scorer, model: torch.nn.Module, batch: Batch) -> Any:
+        given = compute(scorer, model, batch)
+        seen.append(given[1])
+        return given
 
-    monkeypatch.setattr(objective_module, "report", record)
+    monkeypatch.setattr(Scorer, "loss", record)
     return seen
 
 
@@ -156,8 +157,8 @@ def test_a_frozen_reference_is_the_policy_at_the_start(tmp_path: Path, outputs: 
     (batch,) = trainer._window(5)
     start = tiny_model().eval()
     with torch.no_grad():
-        logits = start(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    expected = token_logp(Logits(logits), *shift_targets(batch["input_ids"], batch["completion_mask"]))
+        logits = start(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    expected = token_logp(Logits(logits), *shift_targets(batch.input_ids, batch.completion_mask))
     assert torch.equal(outputs[5].ref_logp, expected)
 
 
@@ -185,11 +186,16 @@ def test_clamp_and_sync_are_switched_separately(tmp_path: Path, objective: str):
     assert not any(same(weights(a), weights(b)) for a, b in itertools.combinations(runs, 2))
 
 
+def kl_of(out: Any) -> float:
+    total, weight = out.metrics["kl"]
+    return float(total / weight)
+
+
 def test_the_tokens_of_ktos_reference_point_are_clamped_too(tmp_path: Path, outputs: list[Any]):
     trained(tmp_path / "open", objective="kto", reference="frozen", clamp=False)
     trained(tmp_path / "shut", objective="kto", reference="frozen", log_epsilon_P=-0.0, log_epsilon_R=0.0)
-    assert max(float(out.kl) for out in outputs[:6]) > 0
-    assert [float(out.kl) for out in outputs[6:]] == [0.0] * 6
+    assert max(kl_of(out) for out in outputs[:6]) > 0
+    assert [kl_of(out) for out in outputs[6:]] == [0.0] * 6
 
 
 # A step

@@ -11,7 +11,8 @@ from transformers import TrainerCallback
 
 from humanline_fused.model.recorder import LogitsRecorder
 from humanline_fused.training import HumanlineTrainer
-from humanline_fused.training import objective as objective_module
+from humanline_fused.training.data.batch import Batch
+from humanline_fused.training.scoring import Scorer
 from tests.tiny_model import losses, records, tiny_model, tiny_trainer, trained
 
 # Plain gradient descent: Adam would divide a gradient that is nothing but rounding by itself.
@@ -74,10 +75,14 @@ def test_under_mixed_precision_the_first_step_compares_the_policy_with_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     outputs: list[Any] = []
-    report = objective_module.report
-    monkeypatch.setattr(
-        objective_module, "report", lambda batch, out, mask: outputs.append(out) or report(batch, out, mask)
-    )
+    compute = Scorer.loss
+
+    def recorded(scorer: Scorer, model: torch.nn.Module, batch: Batch) -> Any:
+        given = compute(scorer, model, batch)
+        outputs.append(given[1])
+        return given
+
+    monkeypatch.setattr(Scorer, "loss", recorded)
     for reference in ("lookahead", "copy"):
         trained(tmp_path / reference, reference=reference, bf16=True, max_steps=2)
     for out in outputs[::2]:

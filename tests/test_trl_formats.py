@@ -18,6 +18,8 @@ from trl.trainer.kto_trainer import KTOTrainer
 from humanline_fused.training.data.prepare import prepare
 from humanline_fused.training.data.records import PROMPTS, read_row, type_of
 from humanline_fused.training.data.sources import read_records
+from humanline_fused.training.objectives import find_objective
+from humanline_fused.training.objectives.table import ROUND
 
 QUESTION = {"role": "user", "content": "What color is the sky?"}
 BLUE = {"role": "assistant", "content": "It is blue."}
@@ -97,7 +99,7 @@ def written(path: Path, *rows: Any) -> Path:
 
 def ours(path: Path, objective: str, max_length: int = 200) -> list[tuple[Any, ...]]:
     """Prompt, completions and weight of every example."""
-    examples = prepare(path, TOKENIZER, objective, max_length=max_length).examples
+    examples = prepare(path, TOKENIZER, find_objective(objective), max_length=max_length).examples
     return [(e.prompt_ids.tolist(), *(c.tolist() for c in e.completions), e.weight) for e in examples]
 
 
@@ -121,7 +123,7 @@ def test_a_pair_has_trls_tokens_for_dpo_and_for_kto(tmp_path: Path, name: str):
 @pytest.mark.parametrize("name", [name for name, row in (PREFERENCE | BEYOND_THE_PAGE).items() if "prompt" not in row])
 def test_a_prompt_inside_is_the_text_that_trl_finds(name: str):
     record = (PREFERENCE | BEYOND_THE_PAGE)[name]
-    row, found = read_row("line 1", record, "dpo"), extract_prompt(record)
+    row, found = read_row("line 1", record, find_objective("dpo")), extract_prompt(record)
     assert (row.prompt, *row.completions) == (found["prompt"], found["chosen"], found["rejected"])
 
 
@@ -129,7 +131,7 @@ def test_with_nothing_in_common_the_prompt_is_empty_even_where_chosen_ends_with_
     """TRL looks at the character before the first, which Python takes for the last, and makes a prompt of chosen."""
     record = {"chosen": "Blue ", "rejected": "Green"}
     assert extract_prompt(record)["prompt"] == "Blue"
-    row = read_row("line 1", record, "dpo")
+    row = read_row("line 1", record, find_objective("dpo"))
     assert (row.prompt, *row.completions) == ("", "Blue ", "Green")
 
 
@@ -145,10 +147,10 @@ def test_a_prompt_alone_is_for_rounds(tmp_path: Path, name: str):
     path = written(tmp_path / "data.jsonl", PROMPT_ONLY[name])
     ((where, record),) = read_records(path)
     assert type_of(record) is PROMPTS
-    assert read_row(where, record, None).prompt == PROMPT_ONLY[name]["prompt"]
+    assert read_row(where, record, ROUND).prompt == PROMPT_ONLY[name]["prompt"]
     for objective in ("dpo", "kto", "grpo"):
         with pytest.raises(ValueError, match=r"line 1: this looks like prompt-only data .*rounds \(--rollout_every\)"):
-            prepare(path, TOKENIZER, objective, max_length=64)
+            prepare(path, TOKENIZER, find_objective(objective), max_length=64)
 
 
 def test_messages_beside_a_prompt_that_is_text_begin_with_the_prompt(tmp_path: Path):
@@ -184,4 +186,4 @@ def test_trl_drops_the_same_prompts(tmp_path: Path):
 def test_types_without_a_preference_are_named_and_refused(tmp_path: Path, row: dict[str, Any], looks: str):
     said = re.escape(f"data.jsonl, line 1: this looks like {looks}, which no objective takes; dpo needs prompt, chosen")
     with pytest.raises(ValueError, match=said):
-        prepare(written(tmp_path / "data.jsonl", row), TOKENIZER, "dpo", max_length=64)
+        prepare(written(tmp_path / "data.jsonl", row), TOKENIZER, find_objective("dpo"), max_length=64)

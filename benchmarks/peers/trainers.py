@@ -13,9 +13,11 @@ from benchmarks.peers.halos import log_probs, loss_on_log_probs
 from benchmarks.peers.installed import TRL_VERSION, installed_obstacle, missing
 from benchmarks.training.setting import Record
 from humanline_fused import shift_targets
-from humanline_fused.training.data.batch import Batch, collate
+from humanline_fused.training.data.batch import collate
+from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.plan import MicroBatch
-from humanline_fused.training.data.prepare import Example, prepare
+from humanline_fused.training.data.prepare import prepare
+from humanline_fused.training.objectives import find_objective
 
 TRL = (
     f"trl {TRL_VERSION}: DPOTrainer, sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=1.0, "
@@ -33,10 +35,11 @@ class HalosTrainer(Trainer):
     """
 
     def __init__(self, model: Any, args: TrainingArguments, train_dataset: list[Example], pad_token_id: int) -> None:
-        def batch(examples: list[Example]) -> Batch:
+        def batch(examples: list[Example]) -> dict[str, Tensor]:
             everyone = MicroBatch(ids := tuple(range(len(examples))), ids)
             longest = max(len(e.prompt_ids) + len(c) for e in examples for c in e.completions)
-            return collate(examples, everyone, "dpo", pad_token_id=pad_token_id, max_length=longest)
+            padded = collate(examples, everyone, find_objective("dpo"), pad_token_id=pad_token_id, max_length=longest)
+            return {name: padded[name] for name in ("input_ids", "attention_mask", "completion_mask")}
 
         data: Any = train_dataset
         super().__init__(model=model, args=args, train_dataset=data, data_collator=batch)  # pyright: ignore[reportArgumentType]
@@ -46,7 +49,7 @@ class HalosTrainer(Trainer):
         self.sequence_logps = torch.zeros(())
 
     def compute_loss(
-        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         ids, mask = shift_targets(inputs["input_ids"], inputs["completion_mask"])
         unused = torch.empty(0)
@@ -80,7 +83,7 @@ class _LoadStateDict(TrainerCallback):
 def halos_trainer(model: Any, tokenizer: Any, records: list[Record], T: int, arguments: dict[str, Any]) -> Trainer:
     """The records are trained on in their order."""
     args = TrainingArguments(**arguments, remove_unused_columns=False, train_sampling_strategy="sequential")
-    examples = prepare(records, tokenizer, "dpo", max_length=T).examples
+    examples = prepare(records, tokenizer, find_objective("dpo"), max_length=T).examples
     return HalosTrainer(model, args, examples, tokenizer.pad_token_id)
 
 

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from humanline_fused.training.data.plan import BatchPlan
+from humanline_fused.training.data.plan import BatchPlan, BatchSizes
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 Record = Mapping[str, str]
@@ -82,7 +82,7 @@ class Setting:
 
     def steps_of(self, records: Sequence[Record]) -> list[list[Record]]:
         """The pairs of every optimizer step, as HumanlineTrainer's plan deals them."""
-        plan = BatchPlan(len(records), self.pairs, accumulation=1, world_size=1, seed=0)
+        plan = BatchPlan(len(records), BatchSizes(self.pairs), seed=0)
         windows = map(plan.global_window, range(plan.steps_per_epoch))
         return [[records[i] for ids in window for i in ids] for window in windows]
 
