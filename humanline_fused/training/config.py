@@ -285,6 +285,12 @@ class HumanlineConfig(TrainingArguments):
         return self.objective == "grpo" and self.beta == 0
 
     @property
+    def device(self) -> torch.device:
+        """The device of this process; a CPU has no index, with which torch and transformers 5.17 cannot resume."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    @property
     def humanline_clamp(self) -> HumanlineClamp | None:
         """The bounds as the losses take them; None where ``clamp`` is off."""
         return HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R) if self.clamp else None
