@@ -8,6 +8,9 @@ import torch
 
 from humanline_fused.types import Impl
 
+# Looked up here: torch.compile cannot trace the search inside a loss (torch 2.11).
+TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None
+
 
 class Choice(NamedTuple):
     """Who computes, ``"triton"`` or ``"eager"``, and why."""
@@ -33,7 +36,7 @@ def choose_impl(impl: Impl, device: torch.device, dtype: torch.dtype) -> Choice:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if dtype == torch.float64:
         obstacle = "the kernels accumulate in float32, and the tensors are float64"
-    elif importlib.util.find_spec("triton") is None:
+    elif not TRITON_IS_INSTALLED:
         obstacle = "triton is not installed"
     elif device.type != "cuda" and not interpreted:
         obstacle = f"Triton needs a GPU, and the tensors are on {device} (TRITON_INTERPRET=1 runs its interpreter)"

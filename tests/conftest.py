@@ -11,11 +11,13 @@ import torch
 from hypothesis import settings
 
 from humanline_fused.types import Impl
+from tests.other_processor import multiply_as_another_processor_if_asked
 
 # Triton reads it when a kernel is defined, so before the first test module is imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+multiply_as_another_processor_if_asked()
 
 # A red main is a defect of the commit at hand: what hypothesis searches anew, it searches on a developer's machine.
 settings.register_profile("ci", derandomize=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from humanline_fused.training import HumanlineTrainer
 from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer
@@ -69,3 +70,10 @@ def test_scale_rewards_may_be_said_as_trl_says_it(tmp_path: Path):
         value: tiny_config(tmp_path, objective="grpo", scale_rewards=value).scale_rewards for value in (True, False)
     }
     assert said == {True: "group", False: "none"}
+
+
+def test_a_cpu_has_no_index_because_no_file_can_be_loaded_onto_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", torch.device("cpu", 1))
+    assert tiny_config(tmp_path).device == torch.device("cpu")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", torch.device("meta", 1))
+    assert tiny_config(tmp_path).device == torch.device("meta", 1)

@@ -192,6 +192,37 @@ def test_the_gradient_passes_on_the_closed_interval_and_not_one_ulp_outside__ora
     assert torch.equal(policy.grad != 0, inside.expand(2, -1))
 
 
+def test_right_after_a_sync_bounds_of_0_let_the_whole_gradient_through(device, objective, impl, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "clamp", clamp_whose_gradient_is_0_on_the_bounds)
+    batch = random_batch(device)
+    policy = token_logp(Logits(batch.logits), batch.target_ids, batch.loss_mask)
+    gradients = []
+    for bound in (0.0, 0.5):
+        clip = {"epsilon": bound, "epsilon_high": bound} if objective == "grpo" else {}
+        leaf = policy.clone().requires_grad_()
+        clamp = HumanlineClamp(-bound, bound)
+        out = loss_of(objective, TokenLogp(leaf), TokenLogp(policy), batch, clamp=clamp, impl=impl, **clip)
+        gradients.append(torch.autograd.grad(out.loss, leaf)[0])
+    assert torch.equal(*gradients)
+    assert torch.equal(gradients[0] != 0, batch.loss_mask)
+
+
+def clamp_whose_gradient_is_0_on_the_bounds(x: torch.Tensor, min=-math.inf, max=math.inf) -> torch.Tensor:
+    """torch's own since 2.14; before, the gradient there was 1."""
+    return torch.clamp(x.where((x > min) & (x < max), x.detach()), min, max)
+
+
+def test_a_log_prob_that_is_not_a_number_makes_the_loss_and_its_own_gradient_nan(device, objective, impl):
+    batch = random_batch(device)
+    policy = token_logp(Logits(batch.logits), batch.target_ids, batch.loss_mask)
+    poisoned = batch.loss_mask.nonzero()[0].tolist()
+    leaf = policy.clone().index_put_(tuple(torch.tensor(poisoned)), torch.tensor(math.nan)).requires_grad_()
+    out = loss_of(objective, TokenLogp(leaf), TokenLogp(policy), batch, impl=impl)
+    out.loss.backward()
+    assert out.loss.isnan()
+    assert leaf.grad[tuple(poisoned)].isnan()
+
+
 def neighbours(bound: float) -> list[float]:
     value = torch.tensor(bound)
     return [torch.nextafter(value, value + sign).item() for sign in (-1.0, 1.0)]

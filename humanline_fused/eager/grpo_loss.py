@@ -22,10 +22,12 @@ def grpo_loss(
     """Loss [] with a graph; detached kl, clip low and high, clamped low and high fractions, [] each."""
     log_ratio = clamped_log_ratio(logp, ref_logp, loss_mask, log_epsilon_P, log_epsilon_R)
     ratio = log_ratio.clamped.exp()
-    clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)
+    # Equation 9: the gradient is 0 where the clipped term is the smaller one, and whole where the two are equal.
+    clipped = ratio.detach().clamp(1 - epsilon, 1 + epsilon_high)
+    stopped = advantages * clipped < advantages * ratio.detach()
     # Humanline's clamp bounds the policy gradient only: k3 sees the raw log-ratio and its gradient always passes.
     k3 = (-log_ratio.raw).exp() + log_ratio.raw - 1
-    losses = -torch.minimum(advantages * ratio, advantages * clipped)
+    losses = -(advantages * clipped.where(stopped, ratio))
     if beta:
         losses = losses + beta * k3
 

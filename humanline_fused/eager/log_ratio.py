@@ -7,7 +7,7 @@ from torch import Tensor
 
 class ClampedLogRatio(NamedTuple):
     clamped: Tensor
-    """[B, T], nats, 0 where the mask is False; its gradient is 1 on the closed interval and 0 outside."""
+    """[B, T], nats, 0 where the mask is False; its gradient is 1 on the closed interval and at NaN, 0 outside."""
     raw: Tensor
     """The same before the clamp."""
     low: Tensor
@@ -20,5 +20,7 @@ def clamped_log_ratio(
     logp: Tensor, ref_logp: Tensor, loss_mask: Tensor, log_epsilon_P: float, log_epsilon_R: float
 ) -> ClampedLogRatio:
     raw = (logp - ref_logp.detach()).where(loss_mask, 0.0)
-    low, high = (raw < log_epsilon_P).sum(), (raw > log_epsilon_R).sum()
-    return ClampedLogRatio(raw.clamp(log_epsilon_P, log_epsilon_R), raw, low, high)
+    below, above = raw < log_epsilon_P, raw > log_epsilon_R
+    # Tensor.clamp's gradient on a bound and at NaN depends on torch's version; this one is equation 3's.
+    clamped = raw.masked_fill(below, log_epsilon_P).masked_fill(above, log_epsilon_R)
+    return ClampedLogRatio(clamped, raw, below.sum(), above.sum())

@@ -298,3 +298,14 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
                 "push_to_hub: expected hub_strategy='end' (a checkpoint moves when it is complete, which "
                 f"would break an upload), got {self.hub_strategy!r}"
             )
+
+    @property
+    def drop_no_signal(self) -> bool:
+        """Whether groups of equal rewards are left out of the data: their gradient may be 0."""
+        return self.make_objective().drops_ties(self)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process; a CPU has no index, with which torch and transformers 5.17 cannot resume."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
