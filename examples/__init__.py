@@ -1,1 +1,1 @@
-"""Importable from the repository's root, so that ``reward: examples.sorting_reward:reward`` is the one beside this."""
+"""Package of the examples, so that ``reward: examples.sorting_reward:reward`` resolves from the repository's root."""

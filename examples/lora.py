@@ -1,4 +1,4 @@
-"""Humanline DPO of a LoRA adapter. The reference is a second, frozen adapter on the same base weights."""
+"""Humanline DPO with a LoRA adapter. The reference is a second, frozen adapter on the same base weights."""
 
 import argparse
 
@@ -21,7 +21,7 @@ policy.print_trainable_parameters()
 config = HumanlineConfig(
     output_dir=options.output_dir,
     objective="dpo",
-    reference="adapter",  # "lookahead", the default, works as well and keeps no second adapter
+    reference="adapter",  # the default, "lookahead", works too and needs no second adapter
     sync_every=4,
     max_length=32,
     per_device_train_batch_size=16,
@@ -37,4 +37,4 @@ trainer = HumanlineTrainer(
     processing_class=AutoTokenizer.from_pretrained(options.model),
 )
 trainer.train()
-trainer.save_model()  # the trained adapter alone
+trainer.save_model()  # only the trained adapter

@@ -1,14 +1,14 @@
-"""The model and the data that every example starts from, made here: no network, no GPU.
+"""Make the initial model and the data of all examples, without network or GPU.
 
-The task is the demo's: put letters in alphabetical order. The model has seen it done forwards and, more often,
-backwards, so some of its answers are right and some are wrong. Leaves in --output_dir:
+The task is the demo's: put letters in alphabetical order. The model was fine-tuned on ascending and, more often,
+descending order, so some of its completions are right and some are wrong. Files in --output_dir:
 
     start/                model and tokenizer
     pairs.jsonl           prompt, chosen, rejected                   for DPO
     heldout_pairs.jsonl   the same for other prompts                 for its evaluation
     chat.jsonl            the same pairs as lists of messages        for DPO
     unpaired.jsonl        prompt, completion, label                  for KTO
-    groups.jsonl          prompt, completions, rewards               for GRPO on data that are there already
+    groups.jsonl          prompt, completions, rewards               for offline GRPO
     prompts.jsonl         prompt, answer                             for GRPO in online rounds
 """
 
@@ -28,18 +28,18 @@ Group = dict[str, Any]
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
-"""A chat in which nothing stands between the turns, so that messages and text give the same tokens."""
+"""Chat template without text between the turns, so that messages and text give the same tokens."""
 
 SAMPLES = 4
-"""Answers to a prompt."""
+"""Completions per prompt."""
 
 
 @one_thread()
 def make(folder: Path, *, steps: int, prompts: int, seed: int) -> None:
-    """Fine-tune the start for ``steps`` steps, answer ``prompts`` prompts and an eighth more, and write everything.
+    """Fine-tune the model for ``steps`` steps, sample completions of 9/8 · ``prompts`` prompts, and write all files.
 
     Raises:
-        ValueError: no prompt got both a right and a wrong answer, so there is nothing to learn from.
+        ValueError: no prompt has both a right and a wrong completion, so there are no pairs.
     """
     rng = random.Random(seed)
     heldout = max(1, prompts // 8)
@@ -68,13 +68,13 @@ def make(folder: Path, *, steps: int, prompts: int, seed: int) -> None:
 
 
 def group(prompt: str, completions: list[str]) -> Group:
-    """All answers to a prompt with their rewards."""
+    """All completions of a prompt with their rewards."""
     rewards = [task.reward(prompt, completion) for completion in completions]
     return {"prompt": prompt, "completions": completions, "rewards": rewards}
 
 
 def pairs(groups: Iterable[Group]) -> Iterator[dict[str, str]]:
-    """The first right and the first wrong answer of each group that has both."""
+    """Yield the first right and the first wrong completion of each group that has both."""
     for g in groups:
         by_reward = dict(zip(reversed(g["rewards"]), reversed(g["completions"]), strict=True))
         if len(by_reward) == 2:
@@ -82,14 +82,14 @@ def pairs(groups: Iterable[Group]) -> Iterator[dict[str, str]]:
 
 
 def unpaired(groups: Iterable[Group]) -> Iterator[dict[str, Any]]:
-    """Every answer for itself."""
+    """Yield every completion with its label."""
     for g in groups:
         for completion, reward in zip(g["completions"], g["rewards"], strict=True):
             yield {"prompt": g["prompt"], "completion": completion, "label": reward == 1.0}
 
 
 def as_messages(pair: Mapping[str, str]) -> dict[str, list[dict[str, str]]]:
-    """A pair of texts as a chat: the user asks, the assistant answers."""
+    """Convert a pair of texts to messages: prompt by the user, completions by the assistant."""
     roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
     return {column: [{"role": role, "content": pair[column]}] for column, role in roles.items()}
 
@@ -106,7 +106,7 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/examples"), help="Default: %(default)s")
-    parser.add_argument("--steps", type=int, default=120, help="Supervised steps of the start. Default: %(default)s")
+    parser.add_argument("--steps", type=int, default=120, help="Supervised fine-tuning steps. Default: %(default)s")
     parser.add_argument("--prompts", type=int, default=512, help="Prompts to train on. Default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="Default: %(default)s")
     options = parser.parse_args()

@@ -1,16 +1,16 @@
-"""A reward function for online rounds: right or wrong, told by the data's own ``answer``."""
+"""Reward function for online rounds: 1 if the completion equals the dataset's ``answer``, else 0."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def reward(prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str], **columns: Any) -> list[float]:
-    """1 for each completion that is its prompt's answer, else 0.
+    """Return 1 for each completion that equals the answer of its prompt, else 0.
 
     Args:
         prompts, completions: one of each per sample.
-        answer: the dataset's column of that name, repeated for every sample of a prompt.
-        columns: the dataset's other columns.
+        answer: the dataset's column ``answer``, repeated for every sample of a prompt.
+        columns: the other columns of the dataset.
 
     >>> reward(prompts=["sort cab: ", "sort cab: "], completions=["abc", "cba"], answer=["abc", "abc"])
     [1.0, 0.0]

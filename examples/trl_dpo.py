@@ -1,4 +1,4 @@
-"""DPO with TRL, on clamped log-ratios and a reference that follows the policy.
+"""DPO with TRL, with clamped log-ratios and a reference that follows the policy.
 
 Three lines differ from plain TRL: the import, the trainer's name, and one more argument::
 
@@ -6,8 +6,8 @@ Three lines differ from plain TRL: the import, the trainer's name, and one more 
     trainer = HumanlineDPOTrainer(
         humanline=Humanline(log_epsilon_P=-1.5, log_epsilon_R=1.5, sync_every=1),
 
-It takes a model's folder (or name) and a file of pairs with the columns prompt, chosen, rejected; every other option is
-one of DPOConfig's::
+It takes the folder or name of a model and a file of pairs with the columns prompt, chosen, rejected; all other options
+are those of DPOConfig::
 
     pip install 'humanline-fused[trl]'
     python examples/trl_dpo.py --model DIR --dataset FILE.jsonl --output_dir DIR --max_steps 3
@@ -24,7 +24,7 @@ from humanline_fused.integrations.trl import Humanline, HumanlineDPOTrainer
 
 @dataclass
 class ScriptArguments:
-    """What DPOConfig does not know."""
+    """Options that DPOConfig does not have."""
 
     model: str = field(metadata={"help": "Folder or name of the model to start from, with its tokenizer."})
     dataset: str = field(metadata={"help": "JSONL file of pairs: prompt, chosen, rejected."})

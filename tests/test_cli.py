@@ -104,7 +104,7 @@ def test_an_unknown_option_names_the_nearest_one(here: Path, capsys: pytest.Capt
             "model: start\ndataset: pairs.jsonl\nobjective: grpo\n",
             "pairs.jsonl, line 1: this looks like preference data",
         ),
-        ("dataset: pairs.jsonl\n", "model: expected a folder that save_pretrained wrote"),
+        ("dataset: pairs.jsonl\n", "model: expected a folder written by save_pretrained"),
     ],
 )
 def test_bad_settings_are_one_line_and_nothing_is_written(

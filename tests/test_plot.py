@@ -128,7 +128,7 @@ def test_the_command_draws_a_trained_run_into_its_folder_and_several_where_it_is
     ("argv", "said"),
     [
         (["absent"], "expected a run's folder with a metrics.jsonl, found none at absent/metrics.jsonl"),
-        (["empty"], "empty/metrics.jsonl: expected log lines, it has none"),
+        (["empty"], "empty/metrics.jsonl: expected log lines, got none"),
         (["bare"], "bare: nothing to draw; left out, no run logged it: reward"),
         (["good", "--output", "plot.xyz"], "plot.xyz: expected a file that ends in one of "),
         (["good", "--output", "plot"], "plot: expected a file that ends in one of "),

@@ -1,1 +1,1 @@
-"""A small model from nothing to humanline-trained, on a CPU and without a network: ``humanline demo``."""
+"""``humanline demo``: train a small model from scratch with humanline, on a CPU without a network."""

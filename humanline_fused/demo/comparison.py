@@ -1,7 +1,7 @@
-"""The demo from end to end: data, a start that is fair at the task, two runs from it, a table and a picture.
+"""The whole demo: data, a fine-tuned initial model, two training runs, a table and a picture.
 
-What the two runs share: the start, the pairs and their order, the learning rate, the number of steps. What differs: the
-clamp and the reference (frozen at the start, or the policy of ``sync_every`` updates ago).
+Both runs use the same initial model, pairs in the same order, learning rate and number of steps. They differ in the
+clamp and the reference (the frozen initial model, or the policy of up to ``sync_every`` updates ago).
 """
 
 import json
@@ -24,28 +24,28 @@ from humanline_fused.looking.pictures import Panel, draw
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer
 
 HELDOUT_REWARD = "heldout/reward"
-"""The mean reward of answers to held-out prompts, in [0, 1]."""
+"""Mean reward on held-out prompts, in [0, 1]."""
 
 TRAIN_SECONDS = "heldout/train_seconds"
-"""Seconds of training until then, without the time that evaluations took."""
+"""Cumulative seconds of training, without evaluation."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Sizes of the demo.
+    """Settings of the demo.
 
     Attributes:
-        output_dir: where data, models, metrics and the picture go.
-        seed: of everything that is drawn.
-        demonstrations, pair_prompts, heldout_prompts: how many prompts for each; no prompt has two uses.
-        start_steps: supervised steps of 64 demonstrations.
-        steps: optimizer steps of either run, of ``batch_size`` pairs.
-        sync_every: humanline's k. The paper's small models want 12 to 24, and collapse at 1.
-        learning_rate: of both runs: the lowest that shows the climb and what comes after it. At 5e-6, 1e-5, 2e-5, 5e-5
-            *plain* reaches .77, .81, .81, .79 at best and ends at .77, .62, .54, .46 (seed 0). So plain that is stopped
-            in time loses nothing, which is why the table shows the best reward beside the last; and with seed 1 neither
-            run falls far, and they end alike (.77, .76).
-        evaluate_every: optimizer steps between two looks at the held-out prompts.
+        output_dir: folder for data, models, metrics and the picture.
+        seed: seed of all random draws.
+        demonstrations, pair_prompts, heldout_prompts: number of prompts for each purpose, without overlap.
+        start_steps: supervised steps, of 64 demonstrations each.
+        steps: optimizer steps of each run, of ``batch_size`` pairs each.
+        sync_every: humanline's k. The paper's small models need 12 to 24, and collapse at 1.
+        learning_rate: the same for both runs: the lowest that shows both the rise and the decline. At 5e-6, 1e-5, 2e-5,
+            5e-5 *plain* reaches .77, .81, .81, .79 at best and ends at .77, .62, .54, .46 (seed 0). So early stopping
+            would cost *plain* nothing; therefore the table shows the best reward besides the last. With seed 1 neither
+            run declines much, and both end alike (.77, .76).
+        evaluate_every: optimizer steps between two evaluations on the held-out prompts.
     """
 
     output_dir: Path
@@ -62,7 +62,7 @@ class Demo:
 
     @property
     def runs(self) -> dict[str, dict[str, Any]]:
-        """The settings in which the runs differ, by name."""
+        """Settings that differ between the runs, by name of the run."""
         return {
             "plain": {"clamp": False, "reference": "frozen"},
             "humanline": {"clamp": True, "reference": "lookahead", "sync_every": self.sync_every},
@@ -70,7 +70,7 @@ class Demo:
 
 
 class HeldOutReward(TrainerCallback):
-    """Logs the reward on held-out prompts before the first step and every ``every`` steps, off the clock."""
+    """Logs the reward on held-out prompts before the first step and every ``every`` steps, outside training time."""
 
     def __init__(
         self, trainer: HumanlineTrainer, tokenizer: PreTrainedTokenizerBase, prompts: list[str], every: int, seed: int
@@ -97,7 +97,7 @@ class HeldOutReward(TrainerCallback):
 
 
 class Bar(ProgressCallback):
-    """transformers' progress bar, with the newest reward and loss on it instead of a line for each."""
+    """transformers' progress bar with the latest reward and loss, instead of one line per log."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         shown = {"held-out reward": HELDOUT_REWARD, "loss": "loss"}
@@ -108,7 +108,10 @@ class Bar(ProgressCallback):
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """A second thread gains these small matrices little, waits long for a busy core, and moves last bits."""
+    """Use one thread until exit.
+
+    For these small matrices a second thread saves little time, may wait for a busy core, and changes the last bits.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -119,12 +122,12 @@ def one_thread() -> Iterator[None]:
 
 @one_thread()
 def run_demo(demo: Demo) -> dict[str, dict[str, float]]:
-    """Run it, print the table, and leave in ``output_dir``: ``data/``, the models ``start/``, ``plain/`` and
+    """Run the demo, print the table, and write to ``output_dir``: ``data/``, the models ``start/``, ``plain/`` and
     ``humanline/`` (each run with its ``metrics.jsonl``), ``results.json`` and ``comparison.png``.
 
     Returns:
-        By row of the table: ``reward`` at the end and ``best`` on the way [0, 1], ``loss``, ``unclamped`` (a share of
-        the tokens), ``seconds``.
+        By row of the table: final ``reward`` and ``best`` reward, both in [0, 1], ``loss``, ``unclamped`` (share of
+        tokens), ``seconds``.
 
     Raises:
         OSError: ``output_dir`` cannot be written.
@@ -155,7 +158,7 @@ def run_demo(demo: Demo) -> dict[str, dict[str, float]]:
     labels = {"plain DPO": folder / "plain", f"humanline DPO (k={demo.sync_every})": folder / "humanline"}
     title = f"Sorting letters: one start, the same {len(pairs)} offline pairs, learning rate {demo.learning_rate:g}"
     plot_comparison(labels, folder / "comparison.png", title=title)
-    print(f"\n{table(results)}\n\n{folder / 'comparison.png'} shows how they got there.")
+    print(f"\n{table(results)}\n\n{folder / 'comparison.png'} shows the curves.")
     print(f"The demo took {time.monotonic() - began:.0f} s.")
     return results
 
@@ -163,7 +166,7 @@ def run_demo(demo: Demo) -> dict[str, dict[str, float]]:
 def train(
     demo: Demo, name: str, settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, heldout: list[str]
 ) -> dict[str, float]:
-    """Train the start on the pairs once, and return the run's row of the table."""
+    """Train the initial model on the pairs with ``settings``, and return the run's row of the table."""
     print(f"\n{name}: {', '.join(f'{key}={value}' for key, value in settings.items())}")
     run = demo.output_dir / name
     config = HumanlineConfig(
@@ -201,12 +204,12 @@ def train(
 
 
 def plot_comparison(runs: Mapping[str, Path], image: Path, *, title: str) -> None:
-    """Draw runs of the demo beside each other: held-out reward, and log-probs of the chosen answers.
+    """Draw the runs of the demo: held-out reward, and log-probs of the chosen answers.
 
     Args:
-        runs: a run's label and its folder.
-        image: where to write; the ending chooses the format.
-        title: of the whole picture.
+        runs: folders of the runs by label.
+        image: output file; its extension sets the format.
+        title: title of the whole picture.
 
     Raises:
         ValueError: a run has no log lines.
@@ -231,7 +234,7 @@ def plot_comparison(runs: Mapping[str, Path], image: Path, *, title: str) -> Non
 
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:
-    """The results as aligned text, with what the columns mean below."""
+    """Return the results as aligned text, followed by a description of the columns."""
     columns = {"reward": ".3f", "best": ".3f", "loss": ".3f", "unclamped": ".4f", "seconds": ".1f"}
     rows = [f"{'':<10}" + "".join(f"{name:>12}" for name in columns)]
     for name, values in results.items():
@@ -241,9 +244,9 @@ def table(results: Mapping[str, Mapping[str, float]]) -> str:
         [
             *rows,
             "",
-            "reward: share of held-out prompts answered rightly at the end, one sampled answer each; best: on the way.",
+            "reward: final share of held-out prompts with a right answer, one sample each; best: maximum over the run.",
             "loss: humanline's is against the policy of a few updates ago, so it stays near ln 2 = 0.693 as it learns.",
-            "unclamped: share of the completions' tokens whose log-ratio lies within the bounds (plain has none).",
-            "seconds: of training, without the looks at the held-out prompts.",
+            "unclamped: share of completion tokens whose log-ratio is within the bounds (plain has no bounds).",
+            "seconds: training time, without evaluation on the held-out prompts.",
         ]
     )

@@ -1,4 +1,4 @@
-"""A model's answers, drawn at temperature 1: to judge it by, and to make preference pairs of."""
+"""Sampling at temperature 1, for the held-out reward and for preference pairs."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +13,7 @@ MAX_NEW_TOKENS = 12
 
 @torch.no_grad()
 def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], seed: int) -> list[str]:
-    """One answer to each prompt, in order. The same ``seed`` draws the same; torch's own generator is left alone."""
+    """Sample one answer per prompt, in order, determined by ``seed``. torch's global generator does not change."""
     inputs = tokenizer(list(prompts), padding=True, return_tensors="pt", return_token_type_ids=False).to(model.device)
     was_training = model.training
     model.eval()
@@ -27,7 +27,7 @@ def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: 
 
 
 def mean_reward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], seed: int) -> float:
-    """The share of prompts that are answered rightly."""
+    """Return the share of prompts with a right answer."""
     return sum(map(task.reward, prompts, sample(model, tokenizer, prompts, seed))) / len(prompts)
 
 
@@ -40,7 +40,7 @@ def preference_pairs(
     samples: int = 4,
     batch_size: int = 256,
 ) -> Iterator[dict[str, str]]:
-    """The best and the worst of ``samples`` answers to a prompt, where those differ in reward (the paper's recipe)."""
+    """Yield the best and the worst of ``samples`` answers per prompt if their rewards differ (the paper's recipe)."""
     for start in tqdm(range(0, len(prompts), batch_size), desc="sampling preference pairs", unit="batch"):
         batch = prompts[start : start + batch_size]
         drawn = [sample(model, tokenizer, batch, seed + start * samples + i) for i in range(samples)]

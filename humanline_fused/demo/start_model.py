@@ -1,4 +1,4 @@
-"""The model that both runs start from: a tokenizer of characters, a small Llama, plain supervised fine-tuning."""
+"""Initial model of the demo: a character tokenizer, a small Llama and supervised fine-tuning."""
 
 import random
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ SPECIAL_TOKENS = ["<pad>", "<eos>", "<unk>"]
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per character, plus ``<pad>`` and ``<eos>``."""
+    """Return a tokenizer with one token per character, plus ``<pad>``, ``<eos>`` and ``<unk>``."""
     characters = sorted(set(task.LETTERS + "sort : "))
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -32,7 +32,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A Llama of 0.8 million parameters in float32, initialised from ``seed``."""
+    """Return a Llama with 0.8 million float32 parameters, initialised from ``seed``."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -61,7 +61,7 @@ def fine_tune(
     batch_size: int = 64,
     learning_rate: float = 3e-3,
 ) -> None:
-    """Teach ``model`` the demonstrations by plain cross-entropy on their tokens; ``rng`` draws them anew at each step.
+    """Fine-tune ``model`` with cross-entropy on demonstrations, which ``rng`` draws anew at each step.
 
     The learning rate warms up over the first tenth of the steps and falls linearly to zero.
     """

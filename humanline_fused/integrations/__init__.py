@@ -1,1 +1,1 @@
-"""Humanline inside other people's trainers. Each module needs the library that it is named after."""
+"""Humanline in other libraries' trainers. Each module needs the library of its name."""

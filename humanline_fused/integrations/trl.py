@@ -1,6 +1,6 @@
-"""TRL's own DPO and KTO trainers, with humanline's clamp and its synced reference (docs/trl.md).
+"""TRL's DPO and KTO trainers with humanline's clamp and synced reference (docs/trl.md).
 
-The loss stays TRL's: it is handed clamped log-ratios as the policy's log-probs, and a reference of zeros.
+The loss stays TRL's: it receives clamped log-ratios as the policy's log-probs, and zeros as the reference's.
 """
 
 import copy
@@ -32,24 +32,24 @@ from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
 from humanline_fused.training.run.reference_sync import ReferenceSync
 
-# What is overridden is private to TRL: another minor version may compute its loss elsewhere, without an error.
+# The overridden methods are private to TRL: another minor version may compute its loss elsewhere, without an error.
 if Version(trl.__version__).release[:2] != (1, 16):
     raise ImportError(f"expected trl>=1.16,<1.17, got {trl.__version__}: pip install 'humanline-fused[trl]'")
 
 REFERENCE_FILE = "reference.pt"
-"""What a checkpoint holds besides TRL's own files."""
+"""File that a checkpoint has besides TRL's own files."""
 
 
 @dataclass(frozen=True)
 class Humanline(HumanlineClamp):
-    """The one argument that humanline adds to TRL's trainers: the clamp's bounds, and when the reference follows.
+    """The argument that humanline adds to TRL's trainers: bounds of the clamp and sync interval.
 
     Args:
-        log_epsilon_P, log_epsilon_R: bounds of each token's log-ratio, nats, as :class:`HumanlineClamp`.
-        sync_every: k ≥ 1: the policy is copied into the reference before the update of steps 0, k, 2k …; None never.
+        log_epsilon_P, log_epsilon_R: bounds of each token's log-ratio, nats, as in :class:`HumanlineClamp`.
+        sync_every: k ≥ 1: copy the policy into the reference before the update of steps 0, k, 2k …; None never syncs.
 
     Raises:
-        ValueError: the bounds do not enclose 0, or ``sync_every`` is no integer ≥ 1.
+        ValueError: the bounds do not enclose 0, or ``sync_every`` is not an integer ≥ 1.
 
     Source: arXiv 2509.24207, section 4.
 
@@ -67,7 +67,7 @@ class Humanline(HumanlineClamp):
 
     @property
     def is_off(self) -> bool:
-        """Nothing is clamped and nothing synced: TRL's own training."""
+        """Whether neither clamp nor sync is on, which is TRL's own training."""
         return self.log_epsilon_P == -torch.inf and self.log_epsilon_R == torch.inf and self.sync_every is None
 
 
@@ -78,16 +78,16 @@ REFUSED = {
     "precompute_ref_log_probs": (False, "sums over sequences cannot be clamped per token"),
     "use_liger_kernel": (False, "not tested"),
     "f_divergence_type": ("reverse_kl", "not tested; the clamp bounds a log-ratio"),
-    "ld_alpha": (None, "not tested; it weights log-probs, and would weight log-ratios"),
-    "use_weighting": (False, "its weights come from log-probs, and would come from log-ratios"),
+    "ld_alpha": (None, "not tested; it weights log-probs, which would be log-ratios"),
+    "use_weighting": (False, "it computes weights from log-probs, which would be log-ratios"),
     "enable_jit_checkpoint": (False, "it saves in the middle of a step"),
     "parallelism_config": (None, "not tested"),
 }
-"""Arguments of TRL that humanline cannot have: the value they must keep, and why."""
+"""TRL arguments that humanline does not support: required value and reason."""
 
 
 def refuse_arguments(args: Any, loss_type: str) -> None:
-    """Raise ValueError for what would break humanline without a word, before a model is loaded."""
+    """Raise ValueError for settings that would silently break humanline, before a model is loaded."""
     given = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
     if given != [loss_type]:
         raise ValueError(f"loss_type: expected {loss_type!r} (others are not tested), got {args.loss_type!r}")
@@ -106,10 +106,10 @@ def _zero_reference(labels: Tensor, **inputs: Any) -> FusedCausalLMOutput:
 
 
 class LogRatios:
-    """Stands for the policy in TRL's loss; ``log_probs`` are clamped log-ratios.
+    """Replaces the policy in TRL's loss; its ``log_probs`` are clamped log-ratios.
 
     KTO's mismatched pairs are scored by the same calls, so their tokens are clamped too. :attr:`last` and
-    :attr:`loss_mask` are of the last call, which is the one with the gradient.
+    :attr:`loss_mask` belong to the last call, which is the one with the gradient.
     """
 
     def __init__(self, policy: Callable[..., Any], reference: Callable[..., Tensor], clamp: HumanlineClamp) -> None:
@@ -130,7 +130,7 @@ class LogRatios:
 
 
 class _HumanlineMixin(_BaseTrainer):
-    """What both trainers add to TRL's; with ``humanline`` off, nothing."""
+    """Additions of both trainers to TRL's; none with ``humanline`` off."""
 
     _tested_loss: str
     ref_model: Any
@@ -154,12 +154,12 @@ class _HumanlineMixin(_BaseTrainer):
         loaded = isinstance(model, nn.Module)
         adapters: Any = model.peft_config if loaded and is_peft_model(model) else ()
         if ADAPTER in adapters:
-            raise ValueError(f"model: expected no adapter called {ADAPTER!r}, the name of the reference's")
+            raise ValueError(f"model: expected no adapter called {ADAPTER!r}, which is the reference's name")
         if adapters or others.get("peft_config") is not None:
             if ref_model is not None:
                 raise ValueError("ref_model: expected None with a PEFT model, whose reference is a second adapter")
         elif loaded and ref_model is None:
-            ref_model = copy.deepcopy(model)  # TRL would load what the model's folder holds, trained or not
+            ref_model = copy.deepcopy(model)  # TRL would load the model's folder, without later training
         super().__init__(model=model, ref_model=ref_model, args=args, **others)
         self._refuse_engine()
         self.reference = self._make_reference(self.humanline.sync_every)
@@ -177,11 +177,13 @@ class _HumanlineMixin(_BaseTrainer):
         model: Any = self.model
         if is_peft_model(model):
             if ADAPTER in model.peft_config:
-                model.delete_adapter(ADAPTER)  # TRL's own copy of the start, which lacks what PEFT keeps elsewhere
+                model.delete_adapter(
+                    ADAPTER
+                )  # TRL's copy of the initial adapter lacks tensors that PEFT keeps elsewhere
             try:
                 return AdapterReference(_scored_in_the_loss, model, sync_every)
             except ValueError as error:
-                raise ValueError(f"model: expected LoRA that a second adapter can stand for ({error})") from error
+                raise ValueError(f"model: expected LoRA that a second adapter can represent ({error})") from error
         check = refuse_shared_storage if sync_every is None else pair_tensors
         check(self.ref_model, model)
         return CopyReference(_scored_in_the_loss, self.ref_model.requires_grad_(False).eval(), sync_every)
@@ -193,7 +195,7 @@ class _HumanlineMixin(_BaseTrainer):
             return self.reference.model(**inputs).log_probs
         with self.reference.active():
             model: Any = self.model
-            return model.eval()(**inputs).log_probs  # which adapters drop out, TRL does not know
+            return model.eval()(**inputs).log_probs  # eval: TRL does not disable the dropout of adapters
 
     # The loss
 
@@ -211,11 +213,11 @@ class _HumanlineMixin(_BaseTrainer):
         return result
 
     def _chosen(self, inputs: Any) -> Tensor:
-        """Which sequences of the batch count as chosen, [B], bool."""
+        """Return which sequences of the batch are chosen, [B], bool."""
         raise NotImplementedError
 
     def _report(self, ratios: LogRatios, chosen: Tensor) -> None:
-        """Log-probs in place of the log-ratios that TRL has just taken for them, and the clamp's shares."""
+        """Replace the log-ratios that TRL logged as log-probs by log-probs, and log the clamped shares."""
         assert self.model is not None
         metrics = self._metrics["train" if self.model.training else "eval"]
         out, logps = ratios.last, ratios.last.logp.sum(-1)
@@ -267,16 +269,16 @@ class _HumanlineMixin(_BaseTrainer):
 
 
 class HumanlineDPOTrainer(_HumanlineMixin, DPOTrainer):
-    """TRL's ``DPOTrainer`` on clamped log-ratios, against a reference that follows the policy.
+    """TRL's ``DPOTrainer`` with clamped log-ratios and a reference that follows the policy.
 
     Args:
-        model, ref_model, args: as TRL's. Without ``ref_model`` the reference is a copy of ``model`` as it is given; of
-            a LoRA model, a second adapter.
-        humanline: bounds and sync; None is TRL's own training, bitwise.
-        others: TRL's, by name.
+        model, ref_model, args: as in TRL. Without ``ref_model`` the reference is a copy of the given ``model``; for a
+            LoRA model, a second adapter.
+        humanline: bounds and sync interval; None gives TRL's own training, bitwise.
+        others: TRL's other arguments, keyword-only.
 
     Raises:
-        ValueError: something is asked for that would break humanline without a word; the message says what and why.
+        ValueError: a setting would silently break humanline; the message names it and the reason.
 
     >>> trainer = HumanlineDPOTrainer(
     ...     "start", args=DPOConfig("run"), train_dataset=pairs, humanline=Humanline(sync_every=1)
@@ -292,13 +294,13 @@ class HumanlineDPOTrainer(_HumanlineMixin, DPOTrainer):
 
 
 class HumanlineKTOTrainer(_HumanlineMixin, KTOTrainer):
-    """TRL's ``KTOTrainer`` likewise; the tokens of its mismatched pairs are clamped too, as HALOs does.
+    """TRL's ``KTOTrainer`` with humanline; as in HALOs, the tokens of its mismatched pairs are clamped too.
 
     Args:
-        model, ref_model, args, humanline, others: as :class:`HumanlineDPOTrainer`.
+        model, ref_model, args, humanline, others: as in :class:`HumanlineDPOTrainer`.
 
     Raises:
-        ValueError: as :class:`HumanlineDPOTrainer`.
+        ValueError: as in :class:`HumanlineDPOTrainer`.
 
     >>> HumanlineKTOTrainer("start", args=KTOConfig("run"), train_dataset=labelled).train()  # doctest: +SKIP
     """

@@ -1,4 +1,4 @@
-"""The curves of a run, read from its ``metrics.jsonl``."""
+"""Curves of a run, read from its ``metrics.jsonl``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,34 +8,34 @@ from humanline_fused.training.run.json_lines import read
 
 Line = dict[str, Any]
 Points = tuple[list[float], list[float]]
-"""x and y, as long as each other."""
+"""x and y, of equal length."""
 
 WORK = ("time/training", "time/generation", "time/reward")
-"""Cumulative seconds of what a run is for: evaluation and saving are in none of them."""
+"""Metrics with cumulative seconds, without evaluation and saving."""
 
 
 def read_metrics(folder: Path) -> list[Line]:
-    """The log lines of the run in ``folder``, in order; a last one that is cut short is left out.
+    """Return the log lines of the run in ``folder``, in order, without an incomplete last line.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no log lines.
     """
     file = folder / "metrics.jsonl"
     if not file.is_file():
         raise ValueError(f"expected a run's folder with a metrics.jsonl, found none at {file}")
     lines = read(file)
     if not lines:
-        raise ValueError(f"{file}: expected log lines, it has none")
+        raise ValueError(f"{file}: expected log lines, got none")
     return lines
 
 
 def has(lines: Sequence[Line], name: str) -> bool:
-    """Whether a line has a number under ``name``."""
+    """Return whether any line has a value for ``name``."""
     return any(line.get(name) is not None for line in lines)
 
 
 def series(lines: Sequence[Line], x: str, y: str) -> Points:
-    """The points of the lines that have both ``x`` and ``y``.
+    """Return the points of the lines that have both ``x`` and ``y``.
 
     >>> series([{"step": 1, "loss": 0.7}, {"step": 2}, {"step": 3, "loss": None}], "step", "loss")
     ([1], [0.7])
@@ -45,7 +45,7 @@ def series(lines: Sequence[Line], x: str, y: str) -> Points:
 
 
 def with_clock(lines: Sequence[Line], name: str) -> list[Line]:
-    """The lines with the sum of :data:`WORK` so far under ``name``; one that has no part of it takes those before.
+    """Return the lines with the current sum of :data:`WORK` as ``name``; missing parts keep their previous values.
 
     >>> with_clock([{"time/training": 2.0}, {"eval_loss": 1.0}, {"time/training": 3.0, "time/reward": 1.0}], "s")[1:]
     [{'eval_loss': 1.0, 's': 2.0}, {'time/training': 3.0, 'time/reward': 1.0, 's': 4.0}]

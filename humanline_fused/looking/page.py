@@ -1,4 +1,4 @@
-"""One HTML page without script, network or outside files: sequences whose tokens are coloured by their log-ratio."""
+"""Self-contained HTML page of sequences whose tokens are coloured by their log-ratio."""
 
 import math
 import unicodedata
@@ -10,13 +10,13 @@ from itertools import groupby
 from humanline_fused.looking.scored_sequences import ScoredSequence
 
 STEPS = 10
-"""Shades of either colour."""
+"""Number of shades per colour."""
 
 FAINTEST = 0.01
-"""The least log-ratio, nats, that may have the full colour, so that rounding does not look like a difference."""
+"""Smallest log-ratio in nats that may have the full colour, so that rounding does not look like a difference."""
 
 WHITE, BLUE, RED = (255, 255, 255), (103, 169, 207), (239, 138, 98)
-"""ColorBrewer's RdBu of three: told apart by the colour-blind, and black text is legible on all of it."""
+"""ColorBrewer's three-class RdBu: safe for colour-blind readers, and legible under black text."""
 
 STYLE = """:root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto 7rem; max-width: 62rem;
@@ -43,12 +43,12 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; } d
 
 @dataclass(frozen=True)
 class Summary:
-    """What stands above the sequences.
+    """Header of the page.
 
     Attributes:
-        title: of the page.
-        facts: a name and what it is, in words.
-        note: what must not be missed; empty for nothing.
+        title: title of the page.
+        facts: pairs of a name and its description.
+        note: text in a box; empty for none.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Summary:
 
 
 def page(summary: Summary, sequences: Sequence[ScoredSequence]) -> str:
-    """The page's text, in UTF-8 once it is written. Everything that came from data or settings is escaped."""
+    """Return the text of the page, to be written in UTF-8. All text from data or settings is escaped."""
     scale = scale_of(sequences)
     facts = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(what)}</dd>" for name, what in summary.facts)
     note = f'<p class="note">{escape(summary.note)}</p>\n' if summary.note else ""
@@ -92,13 +92,13 @@ def page(summary: Summary, sequences: Sequence[ScoredSequence]) -> str:
 
 
 def scale_of(sequences: Sequence[ScoredSequence]) -> float:
-    """The log-ratio, nats, from which on a token has the full colour: the largest within the bounds."""
+    """Return the smallest log-ratio in nats with the full colour: the largest one within the bounds."""
     inside = [s.clamped.abs().max().item() for s in sequences if len(s.clamped)]
     return max([FAINTEST, *(value for value in inside if math.isfinite(value))])
 
 
 def shade_of(log_ratio: float, scale: float) -> str:
-    """The class of a token's colour: ``b1`` to ``b10`` below 0, ``r1`` to ``r10`` above, ``z`` at 0.
+    """Return the CSS class of a token's colour: ``b1`` to ``b10`` below 0, ``r1`` to ``r10`` above, ``z`` at 0.
 
     >>> shade_of(-0.5, 1.0), shade_of(0.04, 1.0), shade_of(7.0, 1.0)
     ('b5', 'z', 'r10')
@@ -127,8 +127,9 @@ def _legend(scale: float) -> str:
         '<div class="legend"><span class="high">line above</span><span>clamped: above the upper bound</span>'
         '<span class="low">line below</span><span>clamped: below the lower bound</span>'
         '<span class="prompt">grey text</span><span>prompt, not scored</span></div>\n'
-        "<p>Red: the policy finds the token likelier than the reference does; blue: less likely. A clamped token "
-        "counts with the bound, and gets no gradient. Point at a token, or go to it with Tab, for its numbers.</p>"
+        "<p>Red: the policy gives the token a higher probability than the reference; blue: a lower one. A clamped "
+        "token counts with the bound and gets no gradient. Point at a token, or move to it with Tab, to see its "
+        "numbers.</p>"
     )
 
 
@@ -163,7 +164,7 @@ def _token(s: ScoredSequence, position: int, scale: float) -> str:
 
 
 def visible(text: str) -> str:
-    """Text in which line ends, tabs and control characters are seen.
+    """Return the text with visible line ends, tabs and control characters.
 
     >>> visible("a\\n\\x00")
     'a↵\\n\\\\x00'

@@ -1,4 +1,4 @@
-"""Draws curves of several runs beside each other; the same run has the same colour and line in every panel."""
+"""Draws the curves of several runs; a run has the same colour and dashes in every panel."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from humanline_fused.looking.curves import Points
 
 COLORS = ("#5f5f5f", "#c2410c", "#1d4ed8", "#15803d", "#a21caf", "#a16207")
 DASHES = ("-", (0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
-"""So that curves which lie on each other are seen, and told apart without colour."""
+"""Dash patterns, so that overlapping curves stay visible and distinct without colour."""
 
 FEW = 40
-"""Points up to which each is marked."""
+"""Largest number of points of a curve with a marker on each."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Panel:
     """One pair of axes.
 
     Attributes:
-        title: what is seen, and which way is good.
+        title: quantity, and which direction is good.
         x, y: labels with units.
-        curves: by the run's label.
-        limits: of y; None leaves them to the data.
+        curves: points by label of the run.
+        limits: limits of y; None for automatic limits.
     """
 
     title: str
@@ -34,7 +34,7 @@ class Panel:
 
 
 def check_ending(image: Path) -> None:
-    """Raise ValueError unless the ending of ``image`` is a picture format.
+    """Raise ValueError unless the extension of ``image`` is a picture format.
 
     >>> check_ending(Path("plot.png"))
     """
@@ -46,7 +46,7 @@ def check_ending(image: Path) -> None:
 
 
 def style_of(number: int) -> dict[str, Any]:
-    """Colour and dashes of the ``number``-th run."""
+    """Return colour and dashes of the ``number``-th run."""
     return {"color": COLORS[number % len(COLORS)], "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.8}
 
 
@@ -54,13 +54,13 @@ def draw(rows: Sequence[Sequence[Panel]], labels: Sequence[str], image: Path, *,
     """Draw a grid of panels with one legend.
 
     Args:
-        rows: equally long; panels below each other have the same x.
-        labels: of all runs, in the legend's order.
-        image: where to write; the ending chooses the format.
-        title: of the whole picture; without one the legend stands there.
+        rows: rows of equal length; panels of a column have the same x.
+        labels: labels of all runs, in the order of the legend.
+        image: output file; its extension sets the format.
+        title: title of the whole picture; without one the legend is at the top.
 
     Raises:
-        ValueError: the ending is no picture format.
+        ValueError: the extension is not a picture format.
         OSError: the image cannot be written.
 
     >>> loss = Panel("Loss: down is better", "optimizer step", "nats", {"plain": ([0, 1], [0.7, 0.6])})

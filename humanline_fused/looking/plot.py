@@ -1,4 +1,4 @@
-"""Runs beside each other: reward, margin, unclamped share and distance from the start, by steps and by seconds."""
+"""Picture of several runs: reward, margin, unclamped share and KL to the initial policy, by steps and seconds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from humanline_fused.looking.pictures import Panel, check_ending, draw
 CLOCK = "seconds of work"
 
 FLATTEST = 0.05
-"""The least that the axis of a share spans, so that nothing looks like something."""
+"""Smallest span of the axis of a share, so that noise does not look like a change."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A logged number: its key in ``metrics.jsonl``, and in words what it is and which way is good.
+    """A logged number: its key in ``metrics.jsonl``, a title that says which direction is good, and its unit.
 
-    A ``share`` is at most 1, and mostly is: its axis ends there.
+    A ``share`` is at most 1 and usually near 1, so its axis ends at 1.
     """
 
     key: str
@@ -28,12 +28,12 @@ class Metric:
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a picture is to show, under whichever of its keys it was logged.
+    """A quantity of the picture, with the metrics that may represent it.
 
     Attributes:
-        name: in words.
-        metrics: the best one first.
-        all: draw each that was logged, instead of the one that most runs have.
+        name: name for messages.
+        metrics: metrics in order of preference.
+        all: draw every logged metric, instead of the one that most runs have.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Quantity:
     all: bool = False
 
     def logged(self, runs: Mapping[str, Sequence[Line]]) -> list[Metric]:
-        """The metrics to draw; none where no run logged one."""
+        """Return the metrics to draw; none if no run logged one."""
         counts = {metric: sum(has(lines, metric.key) for lines in runs.values()) for metric in self.metrics}
         found = [metric for metric in self.metrics if counts[metric]]
         return found if self.all else sorted(found, key=lambda metric: -counts[metric])[:1]
@@ -51,9 +51,9 @@ QUANTITIES = (
     Quantity(
         "reward",
         (
-            Metric("heldout/reward", "Reward of answers to held-out prompts. Up: better answers", "mean reward"),
-            Metric("eval_reward", "Reward in evaluation. Up: better answers", "mean reward"),
-            Metric("reward", "Reward of the answers trained on. Up: better answers", "mean reward"),
+            Metric("heldout/reward", "Reward on held-out prompts. Up: better completions", "mean reward"),
+            Metric("eval_reward", "Reward in evaluation. Up: better completions", "mean reward"),
+            Metric("reward", "Reward of the training samples. Up: better completions", "mean reward"),
         ),
         all=True,
     ),
@@ -62,12 +62,12 @@ QUANTITIES = (
         (
             Metric(
                 "eval_rewards_initial/margins",
-                "Chosen over rejected, held out, against the start.\nUp: tells good answers from bad better",
+                "Margin of held-out pairs, against the initial policy.\nUp: better separation of chosen and rejected",
                 "reward margin (nats × β)",
             ),
             Metric(
                 "rewards/margins",
-                "Chosen over rejected, in training, against each step's reference.\nAbove 0: moves to the chosen; "
+                "Margin in training, against the reference of each step.\nAbove 0: moves towards the chosen; "
                 "small if the reference moves",
                 "reward margin (nats × β)",
             ),
@@ -78,8 +78,8 @@ QUANTITIES = (
         (
             Metric(
                 "humanline/unclamped",
-                "Tokens that the clamp leaves alone (no clamp: all).\n"
-                "Down: the policy strays further from its reference",
+                "Tokens within the clamp's bounds (without a clamp: all).\n"
+                "Down: the policy moves further from its reference",
                 "share of tokens",
                 share=True,
             ),
@@ -90,7 +90,7 @@ QUANTITIES = (
         (
             Metric(
                 "eval_kl_initial",
-                "Distance from the policy at the start, held out.\nUp: further away; 0 is where it began",
+                "KL to the initial policy on held-out data.\nUp: further away; 0 at the start",
                 "KL estimate k3 (nats per token)",
             ),
         ),
@@ -99,7 +99,7 @@ QUANTITIES = (
 
 
 def labels_of(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many of the folders above as it takes to tell them apart.
+    """Return the names of the folders, with as many parent folders as needed to make them distinct.
 
     >>> labels_of([Path("/a/plain"), Path("/a/humanline")]), labels_of([Path("/a/x/run"), Path("/a/y/run")])
     (['plain', 'humanline'], ['x/run', 'y/run'])
@@ -114,18 +114,18 @@ def labels_of(folders: Sequence[Path]) -> list[str]:
 
 
 def plot_runs(folders: Sequence[Path], image: Path | None = None) -> list[str]:
-    """Draw runs in one picture.
+    """Draw several runs in one picture.
 
     Args:
         folders: the runs' folders, each with its ``metrics.jsonl``.
-        image: where to write, the ending chooses the format. Default ``plot.png``: in the folder of a single run, else
-            in the current one.
+        image: output file; its extension sets the format. Default ``plot.png``, in the folder of a single run, else in
+            the current one.
 
     Returns:
-        What to tell the person who asked, in lines: what no run logged, or not all, and where the picture is.
+        Lines for the user: the quantities that no run or not every run logged, then the path of the picture.
 
     Raises:
-        ValueError: a folder has no log lines, none of the quantities was logged, or the ending is unknown.
+        ValueError: a folder has no log lines, none of the quantities was logged, or the extension is unknown.
         OSError: the picture cannot be written.
 
     >>> plot_runs([Path("runs/demo/plain"), Path("runs/demo/humanline")])  # doctest: +SKIP
@@ -134,7 +134,7 @@ def plot_runs(folders: Sequence[Path], image: Path | None = None) -> list[str]:
     image = image or (folders[0] / "plot.png" if len(folders) == 1 else Path("plot.png"))
     check_ending(image)
     runs = {label: read_metrics(folder) for label, folder in zip(labels_of(folders), folders, strict=True)}
-    # One clock for all: seconds of work beside seconds that count evaluation too would compare what cannot be.
+    # One clock for all runs: seconds with and without evaluation are not comparable.
     worked = all(any(has(lines, part) for part in WORK) for lines in runs.values())
     clock = (CLOCK, "seconds, without evaluation and saving") if worked else ("seconds", "seconds, evaluation included")
     if worked:

@@ -1,1 +1,1 @@
-"""Changes inside a transformers model's forward: the loss instead of the logits."""
+"""Computes the loss inside a transformers model's forward, without logits."""

@@ -1,9 +1,9 @@
-"""A causal language model whose forward hands its head to a loss, instead of multiplying it out.
+"""A causal LM forward that passes the lm_head to a loss instead of computing logits.
 
-During such a call the head's forward returns a ``LogitsRecorder`` (recorder.py), which stands for the logits: the
-model's own code then does to it what it does to its logits (a scale, a softcap, casts), and it says what that amounts
-to. There is no table of architectures; what a recorder does not know is an error. The scores are computed before the
-model's forward returns, so whatever wraps the model (DDP, FSDP2, PEFT, autocast) has its weights in place.
+During such a call the head's forward returns a ``LogitsRecorder`` (recorder.py) in place of the logits. The model's own
+code applies its operations on logits (scale, softcap, casts) to the recorder, which accumulates them. So no table of
+architectures is needed; an operation that the recorder does not support is an error. The scores are computed before
+the model's forward returns, so wrappers of the model (DDP, FSDP2, PEFT, autocast) have its weights in place.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,23 +20,23 @@ from humanline_fused.scores import LMHead
 
 
 def causal_lm(model: nn.Module) -> Any:
-    """The transformers model inside PEFT's, or the model itself."""
+    """Return the transformers model inside a PEFT model, or the model itself."""
     unwrap = getattr(model, "get_base_model", None)
     return unwrap() if callable(unwrap) else model
 
 
 def score_in_forward_(model: nn.Module) -> None:
-    """Give the causal language model in ``model`` a forward that takes ``score``.
+    """Replace the forward of the causal language model in ``model`` by one that accepts ``score``.
 
-    ``model(..., score=f)``, with the other arguments by keyword, calls ``f(LMHead)`` inside and returns what that
-    returns; without ``score`` nothing changes. Once it has such a forward, this does nothing.
-    :func:`restore_forward_` takes it away.
+    ``model(..., score=f)``, with the other arguments by keyword, calls ``f(LMHead)`` inside the forward and returns its
+    result; without ``score`` nothing changes. A second call of this function does nothing. :func:`restore_forward_`
+    undoes it.
 
     Args:
-        model: a transformers model with an output embedding, or PEFT's around one. A copy.deepcopy of it scores too.
+        model: a transformers model with an output embedding, or a PEFT model around one. A copy.deepcopy works too.
 
     Raises:
-        ValueError: its head, or its forward, is not one that this works with.
+        ValueError: its head or its forward is not supported.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -53,7 +53,7 @@ def score_in_forward_(model: nn.Module) -> None:
     if forward is None:
         raise ValueError(
             f"head='fused': expected a model whose forward is a method, got {type(model.forward).__name__} (a model "
-            f"spread by device_map?). {INSTEAD}"
+            f"split by device_map?). {INSTEAD}"
         )
 
     @wraps(forward)
@@ -64,7 +64,7 @@ def score_in_forward_(model: nn.Module) -> None:
             logits = getattr(forward(self, *args, **kwargs), "logits", None)
         if not isinstance(logits, LogitsRecorder):
             raise ValueError(
-                "head='fused': expected logits that get_output_embeddings() made, got "
+                "head='fused': expected logits that get_output_embeddings() computed, got "
                 f"{type(logits).__name__} from {type(self).__name__}.forward. {INSTEAD}"
             )
         return _call(score, logits.scores())  # pyright: ignore[reportCallIssue]
@@ -75,12 +75,12 @@ def score_in_forward_(model: nn.Module) -> None:
 
 @torch.compiler.disable
 def _call(score: Callable[[LMHead], Any], head: LMHead) -> Any:
-    """A compiled model's loss stays as it is: it has its own kernels, and loops that are not to be unrolled."""
+    """Run the loss outside the compiled graph: it has its own kernels and loops that must not be unrolled."""
     return score(head)
 
 
 def restore_forward_(model: nn.Module) -> None:
-    """Undo :func:`score_in_forward_`, and what wrapped that forward since (accelerate's autocast)."""
+    """Undo :func:`score_in_forward_` and later wrappers of that forward (accelerate's autocast)."""
     model = causal_lm(model)
     if scoring := _scoring(model.forward):
         del model.forward
@@ -89,14 +89,14 @@ def restore_forward_(model: nn.Module) -> None:
 
 
 def _scoring(forward: Any) -> Any:
-    """The scoring forward behind what wraps it; None where there is none."""
+    """Return the scoring forward inside its wrappers, or None."""
     while forward is not None and "replaces" not in getattr(forward, "__dict__", {}):
         forward = getattr(forward, "__func__", None) or getattr(forward, "__wrapped__", None)
     return forward
 
 
 def _check_head(model: Any) -> nn.Linear:
-    """The output embedding, if it is ``hidden · weightᵀ + bias`` and nothing else."""
+    """Return the output embedding if it computes exactly ``hidden · weightᵀ + bias``, else raise ValueError."""
     head = model.get_output_embeddings()
     plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and "forward" not in vars(head)
     if not plain:
@@ -110,7 +110,7 @@ def _check_head(model: Any) -> nn.Linear:
 
 @contextmanager
 def _recording(head: nn.Linear) -> Iterator[None]:
-    """The head's forward gives recorders meanwhile."""
+    """Make the head's forward return recorders until exit."""
     vars(head)["forward"] = partial(_record, head)
     try:
         yield
@@ -120,7 +120,7 @@ def _recording(head: nn.Linear) -> Iterator[None]:
 
 @torch.compiler.disable
 def _record(head: nn.Linear, hidden: Tensor) -> LogitsRecorder:
-    """A compiled model's graph ends here: at a recorder, dynamo would give up the whole frame."""
+    """End a compiled model's graph here: dynamo would skip the whole frame at a recorder."""
     _check_weight(head.weight)
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
@@ -128,19 +128,19 @@ def _record(head: nn.Linear, hidden: Tensor) -> LogitsRecorder:
 
 
 def _check_weight(weight: Tensor) -> None:
-    """Whole, on this rank, in numbers: not a shard, nor quantised."""
+    """Raise ValueError if the weight is sharded, partitioned or quantised."""
     if hasattr(weight, "placements"):
         raise ValueError(
-            "head='fused': expected the head's whole weight inside forward, got a DTensor: the head is a shard of its "
-            "own. With FSDP2 leave it to the outermost unit, or use fully_shard([norm, lm_head], "
+            "head='fused': expected the head's whole weight inside forward, got a DTensor: the head is sharded as a "
+            "unit of its own. With FSDP2 leave it to the outermost unit, or use fully_shard([norm, lm_head], "
             f"reshard_after_forward=False). With tensor parallelism: {INSTEAD}"
         )
     if hasattr(weight, "ds_id"):
         raise ValueError(
-            "head='fused': expected the head's whole weight inside forward, got one that DeepSpeed's ZeRO-3 spreads "
+            "head='fused': expected the head's whole weight inside forward, got one that DeepSpeed's ZeRO-3 partitions "
             f"over the ranks. {INSTEAD}, or ZeRO-2"
         )
     if type(weight) not in (nn.Parameter, Tensor):
         raise ValueError(
-            f"head='fused': expected a weight of plain numbers, got {type(weight).__name__} (quantised?). {INSTEAD}"
+            f"head='fused': expected a plain weight tensor, got {type(weight).__name__} (quantised?). {INSTEAD}"
         )

@@ -1,4 +1,4 @@
-"""What a model does to its logits, written down without logits."""
+"""Records the scale, softcap and casts that a model applies to its logits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,12 +22,12 @@ def _refuse(done: str) -> NoReturn:
 
 @dataclass(frozen=True, eq=False)
 class LogitsRecorder:
-    """Stands for ``outer · tanh(inner · logits)``, or ``inner · logits`` where ``outer`` is None.
+    """Represents ``outer · tanh(inner · logits)``, or ``inner · logits`` if ``outer`` is None.
 
     Args:
-        head: hidden states [B, T, H], weight and bias as the model's head took them.
-        dtype: what the logits would have here.
-        inner, outer: exact, so that dividing and multiplying by one number leaves nothing.
+        head: hidden states [B, T, H], weight and bias of the model's head.
+        dtype: dtype of the logits at this point.
+        inner, outer: exact fractions, so that division and multiplication by the same number cancel.
     """
 
     head: LMHead
@@ -44,7 +44,7 @@ class LogitsRecorder:
         return self.head.hidden.device
 
     def scores(self) -> LMHead:
-        """The head with what the model does to its logits. Softcap and scale are computed in float32."""
+        """Return the head with the recorded scale and softcap, which are computed in float32."""
         if self.outer is None:
             return replace(self.head, scale=float(self.inner))
         return replace(self.head, scale=float(self.inner * self.outer), softcap=float(self.outer))
@@ -77,7 +77,7 @@ class LogitsRecorder:
         return self.to(torch.float32)
 
     def to(self, *args: Any, **kwargs: Any) -> "LogitsRecorder":
-        """A cast that loses nothing (the softmax is computed in float32 whatever comes), or a stay on the device."""
+        """Record a cast to a wider dtype (the softmax is computed in float32 anyway); refuse another device."""
         moved = torch.empty(0, dtype=self.dtype, device=self.device).to(*args, **kwargs)
         if moved.device != self.device:
             _refuse(f"a move to {moved.device}")

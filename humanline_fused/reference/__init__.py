@@ -1,4 +1,4 @@
-"""The ways to have a reference that follows the policy: scored ahead, a model, or an adapter, copied into in place."""
+"""Synced references: look-ahead scores, a second model, or a second adapter overwritten in place."""
 
 from humanline_fused.reference.adapter import AdapterReference
 from humanline_fused.reference.lookahead import LookaheadReference

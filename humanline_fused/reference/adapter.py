@@ -1,4 +1,4 @@
-"""A synced reference inside the policy: a second, frozen LoRA adapter on the same base weights."""
+"""Synced reference as a second, frozen LoRA adapter on the policy's base weights."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -13,20 +13,20 @@ from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.reference.sync import _some, _tensors, pair_by_name
 
 ADAPTER = "ref"
-"""The name of the second adapter."""
+"""Name of the second adapter."""
 
 INSTEAD = "use reference='lookahead', the same numbers without a second adapter"
 
 
 def trained_adapter(model: nn.Module) -> str:
-    """The name of the LoRA adapter that is trained, if a second one can stand for the whole policy.
+    """Return the name of the trained LoRA adapter, if a second adapter can represent the whole policy.
 
     Args:
-        model: the policy, as peft.get_peft_model returned it. Nothing is changed.
+        model: the policy, as returned by peft.get_peft_model. It is not changed.
 
     Raises:
-        ValueError: peft is missing; the model is not PEFT's; it has several active adapters, one that is not LoRA, or
-            one called "ref"; or something beside the adapter is trained. The message says which.
+        ValueError: peft is missing; the model is not a PEFT model; it has several active adapters, one that is not
+            LoRA, or one called "ref"; or other parameters are trained too. The message says which.
 
     >>> from peft import LoraConfig, get_peft_model
     >>> trained_adapter(get_peft_model(nn.Sequential(nn.Linear(2, 2)), LoraConfig(target_modules=["0"])))
@@ -60,14 +60,14 @@ def trained_adapter(model: nn.Module) -> str:
 
 
 def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
-    """Parameters and buffers that PEFT keeps for one adapter, by their path without its name."""
+    """Return the parameters and buffers of one adapter, by path without the adapter's name."""
     split = ((path.split("."), tensor) for path, tensor in _tensors(model).items())
     return {".".join(part for part in parts if part != adapter): tensor for parts, tensor in split if adapter in parts}
 
 
 @contextmanager
 def _modes_kept(model: nn.Module) -> Iterator[None]:
-    """What is trained, and which modules are in training mode, is afterwards as it was."""
+    """Restore ``requires_grad`` of all parameters and the training mode of all modules on exit."""
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -80,20 +80,20 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 class AdapterReference:
-    """A frozen adapter "ref" beside the policy's, on its base weights; synced every ``sync_every`` optimizer steps.
+    """A frozen adapter "ref" on the policy's base weights, synced every ``sync_every`` optimizer steps.
 
-    The numbers of a copied model, for the memory of an adapter. LoRA with all that PEFT keeps per adapter: embeddings,
-    DoRA's magnitudes, ``modules_to_save``, trainable tokens. The model's ``save_pretrained`` leaves "ref" out from now
-    on.
+    It gives the same log-probs as a copied model, for the memory of one adapter. It covers everything that PEFT keeps
+    per LoRA adapter: embeddings, DoRA's magnitudes, ``modules_to_save``, trainable tokens. From now on the model's
+    ``save_pretrained`` excludes "ref".
 
     Args:
         score: takes a step and returns the log-probs of its micro-batches under the active adapter.
-        model: the policy as PEFT made it; gets the adapter "ref", equal to the active one.
-        sync_every: k ≥ 1, in optimizer steps; None keeps the adapter as it is.
+        model: the PEFT policy; gets the adapter "ref", equal to the active one.
+        sync_every: k ≥ 1, in optimizer steps; None never syncs.
 
     Raises:
-        ValueError: the model is not one that :func:`trained_adapter` takes, or PEFT makes another adapter of the same
-            config. It is left as it was.
+        ValueError: :func:`trained_adapter` refuses the model, or PEFT creates different tensors from the same
+            config. The model is unchanged.
 
     Source: arXiv 2509.24207, section 4 (the sync).
 
@@ -119,10 +119,10 @@ class AdapterReference:
     def _add(self) -> None:
         model, exported = self.model, list(self.model.peft_config)
         config = copy.deepcopy(model.peft_config[self.trained])
-        config.init_lora_weights = False  # PiSSA and its kin would take the adapter out of the base weights once more
+        config.init_lora_weights = False  # PiSSA and similar would subtract the adapter from the base weights again
         config.inference_mode = True
         devices = {p.device for p in model.parameters() if p.is_cuda}
-        # PEFT draws weights, to be overwritten: the policy's dropout stays that of a run without them.
+        # PEFT draws weights that are overwritten: fork the RNG so that the policy's dropout does not change.
         with torch.random.fork_rng(devices), _modes_kept(model):
             model.add_adapter(ADAPTER, config)
             try:
@@ -141,7 +141,7 @@ class AdapterReference:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """The model is the reference meanwhile; afterwards it is as it was, training mode and what is trained too."""
+        """Activate the reference adapter; restore adapter, training mode and ``requires_grad`` on exit."""
         with _modes_kept(self.model):
             try:
                 self.model.base_model.set_adapter(ADAPTER, inference_mode=True)
@@ -150,20 +150,20 @@ class AdapterReference:
                 self.model.base_model.set_adapter(self.trained, inference_mode=True)
 
     def scores(self, step: int, last_step: int) -> list[TokenScores]:
-        """The reference's log-probs for ``step``, under the adapter as it stands (it moves only before the next step).
+        """Return the reference's log-probs for ``step``, under the current adapter (next sync: before the next step).
 
-        Which adapter is active, what is trained and training mode are as before, after an exception too.
+        The active adapter, ``requires_grad`` and training mode are restored, also after an exception.
         """
         with self.active():
             return self.score(step)
 
     def before_optimizer_step(self, step: int, policy: nn.Module) -> None:
-        """Sync if it is ``step``'s turn: 0, k, 2k … To be called after backward and clipping, *before* the update."""
+        """Sync at steps 0, k, 2k … Call after backward and gradient clipping, *before* the update."""
         if self.sync_every is not None and step % self.sync_every == 0:
             self._sync()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to hold: the adapter "ref", which the exported model lacks."""
+        """Return the state for a checkpoint: the adapter "ref", which the exported model lacks."""
         return {"adapter": {path: tensor.detach() for path, tensor in adapter_tensors(self.model, ADAPTER).items()}}
 
     @torch.no_grad()

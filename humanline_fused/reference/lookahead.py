@@ -1,4 +1,4 @@
-"""A synced reference without a second model: the coming steps are scored before the policy moves on."""
+"""Synced reference without a second model: the policy scores the coming steps before its update."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 from torch import Tensor
 
 TokenScores = dict[str, Tensor]
-"""Reference log-probs of one micro-batch, by their name in the batch; each [B, T], float32, nats."""
+"""Reference log-probs of one micro-batch, by name in the batch; each [B, T], float32, nats."""
 
 
 class LookaheadReference:
-    """Keeps the reference log-probs of the coming steps instead of the reference.
+    """Keeps the reference log-probs of the coming steps instead of a reference model.
 
     Humanline copies the policy into the reference before the optimizer step of steps 0, k, 2k … So the reference of
-    steps t + 1 … t + k is the policy as it stands at the *start* of step t: score those steps' batches there and keep a
-    float per token. The same numbers as with a copied model, without one, and without a hook between backward and
-    optimizer step (under DeepSpeed there is none).
+    steps t + 1 … t + k is the policy at the *start* of step t: score the batches of those steps there and keep one
+    float per token. The log-probs equal those of a copied model. There is no second model and no hook between backward
+    and optimizer step (DeepSpeed has no such hook).
 
     Args:
         score: takes a step and returns the log-probs of its micro-batches under the current policy.
@@ -28,18 +28,18 @@ class LookaheadReference:
         self.score = score
         self.sync_every = sync_every
         self.last_step = 0
-        # On the device where they were made: four bytes a token, and moving them would wait for the GPU.
+        # Kept on the device that computed them: four bytes per token, and a move would wait for the GPU.
         self.pending: dict[int, list[TokenScores]] = {}
 
     def scores(self, step: int, last_step: int) -> list[TokenScores]:
-        """The reference's log-probs for ``step``. Call once at the start of every step, before any backward.
+        """Return the reference's log-probs for ``step``. Call once at the start of every step, before any backward.
 
         Args:
             step: the optimizer step about to begin, from 0.
-            last_step: the last step of the run; nothing is scored beyond it.
+            last_step: the last step of the run; later steps are not scored.
 
         Raises:
-            ValueError: nothing was kept for ``step``.
+            ValueError: there are no scores for ``step``.
         """
         self.last_step = last_step
         if step == 0:
@@ -50,12 +50,12 @@ class LookaheadReference:
         if step not in self.pending:
             raise ValueError(
                 f"no reference scores were kept for step {step} (kept: {sorted(self.pending) or 'none'}). "
-                "It is to be called at every step."
+                "Call scores() at every step."
             )
         return self.pending.pop(step)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to hold, on the CPU."""
+        """Return the state for a checkpoint, on the CPU."""
         pending = {
             step: [{name: logp.cpu() for name, logp in batch.items()} for batch in window]
             for step, window in self.pending.items()
@@ -66,7 +66,7 @@ class LookaheadReference:
         """Continue from :meth:`state_dict` with ``step``, up to ``last_step``.
 
         Raises:
-            ValueError: the state was scored with another ``sync_every``, or not far enough for ``last_step``.
+            ValueError: the state has another ``sync_every``, or lacks scores up to ``last_step``.
         """
         if state["sync_every"] != self.sync_every:
             raise ValueError(
@@ -76,7 +76,7 @@ class LookaheadReference:
         next_sync = -(-step // self.sync_every) * self.sync_every
         if not set(range(step, min(next_sync, last_step) + 1)) <= state["pending"].keys():
             raise ValueError(
-                f"the checkpoint's run was planned to end at step {state['last_step'] + 1} and its reference scored no "
-                f"further: expected max_steps <= {state['last_step'] + 1}, got {last_step + 1}"
+                f"the checkpoint's run was planned to end at step {state['last_step'] + 1} and has no reference scores "
+                f"beyond it: expected max_steps <= {state['last_step'] + 1}, got {last_step + 1}"
             )
         self.pending = state["pending"]

@@ -1,4 +1,4 @@
-"""A reference that is a second model, overwritten in place by the policy every k optimizer steps."""
+"""Synced reference as a second model, which the policy overwrites in place every k optimizer steps."""
 
 from collections.abc import Callable, Iterable
 from itertools import chain
@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from humanline_fused.reference.lookahead import TokenScores
 
 WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module")
-"""Path components that DDP, torch.compile and activation checkpointing put into parameter names."""
+"""Path components that DDP, torch.compile and activation checkpointing add to parameter names."""
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -27,7 +27,7 @@ def _some(names: Iterable[str], shown: int = 5) -> str:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """What this rank holds of it."""
+    """Return this rank's part of the tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -36,7 +36,7 @@ def _layout(tensor: Tensor) -> Any:
 
 
 def refuse_shared_storage(reference: nn.Module, policy: nn.Module) -> None:
-    """Raise ValueError, with the names, where a parameter or buffer of the reference is the policy's too."""
+    """Raise ValueError, with the names, if reference and policy share a parameter or buffer."""
     _refuse_shared(_tensors(reference), _tensors(policy))
 
 
@@ -48,7 +48,7 @@ def _refuse_shared(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 def pair_tensors(reference: nn.Module, policy: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters and buffers of both models, paired by name without the prefixes of wrappers.
+    """Return parameters and buffers of both models, paired by name without wrapper prefixes.
 
     Raises:
         ValueError: names, shapes or shards differ, or storage is shared. The message says which.
@@ -57,7 +57,7 @@ def pair_tensors(reference: nn.Module, policy: nn.Module) -> tuple[list[Tensor],
 
 
 def pair_by_name(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """:func:`pair_tensors` for tensors of the reference and of the policy by name."""
+    """Pair tensors of the reference and the policy, given by name; see :func:`pair_tensors`."""
     if mine.keys() != theirs.keys():
         sides = {"policy": theirs.keys() - mine.keys(), "reference": mine.keys() - theirs.keys()}
         differences = [f"only the {side} has {_some(names)}" for side, names in sides.items() if names]
@@ -75,12 +75,12 @@ def pair_by_name(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[li
 def sync_reference_(reference: nn.Module, policy: nn.Module) -> None:
     """Copy the policy's parameters and buffers into the reference's own storage, cast to its dtype.
 
-    A full copy, not an average. Tensors are paired by name without the prefixes of wrappers (DDP, torch.compile).
-    Under FSDP2 every rank copies its own shards, and nothing is sent.
+    This is a full copy, not an average. Tensors are paired by name without wrapper prefixes (DDP, torch.compile).
+    Under FSDP2 every rank copies its own shards, without communication.
 
     Args:
-        reference: overwritten in place; afterwards it equals the policy and shares nothing with it.
-        policy: read.
+        reference: overwritten in place; afterwards it equals the policy and shares no storage with it.
+        policy: only read.
 
     Raises:
         ValueError: names, shapes or shards differ, or storage is shared. The message says which; nothing was copied.
@@ -94,18 +94,18 @@ def sync_reference_(reference: nn.Module, policy: nn.Module) -> None:
     """
     for module in chain(reference.modules(), policy.modules()):
         if isinstance(module, FSDPModule):
-            module.reshard()  # of this module alone: a forward pass may have left it whole, and its shards out of sight
+            module.reshard()  # a forward pass may have left this module unsharded, which hides its shards
     mine, theirs = pair_tensors(reference, policy)
     torch._foreach_copy_([*map(_local, mine)], [*map(_local, theirs)])  # pyright: ignore[reportPrivateImportUsage]
 
 
 class CopyReference:
-    """A frozen model beside the policy; synced every ``sync_every`` optimizer steps, or never.
+    """A second, frozen model, synced every ``sync_every`` optimizer steps, or never.
 
     Args:
         score: takes a step and returns the log-probs of its micro-batches under ``model``.
         model: the reference.
-        sync_every: k ≥ 1, in optimizer steps; None keeps the model as it is.
+        sync_every: k ≥ 1, in optimizer steps; None never syncs.
     """
 
     def __init__(self, score: Callable[[int], list[TokenScores]], model: nn.Module, sync_every: int | None) -> None:
@@ -114,11 +114,11 @@ class CopyReference:
         self.sync_every = sync_every
 
     def scores(self, step: int, last_step: int) -> list[TokenScores]:
-        """The reference's log-probs for ``step``, under the model as it stands (it moves only before the next step)."""
+        """Return the reference's log-probs for ``step``, under the current model (next sync: before the next step)."""
         return self.score(step)
 
     def before_optimizer_step(self, step: int, policy: nn.Module) -> None:
-        """Sync if it is ``step``'s turn: 0, k, 2k … To be called after backward and clipping, *before* the update.
+        """Sync at steps 0, k, 2k … Call after backward and gradient clipping, *before* the update.
 
         After the update the reference would equal the policy of the next loss: with k = 1 every log-ratio would be 0.
         """
@@ -126,7 +126,7 @@ class CopyReference:
             sync_reference_(self.model, policy)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to hold: whole tensors, on the CPU. A collective; empty on all ranks but the first."""
+        """Return the state for a checkpoint: whole tensors on the CPU. Collective; empty except on the first rank."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return {"model": get_model_state_dict(self.model, options=options)}
 

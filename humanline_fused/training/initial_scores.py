@@ -1,4 +1,4 @@
-"""The held-out data's log-probs under the policy at the start of the run, which every evaluation compares with."""
+"""Log-probs of the held-out data under the initial policy, the baseline of every evaluation."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,15 +11,15 @@ from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.training.run.checkpoint import save_atomically
 
 INITIAL_SCORES = "initial_eval_logp.pt"
-"""Their file, in the run's folder."""
+"""File name of the scores in the run's folder."""
 
 
 class InitialScores:
-    """Made once, by the policy before its first step; kept in the run's folder for whoever evaluates later.
+    """Scores computed once by the policy before its first step, and kept in the run's folder for later evaluations.
 
     Args:
         run_dir: the run's folder.
-        made_of: what the scores depend on beside the policy. A file that was made of something else is refused.
+        made_of: data and settings that determine the scores, besides the policy. A file with others is refused.
         rank, world_size: micro-batch i of the held-out data belongs to rank ``i % world_size``.
     """
 
@@ -31,27 +31,25 @@ class InitialScores:
         self.scores: list[TokenScores] | None = None
 
     def make(self, scored: Iterable[TokenScores]) -> None:
-        """Keep this rank's scores, in the order of its micro-batches, and everyone else's. A collective."""
+        """Gather the scores of all ranks, each in the order of its micro-batches. Collective."""
         mine = [{name: logp.cpu() for name, logp in scores.items()} for scores in scored]
         everyones = gather_object(mine)  # rank by rank
         turns, ranks = range(len(mine)), range(self.world_size)
         self.scores = [everyones[rank * len(mine) + turn] for turn in turns for rank in ranks]
 
     def save(self) -> None:
-        """Write them into the run's folder."""
+        """Write the scores to the run's folder."""
         save_atomically({"made_of": self.made_of, "scores": self.scores}, self.file)
 
     def load(self, run_dir: Path | None = None) -> None:
-        """Read them from ``run_dir``, by default the run's own.
+        """Read the scores from ``run_dir``, by default the run's own.
 
         Raises:
-            ValueError: they are not there, or were made of other data or with other settings.
+            ValueError: the file is missing, or has scores of other data or settings.
         """
         file = run_dir / INITIAL_SCORES if run_dir else self.file
         if not file.is_file():
-            raise ValueError(
-                f"expected {file}: evaluation compares with the policy at the start of the run, which was not scored"
-            )
+            raise ValueError(f"expected {file}: evaluation compares with the initial policy, which was not scored")
         state = torch.load(file, map_location="cpu", weights_only=True)
         if different := [name for name, value in self.made_of.items() if state["made_of"].get(name) != value]:
             then, now = (
@@ -61,6 +59,6 @@ class InitialScores:
         self.scores = state["scores"]
 
     def __getitem__(self, turn: int) -> TokenScores:
-        """Those of this rank's ``turn``-th micro-batch, on the CPU."""
+        """Return the scores of this rank's ``turn``-th micro-batch, on the CPU."""
         assert self.scores is not None
         return self.scores[min(turn * self.world_size + self.rank, len(self.scores) - 1)]

@@ -1,4 +1,4 @@
-"""Whether the head inside the loss gives what the model's own logits give, asked before a run begins."""
+"""Check before a run that the fused head gives the log-probs of the model's own logits."""
 
 from dataclasses import replace
 
@@ -17,19 +17,19 @@ PROBED_TOKENS = 32
 
 @torch.no_grad()
 def probe(wrapped: nn.Module, model: nn.Module, batch: Batch, impl: Impl) -> float:
-    """Score the first tokens of a batch both ways, as the run will: wrapped, placed and cast. Leaves eval mode on.
+    """Score the first tokens of a batch both ways with the wrapped, placed and cast model. Leaves eval mode on.
 
     Args:
-        wrapped: what is trained.
+        wrapped: the trained module.
         model: the transformers or PEFT model in it, after :func:`humanline_fused.model.fused_head.score_in_forward_`.
-        batch: ``input_ids`` and ``attention_mask``, [B, T].
-        impl: who computes.
+        batch: its ``input_ids`` and ``attention_mask``, [B, T], are used.
+        impl: the implementation.
 
     Returns:
-        The largest difference between the log-probs, nats.
+        The largest difference between the log-probs, in nats.
 
     Raises:
-        ValueError: the log-probs differ by more than rounding can explain.
+        ValueError: the log-probs differ by more than rounding explains.
     """
     wrapped.eval()
     ids, attention_mask = (part[:1, :PROBED_TOKENS] for part in (batch.input_ids, batch.attention_mask))
@@ -47,7 +47,7 @@ def probe(wrapped: nn.Module, model: nn.Module, batch: Batch, impl: Impl) -> flo
     differences: list[float] = []
 
     def compare(scores: LMHead) -> dict[str, Tensor]:
-        scores = replace(scores, hidden=hidden)  # a body that gives other bits the second time is not the question
+        scores = replace(scores, hidden=hidden)  # exclude differences between two forward passes of the body
         fused = token_logp(scores, *targets, impl=impl)
         differences.append(_difference(fused, own, _tolerance(scores, dtype, logits, own)))
         return {}
@@ -57,11 +57,11 @@ def probe(wrapped: nn.Module, model: nn.Module, batch: Batch, impl: Impl) -> flo
 
 
 def _tolerance(scores: LMHead, dtype: torch.dtype, logits: Tensor, own: Tensor) -> float:
-    """How far two log-probs of one hidden state may be apart, nats.
+    """Return the largest rounding difference between two log-probs of one hidden state, in nats.
 
-    Each way rounds its product, and the model perhaps a scale and the three steps of a cap: a rounding moves a logit by
-    half an epsilon of it at most, and the log-prob by twice that. A float32 product's error is its sum's, which grows
-    with the square root of its length. The log-probs themselves are float32.
+    Both ways round the product, and the model may round a scale and the three steps of a softcap. A rounding changes a
+    logit by at most half an epsilon of it, and the log-prob by twice that. The error of a float32 product is that of
+    its sum, which grows with the square root of its length. The log-probs themselves are float32.
     """
     roundings = 2 + (scores.scale != 1) + 3 * (scores.softcap is not None)
     length = scores.hidden.shape[-1] if dtype in (torch.float32, torch.float64) else 1

@@ -1,4 +1,4 @@
-"""What a run starts from: the policy and its tokenizer."""
+"""Loads and checks the policy and its tokenizer."""
 
 import math
 import os
@@ -18,17 +18,17 @@ def load_policy(
     tokenizer: PreTrainedTokenizerBase | None,
     config: HumanlineConfig,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The policy and its tokenizer, loaded where they were named. Dropout is off if the config asks for it."""
+    """Return the policy and its tokenizer, loaded if given by name, with dropout off if the config says so."""
     model = config.model if model is None else model
     if model is None:
-        raise ValueError("model: expected a folder that save_pretrained wrote, a name or a model, got None")
+        raise ValueError("model: expected a folder written by save_pretrained, a name or a model, got None")
     if isinstance(model, os.PathLike):
         model = os.fspath(model)
     name = model if isinstance(model, str) else model.config._name_or_path
     if tokenizer is None:
         if not name:
             raise ValueError(
-                "processing_class: expected the tokenizer of a model that was not loaded by name, got None"
+                "processing_class: expected a tokenizer, because the model was not loaded by name, got None"
             )
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name))
     if isinstance(model, str):
@@ -39,13 +39,13 @@ def load_policy(
 
 
 def pad_token_id_of(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The id that fills batches up: the padding token's, else the end of sequence's, else 0."""
+    """Return the id for padding: the padding token, else the end-of-sequence token, else 0."""
     pad = tokenizer.pad_token_id
     return (tokenizer.eos_token_id or 0) if pad is None else pad
 
 
 def identify(model: PreTrainedModel) -> dict[str, Any]:
-    """What tells a model from another: its class, how many numbers it has, CRC-32 of their names and shapes."""
+    """Return the identity of a model: its class, number of elements, and CRC-32 of names and shapes."""
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     names = "\n".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))
     numbers = sum(math.prod(shape) for shape in shapes.values())
@@ -55,18 +55,18 @@ def identify(model: PreTrainedModel) -> dict[str, Any]:
 def check_token_ids(examples: Sequence[Example], pad_token_id: Any, model: PreTrainedModel) -> None:
     """Raise ValueError unless the model's embedding has a row for every token id."""
     embedding = cast(nn.Embedding, model.get_input_embeddings())
-    rows = getattr(embedding, "num_embeddings", embedding.weight.shape[0])  # an adapter's has the weight alone
+    rows = getattr(embedding, "num_embeddings", embedding.weight.shape[0])  # an adapter's embedding has only the weight
     sequences = (ids for example in examples for ids in (example.prompt_ids, *example.completions) if len(ids))
     largest = max(pad_token_id, *(int(ids.max()) for ids in sequences))
     if largest >= rows:
         raise ValueError(
             f"expected token ids below {rows}, the rows of the model's embedding, got {largest}: "
-            "is the tokenizer another model's?"
+            "does the tokenizer belong to another model?"
         )
 
 
 def disable_dropout_(model: nn.Module) -> None:
-    """Set every dropout to 0: the modules, and the probabilities that attention layers keep as numbers."""
+    """Set every dropout probability to 0, in modules and in float attributes of attention layers."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -1,6 +1,6 @@
-"""Checks of what a caller hands in. Every error says what was expected and what came.
+"""Argument checks. Every error states the expected and the given value.
 
-Nothing here waits for a GPU: what only the device knows (ids out of range) is an error on a CPU and a NaN row there.
+No check waits for a GPU: ids out of range are an error on a CPU and give a NaN row on a GPU.
 """
 
 from humanline_fused.validation.scores import (

@@ -1,4 +1,4 @@
-"""A model's head: its tensors, and what it may not be."""
+"""Checks of an LMHead and of the softmax settings."""
 
 import torch
 import torch.distributed
@@ -10,7 +10,7 @@ from humanline_fused.validation.values import FLOATS, check_positive, check_tens
 
 
 def check_softmax(name: str, scores: Logits | LMHead, target_ids: Tensor) -> None:
-    """Temperature, softcap and scale are positive."""
+    """Check that temperature, softcap and scale are positive."""
     if isinstance(scores.temperature, Tensor):
         check_tensor(f"{name} temperature", scores.temperature, target_ids.shape, FLOATS, target_ids.device)
     else:
@@ -21,7 +21,7 @@ def check_softmax(name: str, scores: Logits | LMHead, target_ids: Tensor) -> Non
 
 
 def check_head(name: str, head: LMHead, target_ids: Tensor) -> None:
-    """Shapes and dtypes fit, and the weight is all there."""
+    """Check shapes and dtypes, and that this rank has the whole weight."""
     device = target_ids.device
     hidden, weight = head.hidden, head.weight
     if not isinstance(hidden, Tensor) or hidden.ndim != 3:
@@ -50,12 +50,12 @@ def _check_whole(name: str, weight: Tensor) -> None:
         raise TypeError(
             f"{name}: expected a weight that this rank holds whole, got a DTensor. Compute the loss inside the wrapped "
             "model's forward, with the head in FSDP's root unit, or in a unit that is not resharded after forward "
-            "(its full_tensor() would lose the reduction of its gradient); a vocabulary that is sharded over a group "
-            "is LMHead(..., weight.to_local(), group=...)"
+            "(full_tensor() would lose the reduction of its gradient); for a vocabulary sharded over a group use "
+            "LMHead(..., weight.to_local(), group=...)"
         )
     if hasattr(weight, "ds_id") and weight.numel() == 0:
         raise ValueError(
-            f"{name}: expected a weight that this rank holds whole, got one that ZeRO-3 has partitioned. Compute the "
+            f"{name}: expected a weight that this rank holds whole, got one partitioned by ZeRO-3. Compute the "
             "loss inside the wrapped model's forward, under deepspeed.zero.GatheredParameters"
         )
 
@@ -67,7 +67,7 @@ def _check_main_grad(name: str, weight: Tensor) -> None:
 
 
 def check_counted_rows(name: str, head: LMHead, loss_mask: Tensor) -> None:
-    """The rows that are given are those that count."""
+    """Check that the given rows are exactly those where ``loss_mask`` is True."""
     rows = head.rows
     if rows is None:
         return

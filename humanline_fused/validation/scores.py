@@ -1,4 +1,4 @@
-"""Sources of scores, and the tokens that they are of."""
+"""Checks of scores (Logits, LMHead, TokenLogp), target ids and mask."""
 
 import torch
 from torch import Tensor
@@ -29,10 +29,10 @@ def check_scores(name: str, scores: object, target_ids: Tensor) -> None:
 
 
 def _check_inplace_gradient(name: str, logits: Tensor) -> None:
-    """The logits may be written over. Where no gradient is asked for, in evaluation say, none will be."""
+    """Check that the logits may be overwritten. Without ``requires_grad``, as in evaluation, nothing is written."""
     expected = f"{name}: inplace_gradient expected the result of another operation"
     if name == "reference":
-        raise ValueError(f"{expected} with a gradient, got logits that no gradient reaches")
+        raise ValueError(f"{expected} with a gradient, got the reference's logits, which get no gradient")
     if not logits.requires_grad:
         return
     if logits.is_leaf or (logits._base is not None and logits._base.is_leaf):
@@ -40,20 +40,20 @@ def _check_inplace_gradient(name: str, logits: Tensor) -> None:
     extent = 0
     for stride, size in sorted((st, sz) for st, sz in zip(logits.stride(), logits.shape, strict=True) if sz > 1):
         if stride <= extent:
-            raise ValueError(f"{name}: inplace_gradient expected no two logits in one place, got {logits.stride()}")
+            raise ValueError(f"{name}: inplace_gradient expected logits that do not overlap, got {logits.stride()}")
         extent += stride * (size - 1)
     if logits.stride(-1) != 1:
         raise ValueError(f"{name}: inplace_gradient expected stride 1 over the vocabulary, got {logits.stride()}")
 
 
 def check_rows(name: str, scores: Scores, target_ids: Tensor, loss_mask: Tensor) -> None:
-    """Shapes, dtypes and devices of a source of scores and its tokens; on a CPU also that the ids are legal."""
+    """Check shapes, dtypes and devices of scores, ids and mask; on a CPU also the range of the ids."""
     _check_shapes(name, scores, target_ids, loss_mask)
     _check_vocabulary(scores, target_ids, loss_mask)
 
 
 def check_tokens(policy: Scores, reference: Scores, target_ids: Tensor, loss_mask: Tensor) -> None:
-    """The same of policy and reference, and that they fit each other."""
+    """Check policy and reference as :func:`check_rows` does, and that their vocabularies have the same size."""
     _check_shapes("policy", policy, target_ids, loss_mask)
     _check_shapes("reference", reference, target_ids, loss_mask)
     vocabularies = {size for size in map(_vocabulary, (policy, reference)) if size is not None}
@@ -66,7 +66,7 @@ def check_tokens(policy: Scores, reference: Scores, target_ids: Tensor, loss_mas
 
 
 def _vocabulary(scores: Scores) -> int | None:
-    """How many ids there are, as far as this rank knows."""
+    """Return the vocabulary size, or None if this rank does not know it."""
     match scores:
         case Logits(logits):
             return logits.shape[-1]

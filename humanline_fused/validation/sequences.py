@@ -1,4 +1,4 @@
-"""Sequences and pairs, padded or packed."""
+"""Checks of padded and packed sequences and of pairs."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from humanline_fused.validation.values import describe
 
 
 def check_sequences(target_ids: Tensor, cu_seqlens: Tensor | None) -> int:
-    """The number of sequences: rows of padded input, or what ``cu_seqlens`` bounds in one row of packed input."""
+    """Return the number of sequences: rows of padded input, or segments between ``cu_seqlens`` in packed input."""
     if cu_seqlens is None:
         return target_ids.shape[0]
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
@@ -16,11 +16,11 @@ def check_sequences(target_ids: Tensor, cu_seqlens: Tensor | None) -> int:
     if cu_seqlens.shape[0] < 1 or cu_seqlens.device != target_ids.device:
         raise ValueError(f"cu_seqlens: expected [B + 1] on {target_ids.device}, got {describe(cu_seqlens)}")
     if target_ids.shape[0] != 1:
-        raise ValueError(f"cu_seqlens: expected ids in one row [1, N] beside it, got {list(target_ids.shape)}")
+        raise ValueError(f"cu_seqlens: expected ids of shape [1, N], got {list(target_ids.shape)}")
     if values.may_look_at(cu_seqlens):
         ends = cu_seqlens.tolist()
         if ends[0] != 0 or ends[-1] != target_ids.shape[1] or sorted(ends) != ends:
-            raise ValueError(f"cu_seqlens: expected 0 to {target_ids.shape[1]}, not falling, got {ends}")
+            raise ValueError(f"cu_seqlens: expected 0 to {target_ids.shape[1]}, non-decreasing, got {ends}")
     return cu_seqlens.shape[0] - 1
 
 

@@ -1,4 +1,4 @@
-"""Tensors, ids and numbers."""
+"""Checks of tensors, ids and numbers."""
 
 import math
 from collections.abc import Sequence
@@ -21,9 +21,7 @@ def check_tensor(
 ) -> None:
     expected = f"{name}: expected {' or '.join(str(k).removeprefix('torch.') for k in kinds)} {list(shape)} on {device}"
     if hasattr(value, "placements"):
-        raise TypeError(
-            f"{expected}, got a DTensor: a loss takes what a rank holds, inside the wrapped model's forward"
-        )
+        raise TypeError(f"{expected}, got a DTensor: pass local tensors, inside the wrapped model's forward")
     if not isinstance(value, Tensor) or value.dtype not in kinds:
         raise TypeError(f"{expected}, got {describe(value)}")
     if list(value.shape) != list(shape) or value.device != device:
@@ -36,7 +34,7 @@ def check_ids(name: str, ids: object) -> None:
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:
-    """``low ≤ value ≤ high``, finite; as a float, because a kernel is compiled anew for an integer."""
+    """Return ``value`` if ``low ≤ value ≤ high`` and finite; as a float, because an integer recompiles kernels."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
         raise ValueError(f"{name}: expected a finite number in [{low}, {high}], got {value!r}")
     return float(value)
@@ -48,5 +46,5 @@ def check_positive(name: str, value: object) -> None:
 
 
 def may_look_at(tensor: Tensor) -> bool:
-    """Whether its values can be read without waiting for a device, or breaking a graph."""
+    """Return whether the values can be read without waiting for a device or breaking a compiled graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,1 +1,1 @@
-"""Online rounds: sampling from the policy, rewards, and the examples they become."""
+"""Online rounds: sampling from the policy, rewards, and conversion to examples."""

@@ -1,4 +1,4 @@
-"""The reward function of online rounds: found by its dotted path, called under a time limit, its answer checked."""
+"""Reward functions of online rounds: import, call with a time limit, and check of the result."""
 
 import math
 import traceback
@@ -10,14 +10,14 @@ from humanline_fused.training.online.time_limit import TimeLimitExceeded, time_l
 
 
 class RolloutError(RuntimeError):
-    """A round that could not be sampled or scored. The text is for the person at the terminal."""
+    """A round could not be sampled or scored. The text is shown to the user."""
 
 
 def load_reward(path: str) -> Callable[..., Any]:
-    """Import ``module:function``; the current directory is looked in last.
+    """Import ``module:function``; the current directory is searched last.
 
     Raises:
-        ValueError: the path is none, or there is nothing callable there.
+        ValueError: the path has another format, or there is no callable object.
 
     >>> load_reward("math:sqrt")(4.0)
     2.0
@@ -29,10 +29,10 @@ def load_reward(path: str) -> Callable[..., Any]:
 
 
 def the_reward(path: str | None, function: Callable[..., Any] | None, *, rounds: bool) -> Callable[..., Any] | None:
-    """The one reward function of a run with rounds, imported or given; None of a run without."""
+    """Return the one reward function of a run with rounds, imported or given; None for a run without rounds."""
     if not rounds:
         if function is not None:
-            raise ValueError("reward_function: expected None without rollout_every, which is what samples and scores")
+            raise ValueError("reward_function: expected None without rollout_every, got a function: set rollout_every")
         return None
     if (function is None) == (path is None):
         raise ValueError(
@@ -43,16 +43,17 @@ def the_reward(path: str | None, function: Callable[..., Any] | None, *, rounds:
 
 
 class RewardFunction:
-    """Scores samples.
+    """Calls a reward function and checks its result.
 
     Args:
         function: called by keyword as ``function(prompts=[...], completions=[...], **columns)``, each a list with one
-            entry a sample, ``columns`` the dataset's others; returns a number for each. As TRL's reward functions.
-        timeout: seconds that a call may take.
+            entry per sample, ``columns`` the other columns of the dataset; returns one number per sample, as TRL's
+            reward functions do.
+        timeout: maximal duration of a call, in seconds.
 
     Raises:
-        RolloutError: when called: the function raised, took too long, or returned something else than finite numbers,
-            one a sample.
+        RolloutError: on a call, if the function raises, takes too long, or does not return one finite number per
+            sample.
 
     >>> shortest = RewardFunction(lambda prompts, completions: [-len(c) for c in completions], timeout=60)
     >>> shortest(["say"] * 2, ["yes", "no"], {})

@@ -1,4 +1,4 @@
-"""Samples of the policy: ``model.generate`` from its own distribution, as token ids."""
+"""Sampling of token ids from the policy's own distribution with ``model.generate``."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,15 +14,15 @@ from humanline_fused.model.fused_head import causal_lm
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn.
+    """Sampling parameters.
 
     Attributes:
-        num_generations: of each prompt.
-        max_completion_length: tokens of a completion, its end-of-sequence token among them.
-        max_length: tokens of prompt and completion; a completion is cut there.
-        temperature, top_p: of the distribution; 1 and 1 are the policy's own, the one that the loss sees.
-        batch_size: prompts at once.
-        pad_token_id: of what stands beside shorter prompts.
+        num_generations: completions per prompt.
+        max_completion_length: maximal tokens of a completion, including its end-of-sequence token.
+        max_length: maximal tokens of prompt and completion; a longer completion is cut.
+        temperature, top_p: of the distribution; 1 and 1 give the policy's own, which the loss uses.
+        batch_size: prompts per call of ``generate``.
+        pad_token_id: padding to the left of shorter prompts.
     """
 
     num_generations: int
@@ -36,10 +36,10 @@ class Sampling:
 
 @contextmanager
 def sampled_from(model: PreTrainedModel, sampling: Sampling, ends: set[int]) -> Iterator[None]:
-    """``model.generate`` draws from the model's own distribution meanwhile.
+    """Make ``model.generate`` draw from the model's own distribution until exit.
 
-    Its generation config is replaced, not overridden: ``generate`` takes from it whatever it is not told (a minimum
-    length, suppressed tokens), and what Qwen2.5's or Llama's adds bends the distribution.
+    The generation config is replaced, not overridden, because ``generate`` reads every unspecified setting from it (a
+    minimum length, suppressed tokens), and the settings of Qwen2.5's or Llama's config change the distribution.
     """
     plain = GenerationConfig(
         do_sample=True,
@@ -52,7 +52,7 @@ def sampled_from(model: PreTrainedModel, sampling: Sampling, ends: set[int]) -> 
         eos_token_id=sorted(ends) or None,
         use_cache=True,
     )
-    holders: tuple[Any, ...] = (model, causal_lm(model))  # PEFT's wrapper hands its own on
+    holders: tuple[Any, ...] = (model, causal_lm(model))  # PEFT's wrapper passes its own config on
     before = [holder.generation_config for holder in holders]
     try:
         for holder in holders:
@@ -64,14 +64,14 @@ def sampled_from(model: PreTrainedModel, sampling: Sampling, ends: set[int]) -> 
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Those of the tokenizer and of the model, which for a chat model are not always the same."""
+    """Return the end-of-sequence tokens of tokenizer and model, which may differ for a chat model."""
     config = model.generation_config
     known = (tokenizer.eos_token_id, config.eos_token_id if config else None)
     return {int(end) for ends in known if ends is not None for end in (ends if isinstance(ends, list) else [ends])}
 
 
 def left_padded(prompts: Sequence[Tensor], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, int64 [len(prompts), longest].
+    """Return left-padded token ids and attention mask, int64 [len(prompts), longest].
 
     >>> left_padded([torch.tensor([5]), torch.tensor([6, 7])], pad_token_id=0)
     (tensor([[0, 5],
@@ -94,13 +94,13 @@ def sample(
     """Draw ``num_generations`` completions of every prompt.
 
     Args:
-        model: on one device; its training mode is as before afterwards.
+        model: on one device; its training mode is restored.
         prompts: token ids, at least one each.
         ends: tokens that end a completion.
-        seed: the same prompts and the same weights give the same samples; torch's own generators are left alone.
+        seed: with the same prompts and weights it gives the same samples; torch's global generators do not change.
 
     Returns:
-        int32 token ids by prompt and sample: up to the first end-of-sequence token, with it.
+        int32 token ids by prompt and sample, up to and including the first end-of-sequence token.
     """
     device, was_training = model.device, model.training
     completions: list[list[Tensor]] = []
@@ -124,6 +124,6 @@ def sample(
 
 
 def _until_end(row: Tensor, ends: set[int]) -> Tensor:
-    """Its tokens up to the first that ends it; what ``generate`` put behind is padding."""
+    """Return the tokens up to and including the first end token; the rest is padding from ``generate``."""
     found = torch.isin(row, torch.tensor(sorted(ends), dtype=row.dtype)).nonzero()
     return row[: int(found[0]) + 1] if len(found) else row

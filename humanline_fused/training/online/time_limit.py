@@ -1,4 +1,4 @@
-"""An end to what somebody else's code does not end."""
+"""Time limit for user callbacks."""
 
 import signal
 import threading
@@ -8,20 +8,20 @@ from types import FrameType
 
 
 class TimeLimitExceeded(TimeoutError):
-    """The code inside a :func:`time_limit` took longer (and did not raise a TimeoutError of its own)."""
+    """Code inside :func:`time_limit` exceeded the limit (as distinct from a TimeoutError of its own)."""
 
 
 class _Expired(BaseException):
-    """Not an Exception: code that tries again after any of those must not catch it."""
+    """Not an Exception, so that code that retries after exceptions does not catch it."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeLimitExceeded if what happens inside takes longer. Outside the main thread there is no limit.
+    """Raise TimeLimitExceeded if the enclosed code takes longer than ``seconds``; no limit outside the main thread.
 
-    The code runs in the main thread, because libraries that have time limits of their own (by SIGALRM) work nowhere
-    else. It is interrupted by SIGUSR2: while it waits (for a socket, a lock, a sleep) or between two of its
-    instructions, not inside a C function that does not return.
+    The code runs in the main thread, because libraries with their own time limits (by SIGALRM) work only there. SIGUSR2
+    interrupts it while it waits (for a socket, a lock, a sleep) or between two Python instructions, but not inside a C
+    function that does not return.
 
     >>> import time
     >>> with time_limit(0.01):
@@ -49,5 +49,5 @@ def time_limit(seconds: float) -> Iterator[None]:
     finally:
         over = True
         timer.cancel()
-        timer.join()  # a signal that is under way arrives while there is a handler for it
+        timer.join()  # a pending signal arrives while its handler is still installed
         signal.signal(signal.SIGUSR2, before)

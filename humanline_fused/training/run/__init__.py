@@ -1,1 +1,1 @@
-"""The life of a run: checkpoints, termination, sharding, metrics, and what it reports about itself."""
+"""Run management: checkpoints, termination, sharding, metrics, warnings and the start-up summary."""

@@ -1,4 +1,4 @@
-"""Checkpoints that exist whole or not at all, and how a run finds the one to continue from."""
+"""Atomic checkpoints, and the choice of the checkpoint to resume from."""
 
 import contextlib
 import json
@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 STAGING = ".writing"
-"""Folder in the run's folder where a checkpoint is written before it gets its name."""
+"""Subfolder of the run's folder in which a checkpoint is written before it gets its final name."""
 
 MANIFEST = "files.json"
-"""Sizes of all files of a checkpoint, in bytes, by relative path. Written last."""
+"""File with the sizes in bytes of all files of a checkpoint, by relative path. Written last."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def seal(folder: Path) -> None:
-    """Write the list of files and sizes that :func:`verify` holds a checkpoint to."""
+    """Write the list of files and sizes that :func:`faults` compares with."""
     sizes = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
     with (folder / MANIFEST).open("w") as file:
         file.write(json.dumps(sizes, indent=1))
@@ -29,9 +29,9 @@ def seal(folder: Path) -> None:
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Give a staged checkpoint its name. One that has the name already is replaced.
+    """Rename a staged checkpoint to its final name, replacing an existing one.
 
-    Between the two renames that a replacement takes no checkpoint has the name; :func:`recover` finishes it.
+    A replacement takes two renames. If the run is killed between them, :func:`recover` completes the second.
     """
     seal(staged)
     if final.exists():
@@ -41,7 +41,7 @@ def publish(staged: Path, final: Path) -> None:
 
 
 def recover(output_dir: str | Path) -> None:
-    """Publish what was whole in the staging folder when a run was killed."""
+    """Publish complete checkpoints that a killed run left in the staging folder."""
     for staged in Path(output_dir, STAGING).glob("*"):
         final = Path(output_dir, staged.name)
         if _NAME.fullmatch(staged.name) and not final.exists() and not faults(staged):
@@ -50,7 +50,7 @@ def recover(output_dir: str | Path) -> None:
 
 
 def faults(folder: Path) -> list[str]:
-    """What a checkpoint lacks to be resumed from, in words; empty for a whole one."""
+    """Return descriptions of what a checkpoint lacks for resuming; empty for a complete one."""
     try:
         sizes: dict[str, int] = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
@@ -68,12 +68,12 @@ def faults(folder: Path) -> list[str]:
 
 
 def step_of(folder: Path) -> int:
-    """The optimizer steps a complete checkpoint has behind it."""
+    """Return the number of optimizer steps before a complete checkpoint."""
     return json.loads((folder / "trainer_state.json").read_text())["global_step"]
 
 
 def newest_complete(output_dir: str | Path) -> Path | None:
-    """The complete checkpoint of the highest step in ``output_dir``; None where there is none."""
+    """Return the complete checkpoint with the highest step in ``output_dir``, or None."""
     folders = [(int(match[1]), p) for p in Path(output_dir).glob("*") if (match := _NAME.fullmatch(p.name))]
     return next((folder for _, folder in sorted(folders, reverse=True) if not faults(folder)), None)
 
@@ -83,12 +83,12 @@ def resolve_resume(output_dir: str | Path, resume: str | bool | None) -> str | N
 
     Args:
         output_dir: the run's folder.
-        resume: a folder; ``"auto"``: the newest complete checkpoint, or a fresh start where there is none; True or
-            ``"true"``: the newest complete checkpoint, which has to exist; None, False or ``"false"``: a fresh start.
+        resume: a folder; ``"auto"``: the newest complete checkpoint, or a fresh start if there is none; True or
+            ``"true"``: the newest complete checkpoint, which must exist; None, False or ``"false"``: a fresh start.
 
     Raises:
-        ValueError: the checkpoint is not whole, there is none, or the run's checkpoints would mix with later ones or
-            with those of an earlier run.
+        ValueError: the checkpoint is incomplete or missing, or the folder has later checkpoints or those of an
+            earlier run, with which new ones would mix.
     """
     if isinstance(resume, str) and resume.lower() in ("true", "false"):
         resume = resume.lower() == "true"
@@ -116,14 +116,14 @@ def resolve_resume(output_dir: str | Path, resume: str | bool | None) -> str | N
 
 
 def unsaved(error: Exception, run_dir: Path, name: str) -> OSError:
-    """What to raise where a checkpoint could not be written: why, and where the run can be continued from."""
+    """Return the error for a checkpoint that could not be written, with the checkpoint to resume from."""
     newest = newest_complete(run_dir)
     kept = f"{newest} is complete: resume from it" if newest else "There is no earlier one"
     return OSError(f"{run_dir / name} could not be written ({error}). {kept}")
 
 
 def save_atomically(state: Any, path: Path) -> None:
-    """``torch.save`` under a temporary name, then rename: a reader sees all of the file or none."""
+    """Call ``torch.save`` with a temporary name, then rename, so that a reader never sees a partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}{STAGING}")
     torch.save(state, temporary)

@@ -1,4 +1,4 @@
-"""Where a run's time goes: training, and what it waits for."""
+"""Cumulative seconds of training, generation and reward."""
 
 import time
 from collections.abc import Iterator
@@ -7,14 +7,14 @@ from contextlib import contextmanager
 import torch
 
 ROLLOUTS = ("generation", "reward")
-"""What online training waits for and offline training does not: the samples, and their rewards."""
+"""Intervals that only online training has."""
 
 
 class Clock:
-    """Cumulative seconds by what they were spent on. What nobody claimed is training; what is set aside is in none.
+    """Counts cumulative seconds by kind. Time outside :meth:`spent_on` counts as training.
 
     Args:
-        device: what is queued on it is waited for at the borders, so that it counts where it belongs.
+        device: synchronised at the start and end of an interval, so that queued work counts in the right one.
 
     >>> clock = Clock(torch.device("cpu"))
     >>> clock.start()
@@ -29,16 +29,16 @@ class Clock:
         self.start()
 
     def start(self) -> None:
-        """Begin at 0."""
+        """Reset to 0."""
         self.spent: dict[str, float] = dict.fromkeys(ROLLOUTS, 0.0)
-        self.elsewhere = 0.0  # claimed or set aside since `began`
+        self.elsewhere = 0.0  # seconds in spent_on since `began`
         self.training_before = 0.0
-        self.stopped: float | None = None  # when what is not training began, while it lasts
+        self.stopped: float | None = None  # start of the current spent_on, if any
         self.began = time.monotonic()
 
     @contextmanager
     def spent_on(self, what: str) -> Iterator[None]:
-        """Count what happens inside under ``what``, one of :data:`ROLLOUTS`; under any other name it is set aside."""
+        """Count the enclosed time as ``what``, one of :data:`ROLLOUTS`; any other name excludes it from all counts."""
         self._wait()
         entered = self.stopped = time.monotonic()
         try:
@@ -56,17 +56,17 @@ class Clock:
             torch.accelerator.synchronize(self.device)
 
     def seconds(self) -> dict[str, float]:
-        """``time/training``, ``time/generation``, ``time/reward``, so far."""
+        """Return ``time/training``, ``time/generation`` and ``time/reward`` so far, in seconds."""
         now = time.monotonic() if self.stopped is None else self.stopped
         training = self.training_before + now - self.began - self.elsewhere
         return {f"time/{what}": round(passed, 4) for what, passed in ({"training": training} | self.spent).items()}
 
     def state_dict(self) -> dict[str, float]:
-        """The seconds so far."""
+        """Return the seconds so far."""
         return self.seconds()
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on counting from there."""
+        """Continue counting from ``state``."""
         self.start()
         self.training_before = state["time/training"]
         self.spent = {what: state[f"time/{what}"] for what in ROLLOUTS}

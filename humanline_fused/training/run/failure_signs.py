@@ -1,4 +1,4 @@
-"""The ways in which humanline runs are known to fail, noticed in what they log (arXiv 2509.24207, section 5)."""
+"""Detects known failures of humanline runs in their logs (arXiv 2509.24207, section 5)."""
 
 import math
 import warnings
@@ -11,29 +11,29 @@ from transformers import TrainerCallback
 from humanline_fused.training.config import HumanlineConfig
 
 MARGINS = "eval_rewards_initial/margins"
-"""Rewards of chosen over rejected held-out completions against the initial policy: 0 at the start."""
+"""Reward margin of held-out pairs against the initial policy: 0 at the start."""
 
 REWARDS = ("reward", "heldout/reward", MARGINS)
-"""Metrics that rise as the policy gets better, whoever logs them."""
+"""Metrics that rise as the policy improves."""
 
 SMALL_CADENCE = 12
-"""k below which a collapse is put down to it: the paper's small models want 12 to 24."""
+"""A collapse with k below this is attributed to k: the paper's small models need 12 to 24."""
 
 FEWEST_LINES = 10
-"""Log lines before which nothing is judged but a loss that is not a number."""
+"""Minimal number of log lines for a judgement, except on a loss that is not finite."""
 
 EXPLODED = 10
-"""Times its own median, over the lines before, is no noise of a gradient's norm."""
+"""A gradient norm above this multiple of the median of the previous lines has exploded."""
 
 
 class FailureSign(UserWarning):
-    """A run looks as failing ones do. It goes on; the text says what was seen and what to change."""
+    """Warning that a run shows a sign of failure. The run continues; the text has the observation and the remedy."""
 
 
 def collapsed(values: Sequence[float], start: float) -> bool:
-    """Whether more than half of what was gained over ``start`` is lost at the last two values, and it was a gain.
+    """Return whether the last two values have lost more than half of the gain over ``start``.
 
-    A gain of less than a fifth of the best value is taken for noise.
+    A gain of less than a fifth of the best value is treated as noise.
 
     >>> collapsed([0.2, 0.6, 0.5, 0.6], start=0.2), collapsed([0.2, 0.6, 0.3, 0.2], start=0.2)
     (False, True)
@@ -48,15 +48,15 @@ def _numbers(line: dict[str, Any]) -> dict[str, float]:
 
 
 class FailureSigns(TrainerCallback):
-    """Warns once of each sign; ends the run where the loss is not a number.
+    """Warns once of each sign; stops the run if the loss is not finite.
 
-    - a reward collapses under a small k;
-    - the gradient's norm explodes;
-    - no token was clamped in the first half of the run, and nothing was gained: held-out margins (GRPO: the held-out
+    - A reward collapses with a small k.
+    - The gradient norm explodes.
+    - No token was clamped in the first half of the run, and there is no gain: held-out margins (GRPO: the held-out
       loss) are no better than at the start or, without an evaluation, ``rewards/margins`` are not above 0 on average
       (GRPO is not judged then).
 
-    A resumed run remembers what it logged before.
+    A resumed run includes its earlier log lines.
     """
 
     def __init__(self, config: HumanlineConfig) -> None:
@@ -71,7 +71,8 @@ class FailureSigns(TrainerCallback):
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} at step {step}, or was since the last log line: the run stops. Its checkpoints "
-                "are sound: lower learning_rate (0.1x to 0.5x) or max_grad_norm (0.5), and resume from one of them"
+                "have finite weights: lower learning_rate (0.1x to 0.5x) or max_grad_norm (0.5), and resume from one "
+                "of them"
             )
         self._remember(numbers)
         if state.is_world_process_zero:
@@ -105,7 +106,7 @@ class FailureSigns(TrainerCallback):
                 self._warn(
                     "collapse",
                     f"{name} collapsed: {start:.3g} at the start, {max(values):.3g} at best, {values[-1]:.3g} at "
-                    f"step {step}, with a reference of {k} step(s) ago. Raise sync_every (12 to 24 for a small model), "
+                    f"step {step}, with a sync every {k} step(s). Raise sync_every (12 to 24 for a small model), "
                     "or lower learning_rate",
                 )
 
@@ -117,8 +118,8 @@ class FailureSigns(TrainerCallback):
         if norms[-1] > EXPLODED * usual > 0:
             self._warn(
                 "explosion",
-                f"the gradient's norm is {norms[-1]:.3g} at step {step}, against {usual:.3g} in the median of the log "
-                "lines before: the run is unstable. Lower learning_rate (0.1x to 0.5x), or max_grad_norm (0.5)",
+                f"the gradient norm is {norms[-1]:.3g} at step {step}, its median over previous log lines {usual:.3g}: "
+                "the run is unstable. Lower learning_rate (0.1x to 0.5x), or max_grad_norm (0.5)",
             )
 
     def _no_gain(self, numbers: dict[str, float], state: Any) -> None:
@@ -130,8 +131,8 @@ class FailureSigns(TrainerCallback):
             self._warn(
                 "no gain",
                 f"no token was clamped in {len(unclamped)} log lines, and nothing was gained up to step "
-                f"{state.global_step}: the updates are too small, or the data too far from what the policy would "
-                "write. Raise learning_rate (2x to 4x) or sync_every, or take data with a higher log-prob under it",
+                f"{state.global_step}: the updates are too small, or the data too unlikely under the policy. "
+                "Raise learning_rate (2x to 4x) or sync_every, or take data with a higher log-prob under the policy",
             )
 
     def _gained(self) -> bool:

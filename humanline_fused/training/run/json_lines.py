@@ -1,4 +1,4 @@
-"""Files of JSON, one object a line, that a killed run leaves readable."""
+"""JSON Lines files that stay readable if the run is killed."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def as_json(line: Mapping[str, Any]) -> str:
-    """One line of JSON, which has no NaN and no infinity: null stands for them.
+    """Return one line of JSON, with null for NaN and infinity, which JSON lacks.
 
     >>> as_json({"loss": float("nan"), "step": 1})
     '{"loss": null, "step": 1}\\n'
@@ -19,7 +19,7 @@ def as_json(line: Mapping[str, Any]) -> str:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines that are whole; none where there is no file."""
+    """Return the complete lines; none if there is no file."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -30,7 +30,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def rewrite(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Replace the file: a reader sees the lines before or these."""
+    """Replace the file atomically: a reader sees either the old or the new lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.writing")
     temporary.write_text("".join(map(as_json, lines)), encoding="utf-8")
@@ -38,6 +38,6 @@ def rewrite(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Add lines at the end."""
+    """Append lines."""
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(map(as_json, lines)))

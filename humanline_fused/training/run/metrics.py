@@ -1,4 +1,4 @@
-"""What a run reports: weighted means between two log lines, and the file that keeps them."""
+"""Weighted means of metrics between two log lines, and the file metrics.jsonl."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -14,19 +14,19 @@ from humanline_fused.training.run.json_lines import append, read, rewrite
 
 
 class Meter:
-    """Sums up (value, weight) by name on the device; one transfer a log line."""
+    """Sums (value, weight) by name on the device, with one transfer per log line."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
 
     def update(self, metrics: Mapping[str, Weighted]) -> None:
-        """Add one micro-batch's sums and weights."""
+        """Add the sums and weights of one micro-batch."""
         for name, weighted in metrics.items():
             pair = torch.stack([torch.as_tensor(part).detach().float() for part in weighted])
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def drain(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means since the last call and, through ``reduce``, over all ranks. What had no weight is left out."""
+        """Return the means since the last call, over all ranks by ``reduce``, without metrics of weight 0."""
         if not self.sums:
             return {}
         totals = reduce(torch.stack(list(self.sums.values()))).tolist()
@@ -36,10 +36,10 @@ class Meter:
 
 
 class MetricsFile(TrainerCallback):
-    """Writes every log line to ``metrics.jsonl``: ``step``, ``seconds`` in training, and the metrics
+    """Writes every log line to ``metrics.jsonl``: ``step``, ``seconds`` since the start, and the metrics
     (null: not finite).
 
-    A resumed run cuts the file back to its checkpoint's step and counts its seconds on from there.
+    A resumed run truncates the file to its checkpoint's step and continues the seconds from there.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""When a copied reference follows the policy: Trainer's hook for what humanline asks for."""
+"""Trainer callback that syncs a copied reference."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from humanline_fused.reference import AdapterReference, CopyReference
 
 
 class ReferenceSync(TrainerCallback):
-    """Syncs a copied reference where humanline asks for it: after backward and clipping, before the update."""
+    """Syncs a copied reference after backward and gradient clipping, before the update."""
 
     def __init__(self, reference: CopyReference | AdapterReference) -> None:
         self.reference = reference

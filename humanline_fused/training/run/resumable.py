@@ -1,4 +1,4 @@
-"""A Trainer whose checkpoints exist whole or not at all, hold all that a run needs, and are looked at before use."""
+"""Trainer with atomic, complete checkpoints that are verified before use."""
 
 import json
 import os
@@ -18,42 +18,42 @@ from humanline_fused.training.run import checkpoint
 from humanline_fused.training.run.sharding import whole_state_dict
 
 RUN_STATE = "reference.pt"
-"""What :meth:`ResumableTrainer.run_state` returned."""
+"""File with the result of :meth:`ResumableTrainer.run_state`."""
 
 IDENTITY = "run.json"
-"""What :meth:`ResumableTrainer.identity` returned: what a checkpoint belongs to, in words and numbers."""
+"""File with the result of :meth:`ResumableTrainer.identity`: the run that a checkpoint belongs to."""
 
 
 class ResumableTrainer(Trainer):
-    """Trainer with atomic checkpoints that any number of processes can continue.
+    """Trainer with atomic checkpoints that any number of processes can resume.
 
-    A subclass says what else belongs into one: :meth:`identity`, :meth:`run_state`, :meth:`restore`.
+    A subclass adds its own state: :meth:`identity`, :meth:`run_state`, :meth:`restore`.
     """
 
     _staging = False
 
     def identity(self) -> dict[str, Any]:
-        """What a run that continues from the checkpoint must have in common with this one, as JSON."""
+        """Return the properties that a resumed run must share with this one, as JSON."""
         return {}
 
     def check_identity(self, saved: dict[str, Any], folder: str) -> None:
-        """Raise ValueError unless this run can continue what wrote ``saved`` into ``folder``."""
+        """Raise ValueError unless this run can resume the run that wrote ``saved`` into ``folder``."""
 
     def run_state(self) -> Any:
-        """What the first rank writes for all. A collective: called on every rank."""
+        """Return the state that the first rank writes for all ranks. Collective: called on every rank."""
 
     def restore(self, state: Any) -> None:
-        """Continue from :meth:`run_state`, on every rank, before the first batch."""
+        """Restore the result of :meth:`run_state`, on every rank, before the first batch."""
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trainer's, with a checkpoint verified before anything is loaded.
+        """Train as Trainer does, after verifying the checkpoint before anything is loaded.
 
         Args:
             resume_from_checkpoint: a folder; ``"auto"``: the newest complete checkpoint of ``output_dir``, or a fresh
-                start; True: the newest, which has to exist; default ``args.resume_from_checkpoint``.
+                start; True: the newest, which must exist; default ``args.resume_from_checkpoint``.
 
         Raises:
-            ValueError: the checkpoint is not whole, or was written by a run of another model, other data or settings.
+            ValueError: the checkpoint is incomplete, or belongs to a run with another model, other data or settings.
         """
         asked = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         resume = self._agreed(checkpoint.resolve_resume(str(self.args.output_dir), asked))
@@ -65,10 +65,10 @@ class ResumableTrainer(Trainer):
         return super().train(resume, *args, **kwargs)
 
     def before_training(self, resume: str | None) -> None:
-        """Called with the verified checkpoint to continue from, or None."""
+        """Hook before training, called with the verified checkpoint to resume from, or None."""
 
     def _agreed(self, resume: str | None) -> str | None:
-        """What every rank found; they do not see one folder where the answers differ."""
+        """Return ``resume`` if all ranks found the same; otherwise they do not share one folder."""
         found = gather_object([resume])
         if len(set(found)) > 1:
             raise ValueError(f"expected an output_dir that all processes see, but they would continue from {found}")
@@ -91,11 +91,11 @@ class ResumableTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            # Mapped: a rank reads what it needs, and a copied reference is not in memory once a rank.
+            # Memory-mapped: a rank reads only its part, so a copied reference is not in memory once per rank.
             self.restore(torch.load(Path(checkpoint, RUN_STATE), map_location="cpu", mmap=True, weights_only=True))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Trainer's, and a whole model folder under FSDP2 too. A collective there: to be called on every rank.
+        """Save as Trainer does, and a whole model folder under FSDP2 too. Collective there: call on every rank.
 
         Raises:
             FloatingPointError: the weights are not finite.
@@ -110,14 +110,17 @@ class ResumableTrainer(Trainer):
         return os.path.join(run_dir, checkpoint.STAGING) if self._staging else run_dir
 
     def _refuse_broken_weights(self, name: str) -> None:
-        """Between two log lines nobody has looked at the loss yet, and rotation deletes the checkpoints before."""
+        """Raise FloatingPointError if a weight is not finite: the loss is checked only at log lines.
+
+        Otherwise rotation could delete the last finite checkpoint.
+        """
         assert self.model is not None
         trained = [p for p in self.model.parameters() if p.requires_grad]
         local = [p.to_local() if isinstance(p, DTensor) else p for p in trained]
         broken = torch.zeros((), device=self.args.device)
         for part in local:
             broken += part.isfinite().logical_not().any()
-        if self.is_fsdp_enabled:  # else every rank sees all of them, and one alone may save
+        if self.is_fsdp_enabled:  # without FSDP every rank has all weights, and one rank may save alone
             broken = cast(torch.Tensor, self.accelerator.reduce(broken, "sum"))
         if broken:
             newest = checkpoint.newest_complete(str(self.args.output_dir))
@@ -127,10 +130,10 @@ class ResumableTrainer(Trainer):
             )
 
     def keep_run(self) -> str:
-        """Save a checkpoint of the step about to begin, unless there is one: for a run that has to stop there.
+        """Save a checkpoint before the coming step, unless there is one, for a run that must stop. Collective.
 
         Returns:
-            Words that say where the run can be continued from; none for a run that has not taken a step. A collective.
+            A sentence that names the checkpoint to resume from; empty before the first step.
         """
         step, run_dir = self.state.global_step, str(self.args.output_dir)
         if not step:
@@ -142,7 +145,7 @@ class ResumableTrainer(Trainer):
         return f". The run up to step {step} is kept: resume from {checkpoint.newest_complete(run_dir)}"
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Trainer's, under another name until it is whole."""
+        """Save as Trainer does, with another name until the checkpoint is complete."""
         run_dir, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
         self._refuse_broken_weights(name)
         staged = run_dir / checkpoint.STAGING / name
@@ -152,7 +155,7 @@ class ResumableTrainer(Trainer):
         self._staging = True
         try:
             super()._save_checkpoint(model, trial)
-        except Exception as error:  # torch and safetensors have their own for a full disk
+        except Exception as error:  # torch and safetensors raise their own errors for a full disk
             raise checkpoint.unsaved(error, run_dir, name) from error
         finally:
             self._staging = False

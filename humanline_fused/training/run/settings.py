@@ -1,4 +1,4 @@
-"""The settings of a run, kept in its folder for whoever looks at it later."""
+"""The settings file of a run, for later inspection."""
 
 import json
 import os
@@ -8,13 +8,13 @@ from typing import Any
 from humanline_fused.training.config import HumanlineConfig
 
 SETTINGS = "settings.json"
-"""Their file, in the run's folder."""
+"""File name of the settings in the run's folder."""
 
 
 def write_settings(config: HumanlineConfig) -> None:
-    """Write every field of ``config`` into its ``output_dir``, whole or not at all; tokens are left out.
+    """Write every field of ``config`` except access tokens into its ``output_dir``, atomically.
 
-    Only the process that saves writes, and no dry run does. A resumed run overwrites what the earlier one wrote.
+    Only the process that saves writes; a dry run does not. A resumed run overwrites the file.
     """
     if config.dry_run or not config.should_save:
         return
@@ -26,10 +26,10 @@ def write_settings(config: HumanlineConfig) -> None:
 
 
 def read_settings(run_dir: Path) -> dict[str, Any]:
-    """The settings by their fields' names.
+    """Return the settings by field name.
 
     Raises:
-        ValueError: there are none, or the file is no JSON object.
+        ValueError: the file is missing or is not a JSON object.
     """
     file = run_dir / SETTINGS
     try:

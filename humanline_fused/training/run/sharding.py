@@ -1,4 +1,4 @@
-"""FSDP2: a reference that is sharded as the policy is, and a whole model folder at the end."""
+"""FSDP2: sharding of the reference, and export of the whole model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from torch import nn
 
 
 def refuse_engine(accelerator: Accelerator, reference: str, *, rounds: bool = False) -> None:
-    """Raise ValueError where this reference or online rounds cannot be had, or FSDP 1 is asked for."""
+    """Raise ValueError if the engine does not support this reference or online rounds, or is FSDP 1."""
     kind = accelerator.distributed_type
     fsdp1 = kind == DistributedType.FSDP and not accelerator.is_fsdp2
     instead = {
         "copy": "reference='lookahead': the same numbers without a second model",
-        "frozen": "reference='lookahead' with sync_every >= max_steps: the policy at the start, scored ahead",
+        "frozen": "reference='lookahead' with sync_every >= max_steps: the initial policy, scored ahead",
     }
     if reference in instead and (fsdp1 or kind == DistributedType.DEEPSPEED):
         raise ValueError(
@@ -34,23 +34,23 @@ def refuse_engine(accelerator: Accelerator, reference: str, *, rounds: bool = Fa
             "reference='lookahead': the same numbers without a second adapter"
         )
     if fsdp1:
-        raise ValueError("fsdp_version: expected 2, got 1, which keeps a model's parameters in flat ones of its own")
+        raise ValueError("fsdp_version: expected 2, got 1, which replaces parameters by flat ones")
 
 
 def prepare_reference(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """Place, cast and shard a model as the accelerator will do with the policy. It is not trained."""
+    """Place, cast and shard a model that is not trained as the accelerator does with the policy."""
     if accelerator.is_fsdp2:
-        # accelerate shards a model only together with an optimizer. This one is thrown away.
+        # accelerate shards a model only together with an optimizer, which is discarded here.
         model, _ = accelerator.prepare(model, torch.optim.SGD(model.parameters()))
     else:
         model = accelerator.prepare_model(model.requires_grad_(False), evaluation_mode=True)
-    accelerator.free_memory()  # it takes the first prepared model for the policy
+    accelerator.free_memory()  # otherwise accelerate treats this first prepared model as the policy
     return model.requires_grad_(False).eval()
 
 
 @contextmanager
 def whole_state_dict(accelerator: Accelerator) -> Iterator[None]:
-    """Have Trainer export a whole model: with ``SHARDED_STATE_DICT``, FSDP2's default, it would write nothing."""
+    """Make Trainer export a whole model: with ``SHARDED_STATE_DICT``, FSDP2's default, it would write nothing."""
     if not accelerator.is_fsdp2:
         yield
         return

@@ -1,4 +1,4 @@
-"""What a run says about itself when it starts."""
+"""Start-up summary of a run."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -21,7 +21,7 @@ def describe(
     train: PreparedData | PreparedPrompts,
     held_out: PreparedData | None,
 ) -> str:
-    """Two lines: how the run computes its loss, and what became of its data."""
+    """Return two lines: the loss and its implementation, and the counts of the data."""
     clamp = f"[{config.log_epsilon_P:g}, {config.log_epsilon_R:g}] nats" if config.clamp else "off"
     loss = f"{objective.name}: clamp {clamp}, computed by {choice.impl} ({choice.why})"
     data = f"data: {train.summary()}" + (f"; held out: {held_out.summary()}" if held_out else "")
@@ -29,11 +29,11 @@ def describe(
 
 
 def describe_model(config: HumanlineConfig, objective: Objective, model: nn.Module, difference: float | None) -> str:
-    """One line, once the model is in place: how it is scored, and who plays the reference, at what cost.
+    """Return one line on the placed model: scoring, reference and memory cost of the reference.
 
     Args:
-        model: the policy, on this process; its bytes, without those of a second adapter, are a second model's.
-        difference: the largest difference that the probe found, nats; None where the model makes its own logits.
+        model: the policy on this process; its bytes, without a second adapter, are the cost of a second model.
+        difference: the largest difference found by the probe, in nats; None if the model computes its own logits.
     """
     head = "head: the model's own logits" if difference is None else f"head check: max |Δlogp| {difference:.0e}"
     second = bytes_of(adapter_tensors(model, ADAPTER).values()) if config.reference == "adapter" else 0
@@ -51,14 +51,14 @@ def describe_model(config: HumanlineConfig, objective: Objective, model: nn.Modu
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors on this process; one that comes twice counts once."""
+    """Return the bytes of the tensors on this process, counting each tensor once."""
     distinct = {id(tensor): tensor for tensor in tensors}
     local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in distinct.values())
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
 def as_bytes(number: float) -> str:
-    """With a binary unit.
+    """Format a number of bytes with a binary unit.
 
     >>> as_bytes(3 * 1024**3), as_bytes(1536)
     ('3.0 GiB', '1.5 KiB')

@@ -1,4 +1,4 @@
-"""SIGTERM, as a scheduler sends it before it takes the machine: save at the end of the step, and stop."""
+"""SIGTERM handling: save at the end of the step, then stop."""
 
 import signal
 import threading
@@ -12,10 +12,12 @@ from transformers import TrainerCallback
 
 
 class Termination(TrainerCallback):
-    """While it is entered, SIGTERM on any rank ends the run on all of them, after the step, with a checkpoint.
+    """Context manager and callback: SIGTERM on any rank stops the run on all ranks after the step, with a checkpoint.
+
+    Schedulers send SIGTERM before they take a machine.
 
     Attributes:
-        stopped: whether it did.
+        stopped: whether SIGTERM stopped the run.
 
     >>> with Termination() as termination:
     ...     termination.stopped
@@ -29,7 +31,7 @@ class Termination(TrainerCallback):
 
     def __enter__(self) -> "Termination":
         self.received = self.stopped = False
-        if threading.current_thread() is threading.main_thread():  # Python lets no other set a handler
+        if threading.current_thread() is threading.main_thread():  # Python allows only this thread to set a handler
             self._before = signal.signal(signal.SIGTERM, self._receive)
         return self
 
@@ -43,7 +45,7 @@ class Termination(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.world_size > 1 and self._group is None:
-            # Between hosts: asking each other does not wait for a GPU.
+            # gloo communicates between hosts without waiting for a GPU.
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=args.ddp_timeout))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -54,4 +56,4 @@ class Termination(TrainerCallback):
             self.stopped = bool(anyone)
         if self.stopped:
             control.should_save = control.should_training_stop = True
-            control.should_evaluate = False  # it takes time, and decides under save_strategy="best" what is saved
+            control.should_evaluate = False  # it takes time and, with save_strategy="best", decides whether to save
