@@ -173,7 +173,7 @@ def test_a_folder_that_was_cut_off_is_never_taken_for_a_checkpoint(run_dir: Path
 
 @pytest.mark.parametrize(
     "name",
-    ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors", "reference.pt"],
+    ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors", "run_state.pt"],
 )
 def test_a_missing_or_shortened_file_is_named_and_auto_falls_back_to_the_checkpoint_before(run_dir: Path, name: str):
     file = run_dir / "checkpoint-6" / name

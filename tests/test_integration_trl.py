@@ -275,10 +275,12 @@ def test_a_checkpoint_without_its_reference_or_of_another_sync_is_not_continued(
         trainer = ours("dpo", tmp_path, model=model, humanline=humanline)
         trainer.train(resume_from_checkpoint=str(checkpoint))
 
-    with pytest.raises(ValueError, match=r"expected sync_every=3, as in .*reference.pt, got sync_every=1"):
+    with pytest.raises(ValueError, match=r"expected sync_every=3, as in .*trl_reference.pt, got sync_every=1"):
         resume(Humanline())
-    with pytest.raises(ValueError, match=r"expected sync_every=3, as in .*reference.pt, got humanline off"):
+    with pytest.raises(ValueError, match=r"expected sync_every=3, as in .*trl_reference.pt, got humanline off"):
         resume(None)
-    (checkpoint / "reference.pt").unlink()
-    with pytest.raises(ValueError, match=r"expected .*reference.pt: the checkpoint was not written by this trainer"):
+    (checkpoint / "trl_reference.pt").unlink()
+    with pytest.raises(
+        ValueError, match=r"expected .*trl_reference.pt: the checkpoint was not written by this trainer"
+    ):
         resume(Humanline(sync_every=3))

@@ -182,7 +182,7 @@ def test_an_adapter_and_its_reference_are_read_back(run_of: Run, tmp_path: Path)
 
 def test_an_example_whose_scores_wait_is_compared_with_those(run_of: Run) -> None:
     run = run_of(sync_every=3)
-    state = torch.load(run / "checkpoint-4" / "reference.pt", weights_only=True)
+    state = torch.load(run / "checkpoint-4" / "run_state.pt", weights_only=True)
     waiting = next(iter(state["pending"][4]))
     seen = shown(run, example=waiting, checkpoint=4)
     assert "before step 3, which scored step 4's tokens then" in seen.text
@@ -195,7 +195,7 @@ def test_an_example_whose_scores_wait_is_compared_with_those(run_of: Run) -> Non
 
 def test_an_example_without_scores_is_compared_with_the_start_and_the_page_says_so(run_of: Run) -> None:
     run = run_of(sync_every=3)
-    state = torch.load(run / "checkpoint-5" / "reference.pt", weights_only=True)
+    state = torch.load(run / "checkpoint-5" / "run_state.pt", weights_only=True)
     assert state["pending"] == {}
     seen = shown(run, example=7)
     start = run.parent / "start"

@@ -36,7 +36,8 @@ from humanline_fused.training.run.reference_sync import ReferenceSync
 if Version(trl.__version__).release[:2] != (1, 16):
     raise ImportError(f"expected trl>=1.16,<1.17, got {trl.__version__}: pip install 'humanline-fused[trl]'")
 
-REFERENCE_FILE = "reference.pt"
+REFERENCE_FILE = "trl_reference.pt"
+EARLIER_REFERENCE_FILE = "reference.pt"
 """File that a checkpoint has besides TRL's own files."""
 
 
@@ -257,6 +258,8 @@ class _HumanlineMixin(_BaseTrainer):
         if checkpoint is None:
             return
         file = Path(checkpoint, REFERENCE_FILE)
+        if not file.is_file() and Path(checkpoint, EARLIER_REFERENCE_FILE).is_file():
+            file = Path(checkpoint, EARLIER_REFERENCE_FILE)
         if not file.is_file():
             if self.humanline is not None:
                 raise ValueError(f"expected {file}: the checkpoint was not written by this trainer with humanline on")

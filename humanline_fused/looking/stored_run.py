@@ -19,7 +19,7 @@ from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import ROUND
 from humanline_fused.training.online.rollout import COMPLETIONS, logged_groups, round_examples, round_plan
 from humanline_fused.training.run.checkpoint import faults, step_of
-from humanline_fused.training.run.resumable import IDENTITY, RUN_STATE
+from humanline_fused.training.run.resumable import IDENTITY, load_run_state
 from humanline_fused.training.run.settings import read_settings
 
 
@@ -52,7 +52,7 @@ class StoredRun:
 
     def state(self) -> dict[str, Any]:
         """The checkpoint's reference: weights, or log-probs that wait for their step."""
-        return torch.load(self.checkpoint / RUN_STATE, map_location="cpu", mmap=True, weights_only=True)
+        return load_run_state(self.checkpoint)
 
     def examples(self) -> list[Example]:
         """The training data, read again.

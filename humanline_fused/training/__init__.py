@@ -3,6 +3,7 @@
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.forms import GROUPS, LABELS, PAIRS
 from humanline_fused.training.objectives import OBJECTIVES, Objective, ScoredTokens
+from humanline_fused.training.objectives.metrics import Weighted, label_metrics, pair_metrics
 from humanline_fused.training.trainer import HumanlineTrainer
 
 __all__ = [
@@ -14,4 +15,7 @@ __all__ = [
     "HumanlineTrainer",
     "Objective",
     "ScoredTokens",
+    "Weighted",
+    "label_metrics",
+    "pair_metrics",
 ]

@@ -1,7 +1,8 @@
 """Every setting of a run: transformers' TrainingArguments, humanline's own, and defaults that do not hurt."""
 
+import json
 from dataclasses import dataclass, field, fields
-from typing import ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -37,6 +38,16 @@ def _help(text: str) -> dict[str, str]:
     return {"help": text}
 
 
+def _json_mapping(name: str, text: str) -> dict[str, Any]:
+    try:
+        mapping = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected a mapping in JSON, got {text!r}: {error}") from None
+    if not isinstance(mapping, dict):
+        raise ValueError(f"{name}: expected a mapping in JSON, got {text!r}")
+    return mapping
+
+
 def _columns() -> str:
     """The columns of every objective's data."""
     return "; ".join(
@@ -61,8 +72,6 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
     >>> HumanlineConfig(output_dir="run", objective="kto", sync_every=4, report_to="none", use_cpu=True).beta
     0.1
     """
-
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "objective_kwargs"]
 
     model: str | None = field(
         default=None, metadata=_help("The policy at the start: a folder that save_pretrained wrote, or a name.")
@@ -190,6 +199,8 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
         choices = {"reference": Reference, "impl": Impl, "head": Head, "scale_rewards": ScaleRewards}
         for name, kind in choices.items():
             self._expect(name, getattr(self, name) in get_args(kind), " or ".join(map(repr, get_args(kind))))
+        if isinstance(self.objective_kwargs, str):
+            self.objective_kwargs = _json_mapping("objective_kwargs", self.objective_kwargs)
         self._beta_given = self.beta is not None
         self._take(self.make_objective())
         synced = self.reference != "frozen"
@@ -213,8 +224,7 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
                 f"objective_kwargs: expected None with objective={self.objective!r}, which has settings of its own, "
                 f"got {self.objective_kwargs!r}"
             )
-        if isinstance(self.objective_kwargs, str):
-            raise ValueError(f"objective_kwargs: expected a mapping, or one in JSON, got {self.objective_kwargs!r}")
+        assert not isinstance(self.objective_kwargs, str)
         return find_objective(self.objective, self.objective_kwargs)
 
     def take_objective(self, objective: Objective) -> None:

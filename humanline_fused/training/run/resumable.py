@@ -17,11 +17,23 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from humanline_fused.training.run import checkpoint
 from humanline_fused.training.run.sharding import whole_state_dict
 
-RUN_STATE = "reference.pt"
+RUN_STATE = "run_state.pt"
 """File with the result of :meth:`ResumableTrainer.run_state`."""
 
 IDENTITY = "run.json"
 """File with the result of :meth:`ResumableTrainer.identity`: the run that a checkpoint belongs to."""
+
+
+EARLIER_RUN_STATE = "reference.pt"
+"""Its name in checkpoints up to version 0.1.0's first; such checkpoints stay readable."""
+
+
+def load_run_state(checkpoint: Path) -> Any:
+    """Read what :meth:`ResumableTrainer.run_state` returned when the checkpoint was written, memory-mapped."""
+    file = checkpoint / RUN_STATE
+    if not file.is_file():
+        file = checkpoint / EARLIER_RUN_STATE
+    return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
 
 
 class ResumableTrainer(Trainer):
@@ -92,7 +104,7 @@ class ResumableTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             # Memory-mapped: a rank reads only its part, so a copied reference is not in memory once per rank.
-            self.restore(torch.load(Path(checkpoint, RUN_STATE), map_location="cpu", mmap=True, weights_only=True))
+            self.restore(load_run_state(Path(checkpoint)))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save as Trainer does, and a whole model folder under FSDP2 too. Collective there: call on every rank.

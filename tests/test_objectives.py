@@ -1,0 +1,299 @@
+"""An objective is one record, in the package or in a file of the user's own."""
+
+import ast
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import humanline_fused
+from humanline_fused.cli import main
+from humanline_fused.training import GROUPS, LABELS, OBJECTIVES, PAIRS, HumanlineTrainer, Objective, pair_metrics
+from humanline_fused.training.objectives import find_objective
+from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer
+
+PACKAGE = Path(humanline_fused.__file__).parent
+ROOT = PACKAGE.parent
+EXEMPT = ("training/objectives/", "demo/", "integrations/")
+
+
+def documented_loss() -> str:
+    """The file that docs/losses.md walks through."""
+    page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- my_losses.py -->\n```python\n(.*?)```", page, flags=re.DOTALL)
+    assert found
+    return found[1]
+
+
+class APOZero(Objective):
+    """The loss of the documentation, with its own name for a sequence."""
+
+    name = "apo_zero"
+    form = PAIRS
+
+    def loss(self, tokens: Any, config: Any) -> Any:
+        rewards = config.beta * tokens.sums(tokens.log_ratio)
+        chosen, rejected = rewards.chunk(2)
+        return (1 - chosen.sigmoid() + rejected.sigmoid()).mean(), pair_metrics(rewards, tokens.sums(tokens.logp))
+
+
+def docstrings(tree: ast.AST) -> set[int]:
+    """The ids of the constants that are statements by themselves: docstrings of modules, functions and attributes."""
+    return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+
+
+def constants(file: Path) -> list[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    documentation = docstrings(tree)
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in documentation)
+    return [node.value for node in nodes if isinstance(node.value, str)]
+
+
+def test_no_module_outside_the_table_holds_an_objectives_name():
+    name = re.compile(rf"\b({'|'.join(OBJECTIVES)})\b")
+    held = {
+        str(file.relative_to(PACKAGE)): found
+        for file in sorted(PACKAGE.rglob("*.py"))
+        if not str(file.relative_to(PACKAGE)).startswith(EXEMPT)
+        and (found := [text for text in constants(file) if name.search(text)])
+    }
+    assert held == {}
+
+
+# A loss in a file of the user's own, without a change to the package
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a start model, pairs, prompts, the documented loss and a reward."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_losses.py").write_text(documented_loss(), encoding="utf-8")
+    (tmp_path / "my_reward.py").write_text(
+        "def more_w1(prompts, completions):\n    return [float(c.count('1')) + len(c) / 100 for c in completions]\n"
+    )
+    tiny_model().save_pretrained("start")
+    tiny_tokenizer().save_pretrained("start")
+    for name, number, seed in (("pairs", 8, 0), ("held_out", 4, 1)):
+        rows = records("dpo", number, seed=seed)
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return tmp_path
+
+
+SETTINGS = [
+    *("--model", "start", "--max_steps", "3", "--per_device_train_batch_size", "2", "--max_length", "32"),
+    *("--logging_steps", "1", "--save_steps", "1", "--learning_rate", "1e-3", "--use_cpu", "true"),
+    *("--disable_tqdm", "true", "--warmup_steps", "0", "--output_dir", "run"),
+]
+
+
+def logged(run: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_documented_loss_has_at_most_forty_lines():
+    assert len(documented_loss().splitlines()) <= 40
+
+
+def test_a_loss_in_a_file_trains_evaluates_resumes_and_is_shown(workplace: Path, capsys: pytest.CaptureFixture[str]):
+    config = "objective: my_losses:APOZero\nobjective_kwargs: {margin: 0.1}\ndataset: pairs.jsonl\n"
+    Path("run.yaml").write_text(config + "eval_dataset: held_out.jsonl\neval_strategy: epoch\n", encoding="utf-8")
+    assert main(["train", "--config", "run.yaml", *SETTINGS]) == 0
+    assert capsys.readouterr().out.startswith("apo_zero: clamp [-1.5, 1.5] nats")
+    lines = [line for line in logged("run") if "loss" in line]
+    sigmoid = 1 / (1 + 2.718281828459045**0.1)
+    assert lines[0]["loss"] == pytest.approx(1 - sigmoid + (1 - sigmoid), abs=1e-6)
+    assert len({line["loss"] for line in lines}) == 3
+    assert {"rewards/margins", "humanline/unclamped"} <= lines[0].keys()
+    evaluated = [line for line in logged("run") if "eval_loss" in line]
+    assert {"eval_rewards_initial/margins", "eval_kl_initial"} <= evaluated[-1].keys()
+
+    assert main(["show", "run", "--step", "2"]) == 0
+    page = Path("run/show-step-2.html").read_text(encoding="utf-8")
+    assert "apo_zero" in page
+    assert "<h3>chosen</h3>" in page
+    assert "<h3>rejected</h3>" in page
+    assert "advantage" not in page
+
+    whole = torch.load("run/checkpoint-3/optimizer.pt", weights_only=True)["state"]
+    shutil.rmtree("run/checkpoint-3")
+    assert main(["train", "--config", "run.yaml", *SETTINGS, "--resume_from_checkpoint", "auto"]) == 0
+    resumed = torch.load("run/checkpoint-3/optimizer.pt", weights_only=True)["state"]
+    assert all(torch.equal(whole[i]["exp_avg"], resumed[i]["exp_avg"]) for i in whole)
+
+
+def test_the_data_command_knows_a_loss_in_a_file(workplace: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["data", "pairs.jsonl", "--objective", "my_losses:APOZero", "--model", "start"]) == 0
+    out = capsys.readouterr().out
+    assert "for objective='dpo' or objective='kto' or objective='apo_zero'" in out
+    assert re.search(r"^  chosen$", out, flags=re.MULTILINE)
+    assert main(["data", "pairs.jsonl", "--objective", "grop"]) == 2
+    assert "did you mean grpo?" in capsys.readouterr().err
+
+
+def test_a_round_of_a_loss_in_a_file_is_replayed_as_it_was_trained_on(workplace: Path):
+    rounds = ["--rollout_every", "2", "--reward", "my_reward:more_w1", "--reference", "copy", "--num_generations", "4"]
+    options = ["--objective", "my_losses:APOZero", "--dataset", "pairs.jsonl", "--max_completion_length", "6"]
+    assert main(["train", *options, *rounds, *SETTINGS]) == 0
+    assert main(["show", "run", "--step", "1"]) == 0
+    page = Path("run/show-step-1.html").read_text(encoding="utf-8")
+    assert page.count("<h3>chosen</h3>") == page.count("<h3>rejected</h3>") == 2
+    rewards: dict[int, list[float]] = {}
+    for line in Path("run/completions.jsonl").read_text().splitlines():
+        sample = json.loads(line)
+        if sample["step"] == 0:
+            rewards.setdefault(sample["prompt_index"], []).append(sample["reward"])
+    assert len(rewards) == 4  # a pair of each prompt, two steps of two pairs
+
+
+def test_look_ahead_and_copy_give_bitwise_the_same_losses_and_the_head_agrees(tmp_path: Path):
+    settings = {"objective": "tests.test_objectives:APOZero", "log_epsilon_P": -0.05, "log_epsilon_R": 0.05}
+    runs = []
+    for name, more in (("ahead", {}), ("copy", {"reference": "copy"}), ("logits", {"head": "logits"})):
+        trainer = tiny_trainer(tmp_path / name, train_dataset=records("dpo", 10), **settings, **more)
+        trainer.train()
+        runs.append(trainer)
+    assert losses(runs[0]) == losses(runs[1])
+    assert losses(runs[2]) == pytest.approx(losses(runs[0]), rel=1e-5)
+    assert min(line["humanline/unclamped"] for line in runs[0].state.log_history if "loss" in line) < 1
+
+
+def trainer_with(objective: Any, output_dir: Path, **settings: Any) -> HumanlineTrainer:
+    kind = (
+        "kto"
+        if getattr(objective, "form", None) is LABELS
+        else "grpo"
+        if getattr(objective, "form", None) is GROUPS
+        else "dpo"
+    )
+    config = tiny_config(output_dir, **settings)
+    data = records(kind, 10)
+    return HumanlineTrainer(
+        tiny_model(), config, train_dataset=data, processing_class=tiny_tokenizer(), objective=objective
+    )
+
+
+def test_an_object_trains_as_its_name_does(tmp_path: Path):
+    given = trainer_with(APOZero(), tmp_path / "given")
+    given.train()
+    named = tiny_trainer(
+        tmp_path / "named", objective="tests.test_objectives:APOZero", train_dataset=records("dpo", 10)
+    )
+    named.train()
+    assert losses(given) == losses(named)
+    assert given.args.objective == named.args.objective == "tests.test_objectives:APOZero"
+
+
+def test_a_loss_of_labels_sees_them_and_the_mismatched_pairs(tmp_path: Path):
+    class Signed(Objective):
+        name, form, mismatched, seen = "signed", LABELS, True, []
+
+        def loss(self, tokens: Any, config: Any) -> Any:
+            sign = tokens.columns["desirable"].float() * 2 - 1
+            self.seen.append(float(tokens.kl))
+            return -(sign * tokens.sums(tokens.log_ratio) / tokens.lengths).mean(), {}
+
+    trainer_with(Signed(), tmp_path).train()
+    assert max(Signed.seen) > 0
+
+
+def test_a_loss_of_groups_has_its_own_default_beta(tmp_path: Path):
+    class Plain(Objective):
+        name, form, default_beta, seen = "plain", GROUPS, 0.25, []
+
+        def loss(self, tokens: Any, config: Any) -> Any:
+            self.seen.append(config.beta)
+            return -(tokens.columns["advantages"][:, None] * tokens.log_ratio.exp()).sum() / tokens.num_items, {}
+
+    trainer_with(Plain(), tmp_path, beta=None).train()
+    assert set(Plain.seen) == {0.25}
+
+
+# Bad input: an error that names the part, before the first step
+
+
+def loss_that(compute: Any) -> type[Objective]:
+    return type("Mine", (Objective,), {"name": "mine", "form": PAIRS, "loss": compute})
+
+
+@pytest.mark.parametrize(
+    ("objective", "error", "said"),
+    [
+        (object(), TypeError, "expected an instance of humanline_fused.training.Objective, got object"),
+        (type("Mine", (Objective,), {"form": PAIRS})(), TypeError, r"Mine.name: expected a string, got None"),
+        (type("Mine", (Objective,), {"name": "mine"})(), TypeError, r"Mine.form: expected PAIRS, LABELS or GROUPS"),
+        (type("Mine", (Objective,), {"name": "m", "form": PAIRS})(), TypeError, r"Mine.loss: expected a method loss"),
+        (loss_that(lambda self, tokens, config: tokens.log_ratio.sum())(), TypeError, "expected a loss and a mapping"),
+        (
+            loss_that(lambda self, tokens, config: (tokens.sums(tokens.log_ratio), {}))(),
+            TypeError,
+            r"Mine.loss: expected a scalar loss, a tensor of shape \[\], got \[4\]",
+        ),
+        (loss_that(lambda self, tokens, config: (0.5, {}))(), TypeError, "expected a scalar loss, .* got float"),
+        (
+            loss_that(lambda self, tokens, config: (tokens.log_ratio.detach().sum(), {}))(),
+            TypeError,
+            "Mine.loss: expected a loss with a graph to the policy's log-probs, got one without",
+        ),
+        (
+            loss_that(lambda self, tokens, config: (tokens.log_ratio.sum().log(), {}))(),
+            ValueError,
+            r"Mine.loss: expected a finite loss and gradient where the policy is the reference, .* got -inf",
+        ),
+        (
+            loss_that(lambda self, tokens, config: (tokens.log_ratio.mean(), {}))(),
+            ValueError,
+            "expected a loss of the tokens that loss_mask counts alone, .* divide by tokens.lengths",
+        ),
+        (
+            loss_that(lambda self, tokens, config: (tokens.log_ratio.sum(), {"mine": "low"}))(),
+            TypeError,
+            "metric 'mine': expected a tensor with entries or a Weighted, got 'low'",
+        ),
+        (
+            loss_that(lambda self, tokens, config: (tokens.columns["desirable"].sum(), {}))(),
+            KeyError,
+            "Mine.loss failed on the first batch: 'desirable'",
+        ),
+    ],
+)
+def test_a_loss_that_lacks_a_part_is_refused_before_the_first_step(
+    tmp_path: Path, objective: Any, error: type[Exception], said: str
+):
+    before = None
+    with pytest.raises(error, match=said):  # noqa: PT012
+        trainer = trainer_with(objective, tmp_path)
+        before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+        trainer.train()
+    if before is not None:
+        assert trainer.state.global_step == 0
+        assert all(torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "error", "said"),
+    [
+        ("ktoo", None, ValueError, r"expected 'dpo', 'kto', 'grpo' or 'module:Class' .* did you mean kto\?"),
+        ("tests.test_objectives:Nothing", None, ValueError, "to be a class that can be imported"),
+        ("tests.test_objectives:records", None, TypeError, "to be a subclass of humanline_fused.training.Objective"),
+        ("tests.test_objectives:APOZero", {"tau": 1}, TypeError, "APOZero does not take {'tau': 1}"),
+    ],
+)
+def test_an_objective_that_cannot_be_found_is_said(name: str, arguments: Any, error: type[Exception], said: str):
+    with pytest.raises(error, match=said):
+        find_objective(name, arguments)
+
+
+def test_settings_of_another_objective_or_two_objectives_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"epsilon: expected 0.2 \(it is grpo's, and this is apo_zero\), got 0.1"):
+        tiny_config(tmp_path, objective="tests.test_objectives:APOZero", epsilon=0.1)
+    with pytest.raises(ValueError, match=r"objective_kwargs: expected None with objective='dpo'"):
+        tiny_config(tmp_path, objective_kwargs={"margin": 1})
+    with pytest.raises(ValueError, match=r"objective_kwargs: expected a mapping in JSON, got '\[1\]'"):
+        tiny_config(tmp_path, objective="tests.test_objectives:APOZero", objective_kwargs="[1]")
+    with pytest.raises(ValueError, match=r"objective: expected one, got 'kto' in args and 'tests.test_objectives"):
+        trainer_with(APOZero(), tmp_path, objective="kto")
