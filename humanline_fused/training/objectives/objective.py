@@ -95,7 +95,8 @@ class ScoredTokens:
         logp: [B, T], nats: log-probs under the policy, with a graph.
         ref_logp: [B, T], nats: log-probs under the reference.
         loss_mask: [B, T], bool: the tokens that count.
-        columns, num_items, kl: as of :class:`LossInputs`.
+        columns, kl: as of :class:`LossInputs`.
+        num_items: [], the divisor of a sum over tokens: its mean over the optimizer step, or over an evaluation's batch.
     """
 
     log_ratio: Tensor
@@ -103,7 +104,7 @@ class ScoredTokens:
     ref_logp: Tensor
     loss_mask: Tensor
     columns: Mapping[str, Tensor]
-    num_items: Tensor | None = None
+    num_items: Tensor
     kl: Tensor | None = None
 
     def sums(self, values: Tensor) -> Tensor:
@@ -161,7 +162,8 @@ class Objective:
         ids, mask, impl = inputs.target_ids, inputs.loss_mask, config.impl
         logp = token_logp(inputs.policy, ids, mask, impl=impl)
         ratio = token_log_ratio(TokenLogp(logp), inputs.reference, ids, mask, clamp=config.humanline_clamp, impl=impl)
-        tokens = ScoredTokens(ratio.log_ratio, logp, ratio.ref_logp, mask, inputs.columns, inputs.num_items, inputs.kl)
+        num_items = mask.sum() if inputs.num_items is None else inputs.num_items
+        tokens = ScoredTokens(ratio.log_ratio, logp, ratio.ref_logp, mask, inputs.columns, num_items, inputs.kl)
         given = self.loss(tokens, config)
         if not isinstance(given, tuple) or len(given) != 2 or not isinstance(given[1], Mapping):
             raise TypeError(f"expected a loss and a mapping of metrics, got {type(given).__name__}")
