@@ -207,7 +207,8 @@ def test_a_loss_of_groups_has_its_own_default_beta(tmp_path: Path):
 
         def loss(self, tokens: Any, config: Any) -> Any:
             self.seen.append(config.beta)
-            return -(tokens.columns["advantages"][:, None] * tokens.log_ratio.exp()).sum() / tokens.num_items, {}
+            ratio = tokens.log_ratio.exp().where(tokens.loss_mask, 0.0)
+            return -(tokens.columns["advantages"][:, None] * ratio).sum() / tokens.num_items, {}
 
     trainer_with(Plain(), tmp_path, beta=None).train()
     assert set(Plain.seen) == {0.25}

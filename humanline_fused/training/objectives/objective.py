@@ -96,7 +96,7 @@ class ScoredTokens:
         ref_logp: [B, T], nats: log-probs under the reference.
         loss_mask: [B, T], bool: the tokens that count.
         columns, kl: as of :class:`LossInputs`.
-        num_items: [], the divisor of a sum over tokens: its mean over the optimizer step, or over an evaluation's batch.
+        num_items: [], the divisor of a sum over tokens, for their mean over the optimizer step or evaluation batch.
     """
 
     log_ratio: Tensor
