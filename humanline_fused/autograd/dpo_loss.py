@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from humanline_fused.autograd.logp_loss import boundaries, logp_loss
+from humanline_fused.layer import SequenceLoss
 from humanline_kernels.dpo_loss import dpo_loss_forward
 
 
@@ -16,9 +17,8 @@ def dpo_loss(
     label_smoothing: float,
     log_epsilon_P: float,
     log_epsilon_R: float,
-) -> tuple[Tensor, ...]:
-    """Loss [] with a graph; detached rewards [B], clamped low and high fractions []."""
-    return logp_loss(
+) -> SequenceLoss:
+    loss, rewards, clamped_low, clamped_high = logp_loss(
         dpo_loss_forward,
         logp,
         ref_logp.contiguous(),
@@ -29,3 +29,4 @@ def dpo_loss(
         log_epsilon_P,
         log_epsilon_R,
     )
+    return SequenceLoss(loss, rewards, clamped_low, clamped_high)

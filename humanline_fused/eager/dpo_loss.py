@@ -5,6 +5,7 @@ from torch.nn.functional import logsigmoid
 
 from humanline_fused.eager.log_ratio import clamped_log_ratio
 from humanline_fused.eager.sequences import sequence_counts, sequence_sum
+from humanline_fused.layer import SequenceLoss
 
 
 def dpo_loss(
@@ -17,8 +18,7 @@ def dpo_loss(
     label_smoothing: float,
     log_epsilon_P: float,
     log_epsilon_R: float,
-) -> tuple[Tensor, ...]:
-    """Loss [] with a graph; detached rewards [B], clamped_low_fraction [], clamped_high_fraction []."""
+) -> SequenceLoss:
     ratio = clamped_log_ratio(logp, ref_logp, loss_mask, log_epsilon_P, log_epsilon_R)
     rewards = beta * sequence_sum(ratio.clamped, cu_seqlens)
     num_pairs = rewards.shape[0] // 2
@@ -30,4 +30,4 @@ def dpo_loss(
     counts = sequence_counts(loss_mask, cu_seqlens).view(2, num_pairs).any(0)
     loss = losses.where(counts, 0.0).sum() / counts.sum().clamp(min=1)
     num_tokens = loss_mask.sum().clamp(min=1)
-    return loss, rewards.detach(), ratio.low / num_tokens, ratio.high / num_tokens
+    return SequenceLoss(loss, rewards.detach(), ratio.low / num_tokens, ratio.high / num_tokens)

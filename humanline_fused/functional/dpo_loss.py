@@ -65,5 +65,5 @@ def dpo_loss(
         label_smoothing=label_smoothing,
         **bounds,
     )
-    logp, ref_logp, (loss, rewards, low, high) = loss_of(layer, policy, reference, tokens, loss_of_logp)
-    return DPOOutput(logp, ref_logp, low, high, loss=loss, rewards=rewards)
+    result, logp, ref_logp = loss_of(layer, policy, reference, tokens, loss_of_logp)
+    return DPOOutput(logp=logp, ref_logp=ref_logp, **result._asdict())
