@@ -5,6 +5,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 from torch import Tensor
 
 from humanline_fused.softmax import Epilogue, Softmax
+from humanline_fused.types import DPOLossType
 
 
 class TokenLogps(NamedTuple):
@@ -87,6 +88,7 @@ class Layer(Epilogue, Protocol):
         label_smoothing: float,
         log_epsilon_P: float,
         log_epsilon_R: float,
+        loss_type: DPOLossType = ...,
     ) -> SequenceLoss: ...
 
     def kto_loss(
