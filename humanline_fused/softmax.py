@@ -1,6 +1,6 @@
-"""What a softmax is taken of: logits, scaled, capped and divided by a temperature (docs/math.md, equation 1)."""
+"""Softmax settings (docs/math.md, equation 1), scores of rows of logits, and the interface of code that scores them."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -8,12 +8,16 @@ from humanline_fused.scores import LMHead, Logits
 
 
 class Softmax(NamedTuple):
-    """``z = cap(scale · x) · inverse_temperature / temperature``; temperature per token, or None."""
+    """``z = cap(scale · x) · inverse_temperature / temperature``; by default ``z = x``.
 
-    temperature: Tensor | None
-    inverse_temperature: float
-    softcap: float | None
-    scale: float
+    Args:
+        temperature: per token, float32, or None.
+    """
+
+    temperature: Tensor | None = None
+    inverse_temperature: float = 1.0
+    softcap: float | None = None
+    scale: float = 1.0
 
     def scores(self, rows: Tensor, temperature: Tensor | float) -> Tensor:
         """z of logits x."""
@@ -26,21 +30,61 @@ class Softmax(NamedTuple):
         return rows / temperature
 
     def back(self, dz: Tensor, rows: Tensor, temperature: Tensor | float) -> Tensor:
-        """dz · ∂z/∂x."""
+        """dz · ∂z/∂x (docs/math.md, equation 15)."""
         slope = self.scale / temperature
         if self.softcap is not None:
             slope = slope * (1 - (rows * (self.scale / self.softcap)).tanh().square())
         return dz if isinstance(slope, float) and slope == 1 else dz * slope
 
     def temperature_of(self, index: tuple[Tensor, ...] | slice) -> Tensor | float:
-        """Of some tokens: [n, 1], or one for all."""
+        """Temperature of the tokens at ``index``: [n, 1], or one number for all."""
         if self.temperature is None:
             return 1 / self.inverse_temperature
         return self.temperature[index].reshape(-1, 1) / self.inverse_temperature
 
 
 def softmax_of(source: Logits | LMHead) -> Softmax:
+    """The softmax settings of a source of scores."""
     cap, scale = source.softcap, float(source.scale)
     if isinstance(source.temperature, Tensor):
         return Softmax(source.temperature.detach().float(), 1.0, cap, scale)
     return Softmax(None, 1.0 / source.temperature, cap, scale)
+
+
+class RowScores(NamedTuple):
+    """Scores of n rows of logits x, [n] each, in the accumulation dtype.
+
+    The probability of x is ``exp2((z(x) − z(point)) · log2 e − log2_total)``. z(point) and the total stay apart because
+    their sum would lose digits to an offset common to all logits of a row.
+
+    Attributes:
+        logp: log-prob of the target, nats.
+        entropy: nats; [0] if not asked for.
+        point: the logit around which the row's sum was taken.
+        log2_total: log2 of the row's sum around the point.
+    """
+
+    logp: Tensor
+    entropy: Tensor
+    point: Tensor
+    log2_total: Tensor
+
+
+class Epilogue(Protocol):
+    """Scores logits [n, V] and overwrites them with their gradient. ``eager`` and ``autograd`` implement it."""
+
+    def score_rows(self, logits: Tensor, target_ids: Tensor, softmax: Softmax, with_entropy: bool) -> RowScores:
+        """Scores of the rows; all but the point are NaN where the id lies outside [0, V)."""
+        ...
+
+    def write_dlogits_(
+        self,
+        logits: Tensor,
+        target_ids: Tensor,
+        softmax: Softmax,
+        scores: RowScores,
+        dlogp: Tensor,
+        dentropy: Tensor | None,
+    ) -> None:
+        """Overwrite the logits with their gradient, for gradients [n] of log-probs and entropies."""
+        ...

@@ -9,6 +9,9 @@ from torch import Tensor
 Impl = Literal["auto", "triton", "eager"]
 """Who computes. A named one raises where it cannot run; only ``"auto"`` may choose."""
 
+DPOLossType = Literal["sigmoid", "ipo", "hinge", "sigmoid_norm"]
+"""The losses of pairs that ``dpo_loss`` computes, by TRL's names."""
+
 
 @dataclass(frozen=True)
 class HumanlineClamp:
@@ -95,7 +98,7 @@ class TokenLogRatioOutput(ClampedOutput):
 
 @dataclass(frozen=True, eq=False)
 class DPOOutput(ClampedOutput):
-    """``loss``: [] with a graph. ``rewards``: β R(y) of each sequence, [B], detached."""
+    """``loss``: [] with a graph. ``rewards``: β R(y) of each sequence, [B], detached, whatever the ``loss_type``."""
 
     loss: Tensor
     rewards: Tensor

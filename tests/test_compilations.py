@@ -24,6 +24,7 @@ def note(self, *args, grid, warmup=False, **kwargs):
 JITFunction.run = note
 
 from humanline_fused import autograd
+from humanline_fused.softmax import Softmax
 
 def step(logits, packed):
     B, T, V = logits.shape
@@ -41,11 +42,10 @@ def step(logits, packed):
         ),
         autograd.grpo_loss(logp, ref_logp, mask, advantages, None, **grpo),
         autograd.grpo_one_launch(
-            logits, logits.detach(), None, ids, mask, None, advantages, None,
-            inverse_temperature=1.0, softcap=None, scale=1.0, **grpo,
-        ),
+            logits, logits.detach(), None, ids, mask, Softmax(), advantages, None, **grpo,
+        ).result,
     ]
-    sum(loss[0] for loss in losses).backward()
+    sum(result.loss for result in losses).backward()
 
 def count(name):
     print(json.dumps([name, {kernel: len(found) for kernel, found in keys.items()}]))

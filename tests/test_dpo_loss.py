@@ -1,13 +1,20 @@
-"""dpo_loss by hand (docs/math.md, equations 4 and 5). What holds for every loss is in test_losses.py."""
+"""dpo_loss by hand (docs/math.md, equations 4 to 5c). What holds for every loss is in test_losses.py."""
 
 import math
-from typing import Any
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from humanline_fused import TokenLogp, dpo_loss
-from tests.inputs import token_batch
+from humanline_fused import HumanlineClamp, TokenLogp, dpo_loss
+from humanline_fused.types import DPOLossType
+from tests.error_budget import assert_within_budget
+from tests.inputs import random_batch, token_batch
+from tests.oracle import assert_matches_oracle
+
+LOSS_TYPES = get_args(DPOLossType)
 
 
 def sigmoid(x: float) -> float:
@@ -111,3 +118,197 @@ def test_it_agrees_with_torch_s_own_pieces_on_unclamped_sequences(impl, device):
     margin = (logp - ref_logp).double().sum(-1)
     expected = torch.nn.functional.softplus(-0.1 * (margin[:3] - margin[3:])).mean()
     assert out.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+# Other losses of pairs
+
+
+def loss_by_hand(impl, device, loss_type, mask=None, **settings):
+    """The loss of the pair above, and the gradient of its four log-probs."""
+    policy, reference, ids, loss_mask = token_batch(LOGP, REF_LOGP, mask, device=device)
+    out = dpo_loss(TokenLogp(policy), reference, ids, loss_mask, loss_type=loss_type, impl=impl, **settings)
+    (gradient,) = torch.autograd.grad(out.loss, policy)
+    return out.loss.item(), gradient.flatten().tolist()
+
+
+def test_sigmoid_norm_is_dpo_of_the_margin_per_token(impl, device):
+    loss, gradient = loss_by_hand(impl, device, "sigmoid_norm", beta=0.5)
+    margin = 0.5 * (2 / 2 + 1.75 / 2)
+    assert loss == pytest.approx(-math.log(sigmoid(margin)), rel=1e-6)
+    slope = 0.5 * sigmoid(-margin) / 2
+    assert gradient == pytest.approx([-slope, 0.0, slope, 0.0], rel=1e-6)
+
+
+def test_ipo_is_the_squared_distance_of_the_margin_per_token_from_its_target(impl, device):
+    loss, gradient = loss_by_hand(impl, device, "ipo", beta=0.5)
+    difference = 2 / 2 + 1.75 / 2
+    assert loss == (difference - 1) ** 2
+    slope = 2 * (difference - 1) / 2
+    assert gradient == [slope, 0.0, -slope, 0.0]
+
+
+def test_ipo_pulls_the_margin_up_below_its_target_and_down_above_it(impl, device):
+    _, above = loss_by_hand(impl, device, "ipo", beta=0.5)
+    _, below = loss_by_hand(impl, device, "ipo", beta=0.1)
+    assert above[0] > 0 > below[0]
+
+
+def test_hinge_is_what_the_margin_lacks_to_1(impl, device):
+    loss, gradient = loss_by_hand(impl, device, "hinge", beta=0.2)
+    assert loss == pytest.approx(1 - 0.2 * 3.75, rel=1e-6)
+    assert gradient == pytest.approx([-0.2, 0.0, 0.2, 0.0], rel=1e-6)
+    assert loss_by_hand(impl, device, "hinge", beta=0.5) == (0.0, [0.0] * 4)
+
+
+def test_hinge_has_slope_0_at_its_kink_and_1_an_ulp_below(impl, device):
+    for margin, slope in ((1.0, 0.0), (math.nextafter(1.0, 0.0), 0.0), (1 - 2**-24, 1.0)):
+        policy, reference, ids, mask = token_batch([[margin], [0.0]], [[0.0], [0.0]], device=device)
+        out = dpo_loss(TokenLogp(policy), reference, ids, mask, beta=1.0, loss_type="hinge", impl=impl)
+        (gradient,) = torch.autograd.grad(out.loss, policy)
+        assert gradient.flatten().tolist() == [-slope, slope]
+
+
+def test_a_log_prob_of_nan_makes_every_loss_of_its_pair_nan(impl, device):
+    for loss_type in LOSS_TYPES:
+        policy, reference, ids, mask = token_batch([[math.nan], [0.0]], [[0.0], [0.0]], device=device)
+        assert dpo_loss(TokenLogp(policy), reference, ids, mask, loss_type=loss_type, impl=impl).loss.isnan()
+
+
+@pytest.mark.parametrize(("loss_type", "expected"), [("ipo", (2 / 2 + 0.25 - 1) ** 2), ("sigmoid_norm", None)])
+def test_a_margin_per_token_is_over_the_tokens_that_count(impl, device, loss_type, expected):
+    loss, gradient = loss_by_hand(impl, device, loss_type, mask=[[1, 1], [1, 0]], beta=0.5)
+    assert loss == pytest.approx(-math.log(sigmoid(0.625)) if expected is None else expected, rel=1e-6)
+    # The chosen sequence's slope is halved by its two tokens, the rejected one's is whole.
+    assert gradient[2] == pytest.approx(-2 * gradient[0], rel=1e-6)
+    assert gradient[0] != 0
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_a_pair_with_an_empty_side_has_the_other_side_s_margin(impl, device, loss_type):
+    loss, gradient = loss_by_hand(impl, device, loss_type, mask=[[1, 0], [0, 0]], beta=0.5)
+    margin = 0.25
+    by_hand = {"ipo": (0.5 - 1) ** 2, "hinge": 1 - margin}
+    assert loss == pytest.approx(by_hand.get(loss_type, -math.log(sigmoid(margin))), rel=1e-6)
+    assert gradient[0] < 0
+    assert gradient[1:] == [0.0] * 3
+
+
+def test_rewards_are_beta_times_the_sum_for_every_loss_type(impl, device):
+    policy, reference, ids, mask = token_batch(LOGP, REF_LOGP, device=device)
+    for loss_type in LOSS_TYPES:
+        out = dpo_loss(TokenLogp(policy), reference, ids, mask, beta=0.5, loss_type=loss_type, impl=impl)
+        assert out.rewards.tolist() == [1.0, -0.875]
+
+
+# Other losses of pairs: TRL
+
+
+def trl_s_loss(loss_type: str, beta: float, logp: torch.Tensor, ref_logp: torch.Tensor, mask: torch.Tensor) -> Any:
+    """What TRL's own trainer makes of token log-probs, and the rewards that it logs: trl 1.16, dpo_trainer.py."""
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    zeros = torch.zeros_like(logp)
+    outputs = SimpleNamespace(log_probs=logp * mask, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+    accelerator = SimpleNamespace(device=logp.device, gather=lambda t: t, gather_for_metrics=lambda t: t)
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=True),
+        accelerator=accelerator,
+        aux_loss_enabled=False,
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_types=[loss_type],
+        loss_weights=[1.0],
+        beta=beta,
+        label_smoothing=0.0,
+        use_weighting=False,
+        _metrics={"train": defaultdict(list)},
+        _total_train_tokens=0,
+        _tp_size=1,
+    )
+    ref_chosen, ref_rejected = (ref_logp * mask).sum(-1).chunk(2)
+    prompt = torch.zeros_like(mask[:, :1])
+    inputs = {
+        "input_ids": torch.zeros(len(mask), mask.shape[1] + 1, dtype=torch.long),
+        "attention_mask": torch.ones(len(mask), mask.shape[1] + 1, dtype=torch.long),
+        "completion_mask": torch.cat([prompt, mask], 1).long(),
+        "ref_chosen_logps": ref_chosen,
+        "ref_rejected_logps": ref_rejected,
+    }
+    loss = DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, return_outputs=False)  # pyright: ignore[reportArgumentType]
+    return loss, trainer._metrics["train"]
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.7])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_without_a_clamp_value_and_gradient_are_those_of_trl_s_trainer(impl, device, loss_type, beta):
+    generator = torch.Generator().manual_seed(0)
+    logp, ref_logp = (-3 * torch.rand(8, 7, generator=generator) for _ in range(2))
+    mask = torch.rand(8, 7, generator=generator) < 0.7
+    mask[1], mask[5] = False, False
+    mask[5, 2] = True  # a pair with an empty side; TRL has no answer for a pair without any token
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = logp.to(dtype, copy=True).requires_grad_()
+        loss, metrics = trl_s_loss(loss_type, beta, leaf, ref_logp.to(dtype), mask)
+        rewards = [torch.tensor(metrics[f"rewards/{side}"][0], dtype=dtype) for side in ("chosen", "rejected")]
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaf), *rewards))
+    leaf = logp.to(device, copy=True).requires_grad_()
+    ids = torch.zeros(mask.shape, dtype=torch.long, device=device)
+    settings = {"beta": beta, "loss_type": loss_type, "clamp": None, "impl": impl}
+    out = dpo_loss(TokenLogp(leaf), TokenLogp(ref_logp.to(device)), ids, mask.to(device), **settings)
+    rewards = [side.mean() for side in out.rewards.chunk(2)]
+    actual = out.loss.detach(), *torch.autograd.grad(out.loss, leaf), *rewards
+    log_probs = ((logp.abs() + ref_logp.abs()) * mask).sum(-1).max().item()
+    # The slope is a difference of things the size of beta; of 1 / beta in IPO, whose target that is.
+    unit = 1 / beta if loss_type == "ipo" else beta
+    for name, value, single, double in zip(("loss", "dlogp", "chosen", "rejected"), actual, *results, strict=True):
+        assert_within_budget(value, single, double, name, log_probs=2 * log_probs, unit=unit / len(mask))
+
+
+# Other losses of pairs: the oracle
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("clamp", [None, HumanlineClamp(), HumanlineClamp(-0.2, 0.4)])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_every_loss_of_pairs_is_as_close_to_the_oracle_as_eager_is(device, loss_type, clamp, dtype):
+    batch = random_batch(device, B=6, dtype=dtype)
+    assert_matches_oracle("dpo", batch, clamp=clamp, loss_type=loss_type, label_smoothing=0.0)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_eager_s_gradient_of_every_loss_of_pairs_is_its_derivative(loss_type):
+    generator = torch.Generator().manual_seed(0)
+    logp, ref_logp = (torch.randn(6, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    ids, mask = torch.zeros(6, 3, dtype=torch.long), torch.rand(6, 3, generator=generator) < 0.7
+
+    def loss(logp):
+        return dpo_loss(TokenLogp(logp), TokenLogp(ref_logp), ids, mask, beta=0.4, loss_type=loss_type).loss
+
+    assert torch.autograd.gradcheck(loss, logp.requires_grad_())
+    assert torch.autograd.gradgradcheck(loss, logp)
+
+
+# Other losses of pairs: errors
+
+
+def test_an_unknown_loss_type_is_refused_with_all_names_and_the_nearest():
+    policy, reference, ids, mask = token_batch(LOGP, REF_LOGP)
+    message = r"loss_type: expected one of 'sigmoid', 'ipo', 'hinge', 'sigmoid_norm', got 'hing'; .* is 'hinge'"
+    wrong: Any = "hing"
+    with pytest.raises(ValueError, match=message):
+        dpo_loss(TokenLogp(policy), reference, ids, mask, loss_type=wrong)
+
+
+@pytest.mark.parametrize("loss_type", ["ipo", "hinge", "sigmoid_norm"])
+def test_label_smoothing_is_refused_where_trl_would_ignore_it(loss_type):
+    policy, reference, ids, mask = token_batch(LOGP, REF_LOGP)
+    with pytest.raises(ValueError, match=f"label_smoothing: expected 0 with loss_type='{loss_type}', got 0.1"):
+        dpo_loss(TokenLogp(policy), reference, ids, mask, loss_type=loss_type, label_smoothing=0.1)
+
+
+def test_a_beta_of_0_is_refused_for_ipo_whose_target_is_1_over_2_beta():
+    policy, reference, ids, mask = token_batch(LOGP, REF_LOGP)
+    with pytest.raises(ValueError, match="beta with loss_type='ipo': expected a finite number > 0, got 0"):
+        dpo_loss(TokenLogp(policy), reference, ids, mask, loss_type="ipo", beta=0.0)

@@ -97,6 +97,18 @@ def test_any_chunks_match_the_oracle(device, objective, shared, workspace_bytes,
     assert_matches_oracle(objective, head_batch(device), "head", "head", "eager", shared=shared, options=options)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("workspace_bytes", [ONE_ROW, TWO_CHUNKS, None])
+@pytest.mark.parametrize("loss_type", ["ipo", "hinge", "sigmoid_norm"])
+def test_every_loss_of_pairs_under_a_trained_head_matches_the_oracle(device, impl, loss_type, workspace_bytes, packed):
+    batch = head_batch(device)
+    batch = batch.packed if packed else batch
+    # With beta = 1 the slopes of IPO stay below 1, as those of the others do.
+    settings = {"loss_type": loss_type, "label_smoothing": 0.0, "beta": 1.0 if loss_type == "ipo" else 0.3}
+    options = {"workspace_bytes": workspace_bytes}
+    assert_matches_oracle("dpo", batch, "head", "head", impl, options=options, **settings)
+
+
 @pytest.mark.parametrize("workspace_bytes", [ONE_ROW, TWO_CHUNKS, None])
 def test_rows_without_an_advantage_match_the_oracle(device, impl, workspace_bytes):
     batch = head_batch(device, bias=False)

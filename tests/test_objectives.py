@@ -298,3 +298,18 @@ def test_settings_of_another_objective_or_two_objectives_are_refused(tmp_path: P
         tiny_config(tmp_path, objective="tests.test_objectives:APOZero", objective_kwargs="[1]")
     with pytest.raises(ValueError, match=r"objective: expected one, got 'kto' in args and '"):
         HumanlineTrainer(tiny_model(), tiny_config(tmp_path, objective="kto"), objective=APOZero())
+
+
+# DPO's links in the trainer
+
+
+@pytest.mark.parametrize(("loss_type", "at_the_start"), [("ipo", 1.0), ("hinge", 1.0), ("sigmoid_norm", 0.6931)])
+def test_a_link_of_dpo_trains_from_the_loss_of_a_margin_of_0(tmp_path: Path, loss_type: str, at_the_start: float):
+    settings = {"loss_type": loss_type, "train_dataset": records("dpo", 10)}
+    fused = tiny_trainer(tmp_path / "fused", **settings)
+    fused.train()
+    logits = tiny_trainer(tmp_path / "logits", head="logits", reference="copy", **settings)
+    logits.train()
+    assert losses(fused)[0] == pytest.approx(at_the_start, abs=1e-4)  # beta is 0.5: (−½ / ½)² for IPO
+    assert losses(fused) == pytest.approx(losses(logits), rel=1e-5)
+    assert len(set(losses(fused))) == 6

@@ -44,6 +44,17 @@ def test_packed_sequences_have_the_loss_and_the_gradient_of_padded_ones(device, 
         torch.testing.assert_close(out.rewards, expected.rewards)
 
 
+@pytest.mark.parametrize("loss_type", ["ipo", "hinge", "sigmoid_norm"])
+def test_packed_pairs_have_the_loss_of_padded_ones_for_every_loss_type(device, impl, loss_type):
+    settings = {"loss_type": loss_type, "label_smoothing": 0.0}
+    padded, packed, inside, bounds = padded_and_packed(device)
+    expected, gradient = run("dpo", padded, impl, **settings)
+    out, packed_gradient = run("dpo", packed, impl, cu_seqlens=bounds, **settings)
+    torch.testing.assert_close(out.loss, expected.loss)
+    torch.testing.assert_close(packed_gradient[0], gradient[inside])
+    assert packed_gradient.abs().sum() > 0
+
+
 def test_a_sequence_knows_no_other(device, objective, impl):
     _, packed, _, bounds = padded_and_packed(device)
     leaf = packed.logits.clone().requires_grad_()

@@ -47,6 +47,15 @@ def test_a_compiled_kernel_loss_has_the_bits_of_the_loss(device, objective, sett
 
 
 @pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("loss_type", ["ipo", "hinge", "sigmoid_norm"])
+def test_every_compiled_loss_of_pairs_has_the_bits_of_the_loss(device, loss_type):
+    batch, settings = random_batch(device), {"loss_type": loss_type, "label_smoothing": 0.0}
+    expected = loss_and_leaf("dpo", batch, "triton", **settings)
+    compiled = loss_and_leaf("dpo", batch, "triton", "aot_eager", **settings)
+    assert all(torch.equal(actual, wanted) for actual, wanted in zip(compiled, expected, strict=True))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiled_eager_loss_is_the_loss(device, objective):
     batch = random_batch(device)
     batch.logits[~batch.loss_mask] = torch.nan  # what does not count is not read by the compiled form either

@@ -23,7 +23,7 @@ class Specialisation:
 
     kernel: str
     dtype: str
-    constants: dict[str, int | bool]
+    constants: dict[str, int | bool | str]
     num_warps: int
     read_bytes: int
     written_bytes: int
@@ -99,7 +99,9 @@ def scale_dlogits(dtype: str) -> Specialisation:
 def token_loss(loss: str) -> Specialisation:
     from humanline_kernels.launch import TOKEN_TILES
 
-    constants = {"NEEDS_GRADIENT": True, "BLOCK_T": TOKEN_TILES["BLOCK_T"]}
+    constants: dict[str, int | bool | str] = {"NEEDS_GRADIENT": True, "BLOCK_T": TOKEN_TILES["BLOCK_T"]}
+    if loss == "dpo":
+        constants["LINK"] = "sigmoid"
     kernel = f"humanline_kernels.{loss}_loss:{loss}_loss_kernel"
     # A token is two log-probs and a mask; its coefficient is written.
     return Specialisation(kernel, "fp32", constants, TOKEN_TILES["num_warps"], read_bytes=9, written_bytes=4)

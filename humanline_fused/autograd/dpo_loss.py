@@ -1,8 +1,10 @@
-"""DPO's loss of token log-probs, differentiated by its kernel."""
+"""DPO's losses of token log-probs, differentiated by their kernel."""
 
 from torch import Tensor
 
 from humanline_fused.autograd.logp_loss import boundaries, logp_loss
+from humanline_fused.layer import SequenceLoss
+from humanline_fused.types import DPOLossType
 from humanline_kernels.dpo_loss import dpo_loss_forward
 
 
@@ -16,9 +18,9 @@ def dpo_loss(
     label_smoothing: float,
     log_epsilon_P: float,
     log_epsilon_R: float,
-) -> tuple[Tensor, ...]:
-    """Loss [] with a graph; detached rewards [B], clamped low and high fractions []."""
-    return logp_loss(
+    loss_type: DPOLossType = "sigmoid",
+) -> SequenceLoss:
+    loss, rewards, clamped_low, clamped_high = logp_loss(
         dpo_loss_forward,
         logp,
         ref_logp.contiguous(),
@@ -28,4 +30,6 @@ def dpo_loss(
         label_smoothing,
         log_epsilon_P,
         log_epsilon_R,
+        options=(loss_type,),
     )
+    return SequenceLoss(loss, rewards, clamped_low, clamped_high)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from humanline_fused.softmax import Softmax
+from humanline_fused.softmax import RowScores, Softmax
 from humanline_kernels.token_logp import token_logp_backward_, token_logp_forward
 
 
@@ -13,32 +13,28 @@ def _batch_of_one(target_ids: Tensor, softmax: Softmax) -> tuple[Tensor, Tensor,
     return ids, torch.ones_like(ids, dtype=torch.bool), None if temperature is None else temperature[None]
 
 
-def score_rows(
-    logits: Tensor, target_ids: Tensor, softmax: Softmax, with_entropy: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``logp``, ``entropy`` (nats; [0] if not asked for), ``point`` and ``log2_total`` of logits [n, V], [n] each."""
-    *scores, _ = token_logp_forward(logits[None], None, *_batch_of_one(target_ids, softmax), *softmax[1:], with_entropy)
-    logp, entropy, point, log2_total = (values.flatten() for values in scores)
-    return logp, entropy, point, log2_total
+def score_rows(logits: Tensor, target_ids: Tensor, softmax: Softmax, with_entropy: bool) -> RowScores:
+    logp, entropy, point, log2_total, _ = token_logp_forward(
+        logits[None], None, *_batch_of_one(target_ids, softmax), *softmax[1:], with_entropy
+    )
+    return RowScores(logp.flatten(), entropy.flatten(), point.flatten(), log2_total.flatten())
 
 
 def write_dlogits_(
     logits: Tensor,
     target_ids: Tensor,
     softmax: Softmax,
-    scores: tuple[Tensor, Tensor, Tensor, Tensor],
+    scores: RowScores,
     dlogp: Tensor,
     dentropy: Tensor | None,
 ) -> None:
-    """Write over the logits what their gradient is, for gradients [n] of log-probs and entropies."""
-    _, entropy, point, log2_total = (values[None] for values in scores)
     token_logp_backward_(
         dlogp[None],
         None if dentropy is None else dentropy[None],
         logits[None],
         *_batch_of_one(target_ids, softmax),
-        point,
-        log2_total,
-        None if dentropy is None else entropy,
+        scores.point[None],
+        scores.log2_total[None],
+        None if dentropy is None else scores.entropy[None],
         *softmax[1:],
     )

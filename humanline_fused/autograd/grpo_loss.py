@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from humanline_fused.autograd.logp_loss import logp_loss
+from humanline_fused.layer import GRPOLoss
 from humanline_kernels.grpo_loss import grpo_loss_forward
 
 
@@ -18,9 +19,8 @@ def grpo_loss(
     beta: float,
     log_epsilon_P: float,
     log_epsilon_R: float,
-) -> tuple[Tensor, ...]:
-    """Loss [] with a graph; detached kl, clip low and high, clamped low and high fractions, [] each."""
-    return logp_loss(
+) -> GRPOLoss:
+    loss, *metrics = logp_loss(
         grpo_loss_forward,
         logp,
         ref_logp.contiguous(),
@@ -33,3 +33,4 @@ def grpo_loss(
         log_epsilon_P,
         log_epsilon_R,
     )
+    return GRPOLoss(loss, *metrics)

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from humanline_fused.autograd.double_backward import refuse_double_backward
 from humanline_fused.autograd.token_logp import rows_in_a_piece
+from humanline_fused.layer import GRPOLoss, ScoredLoss
+from humanline_fused.softmax import Softmax
 from humanline_kernels.dlogits import scale_dlogits_
 from humanline_kernels.grpo_one_launch import grpo_one_launch as launch
 from humanline_kernels.grpo_one_launch import num_programs
@@ -43,20 +45,17 @@ def grpo_one_launch(
     ref_logp: Tensor | None,
     target_ids: Tensor,
     loss_mask: Tensor,
-    temperature: Tensor | None,
+    softmax: Softmax,
     advantages: Tensor,
     num_items_in_batch: Tensor | None,
     *,
-    inverse_temperature: float,
-    softcap: float | None,
-    scale: float,
     epsilon: float,
     epsilon_high: float,
     beta: float,
     log_epsilon_P: float,
     log_epsilon_R: float,
-) -> tuple[Tensor, ...]:
-    """Loss [] with a graph; detached logp, ref_logp [B, T] and the metrics of grpo_loss, [] each."""
+) -> ScoredLoss[GRPOLoss]:
+    temperature, *settings = softmax
     loss, logp, scored, *metrics = GRPOOneLaunch.apply(
         rows_in_a_piece(logits),
         None if ref_logits is None else rows_in_a_piece(ref_logits.detach()),
@@ -67,13 +66,11 @@ def grpo_one_launch(
         advantages,
         num_items_in_batch,
         num_programs(logits),
-        inverse_temperature,
-        softcap,
-        scale,
+        *settings,
         epsilon,
         epsilon_high,
         beta,
         log_epsilon_P,
         log_epsilon_R,
     )
-    return loss, logp, scored if ref_logp is None else ref_logp, *metrics
+    return ScoredLoss(GRPOLoss(loss, *metrics), logp, scored if ref_logp is None else ref_logp)

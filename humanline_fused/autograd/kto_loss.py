@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from humanline_fused.autograd.logp_loss import boundaries, logp_loss
+from humanline_fused.layer import SequenceLoss
 from humanline_kernels.kto_loss import kto_loss_forward
 
 
@@ -19,9 +20,8 @@ def kto_loss(
     undesirable_weight: float,
     log_epsilon_P: float,
     log_epsilon_R: float,
-) -> tuple[Tensor, ...]:
-    """Loss [] with a graph; detached rewards [B], clamped low and high fractions []."""
-    return logp_loss(
+) -> SequenceLoss:
+    loss, rewards, clamped_low, clamped_high = logp_loss(
         kto_loss_forward,
         logp,
         ref_logp.contiguous(),
@@ -35,3 +35,4 @@ def kto_loss(
         log_epsilon_P,
         log_epsilon_R,
     )
+    return SequenceLoss(loss, rewards, clamped_low, clamped_high)

@@ -1,4 +1,4 @@
-"""A scalar loss of token log-probs whose kernel returns its own derivative."""
+"""Autograd for a scalar loss of token log-probs whose kernel returns the derivative too."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +10,13 @@ from humanline_fused.autograd.double_backward import refuse_double_backward
 
 
 class LogpLoss(torch.autograd.Function):
-    """``kernel(logp, *arguments, needs_gradient)`` returns loss [], ∂loss/∂logp [B, T] and metrics, all detached."""
+    """``kernel(logp, *arguments)`` returns loss [], ∂loss/∂logp [B, T] and metrics, all detached."""
 
     @staticmethod
     def forward(
-        ctx: Any, kernel: Callable[..., tuple[Tensor, ...]], logp: Tensor, needs_gradient: bool, *arguments: Any
+        ctx: Any, kernel: Callable[..., tuple[Tensor, ...]], logp: Tensor, *arguments: Any
     ) -> tuple[Tensor, ...]:
-        loss, coefficient, *metrics = kernel(logp, *arguments, needs_gradient)
+        loss, coefficient, *metrics = kernel(logp, *arguments)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(coefficient)
         ctx.num_arguments = len(arguments)
@@ -28,17 +28,20 @@ class LogpLoss(torch.autograd.Function):
         refuse_double_backward()
         (coefficient,) = ctx.saved_tensors
         dlogp = None if grad_outputs[0] is None else coefficient * grad_outputs[0]
-        return None, dlogp, None, *(None for _ in range(ctx.num_arguments))
+        return None, dlogp, *(None for _ in range(ctx.num_arguments))
 
 
-def logp_loss(kernel: Callable[..., tuple[Tensor, ...]], logp: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """The loss with a graph, and detached metrics."""
-    # Inside forward grad mode is always off, so whether a gradient will be asked for has to be seen from here.
-    return LogpLoss.apply(kernel, logp.contiguous(), torch.is_grad_enabled() and logp.requires_grad, *arguments)
+def logp_loss(
+    kernel: Callable[..., tuple[Tensor, ...]], logp: Tensor, *arguments: Any, options: tuple[str, ...] = ()
+) -> tuple[Tensor, ...]:
+    """The loss with a graph, and detached metrics, of ``kernel(logp, *arguments, needs_gradient, *options)``."""
+    # Read here: inside forward grad mode is always off.
+    needs_gradient = torch.is_grad_enabled() and logp.requires_grad
+    return LogpLoss.apply(kernel, logp.contiguous(), *arguments, needs_gradient, *options)
 
 
 def boundaries(loss_mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """``cu_seqlens`` [B + 1]: as given, or of padded input, whose sequences are all T long."""
+    """``cu_seqlens`` [B + 1]: as given, or the bounds of padded sequences, T tokens each."""
     if cu_seqlens is not None:
         return cu_seqlens.contiguous()
     B, T = loss_mask.shape

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from humanline_fused.autograd.double_backward import refuse_double_backward
+from humanline_fused.layer import TokenLogps
+from humanline_fused.softmax import Softmax
 from humanline_kernels.token_logp import token_logp_backward, token_logp_backward_, token_logp_forward
 
 
@@ -58,26 +60,23 @@ def token_logp(
     ref_logits: Tensor | None,
     target_ids: Tensor,
     loss_mask: Tensor,
-    temperature: Tensor | None = None,
-    inverse_temperature: float = 1.0,
-    softcap: float | None = None,
-    scale: float = 1.0,
+    softmax: Softmax = Softmax(),  # noqa: B008
     with_entropy: bool = False,
     inplace_gradient: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``logp`` and ``entropy`` with a graph, ``ref_logp`` without, [B, T], float32, nats; [0] if not asked for."""
-    return TokenLogp.apply(
+) -> TokenLogps:
+    """float32."""
+    temperature, *settings = softmax
+    logp, entropy, ref_logp = TokenLogp.apply(
         rows_in_a_piece(logits),
         None if ref_logits is None else rows_in_a_piece(ref_logits.detach()),
         target_ids.contiguous(),
         loss_mask.contiguous(),
         None if temperature is None else temperature.contiguous(),
-        inverse_temperature,
-        softcap,
-        scale,
+        *settings,
         with_entropy,
         inplace_gradient,
     )
+    return TokenLogps(logp, entropy, ref_logp)
 
 
 def rows_in_a_piece(logits: Tensor) -> Tensor:

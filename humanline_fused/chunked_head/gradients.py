@@ -1,4 +1,6 @@
-"""From products to gradients: scaled once, rounded once."""
+"""Gradients from products: scaled once, rounded once."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +18,16 @@ def refuse_double_backward() -> None:
         )
 
 
+class HeadGradients(NamedTuple):
+    """Gradients of the policy's tensors; None where none is needed."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
 class HeadTotals:
-    """Gradients of weight and bias, summed over chunks in the accumulation's dtype; None where none is wanted."""
+    """Gradients of weight and bias, summed over chunks in the accumulation dtype; None where none is needed."""
 
     def __init__(self, work: Work, weight: Tensor) -> None:
         self.work = work
@@ -32,14 +42,14 @@ class HeadTotals:
 
 
 def hidden_gradient(total: Tensor, coefficient: Tensor, index: Tensor, hidden: Tensor) -> Tensor:
-    """[B, T, H]: coefficient ⊙ total at the rows of ``index``, 0 elsewhere."""
+    """[B, T, H]: coefficient ⊙ total at the rows ``index``, 0 elsewhere."""
     gradient = hidden.new_zeros(hidden.shape).flatten(0, 1)
     gradient[index] = _scaled(total, coefficient[:, None], hidden.dtype)
     return gradient.view(hidden.shape)
 
 
 def weight_gradient(work: Work, total: Tensor, factor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """``factor`` · total in the weight's dtype, out of place; or added to ``main_grad``."""
+    """``factor`` · total in the weight's dtype, out of place; with ``main_grad``, added to it instead."""
     if work.main_grad is None:
         return total.to(dtype) if factor is None else _scaled(total, factor, dtype)
     if factor is None:
@@ -52,7 +62,7 @@ def weight_gradient(work: Work, total: Tensor, factor: Tensor | None, dtype: tor
 def weight_gradient_of_chunk(
     work: Work, dlogits: Tensor, hidden: Tensor, coefficient: Tensor, weight: Tensor
 ) -> Tensor | None:
-    """The same where one chunk holds all rows: its product needs no accumulator."""
+    """The weight's gradient where one chunk holds all rows, without an accumulator."""
     if work.main_grad is not None:
         add_outer(work.main_grad, dlogits, hidden, coefficient)
         return None

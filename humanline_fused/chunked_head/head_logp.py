@@ -1,7 +1,7 @@
-"""hidden -> logp and entropy, for whatever loss comes behind them.
+"""hidden -> logp and entropy, for any loss.
 
-Products with the weight: 1 without a gradient; 2 where hidden alone has one, because ∂logp/∂hidden is stored; 4 where
-the head has one, or 3 where only hidden has but the entropy has too: backward computes the logits again.
+Products with the weight: 1 without a gradient; 2 if only hidden needs one, because forward stores ∂logp/∂hidden. Else
+backward computes the logits again: 4 if the head needs a gradient, 3 if hidden and the entropy do.
 """
 
 from typing import Any
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from humanline_fused.chunked_head.chunks import chunks_of
-from humanline_fused.chunked_head.epilogue import RowScores
 from humanline_fused.chunked_head.gradients import (
+    HeadGradients,
     HeadTotals,
     hidden_gradient,
     refuse_double_backward,
@@ -21,13 +21,15 @@ from humanline_fused.chunked_head.gradients import (
 from humanline_fused.chunked_head.products import column_sums
 from humanline_fused.chunked_head.sweep import Sweep
 from humanline_fused.chunked_head.work import Work
+from humanline_fused.layer import TokenLogps
+from humanline_fused.softmax import RowScores
 
 
 class HeadLogp(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, work: Work, hidden: Tensor, ref_hidden: Tensor | None, weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> TokenLogps:
         sweep = Sweep(work, hidden, ref_hidden, weight, bias)
         first, store = sweep.first_with_gradient, work.needs.hidden and not work.needs.head and not work.with_entropy
         dhidden = hidden.new_empty(sweep.num_rows - first if store else 0, hidden.shape[-1], dtype=work.accumulation)
@@ -43,9 +45,9 @@ class HeadLogp(torch.autograd.Function):
         ctx.work, ctx.store, ctx.rows = work, store, slice(first - sweep.first_of_policy, None)
         policy = RowScores(*(values[sweep.first_of_policy :] for values in sweep.scores))
         ctx.save_for_backward(hidden, weight, bias, dhidden, *policy)
-        logp, entropy, ref_logp = sweep.results()
-        ctx.mark_non_differentiable(ref_logp, *(() if work.with_entropy else (entropy,)))
-        return logp, entropy, ref_logp
+        results = sweep.results()
+        ctx.mark_non_differentiable(results.ref_logp, *(() if work.with_entropy else (results.entropy,)))
+        return results
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
@@ -60,7 +62,7 @@ class HeadLogp(torch.autograd.Function):
             assert dlogp is not None
             return None, hidden_gradient(dhidden, dlogp, index, hidden), None, None, None
         gradients = _again(work, hidden, weight, bias, RowScores(*scores), dlogp, dentropy)
-        return None, gradients[0], None, *gradients[1:]
+        return None, gradients.hidden, None, gradients.weight, gradients.bias
 
 
 def _again(
@@ -71,12 +73,12 @@ def _again(
     scores: RowScores,
     dlogp: Tensor | None,
     dentropy: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of hidden, weight and bias, from logits that are computed again."""
+) -> HeadGradients:
+    """The gradients, from logits that are computed again."""
     sweep = Sweep(work, hidden, None, weight, bias, scores)
     first = sweep.first_with_gradient
     chunks = chunks_of(first, sweep.num_rows, work.capacity)
-    coefficient, dlogp, dentropy = _split(dlogp, dentropy)
+    coefficient, dlogp, dentropy = _factor_out(dlogp, dentropy)
     dhidden = hidden.new_zeros(hidden.shape).flatten(0, 1) if work.needs.hidden else None
     totals = None if len(chunks) == 1 else HeadTotals(work, weight)
     dweight, dbias = None, None
@@ -102,11 +104,11 @@ def _again(
                 dweight = weight_gradient(work, totals.weight, None, weight.dtype)
             if totals.bias is not None and bias is not None:
                 dbias = totals.bias.to(bias.dtype)
-    return None if dhidden is None else dhidden.view(hidden.shape), dweight, dbias
+    return HeadGradients(None if dhidden is None else dhidden.view(hidden.shape), dweight, dbias)
 
 
-def _split(dlogp: Tensor | None, dentropy: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(coefficient, dlogp, dentropy): what the rows of the products are scaled with, and what it leaves, about 1."""
+def _factor_out(dlogp: Tensor | None, dentropy: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(coefficient, dlogp, dentropy): a factor per row for the products, and both gradients divided by it."""
     if dentropy is None:
         assert dlogp is not None
         return dlogp, torch.ones_like(dlogp), None
@@ -116,8 +118,6 @@ def _split(dlogp: Tensor | None, dentropy: Tensor | None) -> tuple[Tensor, Tenso
     return coefficient, dlogp / coefficient, dentropy / coefficient
 
 
-def head_logp(
-    work: Work, hidden: Tensor, ref_hidden: Tensor | None, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``logp`` and ``entropy`` with a graph, ``ref_logp`` without, [B, T], nats; [0] if not asked for."""
-    return HeadLogp.apply(work, hidden, ref_hidden, weight, bias)
+def head_logp(work: Work, hidden: Tensor, ref_hidden: Tensor | None, weight: Tensor, bias: Tensor | None) -> TokenLogps:
+    """Scores of the policy's tokens, and of the reference's if it has the same head."""
+    return TokenLogps(*HeadLogp.apply(work, hidden, ref_hidden, weight, bias))

@@ -1,16 +1,18 @@
 """hidden -> a loss whose derivative in the log-probs is known as soon as they are: 3 products with a trained head.
 
-The derivative scales no logits: the gradient of a chunk's log-probs over its logits is computed for coefficients of 1,
-and the coefficients scale what has H columns. So all but the weight's gradient can wait for them.
+The coefficients do not scale the logits. Each chunk's dlogits are computed for coefficients of 1, and the coefficients
+scale factors with H columns. So only the weight's gradient waits for them (docs/math.md, equation 16).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, NamedTuple
 
 import torch
 from torch import Tensor
 
+from humanline_fused.chunked_head.chunks import Chunk
 from humanline_fused.chunked_head.gradients import (
+    HeadGradients,
     HeadTotals,
     hidden_gradient,
     refuse_double_backward,
@@ -20,131 +22,174 @@ from humanline_fused.chunked_head.gradients import (
 from humanline_fused.chunked_head.products import column_sums
 from humanline_fused.chunked_head.sweep import Sweep
 from humanline_fused.chunked_head.work import Work
+from humanline_fused.layer import Result, ScoredLoss
 
-Loss = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-"""Loss [] with a graph and detached metrics, of log-probs under policy and reference, [B, T]."""
+LossOfLogp = Callable[[Tensor, Tensor], Result]
+"""The loss with a graph and its metrics, from log-probs under policy and reference, [B, T]."""
 
 
-def _coefficient(loss: Loss, logp: Tensor, ref_logp: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """∂loss/∂logp [B, T], and what the loss returns.
+class Call(NamedTuple, Generic[Result]):
+    """Arguments of one call that need no gradient.
 
-    Of log-probs that are not all there yet, a token's derivative is right if all that it depends on are.
+    Attributes:
+        loss_of_logp: the loss of the log-probs.
+        ref_logp: [B, T] of the reference, or None if ``ref_hidden`` goes through the same head.
+        ref_hidden: [B, T, H] of a reference with the same head, or None.
+    """
+
+    work: Work
+    loss_of_logp: LossOfLogp[Result]
+    ref_logp: Tensor | None
+    ref_hidden: Tensor | None
+
+
+class Kept(NamedTuple):
+    """Tensors that forward keeps for backward, of the n rows with a gradient.
+
+    Attributes:
+        positions: [n], int64, in [0, B · T).
+        coefficient: ∂loss/∂logp of the rows, [n].
+        dlogits: [n, V] for coefficients of 1, if one chunk holds all rows. Else None, and the next three are there.
+        dhidden: dlogits · weight, [n, H].
+        weight, bias: the gradients of the head, summed over chunks.
+    """
+
+    positions: Tensor
+    coefficient: Tensor
+    dlogits: Tensor | None = None
+    dhidden: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def _coefficient(loss_of_logp: LossOfLogp[Result], logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """∂loss/∂logp [B, T].
+
+    A token's derivative is right as soon as all log-probs that it depends on are there.
     """
     # Under the caller's hooks (checkpoint, save_on_cpu) every chunk would compute the model again, or wait.
     unpacked = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
     with torch.enable_grad(), unpacked:
         logp = logp.detach().requires_grad_()
-        results = loss(logp, ref_logp)
-        (coefficient,) = torch.autograd.grad(results[0], logp)
-    return coefficient, tuple(result.detach() for result in results)
+        (coefficient,) = torch.autograd.grad(loss_of_logp(logp, ref_logp).loss, logp)
+    return coefficient
 
 
 class HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        work: Work,
-        loss: Loss,
-        ref_logp: Tensor | None,
-        hidden: Tensor,
-        ref_hidden: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
-    ) -> tuple[Tensor, ...]:
+        ctx: Any, call: Call[Result], hidden: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, ScoredLoss[Result]]:
         with torch.autocast(hidden.device.type, enabled=False):
-            swept = _Forward(work, loss, ref_logp, hidden, ref_hidden, weight, bias)
-            logp, _, scored = swept.sweep.results()
-            ref_logp = scored if ref_logp is None else ref_logp
+            chunks = _Forward(call, hidden, weight, bias)
+            logp, ref_logp = chunks.log_probs()
             with torch.no_grad():
-                results = loss(logp, ref_logp)
+                result = call.loss_of_logp(logp, ref_logp)
         ctx.set_materialize_grads(False)
-        ctx.work, ctx.one_chunk = work, swept.totals is None
-        ctx.save_for_backward(hidden, weight, bias, *swept.for_backward())
-        ctx.mark_non_differentiable(logp, ref_logp, *results[1:])
-        return results[0], logp, ref_logp, *results[1:]
+        ctx.work = call.work
+        ctx.save_for_backward(hidden, weight, bias, *chunks.kept())
+        # Autograd tracks the first output. The second is not a tensor, so it comes out as it is, detached.
+        return result.loss, ScoredLoss(result, logp, ref_logp)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
-        if grad_outputs[0] is None:
-            return (None,) * 7
-        work: Work = ctx.work
-        hidden, weight, bias, index, coefficient, *rest = ctx.saved_tensors
         grad_output = grad_outputs[0]
-        dlogp = coefficient * grad_output.to(coefficient.dtype)
-        dhidden = dweight = dbias = None
+        if grad_output is None:
+            return (None,) * 4
+        hidden, weight, bias, *kept = ctx.saved_tensors
+        kept = Kept(*kept)
         with torch.autocast(hidden.device.type, enabled=False):
-            if ctx.one_chunk:
-                (dlogits,) = rest
-                if work.needs.hidden:
-                    product = Sweep(work, hidden, None, weight, bias).dhidden(dlogits)
-                    dhidden = hidden_gradient(product, dlogp, index, hidden)
-                if work.needs.weight:
-                    rows = hidden.detach().flatten(0, 1)[index].to(work.dtype)
-                    dweight = weight_gradient_of_chunk(work, dlogits, rows, dlogp, weight)
-                if work.needs.bias:
-                    dbias = column_sums(dlogits, dlogp).to(bias.dtype)
-            else:
-                product, total_weight, total_bias = rest
-                if work.needs.hidden:
-                    dhidden = hidden_gradient(product, dlogp, index, hidden)
-                if work.needs.weight:
-                    dweight = weight_gradient(work, total_weight, grad_output, weight.dtype)
-                if work.needs.bias:
-                    dbias = (total_bias * grad_output).to(bias.dtype)
-        return None, None, None, dhidden, None, dweight, dbias
+            gradients = _gradients_of_totals if kept.dlogits is None else _gradients_of_chunk
+            return None, *gradients(ctx.work, kept, grad_output, hidden, weight, bias)
 
 
-class _Forward:
-    """What a forward leaves for backward: of one chunk its gradient over the logits, else products and totals."""
+def _gradients_of_chunk(
+    work: Work, kept: Kept, grad_output: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
+) -> HeadGradients:
+    """The gradients, if one chunk held all rows: the products with its dlogits are done here."""
+    dlogits = kept.dlogits
+    assert dlogits is not None
+    dlogp = kept.coefficient * grad_output.to(kept.coefficient.dtype)
+    dhidden = dweight = dbias = None
+    if work.needs.hidden:
+        product = Sweep(work, hidden, None, weight, bias).dhidden(dlogits)
+        dhidden = hidden_gradient(product, dlogp, kept.positions, hidden)
+    if work.needs.weight:
+        rows = hidden.detach().flatten(0, 1)[kept.positions].to(work.dtype)
+        dweight = weight_gradient_of_chunk(work, dlogits, rows, dlogp, weight)
+    if bias is not None and work.needs.bias:
+        dbias = column_sums(dlogits, dlogp).to(bias.dtype)
+    return HeadGradients(dhidden, dweight, dbias)
 
-    def __init__(
-        self,
-        work: Work,
-        loss: Loss,
-        ref_logp: Tensor | None,
-        hidden: Tensor,
-        ref_hidden: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
-    ) -> None:
-        self.work, self.loss, self.ref_logp = work, loss, ref_logp
-        self.sweep = sweep = Sweep(work, hidden, ref_hidden, weight, bias)
+
+def _gradients_of_totals(
+    work: Work, kept: Kept, grad_output: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
+) -> HeadGradients:
+    """The gradients, if the rows were in several chunks: all products are done."""
+    dhidden = dweight = dbias = None
+    if kept.dhidden is not None and work.needs.hidden:
+        dlogp = kept.coefficient * grad_output.to(kept.coefficient.dtype)
+        dhidden = hidden_gradient(kept.dhidden, dlogp, kept.positions, hidden)
+    if kept.weight is not None:
+        dweight = weight_gradient(work, kept.weight, grad_output, weight.dtype)
+    if kept.bias is not None and bias is not None:
+        dbias = (kept.bias * grad_output).to(bias.dtype)
+    return HeadGradients(dhidden, dweight, dbias)
+
+
+class _Forward(Generic[Result]):
+    """The sweep over all chunks: scores, coefficients, and the products that do not wait for backward."""
+
+    def __init__(self, call: Call[Result], hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        self.call, self.work = call, call.work
+        self.sweep = sweep = Sweep(call.work, hidden, call.ref_hidden, weight, bias)
         self.first = sweep.first_with_gradient
         with_gradient = [block for block in sweep.blocks if block[-1][1] > self.first]
         one_chunk = len(with_gradient) == 1 and len(with_gradient[0]) == 1
         size = sweep.num_rows - self.first
-        self.coefficient = hidden.new_zeros(size, dtype=work.accumulation)
+        self.coefficient = hidden.new_zeros(size, dtype=self.work.accumulation)
         self.rows = torch.arange(self.first, sweep.num_rows, device=hidden.device)
-        self.totals = None if one_chunk else HeadTotals(work, weight)
+        self.totals = None if one_chunk else HeadTotals(self.work, weight)
         self.dlogits: Tensor | None = None
-        needed = work.needs.hidden and not one_chunk
+        needed = self.work.needs.hidden and not one_chunk
         # Rows that are dropped keep the zero.
-        self.dhidden = hidden.new_zeros(size if needed else 0, hidden.shape[-1], dtype=work.accumulation)
+        self.dhidden = hidden.new_zeros(size if needed else 0, hidden.shape[-1], dtype=self.work.accumulation)
         for block in sweep.blocks:
             if len(block) == 1:
                 self._chunk(*block[0])
             else:
                 self._longer_than_a_chunk(block)
 
+    def log_probs(self) -> tuple[Tensor, Tensor]:
+        """``logp`` and ``ref_logp`` [B, T], as far as they are there."""
+        scores = self.sweep.results()
+        return scores.logp, scores.ref_logp if self.call.ref_logp is None else self.call.ref_logp
+
+    def kept(self) -> Kept:
+        positions = self.work.rows.positions[self.rows - self.sweep.first_of_policy]
+        coefficient = self.coefficient[self.rows - self.first]
+        if self.totals is None:
+            return Kept(positions, coefficient, dlogits=self.dlogits)
+        return Kept(positions, coefficient, dhidden=self.dhidden, weight=self.totals.weight, bias=self.totals.bias)
+
     def _rows(self, start: int, end: int) -> Tensor:
-        """Those of a chunk that have a gradient."""
+        """The rows of a chunk that have a gradient."""
         return self.rows[max(start - self.first, 0) : max(end - self.first, 0)]
 
     def _find_coefficients(self, rows: Tensor) -> None:
-        logp, _, scored = self.sweep.results()
-        coefficient, _ = _coefficient(self.loss, logp, scored if self.ref_logp is None else self.ref_logp)
+        coefficient = _coefficient(self.call.loss_of_logp, *self.log_probs())
         index = self.work.rows.positions[rows - self.sweep.first_of_policy]
         self.coefficient[rows - self.first] = coefficient.flatten()[index]
 
     def _left(self, rows: Tensor) -> Tensor:
-        """The rows whose coefficient is not 0, if others are to be dropped. Waits for the device."""
+        """With ``drop_clamped``, the rows whose coefficient is not 0 (waits for the device); else all of them."""
         if not self.work.drop_clamped:
             return rows
         return rows[self.coefficient[rows - self.first].nonzero()[:, 0]]
 
     def _chunk(self, start: int, end: int) -> None:
-        """All that the coefficients of these rows depend on is in this chunk, or before it."""
+        """One chunk. All log-probs that its coefficients depend on are in it, or before it."""
         sweep, hidden = self.sweep, self.sweep.hidden(start, end)
         logits = sweep.logits(hidden)
         sweep.score(logits, start, end)
@@ -165,8 +210,11 @@ class _Forward:
             self.dhidden[left - self.first] = sweep.dhidden(dlogits)
         self.totals.add(dlogits, hidden, self.coefficient[left - self.first])
 
-    def _longer_than_a_chunk(self, block: list[tuple[int, int]]) -> None:
-        """The coefficients are known behind the last chunk: for the weight's gradient the logits come a second time."""
+    def _longer_than_a_chunk(self, block: list[Chunk]) -> None:
+        """A pair or sequence in several chunks. Its coefficients are known after the last one.
+
+        So the weight's gradient needs the logits a second time.
+        """
         sweep = self.sweep
         assert self.totals is not None
         for start, end in block:
@@ -185,27 +233,8 @@ class _Forward:
             dlogits = sweep.dlogits(sweep.logits(hidden), left)
             self.totals.add(dlogits, hidden, self.coefficient[left - self.first])
 
-    def for_backward(self) -> tuple[Tensor | None, ...]:
-        """Positions and coefficients of the rows, and of one chunk ``dlogits``, else products and totals."""
-        index = self.work.rows.positions[self.rows - self.sweep.first_of_policy]
-        coefficient = self.coefficient[self.rows - self.first]
-        if self.totals is None:
-            return index, coefficient, self.dlogits
-        return index, coefficient, self.dhidden, self.totals.weight, self.totals.bias
 
-
-def head_loss(
-    work: Work,
-    loss: Loss,
-    ref_logp: Tensor | None,
-    hidden: Tensor,
-    ref_hidden: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """Loss [] with a graph; detached logp and ref_logp [B, T], and the loss's metrics.
-
-    Args:
-        ref_logp: [B, T] of the reference, or None where ``ref_hidden`` goes through the same head.
-    """
-    return HeadLoss.apply(work, loss, ref_logp, hidden, ref_hidden, weight, bias)
+def head_loss(call: Call[Result], hidden: Tensor, weight: Tensor, bias: Tensor | None) -> ScoredLoss[Result]:
+    """The loss with a graph to hidden, weight and bias; its metrics and log-probs detached."""
+    loss, scored = HeadLoss.apply(call, hidden, weight, bias)
+    return scored._replace(result=scored.result._replace(loss=loss))

@@ -1,4 +1,4 @@
-"""The rows of one call, as they go through the head: the reference's first, then the policy's."""
+"""Products and scores of the rows of one call: the reference's rows first, then the policy's."""
 
 from functools import cached_property
 
@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from humanline_fused.chunked_head.chunks import Chunk, plan
-from humanline_fused.chunked_head.epilogue import RowScores
 from humanline_fused.chunked_head.products import product, write_logits
 from humanline_fused.chunked_head.shards import Shards
 from humanline_fused.chunked_head.work import Work
+from humanline_fused.layer import TokenLogps
+from humanline_fused.softmax import RowScores
 
 
 class Sweep:
@@ -18,7 +19,7 @@ class Sweep:
     Args:
         hidden: [B, T, H] of the policy.
         ref_hidden: [B, T, H] of a reference with the same head, or None.
-        scores: of all rows, where they are known already.
+        scores: scores of all rows, if they are known.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Sweep:
         return plan(self.first_of_policy, self.work.rows, self.work.capacity)
 
     def index(self, rows: slice) -> Tensor:
-        """Where rows of the policy stand, in [0, B · T)."""
+        """Positions of rows of the policy, in [0, B · T)."""
         return self.work.rows.positions[rows.start - self.first_of_policy : rows.stop - self.first_of_policy]
 
     def _per_source(self, start: int, end: int) -> list[tuple[Tensor, Tensor]]:
@@ -63,12 +64,12 @@ class Sweep:
         return parts
 
     def hidden(self, start: int, end: int) -> Tensor:
-        """[end − start, H], in the products' dtype."""
+        """Hidden states [end − start, H], in the products' dtype."""
         parts = [source[index] for source, index in self._per_source(start, end)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self.work.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[n, V], in the one workspace of this sweep: good until the next call."""
+        """Logits [n, V], in the workspace of this sweep; the next call overwrites them."""
         if len(self._workspace) < len(hidden):
             largest = max((end - start for block in self.blocks for start, end in block), default=0)
             self._workspace = self.work.empty_logits(max(largest, len(hidden)), len(self.weight))
@@ -77,7 +78,7 @@ class Sweep:
         return logits
 
     def score(self, logits: Tensor, start: int, end: int) -> None:
-        """Enter the scores of a chunk of logits."""
+        """Store the scores of a chunk of logits."""
         index = torch.cat([index for _, index in self._per_source(start, end)])
         ids, softmax = self.work.target_ids[index], self.work.softmax_at(index)
         scored = self.work.epilogue.score_rows(logits, ids, softmax, self.work.with_entropy)
@@ -88,7 +89,7 @@ class Sweep:
     def dlogits(
         self, logits: Tensor, rows: Tensor, dlogp: Tensor | None = None, dentropy: Tensor | None = None
     ) -> Tensor:
-        """What the logits of these rows of the policy become: their gradient, for ``dlogp`` of 1 if none is given."""
+        """Overwrite the logits of these rows of the policy with their gradient, for ``dlogp`` = 1 if None."""
         scores = RowScores(*(values[rows] if len(values) else values for values in self.scores))
         index = self.work.rows.positions[rows - self.first_of_policy]
         ids, softmax = self.work.target_ids[index], self.work.softmax_at(index)
@@ -97,23 +98,23 @@ class Sweep:
         return logits.to(self.work.dtype)
 
     def dhidden(self, dlogits: Tensor) -> Tensor:
-        """[n, H], in the accumulation's dtype; of the whole vocabulary."""
+        """dlogits · weight [n, H], over the whole vocabulary, in the accumulation dtype."""
         total = product(dlogits, self.weight)
         if isinstance(self.work.epilogue, Shards):
             self.work.epilogue.add_up(total)
         return total
 
-    def results(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``logp``, ``entropy`` and ``ref_logp``, [B, T]; [0] if not asked for."""
-        between, (logp, entropy, *_) = self.first_of_policy, self.scores
-        nothing = logp.new_empty(0)
-        return (
-            self.per_token(logp[between:]),
-            self.per_token(entropy[between:]) if self.work.with_entropy else nothing,
-            self.per_token(logp[:between]) if len(self.sources) > 1 else nothing,
+    def results(self) -> TokenLogps:
+        """The scores of all tokens, without a graph."""
+        between, scores = self.first_of_policy, self.scores
+        nothing = scores.logp.new_empty(0)
+        return TokenLogps(
+            logp=self.per_token(scores.logp[between:]),
+            entropy=self.per_token(scores.entropy[between:]) if self.work.with_entropy else nothing,
+            ref_logp=self.per_token(scores.logp[:between]) if len(self.sources) > 1 else nothing,
         )
 
     def per_token(self, values: Tensor) -> Tensor:
-        """[B, T] of values of the policy's rows; 0 for tokens that do not count."""
+        """[B, T] from values of the policy's rows; 0 for tokens that do not count."""
         into = values.new_zeros(self.work.shape.numel())
         return into.index_copy(0, self.work.rows.positions, values).view(self.work.shape)

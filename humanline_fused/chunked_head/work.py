@@ -1,4 +1,4 @@
-"""What one call has to do, apart from the tensors that autograd follows."""
+"""Settings of one call, apart from the tensors that autograd tracks."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,16 +7,15 @@ import torch
 from torch import Tensor
 
 from humanline_fused.chunked_head.chunks import Rows, capacity_of
-from humanline_fused.chunked_head.epilogue import Epilogue
 from humanline_fused.chunked_head.products import accumulation_dtype
 from humanline_fused.chunked_head.shards import Shards
 from humanline_fused.scores import LMHead
-from humanline_fused.softmax import Softmax, softmax_of
+from humanline_fused.softmax import Epilogue, Softmax, softmax_of
 from humanline_fused.tokens import Tokens
 
 
 class Needs(NamedTuple):
-    """Which gradients will be asked for."""
+    """Which inputs need a gradient."""
 
     hidden: bool
     weight: bool
@@ -28,7 +27,7 @@ class Needs(NamedTuple):
 
 
 def needs_of(head: LMHead) -> Needs:
-    # Asked outside of autograd.Function: inside, grad mode is off, and needs_input_grad is True under no_grad.
+    # Called outside of autograd.Function: inside, grad mode is off, and needs_input_grad is True under no_grad.
     on = torch.is_grad_enabled()
     return Needs(*(on and t is not None and t.requires_grad for t in (head.hidden, head.weight, head.bias)))
 
@@ -38,12 +37,12 @@ class Work:
     """
     Attributes:
         shape: [B, T].
-        rows: of the policy; a reference with the same head has the same, before them.
+        rows: rows of the policy; a reference with the same head has the same rows, before them.
         target_ids: [B · T].
-        softmax: its temperature [B · T], or None.
-        dtype: of the factors of the products.
-        capacity: how many rows of logits are held at once.
-        main_grad: what the weight's gradient is added to instead of being returned, or None.
+        softmax: with a temperature of shape [B · T], or None.
+        dtype: dtype of the factors of the products.
+        capacity: rows of logits that are held at once.
+        main_grad: the tensor to which the weight's gradient is added, or None to return the gradient.
     """
 
     epilogue: Epilogue
@@ -64,12 +63,12 @@ class Work:
         return accumulation_dtype(self.dtype)
 
     def empty_logits(self, rows: int, vocabulary: int) -> Tensor:
-        """[rows, V], each row on a 16-byte boundary, which products and loads want."""
+        """[rows, V]; every row begins on a 16-byte boundary, for fast products and loads."""
         width = _padded(vocabulary, self.logits_dtype)
         return self.target_ids.new_empty(rows, width, dtype=self.logits_dtype)[:, :vocabulary]
 
     def softmax_at(self, index: Tensor) -> Softmax:
-        """Of the tokens at these positions."""
+        """The settings of the tokens at these positions."""
         temperature = self.softmax.temperature
         return self.softmax._replace(temperature=None if temperature is None else temperature[index])
 
@@ -89,7 +88,7 @@ def work_of(epilogue: Epilogue, head: LMHead, rows: Rows, tokens: Tokens, with_e
     logits_dtype = accumulation_dtype(dtype) if head.fp32_logits else dtype
     row_bytes = _padded(len(head.weight), logits_dtype) * logits_dtype.itemsize
     if logits_dtype != dtype:
-        row_bytes += len(head.weight) * dtype.itemsize  # their gradient, rounded for the products
+        row_bytes += len(head.weight) * dtype.itemsize  # the copy of dlogits that is rounded for the products
     capacity = capacity_of(head.workspace_bytes, row_bytes, hidden.device)
     if head.group is not None:
         epilogue = Shards(epilogue, head.group, len(head.weight), hidden.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from humanline_fused.eager.token_logp import CHUNK_BYTES, finite
-from humanline_fused.softmax import Softmax
+from humanline_fused.softmax import RowScores, Softmax
 
 
 def _parts(logits: Tensor, target_ids: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
@@ -25,10 +25,7 @@ def _parts(logits: Tensor, target_ids: Tensor) -> Iterator[tuple[slice, Tensor, 
         yield part, logits[part].to(dtype), ids.where(legal, 0), legal
 
 
-def score_rows(
-    logits: Tensor, target_ids: Tensor, softmax: Softmax, with_entropy: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``logp``, ``entropy`` (nats; [0] if not asked for), ``point`` and ``log2_total`` of logits [n, V], [n] each."""
+def score_rows(logits: Tensor, target_ids: Tensor, softmax: Softmax, with_entropy: bool) -> RowScores:
     logp = logits.new_empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32))
     entropy, point, log2_total = logp.new_empty(len(logits) if with_entropy else 0), logp.clone(), logp.clone()
     for part, rows, ids, legal in _parts(logits, target_ids):
@@ -43,25 +40,23 @@ def score_rows(
         if with_entropy:
             p = weights.mul_((-log_total).exp())
             entropy[part] = -(p * finite(z - log_total)).sum(-1, keepdim=True).where(legal, torch.nan)[:, 0]
-    return logp, entropy, point, log2_total
+    return RowScores(logp, entropy, point, log2_total)
 
 
 def write_dlogits_(
     logits: Tensor,
     target_ids: Tensor,
     softmax: Softmax,
-    scores: tuple[Tensor, Tensor, Tensor, Tensor],
+    scores: RowScores,
     dlogp: Tensor,
     dentropy: Tensor | None,
 ) -> None:
-    """Write over the logits what their gradient is, for gradients [n] of log-probs and entropies."""
-    _, entropy, point, log2_total = scores
     for part, rows, ids, legal in _parts(logits, target_ids):
         temperature = softmax.temperature_of(part)
-        largest, log_total = point[part, None], log2_total[part, None] * math.log(2)
+        largest, log_total = scores.point[part, None], scores.log2_total[part, None] * math.log(2)
         log_p = softmax.scores(rows, temperature) - softmax.scores(largest, temperature) - log_total
         p, dz = log_p.exp(), dlogp[part, None].where(legal, torch.nan)
         dx = (p * -dz).scatter_add_(-1, ids, dz)
         if dentropy is not None:
-            dx -= dentropy[part, None] * p * (finite(log_p) + entropy[part, None])
+            dx -= dentropy[part, None] * p * (finite(log_p) + scores.entropy[part, None])
         logits[part] = softmax.back(dx, rows, temperature).to(logits.dtype)

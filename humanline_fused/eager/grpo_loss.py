@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from humanline_fused.eager.log_ratio import clamped_log_ratio
+from humanline_fused.layer import GRPOLoss
 
 
 def grpo_loss(
@@ -18,8 +19,7 @@ def grpo_loss(
     beta: float,
     log_epsilon_P: float,
     log_epsilon_R: float,
-) -> tuple[Tensor, ...]:
-    """Loss [] with a graph; detached kl, clip low and high, clamped low and high fractions, [] each."""
+) -> GRPOLoss:
     log_ratio = clamped_log_ratio(logp, ref_logp, loss_mask, log_epsilon_P, log_epsilon_R)
     ratio = log_ratio.clamped.exp()
     # Equation 9: the gradient is 0 where the clipped term is the smaller one, and whole where the two are equal.
@@ -36,11 +36,11 @@ def grpo_loss(
     with torch.no_grad():
         clip_low = (loss_mask & (advantages < 0) & (ratio < 1 - epsilon)).sum()
         clip_high = (loss_mask & (advantages > 0) & (ratio > 1 + epsilon_high)).sum()
-    return (
+    return GRPOLoss(
         loss,
-        k3.detach().sum() / num_tokens,
-        clip_low / num_tokens,
-        clip_high / num_tokens,
-        log_ratio.low / num_tokens,
-        log_ratio.high / num_tokens,
+        kl=k3.detach().sum() / num_tokens,
+        clip_low_fraction=clip_low / num_tokens,
+        clip_high_fraction=clip_high / num_tokens,
+        clamped_low_fraction=log_ratio.low / num_tokens,
+        clamped_high_fraction=log_ratio.high / num_tokens,
     )

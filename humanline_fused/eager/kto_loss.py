@@ -4,6 +4,7 @@ from torch import Tensor
 
 from humanline_fused.eager.log_ratio import clamped_log_ratio
 from humanline_fused.eager.sequences import sequence_counts, sequence_sum
+from humanline_fused.layer import SequenceLoss
 
 
 def kto_loss(
@@ -19,8 +20,7 @@ def kto_loss(
     undesirable_weight: float,
     log_epsilon_P: float,
     log_epsilon_R: float,
-) -> tuple[Tensor, ...]:
-    """Loss [] with a graph; detached rewards [B], clamped_low_fraction [], clamped_high_fraction []."""
+) -> SequenceLoss:
     ratio = clamped_log_ratio(logp, ref_logp, loss_mask, log_epsilon_P, log_epsilon_R)
     rewards = beta * sequence_sum(ratio.clamped, cu_seqlens)
     reference_point = beta * kl.detach()
@@ -31,4 +31,4 @@ def kto_loss(
     counts = sequence_counts(loss_mask, cu_seqlens)
     loss = losses.where(counts, 0.0).sum() / counts.sum().clamp(min=1)
     num_tokens = loss_mask.sum().clamp(min=1)
-    return loss, rewards.detach(), ratio.low / num_tokens, ratio.high / num_tokens
+    return SequenceLoss(loss, rewards.detach(), ratio.low / num_tokens, ratio.high / num_tokens)

@@ -11,6 +11,11 @@ def sequence_sum(values: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return torch.segment_reduce(values[0], "sum", offsets=cu_seqlens.long())
 
 
+def sequence_lengths(loss_mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """[B], float32: how many tokens of each sequence count."""
+    return sequence_sum(loss_mask.float(), cu_seqlens)
+
+
 def sequence_counts(loss_mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """[B], bool: which sequences have a token that counts."""
-    return sequence_sum(loss_mask.float(), cu_seqlens) > 0
+    return sequence_lengths(loss_mask, cu_seqlens) > 0

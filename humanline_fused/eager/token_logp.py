@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from humanline_fused.layer import TokenLogps
 from humanline_fused.softmax import Softmax
 
 CHUNK_BYTES = {"cpu": 2**20}
@@ -109,26 +110,16 @@ def token_logp(
     ref_logits: Tensor | None,
     target_ids: Tensor,
     loss_mask: Tensor,
-    temperature: Tensor | None = None,
-    inverse_temperature: float = 1.0,
-    softcap: float | None = None,
-    scale: float = 1.0,
+    softmax: Softmax = Softmax(),  # noqa: B008
     with_entropy: bool = False,
     inplace_gradient: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``logp`` and ``entropy`` with a graph and ``ref_logp`` without one, [B, T]; [0] if not asked for.
-
-    float32 (float64 for float64 logits), nats.
-    """
-    softmax = Softmax(temperature, inverse_temperature, softcap, scale)
+) -> TokenLogps:
+    """float32 (float64 for float64 logits)."""
     if torch.compiler.is_compiling():
         logp, entropy = _whole(logits, target_ids, loss_mask, softmax, with_entropy)
-        ref_logp = logp.new_empty(0)
-        if ref_logits is not None:
-            ref_logp, _ = _whole(ref_logits.detach(), target_ids, loss_mask, softmax, False)
-        return logp, entropy, ref_logp
-    logp, entropy = TokenLogp.apply(logits, target_ids, loss_mask, softmax, with_entropy, inplace_gradient)
-    if ref_logits is None:
-        return logp, entropy, logp.new_empty(0)
-    ref_logp, _ = TokenLogp.apply(ref_logits.detach(), target_ids, loss_mask, softmax, False, False)
-    return logp, entropy, ref_logp
+    else:
+        logp, entropy = TokenLogp.apply(logits, target_ids, loss_mask, softmax, with_entropy, inplace_gradient)
+    ref_logp = logp.new_empty(0)
+    if ref_logits is not None:
+        ref_logp = token_logp(ref_logits.detach(), None, target_ids, loss_mask, softmax).logp
+    return TokenLogps(logp, entropy, ref_logp)

@@ -6,14 +6,7 @@ import torch
 from torch import Tensor
 
 from humanline_fused import validation
-from humanline_fused.dispatch import (
-    accumulation_dtype,
-    fits_one_launch,
-    layer_for,
-    loss_of,
-    one_launch_loss,
-    per_token,
-)
+from humanline_fused.dispatch import accumulation_dtype, grpo_in_one_launch, layer_for, loss_of, per_token
 from humanline_fused.functional.arguments import bounds_of, scalar
 from humanline_fused.scores import LMHead, Scores
 from humanline_fused.tokens import Tokens
@@ -100,11 +93,10 @@ def grpo_loss(
     if num_items_in_batch is not None:
         num_items = scalar(num_items_in_batch, accumulation, target_ids.device).clamp(min=1)
     settings = {"epsilon": epsilon, "epsilon_high": epsilon_high, "beta": beta, **bounds}
-    if one_launch and fits_one_launch(layer, policy, reference):
-        loss, logp, ref_logp, *metrics = one_launch_loss(
-            layer, policy, reference, tokens, advantages, num_items, settings
-        )
-    else:
+    scored = None
+    if one_launch:
+        scored = grpo_in_one_launch(layer, policy, reference, tokens, advantages, num_items, **settings)
+    if scored is None:
         loss_of_logp = partial(
             layer.grpo_loss,
             loss_mask=tokens.loss_mask,
@@ -112,15 +104,5 @@ def grpo_loss(
             num_items_in_batch=num_items,
             **settings,
         )
-        logp, ref_logp, (loss, *metrics) = loss_of(layer, policy, reference, tokens, loss_of_logp)
-    kl, clip_low, clip_high, low, high = metrics
-    return GRPOOutput(
-        logp,
-        ref_logp,
-        low,
-        high,
-        loss=loss,
-        kl=kl,
-        clip_low_fraction=clip_low,
-        clip_high_fraction=clip_high,
-    )
+        scored = loss_of(layer, policy, reference, tokens, loss_of_logp)
+    return GRPOOutput(logp=scored.logp, ref_logp=scored.ref_logp, **scored.result._asdict())

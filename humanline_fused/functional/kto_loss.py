@@ -125,5 +125,5 @@ def kto_loss(
         undesirable_weight=undesirable_weight,
         **bounds,
     )
-    logp, ref_logp, (loss, rewards, low, high) = loss_of(layer, policy, reference, tokens, loss_of_logp)
-    return KTOOutput(logp, ref_logp, low, high, loss=loss, rewards=rewards, kl=z0)
+    result, logp, ref_logp = loss_of(layer, policy, reference, tokens, loss_of_logp)
+    return KTOOutput(logp=logp, ref_logp=ref_logp, kl=z0, **result._asdict())

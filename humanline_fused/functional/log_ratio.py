@@ -50,15 +50,15 @@ def token_log_ratio(
     bounds = bounds_of(clamp)
     validation.check_tokens(policy, reference, target_ids, loss_mask)
     tokens = Tokens(target_ids, loss_mask)
-    logp, ref_logp = score_both(layer_for(impl, policy, reference), policy, reference, tokens)
+    scores = score_both(layer_for(impl, policy, reference), policy, reference, tokens)
     loss_mask = tokens.loss_mask
     # N floats: there is nothing here for a kernel to win, so both impls share the plain form.
-    ratio = eager.clamped_log_ratio(logp, ref_logp, loss_mask, **bounds)
+    ratio = eager.clamped_log_ratio(scores.logp, scores.ref_logp, loss_mask, **bounds)
     num_tokens = loss_mask.sum().clamp(min=1)
     return TokenLogRatioOutput(
         log_ratio=ratio.clamped,
-        logp=logp.detach(),
-        ref_logp=ref_logp,
+        logp=scores.logp.detach(),
+        ref_logp=scores.ref_logp,
         clamped_low_fraction=ratio.low / num_tokens,
         clamped_high_fraction=ratio.high / num_tokens,
     )

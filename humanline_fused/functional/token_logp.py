@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from humanline_fused import validation
-from humanline_fused.dispatch import layer_for, score, score_with_entropy
+from humanline_fused.dispatch import layer_for, score
 from humanline_fused.scores import LMHead, Logits, Scores
 from humanline_fused.tokens import Tokens
 from humanline_fused.types import Impl, TokenLogpOutput
@@ -32,7 +32,7 @@ def token_logp(scores: Scores, target_ids: Tensor, loss_mask: Tensor, *, impl: I
     tensor([[0.2500]])
     """
     validation.check_rows("scores", scores, target_ids, loss_mask)
-    return score(layer_for(impl, scores), scores, Tokens(target_ids, loss_mask))
+    return score(layer_for(impl, scores), scores, Tokens(target_ids, loss_mask)).logp
 
 
 def token_logp_and_entropy(
@@ -61,4 +61,5 @@ def token_logp_and_entropy(
         raise TypeError(
             f"scores: expected Logits(...) or LMHead(...), got {type(scores).__name__}: a log-prob alone has no entropy"
         )
-    return TokenLogpOutput(*score_with_entropy(layer_for(impl, scores), scores, Tokens(target_ids, loss_mask)))
+    scored = score(layer_for(impl, scores), scores, Tokens(target_ids, loss_mask), with_entropy=True)
+    return TokenLogpOutput(logp=scored.logp, entropy=scored.entropy)

@@ -10,15 +10,24 @@ from humanline_fused.validation.scores import (
     check_tokens,
 )
 from humanline_fused.validation.sequences import check_pairs, check_sequences
-from humanline_fused.validation.values import FLOATS, check_ids, check_number, check_tensor
+from humanline_fused.validation.values import (
+    FLOATS,
+    check_choice,
+    check_ids,
+    check_number,
+    check_positive,
+    check_tensor,
+)
 
 __all__ = [
     "FLOATS",
+    "check_choice",
     "check_clamp",
     "check_ids",
     "check_number",
     "check_one_launch",
     "check_pairs",
+    "check_positive",
     "check_rows",
     "check_sequences",
     "check_tensor",

@@ -1,5 +1,6 @@
 """Checks of tensors, ids and numbers."""
 
+import difflib
 import math
 from collections.abc import Sequence
 
@@ -43,6 +44,13 @@ def check_number(name: str, value: object, low: float, high: float = math.inf) -
 def check_positive(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0)[0]
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"{name}: expected one of {listed}, got {value!r}; the nearest is {nearest!r}")
 
 
 def may_look_at(tensor: Tensor) -> bool:

@@ -10,7 +10,15 @@ import triton.language as tl
 from torch import Tensor
 
 from humanline_kernels.launch import TOKEN_TILES
-from humanline_kernels.log_ratio import sequence_bounds, sequence_log_ratio, store_sequence_coefficient
+from humanline_kernels.sequences import (
+    empty_outputs,
+    fake_sequence_loss,
+    means_over_sequences,
+    sequence_bounds,
+    sequence_log_ratio,
+    store_sequence_coefficient,
+    store_sequence_partials,
+)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -25,7 +33,7 @@ def kto_loss_kernel(
     # outputs
     coefficient_ptr,  # [N], or anything without NEEDS_GRADIENT
     rewards_ptr,  # [B]
-    partials_ptr,  # [B, 5]: loss, sequences, tokens, low, high
+    partials_ptr,  # [B, NUM_PARTIALS]
     # sizes
     N,  # tokens
     # scalars
@@ -43,9 +51,8 @@ def kto_loss_kernel(
     log_ratio, tokens, low, high = sequence_log_ratio(
         logp_ptr, ref_logp_ptr, loss_mask_ptr, begin, end, log_epsilon_P, log_epsilon_R, BLOCK_T
     )
-    counts = tokens > 0
 
-    # Equations 6 and 7: the same sigmoid, turned round where the sequence is undesirable.
+    # Equations 6 and 7: one sigmoid, mirrored for an undesirable sequence.
     desirable = tl.load(desirable_ptr + b) != 0
     direction = tl.where(desirable, 1.0, -1.0)
     weight = tl.where(desirable, desirable_weight, undesirable_weight)
@@ -55,12 +62,7 @@ def kto_loss_kernel(
     slope = -weight * direction * beta * tl.sigmoid(margin) * tl.sigmoid(-margin)
 
     tl.store(rewards_ptr + b, rewards)
-    row_ptr = partials_ptr + b * 5
-    tl.store(row_ptr, tl.where(legal, tl.where(counts, loss, 0.0), float("nan")))
-    tl.store(row_ptr + 1, counts.to(tl.float32))
-    tl.store(row_ptr + 2, tokens.to(tl.float32))
-    tl.store(row_ptr + 3, low.to(tl.float32))
-    tl.store(row_ptr + 4, high.to(tl.float32))
+    store_sequence_partials(partials_ptr, b, loss, legal, tokens, low, high)
     if NEEDS_GRADIENT:
         store_sequence_coefficient(
             coefficient_ptr,
@@ -102,9 +104,7 @@ def kto_loss_forward(
         needs_gradient: without it ``coefficient`` is [0].
     """
     B = cu_seqlens.shape[0] - 1
-    coefficient = torch.zeros_like(logp) if needs_gradient else logp.new_empty(0)
-    rewards = logp.new_empty(B)
-    partials = logp.new_empty(B, 5)
+    coefficient, rewards, partials = empty_outputs(logp, B, B, needs_gradient)
     if B:
         with torch.cuda.device_of(logp):
             kto_loss_kernel[(B,)](
@@ -126,14 +126,9 @@ def kto_loss_forward(
                 NEEDS_GRADIENT=needs_gradient,
                 **TOKEN_TILES,
             )
-    loss, num_sequences, num_tokens, low, high = partials.sum(0).unbind()
-    num_sequences, num_tokens = num_sequences.clamp(min=1), num_tokens.clamp(min=1)
-    return loss / num_sequences, coefficient.div_(num_sequences), rewards, low / num_tokens, high / num_tokens
+    return means_over_sequences(coefficient, rewards, partials)
 
 
 @kto_loss_forward.register_fake
 def _(logp, ref_logp, loss_mask, cu_seqlens, desirable, kl, *scalars):
-    scalar = logp.new_empty(())
-    coefficient = torch.empty_like(logp) if scalars[-1] else logp.new_empty(0)
-    rewards = logp.new_empty(cu_seqlens.shape[0] - 1)
-    return scalar, coefficient, rewards, torch.empty_like(scalar), torch.empty_like(scalar)
+    return fake_sequence_loss(logp, cu_seqlens, scalars[-1])

@@ -1,7 +1,9 @@
 """DPO: pairs of completions (arXiv 2509.24207, section 4)."""
 
 from dataclasses import dataclass, field
+from typing import cast, get_args
 
+from humanline_fused import validation
 from humanline_fused.eager.sequences import sequence_sum
 from humanline_fused.functional import dpo_loss
 from humanline_fused.training.data.forms import PAIRS
@@ -14,26 +16,35 @@ from humanline_fused.training.objectives.objective import (
     expect,
     result,
 )
+from humanline_fused.types import DPOLossType
 
 
 @dataclass
 class DPOSettings(LossSettings):
     """Settings of DPO."""
 
+    loss_type: str = field(
+        default="sigmoid",
+        metadata={"help": f"dpo: loss of a pair, by TRL's name: {', '.join(get_args(DPOLossType))}."},
+    )
     label_smoothing: float = field(
         default=0.0, metadata={"help": "dpo: share of pairs whose preference is the wrong way round, in [0, 0.5]."}
     )
 
 
 class DPO(Objective):
-    """``−log σ(β (R(y_w) − R(y_l)))``, mean over pairs."""
+    """``−log σ(β (R(y_w) − R(y_l)))``, or another loss of the margin (``loss_type``), mean over pairs."""
 
     name = "dpo"
     form = PAIRS
     settings = DPOSettings
 
     def check(self, config: DPOSettings) -> None:
+        validation.check_choice("loss_type", config.loss_type, get_args(DPOLossType))
         expect(config, "label_smoothing", 0 <= config.label_smoothing <= 0.5, "a number in [0, 0.5]")
+        smoothed = config.loss_type == "sigmoid" or not config.label_smoothing
+        expect(config, "label_smoothing", smoothed, f"0 with loss_type={config.loss_type!r}")
+        expect(config, "beta", config.loss_type != "ipo" or bool(config.beta), "a number > 0 with loss_type='ipo'")
 
     def compute(self, inputs: LossInputs, config: DPOSettings) -> LossResult:
         assert config.beta is not None
@@ -41,6 +52,7 @@ class DPO(Objective):
             *inputs.scored,
             beta=config.beta,
             label_smoothing=config.label_smoothing,
+            loss_type=cast(DPOLossType, config.loss_type),
             clamp=config.humanline_clamp,
             impl=config.impl,
         )
