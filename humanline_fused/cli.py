@@ -69,9 +69,9 @@ def train(argv: Sequence[str]) -> None:
     from transformers import HfArgumentParser
 
     from humanline_fused.training import HumanlineConfig, HumanlineTrainer
-    from humanline_fused.training.named import nearest
     from humanline_fused.training.online.reward import RolloutError
     from humanline_fused.training.run.checkpoint import newest_complete, resolve_resume
+    from humanline_fused.validation.values import nearest
 
     file_option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file_option.add_argument("--config", type=Path, help="A YAML file with any of the fields below.")
@@ -127,7 +127,7 @@ def read_settings(file: Path, fields: Sequence[str]) -> list[str]:
     """
     import yaml
 
-    from humanline_fused.training.named import nearest
+    from humanline_fused.validation.values import nearest
 
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))

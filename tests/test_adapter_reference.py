@@ -148,7 +148,7 @@ def test_ddp_reduces_the_trained_adapter_alone_after_a_scoring_pass_too(tmp_path
 
     model.register_comm_hook(None, hook)
     (scores,) = trainer.reference.scores(0, 5)
-    batch = trainer._window(0)[0] | scores
+    batch = trainer._window(0)[0].with_scores(scores)
     trainer.scorer.loss(model.train(), batch)[0].backward()
     assert reduced == {id(tensor) for tensor in adapter_tensors(trainer.model, "default").values()}
 

@@ -32,6 +32,9 @@ def test_the_policy_may_be_named_by_a_path(tmp_path: Path):
         ({"log_epsilon_P": 0.5}, "expected log_epsilon_P <= 0 <= log_epsilon_R"),
         ({"log_epsilon_R": math.nan}, "log_epsilon_R: expected a number of nats, got nan"),
         ({"beta": -1.0}, "beta: expected a finite number >= 0, got -1.0"),
+        ({"loss_type": "igo"}, r"loss_type: expected .*'sigmoid', 'ipo', 'hinge'.*, got 'igo'; did you mean ipo\?"),
+        ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing: expected 0 with loss_type='hinge', got 0.1"),
+        ({"loss_type": "ipo", "beta": 0.0}, "beta: expected a number > 0 with loss_type='ipo', got 0.0"),
         ({"label_smoothing": 0.7}, r"label_smoothing: expected a number in \[0, 0.5\], got 0.7"),
         ({"objective": "grpo", "epsilon": 1.5}, r"epsilon: expected a number in \[0, 1\], got 1.5"),
         (

@@ -1,10 +1,8 @@
-"""Names in settings: Python objects as ``module:name``, and the nearest of the names that are known."""
+"""Python objects named in a setting, as ``module:name``."""
 
-import difflib
 import importlib
 import os
 import sys
-from collections.abc import Iterable
 from typing import Any
 
 
@@ -34,14 +32,3 @@ def import_named(setting: str, path: str, kind: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{setting}: expected {path!r} to be a {kind} that can be imported: {error}") from error
     return found
-
-
-def nearest(name: object, names: Iterable[str]) -> str:
-    """``; did you mean …?`` with the name that is spelt most like it, or nothing.
-
-    >>> nearest("Gpro", ["dpo", "grpo"])
-    '; did you mean grpo?'
-    """
-    by_spelling = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(str(name).lower(), by_spelling, n=1, cutoff=0.5)
-    return f"; did you mean {by_spelling[close[0]]}?" if close else ""

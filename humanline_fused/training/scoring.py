@@ -14,6 +14,8 @@ from humanline_fused.targets import shift_targets
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.batch import Batch
 from humanline_fused.training.objectives.objective import LossInputs, LossResult, Objective
+from humanline_fused.training.objectives.table import is_in_table
+from humanline_fused.training.objectives.trial import check_loss
 
 
 class Targets(NamedTuple):
@@ -52,14 +54,28 @@ class Scorer:
         targets = targets_of(batch)
 
         def compute(scores: Scores) -> LossResult:
-            return self.objective.compute(self.inputs(scores, batch, targets, kl), self.config)
+            return self.objective.compute(self._inputs(scores, batch, targets, kl), self.config)
 
         out, loss = self._forward(model, batch, compute)
         if loss.dtype != out.loss.dtype:  # FSDP2's output_dtype: its graph, with the value as it was
             loss = out.loss.detach() + (loss - loss.detach())
         return loss, out, targets.loss_mask
 
-    def inputs(self, scores: Scores, batch: Batch, targets: Targets, kl: Tensor | None) -> LossInputs:
+    def try_objective(self, model: nn.Module, batch: Batch) -> None:
+        """Check a loss of the user's own on a batch.
+
+        Raises:
+            TypeError, ValueError: it is no loss that a step can take; the message names the part.
+        """
+        if is_in_table(self.objective):
+            return
+        (scores,) = self.score(model, [batch])
+        batch = batch.with_scores(scores)
+        assert batch.ref_logp is not None
+        kl = None if batch.kl is None else batch.ref_logp.new_zeros(())
+        check_loss(self.objective, self._inputs(TokenLogp(batch.ref_logp), batch, targets_of(batch), kl), self.config)
+
+    def _inputs(self, scores: Scores, batch: Batch, targets: Targets, kl: Tensor | None) -> LossInputs:
         """The inputs of the objective's loss.
 
         Args:

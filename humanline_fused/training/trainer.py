@@ -26,35 +26,35 @@ from humanline_fused.reference import AdapterReference, CopyReference, Lookahead
 from humanline_fused.reference.adapter import trained_adapter
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
-from humanline_fused.scores import TokenLogp
 from humanline_fused.training import pending
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.advantages import batch_scale
 from humanline_fused.training.data.batch import Batch, collate, num_loss_tokens
 from humanline_fused.training.data.examples import Example, fingerprint
 from humanline_fused.training.data.plan import BatchPlan, BatchSizes, MicroBatch
-from humanline_fused.training.data.prepare import PreparedData, prepare
-from humanline_fused.training.data.prompts import PreparedPrompts, prepare_prompts
+from humanline_fused.training.data.prepare import PreparedData
+from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.evaluation import EvaluatedTrainer, HeldOut
 from humanline_fused.training.initial_scores import InitialScores
 from humanline_fused.training.objectives.metrics import Weighted, distance
 from humanline_fused.training.objectives.objective import Objective
-from humanline_fused.training.objectives.table import ROUND, check_parts, is_in_table
-from humanline_fused.training.objectives.trial import check_loss
+from humanline_fused.training.objectives.table import check_parts
 from humanline_fused.training.online.reward import RolloutError, the_reward
 from humanline_fused.training.online.rollout import Rounds, make_rounds
 from humanline_fused.training.probe import probe
 from humanline_fused.training.run.checkpoint import step_of
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.failure_signs import FailureSigns
+from humanline_fused.training.run.identity import check_identity, run_identity
 from humanline_fused.training.run.metrics import Meter, MetricsFile
 from humanline_fused.training.run.reference_sync import ReferenceSync
 from humanline_fused.training.run.settings import write_settings
 from humanline_fused.training.run.sharding import prepare_reference, refuse_engine
 from humanline_fused.training.run.summary import describe, describe_model
 from humanline_fused.training.run.termination import Termination
-from humanline_fused.training.scoring import Scorer, targets_of
-from humanline_fused.training.start import check_token_ids, identify, load_policy, pad_token_id_of
+from humanline_fused.training.run_data import read_run_data, scales_by_batch
+from humanline_fused.training.scoring import Scorer
+from humanline_fused.training.start import check_token_ids, load_policy, pad_token_id_of
 
 
 class HumanlineTrainer(EvaluatedTrainer):
@@ -103,7 +103,8 @@ class HumanlineTrainer(EvaluatedTrainer):
         policy, tokenizer = load_policy(model, processing_class, args)
         self.pad_token_id = pad_token_id_of(tokenizer)
         reward = the_reward(args.reward, reward_function, rounds=args.rollout_every is not None)
-        self._prepare_data(train_dataset, eval_dataset, tokenizer, args, prompts_alone=reward is not None)
+        data = read_run_data(train_dataset, eval_dataset, tokenizer, args, self.objective, prompts_alone=bool(reward))
+        self.train_data, self.eval_data, self.eval_examples = data.train, data.held_out, data.held_out_examples
         self._prepare_model(policy, args)
         self._plan_steps(reward, tokenizer, args)
         super().__init__(
@@ -122,7 +123,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         self.scorer = Scorer(args, self.objective)
         self.held_out = self._make_held_out()
         self._watch()
-        self._identity = self._make_identity(policy)
+        self._identity = run_identity(args, self.objective, self.plan, self.train_data, self.rounds, policy)
         self.reference = self._make_reference(reference_model)
         self._windows: dict[int, list[Batch]] = {}
 
@@ -145,38 +146,6 @@ class HumanlineTrainer(EvaluatedTrainer):
             check_parts(objective)
             args.take_objective(objective)
         return args
-
-    def _prepare_data(
-        self,
-        train_dataset: Any,
-        eval_dataset: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        args: HumanlineConfig,
-        *,
-        prompts_alone: bool,
-    ) -> None:
-        """Read and tokenise the training data, or its prompts, and the held-out data."""
-        train_dataset = args.dataset if train_dataset is None else train_dataset
-        eval_dataset = args.eval_dataset if eval_dataset is None else eval_dataset
-        if train_dataset is None:
-            raise ValueError("train_dataset: expected a path, a name, a Dataset or a list of records, got None")
-        shared = {"max_length": args.max_length, "progress": not args.disable_tqdm and args.process_index == 0}
-        rewards = {"scale_rewards": args.scale_rewards, "drop_no_signal": self.objective.drops_ties(args)}
-        self.train_data: PreparedData | PreparedPrompts
-        if prompts_alone:
-            self.train_data = prepare_prompts(train_dataset, tokenizer, ROUND, split=args.dataset_split, **shared)
-        else:
-            split = args.dataset_split
-            self.train_data = prepare(train_dataset, tokenizer, self.objective, split=split, **rewards, **shared)
-        self.eval_data = None
-        if eval_dataset is not None:
-            split = args.eval_dataset_split
-            self.eval_data = prepare(eval_dataset, tokenizer, self.objective, split=split, **rewards, **shared)
-        self.eval_examples = self.eval_data.examples if self.eval_data else []
-        self.scales_by_batch = self.objective.form.has_rewards and args.scale_rewards == "batch"
-        if self.scales_by_batch and self.eval_examples:  # held-out data are one batch, however they are dealt out
-            scale = batch_scale([e.reward for e in self.eval_examples])
-            self.eval_examples = [replace(e, weight=e.weight / scale) for e in self.eval_examples]
 
     def _prepare_model(self, policy: PreTrainedModel, args: HumanlineConfig) -> None:
         """Let the model score in its forward, and hold the data's token ids to its vocabulary."""
@@ -310,7 +279,7 @@ class HumanlineTrainer(EvaluatedTrainer):
             replace(batch.with_scores(scored), num_items=num_items)
             for batch, scored in zip(window, scores, strict=True)
         ]
-        if self.scales_by_batch:
+        if scales_by_batch(self.args, self.objective):
             scale = batch_scale([example.reward for example in examples])
             inputs = [replace(b, columns={name: c / scale for name, c in b.columns.items()}) for b in inputs]
         if self.args.include_num_input_tokens_seen == "no":
@@ -331,21 +300,10 @@ class HumanlineTrainer(EvaluatedTrainer):
         assert self.model is not None
         fused = self.args.head == "fused"
         difference = probe(self._policy, self.model, batch, self.args.impl) if fused else None
-        self._try_objective(batch)
+        self.scorer.try_objective(self._policy, batch)
         if self.args.process_index == 0:
             tqdm.write(describe_model(self.args, self.objective, self.model, difference))  # beside Trainer's bar
         self.begun = True
-
-    def _try_objective(self, batch: Batch) -> None:
-        """Hold a loss of the user's own to what a loss has to be, on the first batch."""
-        if is_in_table(self.objective):
-            return
-        (scores,) = self.scorer.score(self._policy, [batch])
-        batch = batch.with_scores(scores)
-        assert batch.ref_logp is not None
-        kl = None if batch.kl is None else batch.ref_logp.new_zeros(())
-        inputs = self.scorer.inputs(TokenLogp(batch.ref_logp), batch, targets_of(batch), kl)
-        check_loss(self.objective, inputs, self.args)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As they are: on the device, and float32 under DeepSpeed too, where Trainer would round the log-probs."""
@@ -398,35 +356,11 @@ class HumanlineTrainer(EvaluatedTrainer):
         with self.termination:
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _make_identity(self, policy: PreTrainedModel) -> dict[str, Any]:
-        plan, args = self.plan, self.args
-        scored_for = {
-            "data": fingerprint(self.train_data.examples),
-            "num_examples": len(self.train_data.examples),
-            **(self.rounds.identity() if self.rounds else {}),
-            **({"scale_rewards": args.scale_rewards} if self.objective.form.has_rewards else {}),
-            "global_batch_size": plan.sizes.global_batch,
-            "seed": plan.seed,
-            "objective": args.objective,
-            "max_length": args.max_length,
-        }
-        if self.objective.mismatched:  # the mismatched pairs stay within a global micro-batch
-            scored_for["global_micro_batch_size"] = plan.sizes.micro_batch
-        settings = {"reference": args.reference, "sync_every": args.sync_every}
-        return {"model": identify(policy), **settings, "batches": scored_for}
-
     def identity(self) -> dict[str, Any]:
         return self._identity
 
     def check_identity(self, saved: dict[str, Any], folder: str) -> None:
-        mine = self._identity
-        for name in ("reference", "sync_every"):
-            if saved[name] != mine[name]:
-                raise ValueError(f"expected {name}={saved[name]!r}, as in {folder}, got {mine[name]!r}")
-        for part in ("model", "batches"):
-            if different := [name for name, value in mine[part].items() if saved[part].get(name) != value]:
-                then, now = ({name: given[part].get(name) for name in different} for given in (saved, mine))
-                raise ValueError(f"expected the {part} that {folder} was written with, {then}, got {now}")
+        check_identity(saved, self._identity, folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with self.clock.spent_on("saving"):

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -48,9 +48,19 @@ def check_positive(name: str, value: object) -> None:
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
-        nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0)[0]
         listed = ", ".join(map(repr, choices))
-        raise ValueError(f"{name}: expected one of {listed}, got {value!r}; the nearest is {nearest!r}")
+        raise ValueError(f"{name}: expected one of {listed}, got {value!r}{nearest(value, choices)}")
+
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    """``; did you mean …?`` with the name that is spelt most like it, or nothing.
+
+    >>> nearest("Gpro", ["dpo", "grpo"])
+    '; did you mean grpo?'
+    """
+    by_spelling = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(str(name).lower(), by_spelling, n=1, cutoff=0.5)
+    return f"; did you mean {by_spelling[close[0]]}?" if close else ""
 
 
 def may_look_at(tensor: Tensor) -> bool:

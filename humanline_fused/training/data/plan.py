@@ -64,6 +64,7 @@ class StepPlan(ABC):
     """Cuts the examples of an optimizer step into the micro-batches of every rank."""
 
     sizes: BatchSizes
+    seed: int
 
     @property
     @abstractmethod

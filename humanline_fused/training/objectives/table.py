@@ -6,11 +6,12 @@ from typing import Any
 
 from humanline_fused.training.data.forms import Form
 from humanline_fused.training.data.records import PROMPTS, DataType
-from humanline_fused.training.named import import_named, nearest
+from humanline_fused.training.named import import_named
 from humanline_fused.training.objectives.dpo import DPO, DPOSettings
 from humanline_fused.training.objectives.grpo import GRPO, GRPOSettings
 from humanline_fused.training.objectives.kto import KTO, KTOSettings
 from humanline_fused.training.objectives.objective import Objective
+from humanline_fused.validation.values import nearest
 
 OBJECTIVES: dict[str, type[Objective]] = {kind.name: kind for kind in (DPO, KTO, GRPO)}
 """By name; the first is the default."""

@@ -1,0 +1,50 @@
+"""The identity of a run: what a checkpoint and the run that resumes it must have in common."""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from humanline_fused.training.config import HumanlineConfig
+from humanline_fused.training.data.examples import fingerprint
+from humanline_fused.training.data.plan import StepPlan
+from humanline_fused.training.data.prepare import PreparedData
+from humanline_fused.training.data.prompts import PreparedPrompts
+from humanline_fused.training.objectives.objective import Objective
+from humanline_fused.training.online.rollout import Rounds
+from humanline_fused.training.start import identify
+
+
+def run_identity(
+    config: HumanlineConfig,
+    objective: Objective,
+    plan: StepPlan,
+    data: PreparedData | PreparedPrompts,
+    rounds: Rounds | None,
+    policy: PreTrainedModel,
+) -> dict[str, Any]:
+    """Model, reference, and all that decides the batches, as JSON."""
+    batches = {
+        "data": fingerprint(data.examples),
+        "num_examples": len(data.examples),
+        **(rounds.identity() if rounds else {}),
+        **({"scale_rewards": config.scale_rewards} if objective.form.has_rewards else {}),
+        "global_batch_size": plan.sizes.global_batch,
+        "seed": plan.seed,
+        "objective": config.objective,
+        "max_length": config.max_length,
+    }
+    if objective.mismatched:  # the mismatched pairs stay within a global micro-batch
+        batches["global_micro_batch_size"] = plan.sizes.micro_batch
+    settings = {"reference": config.reference, "sync_every": config.sync_every}
+    return {"model": identify(policy), **settings, "batches": batches}
+
+
+def check_identity(saved: dict[str, Any], mine: dict[str, Any], folder: str) -> None:
+    """Raise ValueError unless a run with the identity ``mine`` can continue the checkpoint in ``folder``."""
+    for name in ("reference", "sync_every"):
+        if saved[name] != mine[name]:
+            raise ValueError(f"expected {name}={saved[name]!r}, as in {folder}, got {mine[name]!r}")
+    for part in ("model", "batches"):
+        if different := [name for name, value in mine[part].items() if saved[part].get(name) != value]:
+            then, now = ({name: given[part].get(name) for name in different} for given in (saved, mine))
+            raise ValueError(f"expected the {part} that {folder} was written with, {then}, got {now}")
