@@ -1,6 +1,7 @@
-"""Two gears, one body: the kernels run compiled where there is a GPU, else under Triton's interpreter on the CPU.
+"""The same tests run the kernels compiled on a GPU, or under Triton's interpreter on a CPU.
 
-On a machine with a GPU, ``CUDA_VISIBLE_DEVICES= pytest`` is the CPU gear and ``pytest -m gpu`` what runs compiled.
+On a machine with a GPU, ``CUDA_VISIBLE_DEVICES= pytest`` uses the interpreter, and ``pytest -m gpu`` runs only the
+compiled tests.
 """
 
 import gc
@@ -13,13 +14,13 @@ from hypothesis import settings
 from humanline_fused.types import Impl
 from tests.other_processor import multiply_as_another_processor_if_asked
 
-# Triton reads it when a kernel is defined, so before the first test module is imported.
+# Triton reads it when a kernel is defined, so set it before the first test module is imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 multiply_as_another_processor_if_asked()
 
-# A red main is a defect of the commit at hand: what hypothesis searches anew, it searches on a developer's machine.
+# In CI a failure must be caused by the commit, so hypothesis searches for new examples only on developers' machines.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
@@ -34,7 +35,7 @@ def interpreter_rounds_as_hardware_does() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """accelerate collects garbage whenever a training starts: leave out what the imports made, which is most of it."""
+    """Exclude imported objects from garbage collection, which accelerate runs whenever training starts."""
     gc.collect()
     gc.freeze()
 
@@ -47,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """Where the operations' tests run: the gear."""
+    """Device of the operations' tests."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

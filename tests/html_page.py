@@ -1,4 +1,4 @@
-"""What a parser sees of the page that `humanline show` writes."""
+"""Parser for the page of `humanline show`."""
 
 import re
 from html.parser import HTMLParser
@@ -7,7 +7,7 @@ VOID = {"meta", "br", "link", "img"}
 
 
 class Page(HTMLParser):
-    """What a parser sees: elements with their attributes, those not closed in turn, and the text of each token."""
+    """Parsed page: elements with their attributes, open elements, and the text of each token."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Page(HTMLParser):
 
     @property
     def scored(self) -> list[dict[str, float]]:
-        """The numbers of the tokens that count, in order."""
+        """Return the numbers of the scored tokens, in order."""
         tip = r"id (\d+) · log π (\S+) · log ref (\S+) · log-ratio (\S+) nats"
         found = [re.search(tip, attributes["data-tip"]) for attributes, _ in self.tokens]
         names = ("id", "logp", "ref_logp", "log_ratio")

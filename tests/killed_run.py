@@ -1,8 +1,8 @@
-"""Runs that are killed at their n-th write or step and resumed: ``python -m tests.killed_run FOLDER``.
+"""Kill runs at their n-th write or step and resume them: ``python -m tests.killed_run FOLDER``.
 
-One process imports everything and forks a child for every run, so a kill costs a run and not an import. By default it
-kills at every third event, the two runs out of phase; ``KILL_EVERY=1`` kills at every one. A folder that is made though
-it is there, or removed though it is not, is no event: what lies on the disk is what the kill at the next one leaves.
+One process imports everything and forks a child for every run, so a kill costs a run but not an import. By default it
+kills at every third event, with an offset between the two runs; ``KILL_EVERY=1`` kills at every event. Making an
+existing folder or removing a missing one is not an event, because the disk then looks as for a kill at the next event.
 """
 
 import gc
@@ -32,7 +32,7 @@ WRITES = [
 
 
 class Killer(TrainerCallback):
-    """SIGKILL at the ``at``-th event: in the middle of a file, just before another kind of write, or after a step."""
+    """Sends SIGKILL at the ``at``-th event: within a file write, just before another write, or after a step."""
 
     def __init__(self, at: int) -> None:
         self.at = at
@@ -63,7 +63,7 @@ class Killer(TrainerCallback):
 
 
 def run(folder: Path, objective: str, reference: str, kill_at: int = 0) -> None:
-    """A run that resumes from whatever is there."""
+    """Run, resuming from an existing checkpoint if there is one."""
     killer = Killer(kill_at)
     killer.watch()
     set_seed(0)
@@ -90,7 +90,7 @@ def run(folder: Path, objective: str, reference: str, kill_at: int = 0) -> None:
 
 
 def forked(folder: Path, objective: str, reference: str, kill_at: int = 0) -> int:
-    """The signal that ended the run; 0 for none."""
+    """Return the signal that ended the run, or 0."""
     child = os.fork()
     if child == 0:
         silence = os.open(os.devnull, os.O_WRONLY)
@@ -108,17 +108,17 @@ def forked(folder: Path, objective: str, reference: str, kill_at: int = 0) -> in
 
 
 def outcome(folder: Path) -> tuple[bytes, list[Any]]:
-    """The final weights, and every logged loss with its step."""
+    """Return the final weights, and every logged loss with its step."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logged = [[line["step"], line.get("loss"), line.get("eval_loss")] for line in lines if "train_runtime" not in line]
     return (folder / "model.safetensors").read_bytes(), logged
 
 
 def main(folder: Path) -> None:
-    """Prints, for every kill, where it struck and whether the resumed run ended as the uninterrupted one."""
+    """Print for every kill its position and whether the resumed run equals the uninterrupted one."""
     stride = int(os.environ.get("KILL_EVERY", "3"))
-    tiny_model().save_pretrained(folder / "warm")  # the first save of a process compiles what renames weights
-    gc.freeze()  # the children collect what they made, not what was imported
+    tiny_model().save_pretrained(folder / "warm")  # the first save of a process compiles the renaming of weights
+    gc.freeze()  # exclude imported objects from the children's garbage collection
     for first, (objective, reference) in enumerate((("kto", "lookahead"), ("dpo", "copy"))):
         whole = folder / f"{objective}-{reference}"
         assert forked(whole, objective, reference) == 0

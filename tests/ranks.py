@@ -1,7 +1,7 @@
-"""Functions of a test module called on one or two ranks (gloo): ``python -m tests.ranks MODULE FOLDER train:2 ...``.
+"""Call functions of a test module on one or two ranks (gloo): ``python -m tests.ranks MODULE FOLDER train:2 ...``.
 
-One process imports everything and forks the ranks, so all of them together cost one import. They run after each other;
-what one leaves in the folder the next may read.
+One process imports everything and forks the ranks, so all of them together cost one import. The functions run one after
+another; a later one may read the files of an earlier one.
 """
 
 import gc
@@ -24,7 +24,7 @@ from tests.other_processor import multiply_as_another_processor_if_asked
 from tests.tiny_model import losses
 
 PATIENCE = 300
-"""Seconds until a rank that waits for another gives up."""
+"""Timeout in seconds for a rank that waits for another."""
 
 Run = Callable[[Path, int], None]
 
@@ -40,7 +40,7 @@ def on_ranks(folder: Path, *runs: tuple[Run, int]) -> None:
 
 
 class SaveOnce(TrainerCallback):
-    """A checkpoint after ``step`` steps, and none else."""
+    """Saves one checkpoint, after ``step`` steps."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -50,8 +50,8 @@ class SaveOnce(TrainerCallback):
 
 
 def keep(trainer: HumanlineTrainer, file: Path, **more: Any) -> None:
-    """Leave what came of a run for the test that asks, with whether every parameter is a DTensor. A collective."""
-    parameters = trainer.model.state_dict().values()  # as they are sharded, where a forward pass left them whole
+    """Save the results of a run for the tests, and whether every parameter is a DTensor. Collective."""
+    parameters = trainer.model.state_dict().values()  # sharded, even if a forward pass left them unsharded
     kept = {
         "losses": torch.tensor(losses(trainer)),
         "weights": torch.cat([whole(p).flatten() for p in parameters]),
@@ -85,7 +85,7 @@ def _forked(run: Run, folder: Path, index: int, ranks: int, port: int) -> int:
 
 
 def call(run: Run, folder: Path, ranks: int) -> None:
-    """Where one rank fails, the others, which may wait for it, are stopped."""
+    """Stop the other ranks, which may wait, when one rank fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -106,7 +106,7 @@ def main(module: str, folder: str, *runs: str) -> None:
     torch.set_num_threads(1)
     multiply_as_another_processor_if_asked()
     loaded = importlib.import_module(module)
-    gc.freeze()  # accelerate collects garbage often: the ranks what they made, not what was imported
+    gc.freeze()  # accelerate collects garbage often: exclude imported objects
     for run in runs:
         name, ranks = run.split(":")
         call(getattr(loaded, name), Path(folder), int(ranks))

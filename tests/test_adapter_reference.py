@@ -1,4 +1,4 @@
-"""The reference as a second LoRA adapter: the look-ahead's numbers, and nothing of it in what is saved."""
+"""A second LoRA adapter as reference equals look-ahead, and the exported model does not contain it."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from humanline_fused.reference.adapter import ADAPTER, adapter_tensors
 from humanline_fused.training import HumanlineTrainer
 from tests.tiny_model import losses, records, tiny_model, tiny_trainer, trained
 
-# Bounds that bind at the tiny runs' learning rate.
+# Bounds that clamp tokens at the learning rate of the tiny runs.
 TIGHT: dict[str, Any] = {"log_epsilon_P": -0.15, "log_epsilon_R": 0.1, "learning_rate": 3e-2}
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
 
@@ -56,14 +56,14 @@ def logits(model: Any) -> torch.Tensor:
         return model.eval()(input_ids=torch.arange(20)[None]).logits
 
 
-# The numbers
+# Equality with the other references
 
 
 @pytest.mark.parametrize(
     ("objective", "sync_every", "others"),
     [("dpo", 1, ["adapter"]), ("dpo", 3, ["copy", "adapter"]), ("kto", 3, ["adapter"]), ("grpo", 1, ["adapter"])],
 )
-def test_look_ahead_copy_and_adapter_give_bitwise_the_same_with_dropout(
+def test_look_ahead_copy_and_adapter_are_bitwise_equal_with_dropout(
     tmp_path: Path, objective: str, sync_every: int, others: list[str]
 ):
     settings = {"objective": objective, "sync_every": sync_every, "gradient_accumulation_steps": 2, **TIGHT}
@@ -87,7 +87,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whatever_peft_keeps_per_adapter_follows(tmp_path: Path, kind: str):
+def test_a_sync_copies_every_tensor_that_peft_keeps_per_adapter(tmp_path: Path, kind: str):
     ahead, beside = (
         trained(tmp_path / reference, model=adapted(**KINDS[kind]), reference=reference, max_steps=3, **TIGHT)
         for reference in ("lookahead", "adapter")
@@ -100,7 +100,7 @@ def test_whatever_peft_keeps_per_adapter_follows(tmp_path: Path, kind: str):
 
 
 class Witness(TrainerCallback):
-    """Looks at the adapters before every update."""
+    """Records the adapters before every update."""
 
     def __init__(self) -> None:
         self.before: list[dict[str, torch.Tensor]] = []
@@ -115,7 +115,7 @@ class Witness(TrainerCallback):
         assert all(tensor.grad is not None for tensor in adapter_tensors(kwargs["model"], "default").values())
 
 
-def test_after_a_sync_at_step_t_ref_is_the_adapter_at_t_in_storage_of_its_own_frozen_and_not_optimised(tmp_path: Path):
+def test_a_sync_copies_the_adapter_into_frozen_storage_that_no_optimizer_updates(tmp_path: Path):
     witness = Witness()
     trainer = trained(tmp_path, model=adapted(), reference="adapter", sync_every=4, callbacks=[witness])
     reference = adapter_tensors(trainer.model, ADAPTER)
@@ -134,7 +134,7 @@ def process_group() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def test_ddp_reduces_the_trained_adapter_alone_after_a_scoring_pass_too(tmp_path: Path, process_group: None):
+def test_ddp_reduces_only_the_trained_adapter_also_after_a_scoring_pass(tmp_path: Path, process_group: None):
     trainer = tiny_trainer(tmp_path, model=adapted(), reference="adapter")
     model = nn.parallel.DistributedDataParallel(trainer.model)
     trainer.model_wrapped = model
@@ -154,7 +154,7 @@ def test_ddp_reduces_the_trained_adapter_alone_after_a_scoring_pass_too(tmp_path
 
 
 class HeadProducts(TorchDispatchMode):
-    """The shapes of the products with the head."""
+    """Records the shapes of the products with the head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +169,9 @@ class HeadProducts(TorchDispatchMode):
         return out
 
 
-def test_a_frozen_head_is_two_products_in_a_step_and_has_no_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_frozen_head_takes_two_products_per_step_and_gets_no_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     products = HeadProducts()
     step = HumanlineTrainer.training_step
 
@@ -187,10 +189,10 @@ def test_a_frozen_head_is_two_products_in_a_step_and_has_no_gradient(tmp_path: P
     assert (100, 32) not in products.shapes
 
 
-# The model as the caller has it
+# State of the caller's model
 
 
-def test_scoring_leaves_the_active_adapter_what_is_trained_and_the_modes_as_they_were_also_when_it_fails():
+def test_scoring_restores_active_adapter_requires_grad_and_modes_even_if_it_fails():
     model = adapted("mine")
     reference = reference_of(model)
     model.train()
@@ -220,7 +222,7 @@ def test_scoring_leaves_the_active_adapter_what_is_trained_and_the_modes_as_they
     assert look() == before
 
 
-def test_the_second_adapter_changes_neither_the_base_weights_nor_the_policy_nor_the_random_numbers():
+def test_the_second_adapter_leaves_base_weights_policy_and_random_state_unchanged():
     model = adapted(init_lora_weights="pissa")
     base, before, state = base_weights(model), logits(model), torch.get_rng_state()
     reference_of(model)
@@ -229,7 +231,7 @@ def test_the_second_adapter_changes_neither_the_base_weights_nor_the_policy_nor_
     assert torch.equal(logits(model), before)
 
 
-def test_a_run_says_what_the_second_adapter_takes_and_what_a_second_model_would(
+def test_the_summary_compares_the_bytes_of_a_second_adapter_and_a_second_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     trained(tmp_path, model=adapted(), reference="adapter", dry_run=True)
@@ -237,7 +239,7 @@ def test_a_run_says_what_the_second_adapter_takes_and_what_a_second_model_would(
     assert "reference: adapter k=1, 2.2 KiB more instead of 95.9 KiB of weights" in capsys.readouterr().out
 
 
-# What is saved
+# Checkpoints and export
 
 
 def saved_adapters(folder: Path) -> list[str]:
@@ -289,7 +291,7 @@ def test_the_exported_folder_is_one_adapter_that_loads_and_is_the_policy(tmp_pat
     assert config["base_model_name_or_path"] == str(tmp_path / "start")
 
 
-# What does not fit
+# Refused policies
 
 
 def two_active() -> Any:
@@ -324,7 +326,7 @@ MISFITS = [
 
 
 @pytest.mark.parametrize(("model", "said"), MISFITS)
-def test_a_policy_that_a_second_adapter_cannot_stand_for_is_refused_before_anything_is_written(
+def test_a_policy_that_a_second_adapter_cannot_represent_is_refused_before_any_write(
     tmp_path: Path, model: Any, said: str
 ):
     with pytest.raises(ValueError, match=f"reference='adapter': .*{said}"):
@@ -332,14 +334,14 @@ def test_a_policy_that_a_second_adapter_cannot_stand_for_is_refused_before_anyth
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_peft_is_said(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_peft_is_reported(monkeypatch: pytest.MonkeyPatch):
     model = adapted()
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ValueError, match=r"expected peft, .*\(pip install 'humanline-fused\[peft\]'\)"):
         reference_of(model)
 
 
-def test_an_adapter_whose_tensors_cannot_be_told_from_the_model_s_is_refused_and_the_second_is_taken_away():
+def test_an_adapter_with_ambiguous_tensor_names_is_refused_and_ref_is_removed():
     model = adapted("layers")
     before = set(dict(model.named_parameters()))
     with pytest.raises(ValueError, match=r"to have the same parameters: only the policy has .*input_layernorm\.weight"):
@@ -348,6 +350,6 @@ def test_an_adapter_whose_tensors_cannot_be_told_from_the_model_s_is_refused_and
     assert list(model.peft_config) == ["layers"]
 
 
-def test_a_second_model_beside_the_second_adapter_is_refused(tmp_path: Path):
+def test_a_second_model_in_addition_to_the_second_adapter_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="expected None with reference='adapter', which keeps no second model"):
         tiny_trainer(tmp_path, model=adapted(), reference="adapter", reference_model=tiny_model())

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, with the reference, and resumed from to the same end."""
+"""Checkpoints are atomic, include the reference, and resume to the uninterrupted result."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def weights(trainer: HumanlineTrainer) -> list[torch.Tensor]:
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what depends on the clock."""
+    """Return the lines of metrics.jsonl without time-dependent values."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     clock = ("seconds", "runtime", "per_second")
     kept = [
@@ -53,7 +53,7 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """A finished run with checkpoints at steps 2, 4 and 6."""
+    """Folder of a finished run with checkpoints at steps 2, 4 and 6."""
     saved_run(tmp_path / "run")
     return tmp_path / "run"
 
@@ -62,7 +62,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 class FirstStep(TrainerCallback):
-    """The step at which a run begins."""
+    """Records the step at which a run begins."""
 
     step: int | None = None
 
@@ -71,7 +71,7 @@ class FirstStep(TrainerCallback):
 
 
 @pytest.mark.parametrize("reference", ["lookahead", "copy", "frozen"])
-def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(tmp_path: Path, objective: str, reference: str):
+def test_a_resumed_run_is_bitwise_equal_to_the_uninterrupted_one(tmp_path: Path, objective: str, reference: str):
     held_out = records(objective, 5, seed=5)
     settings = {
         "objective": objective,
@@ -91,7 +91,7 @@ def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(tmp_path: Path, obj
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
 
 
-def test_a_checkpoint_restores_the_copied_reference_and_not_the_one_at_the_start(tmp_path: Path):
+def test_a_checkpoint_restores_the_copied_reference_and_not_the_initial_one(tmp_path: Path):
     whole = saved_run(tmp_path / "run", reference="copy", sync_every=4)
     resumed = tiny_trainer(tmp_path / "run", reference="copy", sync_every=4)
     assert isinstance(whole.reference, CopyReference)
@@ -103,7 +103,7 @@ def test_a_checkpoint_restores_the_copied_reference_and_not_the_one_at_the_start
     assert not torch.equal(restored, at_start)
 
 
-def test_a_finished_run_that_is_resumed_takes_no_further_step(run_dir: Path):
+def test_a_resumed_finished_run_takes_no_further_step(run_dir: Path):
     resumed = tiny_trainer(run_dir, resume_from_checkpoint="auto", **SAVING)
     before = (run_dir / "checkpoint-6" / "model.safetensors").read_bytes()
     resumed.train()
@@ -112,7 +112,7 @@ def test_a_finished_run_that_is_resumed_takes_no_further_step(run_dir: Path):
     assert (run_dir / "model.safetensors").read_bytes() == before
 
 
-def test_metrics_after_the_checkpoint_and_torn_lines_are_cut_off_on_resume(run_dir: Path):
+def test_resuming_drops_metrics_after_the_checkpoint_and_incomplete_lines(run_dir: Path):
     expected = logged(run_dir)
     shutil.rmtree(run_dir / "checkpoint-6")
     with (run_dir / "metrics.jsonl").open("a") as file:
@@ -123,7 +123,7 @@ def test_metrics_after_the_checkpoint_and_torn_lines_are_cut_off_on_resume(run_d
     assert seconds == sorted(seconds)
 
 
-def test_killed_at_any_write_and_resumed_a_run_ends_bitwise_as_the_uninterrupted_one(tmp_path: Path):
+def test_a_run_killed_at_any_write_resumes_bitwise(tmp_path: Path):
     command = [sys.executable, "-m", "tests.killed_run", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     assert done.returncode == 0, done.stderr
@@ -132,7 +132,7 @@ def test_killed_at_any_write_and_resumed_a_run_ends_bitwise_as_the_uninterrupted
     assert [kill for kill in kills if not (kill["killed"] and kill["equal"])] == []
 
 
-def test_an_older_checkpoint_beside_a_newer_one_is_refused_because_rotation_would_delete_the_newer(run_dir: Path):
+def test_resuming_from_an_older_checkpoint_is_refused_while_a_newer_one_exists(run_dir: Path):
     older = run_dir / "checkpoint-2"
     with pytest.raises(ValueError, match=r"checkpoint-6 is newer than .*checkpoint-2: remove it, or resume into ano"):
         resolve_resume(run_dir, str(older))
@@ -159,11 +159,11 @@ def test_a_run_killed_while_it_replaces_a_checkpoint_loses_neither(run_dir: Path
     assert faults(final) == []
 
 
-# Which folders are checkpoints
+# Complete checkpoints
 
 
-def test_a_folder_that_was_cut_off_is_never_taken_for_a_checkpoint(run_dir: Path):
-    """transformers goes by the name alone."""
+def test_an_incomplete_folder_is_never_treated_as_a_checkpoint(run_dir: Path):
+    """transformers checks only the name."""
     torn = run_dir / "checkpoint-8"
     shutil.copytree(run_dir / "checkpoint-6", torn)
     (torn / "files.json").unlink()
@@ -175,7 +175,7 @@ def test_a_folder_that_was_cut_off_is_never_taken_for_a_checkpoint(run_dir: Path
     "name",
     ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors", "run_state.pt"],
 )
-def test_a_missing_or_shortened_file_is_named_and_auto_falls_back_to_the_checkpoint_before(run_dir: Path, name: str):
+def test_a_missing_or_short_file_is_named_and_auto_uses_the_previous_checkpoint(run_dir: Path, name: str):
     file = run_dir / "checkpoint-6" / name
     content = file.read_bytes()
     file.write_bytes(content[:-1])
@@ -200,18 +200,18 @@ def test_steps_are_compared_as_numbers(tmp_path: Path):
 
 
 @pytest.mark.parametrize("word", ["true", "True"])
-def test_true_and_false_may_be_words_as_on_a_command_line(run_dir: Path, word: str):
+def test_true_and_false_may_be_strings_as_on_a_command_line(run_dir: Path, word: str):
     assert resolve_resume(run_dir, word) == str(run_dir / "checkpoint-6")
     assert resolve_resume(run_dir / "elsewhere", "false") is None
 
 
-def test_auto_is_a_fresh_start_where_there_is_nothing_and_true_is_not(tmp_path: Path):
+def test_without_a_checkpoint_auto_starts_fresh_and_true_is_an_error(tmp_path: Path):
     assert resolve_resume(tmp_path / "nowhere", "auto") is None
     with pytest.raises(ValueError, match=r"expected a complete checkpoint in .*found none"):
         resolve_resume(tmp_path, True)
 
 
-def test_a_fresh_start_among_an_earlier_runs_checkpoints_is_refused_and_nothing_is_lost(run_dir: Path):
+def test_a_fresh_start_in_a_folder_with_checkpoints_is_refused_and_deletes_nothing(run_dir: Path):
     before = (run_dir / "metrics.jsonl").read_text()
     with pytest.raises(
         ValueError, match="checkpoint-6 is from an earlier run: continue it with resume_from_checkpoint"
@@ -220,13 +220,13 @@ def test_a_fresh_start_among_an_earlier_runs_checkpoints_is_refused_and_nothing_
     assert (run_dir / "metrics.jsonl").read_text() == before
 
 
-def test_nothing_is_left_in_the_staging_folder_and_old_checkpoints_make_room(tmp_path: Path):
+def test_the_staging_folder_is_removed_and_old_checkpoints_are_rotated(tmp_path: Path):
     saved_run(tmp_path, save_total_limit=2)
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
     assert not (tmp_path / STAGING).exists()
 
 
-def test_the_best_checkpoint_is_recorded_under_its_final_name_and_loaded_at_the_end(tmp_path: Path):
+def test_the_best_checkpoint_is_recorded_with_its_final_name_and_loaded_at_the_end(tmp_path: Path):
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 2}
     trainer = saved_run(tmp_path, eval_dataset=records("dpo", 5, seed=5), **best)
     folder = trainer.state.best_model_checkpoint
@@ -236,7 +236,7 @@ def test_the_best_checkpoint_is_recorded_under_its_final_name_and_loaded_at_the_
     assert faults(Path(folder)) == []
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save_atomically({"a": 1}, tmp_path / "file.pt")
     assert [file.name for file in tmp_path.iterdir()] == ["file.pt"]
 
@@ -251,7 +251,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("written", [1, 2, 3])
-def test_a_disk_that_fills_while_saving_ends_the_run_and_the_checkpoint_before_continues(
+def test_a_full_disk_ends_the_run_and_the_previous_checkpoint_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ):
     save, calls = torch.save, iter(range(100))
@@ -271,7 +271,7 @@ def test_a_disk_that_fills_while_saving_ends_the_run_and_the_checkpoint_before_c
     assert resumed.state.global_step == 6
 
 
-# What a checkpoint does not fit
+# Checkpoints of another run
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_a_disk_that_fills_while_saving_ends_the_run_and_the_checkpoint_before_c
         ({"seed": 7}, "expected the batches that .* was written with.*'seed': 42.*got"),
     ],
 )
-def test_a_look_ahead_that_was_scored_for_another_run_is_refused(tmp_path: Path, setting: dict[str, Any], said: str):
+def test_look_ahead_scores_of_another_run_are_refused(tmp_path: Path, setting: dict[str, Any], said: str):
     saved_run(tmp_path, sync_every=3)
     other = tiny_trainer(tmp_path / "other", **SAVING | {"sync_every": 3} | setting)
     with pytest.raises(ValueError, match=said):
@@ -304,14 +304,14 @@ def test_a_checkpoint_of_a_run_on_other_data_is_refused(tmp_path: Path, referenc
         other.train("auto")
 
 
-def test_a_finished_look_ahead_run_that_is_extended_is_refused_before_a_step(run_dir: Path):
+def test_extending_a_finished_look_ahead_run_is_refused_before_a_step(run_dir: Path):
     longer = tiny_trainer(run_dir, **SAVING | {"max_steps": 9})
     with pytest.raises(ValueError, match=r"planned to end at step 6 .*got 9"):
         longer.train("auto")
     assert newest_complete(run_dir) == run_dir / "checkpoint-6"
 
 
-def test_a_run_moves_to_another_folder_and_is_resumed_there_with_its_initial_scores(tmp_path: Path):
+def test_a_run_resumes_in_another_folder_with_its_initial_scores(tmp_path: Path):
     settings = {"eval_dataset": records("dpo", 5, seed=5), "eval_strategy": "steps", "eval_steps": 2}
     whole = saved_run(tmp_path / "whole", **settings)
     tiny_trainer(tmp_path / "moved", **SAVING | settings).train(str(tmp_path / "whole" / "checkpoint-2"))
@@ -329,16 +329,16 @@ def test_a_run_moves_to_another_folder_and_is_resumed_there_with_its_initial_sco
         ({"per_device_eval_batch_size": 2}, "{'batch_size': 3}, got {'batch_size': 2}"),
     ],
 )
-def test_initial_scores_that_were_made_of_something_else_are_refused(
-    tmp_path: Path, setting: dict[str, Any], said: str
-):
+def test_initial_scores_of_other_data_or_settings_are_refused(tmp_path: Path, setting: dict[str, Any], said: str):
     held_out = {"eval_dataset": records("dpo", 5, seed=5)}
     saved_run(tmp_path, **held_out)
     with pytest.raises(ValueError, match=rf"settings that .*initial_eval_logp\.pt was made of, .*{said}"):
         tiny_trainer(tmp_path, **held_out | setting).train("auto")
 
 
-def test_held_out_data_that_the_policy_at_the_start_has_not_scored_are_refused(run_dir: Path):
+def test_held_out_data_not_scored_by_the_initial_policy_are_refused(run_dir: Path):
     resumed = tiny_trainer(run_dir, eval_dataset=records("dpo", 4))
-    with pytest.raises(ValueError, match=r"expected .*initial_eval_logp\.pt: evaluation compares with the policy"):
+    with pytest.raises(
+        ValueError, match=r"expected .*initial_eval_logp\.pt: evaluation compares with the initial policy"
+    ):
         resumed.train("auto")

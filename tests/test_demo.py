@@ -1,4 +1,4 @@
-"""The demo: its task is checked exactly, and cut to a few steps it leaves all that it promises."""
+"""The demo: its task, and all its output files in a run of a few steps."""
 
 import json
 import random
@@ -30,7 +30,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def small_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Lists of two letters, which thirty steps teach well enough for 35 pairs, twice what four steps take."""
+    """Demo with lists of two letters: 30 steps give 35 pairs, twice the number that four steps need."""
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(task, "make_prompts", _short_prompts)
@@ -41,25 +41,25 @@ def _short_prompts(count: int, rng: random.Random) -> list[str]:
     return [f"sort {rng.choice('abcd')}{rng.choice('abcd')}: " for _ in range(count)]
 
 
-def test_the_verifier_accepts_the_sorted_letters_alone() -> None:
+def test_the_reward_accepts_only_the_sorted_letters() -> None:
     assert task.reward("sort cabba: ", "aabbc") == 1.0
     assert [task.reward("sort cab: ", wrong) for wrong in ("cba", "ab", "abcc", "abc ", "")] == [0.0] * 5
 
 
-def test_prompts_differ_and_follow_from_the_seed() -> None:
+def test_prompts_are_distinct_and_determined_by_the_seed() -> None:
     prompts = task.make_prompts(500, random.Random(3))
     assert len(set(prompts)) == 500
     assert prompts == task.make_prompts(500, random.Random(3)) != task.make_prompts(500, random.Random(4))
 
 
-def test_demonstrations_are_sorted_forwards_or_backwards() -> None:
+def test_demonstrations_are_in_ascending_or_descending_order() -> None:
     rng = random.Random(0)
     shown = [task.demonstration("sort cab: ", rng) for _ in range(1000)]
     assert set(shown) == {"abc", "cba"}
     assert 350 < shown.count("abc") < 450
 
 
-def test_the_tokenizer_gives_back_what_it_was_given() -> None:
+def test_the_tokenizer_decodes_to_the_original_text() -> None:
     tokenizer = make_tokenizer()
     ids = tokenizer("sort bead: abde<eos>")["input_ids"]
     assert len(ids) == len("sort bead: abde") + 1
@@ -67,7 +67,7 @@ def test_the_tokenizer_gives_back_what_it_was_given() -> None:
     assert tokenizer.decode(ids, skip_special_tokens=True) == "sort bead: abde"
 
 
-def test_sampling_follows_from_its_seed_and_leaves_torchs_generator_alone() -> None:
+def test_samples_are_determined_by_the_seed_and_keep_torchs_global_generator() -> None:
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, seed=0)
     before = torch.get_rng_state()
@@ -76,7 +76,7 @@ def test_sampling_follows_from_its_seed_and_leaves_torchs_generator_alone() -> N
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_prompt_gives_a_pair_only_where_its_answers_differ_in_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_gives_a_pair_only_if_its_answers_differ_in_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = iter([["abc", "cb", "a"], ["cba", "bc", "b"]])
     monkeypatch.setattr("humanline_fused.demo.sampling.sample", lambda *_: next(drawn))
     model = tokenizer = None
@@ -88,7 +88,7 @@ def test_a_prompt_gives_a_pair_only_where_its_answers_differ_in_reward(monkeypat
     ]
 
 
-def test_the_demo_leaves_real_preference_data(small_demo: tuple[Path, dict[str, Any]]) -> None:
+def test_the_demo_writes_valid_preference_data(small_demo: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = small_demo
     pairs = [json.loads(line) for line in (folder / "data" / "pairs.jsonl").read_text().splitlines()]
     assert pairs
@@ -97,7 +97,7 @@ def test_the_demo_leaves_real_preference_data(small_demo: tuple[Path, dict[str, 
 
 
 @pytest.mark.parametrize("name", ["start", "plain", "humanline"])
-def test_the_demo_leaves_models_that_load(small_demo: tuple[Path, dict[str, Any]], name: str) -> None:
+def test_the_demo_writes_models_that_load(small_demo: tuple[Path, dict[str, Any]], name: str) -> None:
     folder, _ = small_demo
     model = AutoModelForCausalLM.from_pretrained(folder / name)
     tokenizer = AutoTokenizer.from_pretrained(folder / name)
@@ -107,7 +107,7 @@ def test_the_demo_leaves_models_that_load(small_demo: tuple[Path, dict[str, Any]
     assert same == (name == "start")
 
 
-def test_both_runs_start_at_the_same_reward_and_are_looked_at_on_schedule(
+def test_both_runs_start_at_the_same_reward_and_are_evaluated_on_schedule(
     small_demo: tuple[Path, dict[str, Any]],
 ) -> None:
     folder, results = small_demo
@@ -122,7 +122,7 @@ def test_both_runs_start_at_the_same_reward_and_are_looked_at_on_schedule(
         assert clock == sorted(clock)
 
 
-def test_the_runs_differ_in_clamp_and_reference_alone(small_demo: tuple[Path, dict[str, Any]]) -> None:
+def test_the_runs_differ_only_in_clamp_and_reference(small_demo: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = small_demo
     first = {name: read_metrics(folder / name) for name in ("plain", "humanline")}
     losses = {name: series(lines, "step", "loss")[1] for name, lines in first.items()}
@@ -130,13 +130,13 @@ def test_the_runs_differ_in_clamp_and_reference_alone(small_demo: tuple[Path, di
     assert losses["plain"][-1] != losses["humanline"][-1]
 
 
-def test_the_demo_leaves_a_picture_and_its_numbers(small_demo: tuple[Path, dict[str, Any]]) -> None:
+def test_the_demo_writes_a_picture_and_its_numbers(small_demo: tuple[Path, dict[str, Any]]) -> None:
     folder, results = small_demo
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "results.json").read_text()) == results
 
 
-def test_the_table_shows_a_dash_where_there_is_no_number() -> None:
+def test_the_table_shows_a_dash_for_a_missing_number() -> None:
     rows = table({"start": {"reward": 0.5, "seconds": 3.0}}).splitlines()
     assert rows[0].split() == ["reward", "best", "loss", "unclamped", "seconds"]
     assert rows[1].split() == ["start", "0.500", "–", "–", "–", "3.0"]

@@ -1,4 +1,4 @@
-"""Every example runs, by the line that examples/README.md gives for it."""
+"""Every example runs with its command from examples/README.md."""
 
 import json
 import re
@@ -37,7 +37,7 @@ LINES = {
 
 
 def run(line: str, *options: str) -> None:
-    """What a line of README starts, in this process: ``humanline train …`` or ``python examples/….py``."""
+    """Run a command of the README in this process: ``humanline train …`` or ``python examples/….py``."""
     program, *arguments = (str(ROOT / word) if word.startswith("examples/") else word for word in shlex.split(line))
     if program == "humanline":
         assert main([*arguments, *options]) == 0
@@ -49,7 +49,7 @@ def run(line: str, *options: str) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A current directory in which the maker has run: lists of two letters, which thirty steps teach well enough."""
+    """Current directory with the output of make_start.py, for lists of two letters and 30 fine-tuning steps."""
     folder = tmp_path_factory.mktemp("clone")
     lists = [f"sort {a}{b}: " for a in "abcd" for b in "abcd"]
     with pytest.MonkeyPatch.context() as patch:
@@ -60,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """By name, with an adapter's added to those that they change."""
+    """Return the weights by name, with adapter weights merged into their base weights."""
     adapted = (folder / "adapter_config.json").exists()
     model = AutoModelForCausalLM.from_pretrained(folder.parent / "start" if adapted else folder)
     return (PeftModel.from_pretrained(model, folder).merge_and_unload() if adapted else model).state_dict()
@@ -70,7 +70,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_readme_has_one_line_for_every_example_and_for_nothing_else() -> None:
+def test_the_readme_has_exactly_one_command_for_every_example() -> None:
     assert sorted(LINES) == sorted([*EXAMPLES, MAKER])
 
 
@@ -82,7 +82,7 @@ def test_an_example_trains(made: Path, name: str) -> None:
     assert any(not torch.equal(trained[weight], start[weight]) for weight in start)
 
 
-def test_the_maker_leaves_the_columns_of_every_objective(made: Path) -> None:
+def test_make_start_writes_the_columns_of_every_objective(made: Path) -> None:
     columns = {path.stem: set(rows(path)[0]) for path in made.glob("*.jsonl")}
     assert columns == {
         "pairs": {"prompt", "chosen", "rejected"},
@@ -94,7 +94,7 @@ def test_the_maker_leaves_the_columns_of_every_objective(made: Path) -> None:
     }
 
 
-def test_the_makers_data_are_what_they_say(made: Path) -> None:
+def test_the_labels_and_rewards_of_make_start_are_right(made: Path) -> None:
     assert all(
         task.reward(p["prompt"], p["chosen"]) > task.reward(p["prompt"], p["rejected"])
         for p in rows(made / "pairs.jsonl")
@@ -114,8 +114,8 @@ def test_a_pair_is_the_first_right_and_the_first_wrong_answer() -> None:
     assert list(pairs(groups)) == [{"prompt": "p", "chosen": "right", "rejected": "wrong"}]
 
 
-def test_messages_and_text_train_alike(made: Path) -> None:
-    """The chat example shows another format of the same data, not another run."""
+def test_messages_and_text_give_the_same_losses(made: Path) -> None:
+    """The chat example is another format of the same data, not another run."""
     compared = ("loss", "logps/chosen", "logps/rejected", "num_tokens")
     logged = {}
     for name in ("dpo.yaml", "chat.yaml"):
@@ -125,7 +125,7 @@ def test_messages_and_text_train_alike(made: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
-def test_a_setting_of_the_paper_is_one_of_ours_and_says_that_it_was_not_run(path: Path) -> None:
+def test_a_config_of_the_paper_is_valid_and_states_that_it_was_not_run(path: Path) -> None:
     assert path.read_text().startswith("# Not run here.")
     settings = read_settings(path, list(HumanlineConfig.__dataclass_fields__))
     parser = HfArgumentParser(HumanlineConfig)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Runs that fail as humanline runs are known to fail say so, once, and what to change."""
+"""A run with a known sign of failure warns once and names the settings to change."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from tests.tiny_model import losses, tiny_config, tiny_trainer, trained
 
 
 def signs(tmp_path: Path, lines: list[dict[str, float]], max_steps: int = 20, **settings: Any) -> list[str]:
-    """What is said about a run that logged ``lines``, one a step."""
+    """Return the warnings of a run that logged ``lines``, one per step."""
     watch = FailureSigns(tiny_config(tmp_path, max_steps=max_steps, **settings))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -39,7 +39,7 @@ def test_a_collapse_is_more_than_half_of_a_real_gain_lost_twice_in_a_row():
 @pytest.mark.parametrize(
     ("name", "start"), [("reward", 0.1), ("heldout/reward", 0.1), ("eval_rewards_initial/margins", 0)]
 )
-def test_a_reward_that_collapses_under_a_small_k_is_named_once_with_k(tmp_path: Path, name: str, start: float):
+def test_a_reward_collapse_with_a_small_k_gives_one_warning_with_k(tmp_path: Path, name: str, start: float):
     lines = [{name: value} for value in (0.1, 0.6, 0.2, 0.1, 0.1, 0.0)]
     (said,) = signs(tmp_path, lines, sync_every=1)
     assert f"{name} collapsed: {start} at the start, 0.6 at best, 0.1 at step 4" in said
@@ -48,11 +48,11 @@ def test_a_reward_that_collapses_under_a_small_k_is_named_once_with_k(tmp_path: 
     assert signs(tmp_path, [{name: value} for value in (0.1, 0.6, 0.4, 0.6, 0.5)]) == []
 
 
-def test_margins_that_have_settled_are_no_collapse(tmp_path: Path):
+def test_settled_margins_are_not_a_collapse(tmp_path: Path):
     assert signs(tmp_path, [{"eval_rewards_initial/margins": value} for value in (0.50, 0.51, 0.49, 0.50)]) == []
 
 
-def test_a_resumed_run_remembers_what_it_logged(tmp_path: Path):
+def test_a_resumed_run_includes_its_earlier_log_lines(tmp_path: Path):
     watch = FailureSigns(tiny_config(tmp_path))
     history = [{"reward": 0.1}, {"reward": 0.6}, {"reward": 0.1}]
     state = SimpleNamespace(global_step=4, max_steps=20, is_world_process_zero=True, log_history=history)
@@ -61,7 +61,7 @@ def test_a_resumed_run_remembers_what_it_logged(tmp_path: Path):
         watch.on_log(watch.config, state, None, logs={"reward": 0.1})
 
 
-def test_a_gradient_norm_ten_times_its_median_is_named_once(tmp_path: Path):
+def test_a_gradient_norm_of_ten_times_its_median_gives_one_warning(tmp_path: Path):
     calm = [{"grad_norm": 2.0 + step % 3} for step in range(10)]
     (said,) = signs(tmp_path, [*calm, {"grad_norm": 40.0}, {"grad_norm": 90.0}])
     assert "the gradient norm is 40 at step 11, its median over previous log lines 3:" in said
@@ -74,7 +74,7 @@ def quiet(margin: float, unclamped: float = 1.0) -> dict[str, float]:
     return {"loss": 0.69, "humanline/unclamped": unclamped, "rewards/margins": margin}
 
 
-def test_nothing_clamped_and_nothing_gained_in_half_the_run_is_named_once(tmp_path: Path):
+def test_no_clamped_token_and_no_gain_in_half_the_run_give_one_warning(tmp_path: Path):
     (said,) = signs(tmp_path, [quiet(-0.01)] * 12)
     assert "no token was clamped in 10 log lines, and nothing was gained up to step 10" in said
     assert "Raise learning_rate" in said
@@ -106,17 +106,17 @@ def test_nothing_clamped_and_nothing_gained_in_half_the_run_is_named_once(tmp_pa
         "grpo without evaluation",
     ],
 )
-def test_a_run_that_gains_or_clamps_is_not_called_idle(
+def test_a_run_with_a_gain_or_clamped_tokens_gives_no_warning(
     tmp_path: Path, lines: list[dict[str, float]], settings: dict[str, Any]
 ):
     assert signs(tmp_path, lines, **settings) == []
 
 
-# A loss that is not a number
+# Losses and weights that are not finite
 
 
 class Poison(TrainerCallback):
-    """Makes a weight NaN after a step."""
+    """Sets a weight to NaN after a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -127,7 +127,7 @@ class Poison(TrainerCallback):
                 kwargs["model"].lm_head.weight[3, 3] = math.nan
 
 
-def test_a_loss_that_is_not_a_number_ends_the_run_at_its_log_line_which_is_written(tmp_path: Path):
+def test_a_nan_loss_ends_the_run_after_its_log_line_is_written(tmp_path: Path):
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 4, .* resume from one of them"):
         trained(tmp_path, callbacks=[Poison(3)])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -141,7 +141,7 @@ def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path):
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_weights_that_are_not_finite_replace_no_checkpoint_and_the_one_before_continues(tmp_path: Path):
+def test_nonfinite_weights_are_not_saved_and_the_previous_checkpoint_resumes(tmp_path: Path):
     saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1, "logging_steps": 100}
     with pytest.raises(FloatingPointError, match=r"checkpoint-4 is not written: .*resume from .*checkpoint-2"):
         trained(tmp_path, callbacks=[Poison(3)], **saving)

@@ -1,4 +1,4 @@
-"""FSDP2 over two processes trains what one process does, with the head inside the wrapped forward (gloo, on a CPU)."""
+"""FSDP2 on two processes trains as one process does, with the head inside the wrapped forward (gloo, on a CPU)."""
 
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,17 @@ RUNS: dict[str, dict[str, Any]] = {
     f"{objective} {reference}": {} for objective in OBJECTIVES for reference in ("lookahead", "copy")
 } | {
     "dpo frozen": {},
-    # One process computes under autocast what FSDP2 casts by itself: alike, and no more.
+    # One process uses autocast, FSDP2 its own casts: results are similar but not equal.
     "dpo lookahead bf16": IN_BFLOAT16,
     "dpo copy bf16": IN_BFLOAT16,
 }
 RESUMED = {"kto lookahead": "SHARDED_STATE_DICT", "dpo copy": "SHARDED_STATE_DICT", "dpo copy bf16": "FULL_STATE_DICT"}
 SAVED = 3
-"""Not a multiple of the cadence: the reference is neither the policy as it is saved nor the one at the start."""
+"""Not a multiple of sync_every: the reference differs from both the saved and the initial policy."""
 
 
 class ShardedTrainer(HumanlineTrainer):
-    """accelerate shards nothing on a CPU (it takes DDP, silently), unless its state says that it does."""
+    """Trainer with FSDP2 set in accelerate's state: on a CPU accelerate otherwise silently uses DDP."""
 
     state_dict_type = "SHARDED_STATE_DICT"
 
@@ -72,13 +72,13 @@ def made(folder: Path, run: str, world_size: int) -> HumanlineTrainer:
     callbacks = [SaveOnce(SAVED)] if world_size == 2 and run in RESUMED else None
     held_out = records(objective, 8, seed=5) if run == "kto lookahead" else None
     settings = {"processing_class": tiny_tokenizer(), "callbacks": callbacks, "eval_dataset": held_out}
-    # The first rank's weights are everyone's, and dpo's head is its embedding.
+    # All ranks start with the first rank's weights, and dpo's head is tied to its embedding.
     model = tiny_model(seed=config.process_index, tie_word_embeddings=objective == "dpo")
     return kind(model, config, records(objective, 24), **settings)
 
 
 def train(folder: Path, world_size: int) -> None:
-    """All runs; on two ranks some are saved and resumed as well."""
+    """Train all runs; on two ranks also save and resume some of them."""
     for run in RUNS:
         if world_size == 1 and ("copy" in run or "bf16" in run):
             continue
@@ -95,7 +95,7 @@ def train(folder: Path, world_size: int) -> None:
 
 
 def of_the_reference(trainer: HumanlineTrainer) -> dict[str, Any]:
-    """What the copied model is, and what a sync does to its shards."""
+    """Return properties of the copied model and the effect of a sync on its shards."""
     if not isinstance(trainer.reference, CopyReference) or not trainer.is_fsdp_enabled:
         return {}
     reference, policy = trainer.reference.model, trainer.model
@@ -140,9 +140,9 @@ def load(runs: Path, run: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("run", [*(f"{objective} lookahead" for objective in OBJECTIVES), "dpo frozen"])
-def test_sharded_weights_give_the_losses_and_weights_of_one_process(runs: Path, run: str):
+def test_sharded_runs_give_the_losses_and_weights_of_one_process(runs: Path, run: str):
     one, two = load(runs, f"1 {run}"), load(runs, f"2 {run}")
-    # Ranks add up in another order than a batch does: float32 roundings of the losses, and of four steps' gradients.
+    # Ranks sum in another order than a batch: float32 rounding of the losses, and of the gradients of four steps.
     rounding = 16 * torch.finfo(torch.float32).eps
     torch.testing.assert_close(two["losses"], one["losses"], rtol=rounding, atol=rounding)
     torch.testing.assert_close(two["evaluation"], one["evaluation"], rtol=rounding, atol=rounding)
@@ -151,7 +151,7 @@ def test_sharded_weights_give_the_losses_and_weights_of_one_process(runs: Path, 
 
 
 @pytest.mark.parametrize("run", [*OBJECTIVES, "dpo bf16"])
-def test_sharded_the_copied_reference_gives_bitwise_what_the_look_ahead_does(runs: Path, run: str):
+def test_copy_and_look_ahead_are_bitwise_equal_with_sharded_weights(runs: Path, run: str):
     objective, *precision = run.split()
     ahead, copied = (load(runs, " ".join(["2", objective, r, *precision])) for r in ("lookahead", "copy"))
     assert "reference sharded" in copied
@@ -159,9 +159,9 @@ def test_sharded_the_copied_reference_gives_bitwise_what_the_look_ahead_does(run
 
 
 @pytest.mark.parametrize("run", ["dpo lookahead bf16", "dpo copy bf16"])
-def test_sharded_in_bfloat16_the_loss_is_not_rounded_where_it_leaves_the_model(runs: Path, run: str):
+def test_a_sharded_bfloat16_model_does_not_round_the_loss_to_bfloat16(runs: Path, run: str):
     kept = load(runs, f"2 {run}")
-    # The first step compares the policy with itself: ln 2, which bfloat16 would make 0.6914.
+    # The first step compares the policy with itself: ln 2, which bfloat16 would round to 0.6914.
     torch.testing.assert_close(kept["losses"][0], torch.tensor(2.0).log())
     assert kept["first"]["rewards/chosen"] == kept["first"]["rewards/rejected"] == 0
 
@@ -175,14 +175,14 @@ def test_the_sharded_reference_is_not_trained_and_a_sync_copies_every_shard_in_p
     assert (kept["differed"], kept["copied"], kept["in place"]) == (True, True, True)
 
 
-def test_a_reference_that_is_not_sharded_as_the_policy_is_refused(runs: Path):
+def test_a_reference_sharded_differently_from_the_policy_is_refused(runs: Path):
     refused = load(runs, "2 dpo copy")["refused"]
     assert "expected reference and policy to have the same shards" in refused
     assert "(whole in the reference, ((Shard(dim=0),), DeviceMesh" in refused
 
 
 @pytest.mark.parametrize("run", RESUMED)
-def test_a_sharded_run_that_is_resumed_ends_bitwise_as_the_uninterrupted_one(runs: Path, run: str):
+def test_a_resumed_sharded_run_is_bitwise_equal_to_the_uninterrupted_one(runs: Path, run: str):
     whole, resumed = load(runs, f"2 {run}"), load(runs, f"resumed {run}")
     checkpoint = runs / f"2 {run}" / f"checkpoint-{SAVED}"
     assert faults(checkpoint) == []
@@ -190,7 +190,7 @@ def test_a_sharded_run_that_is_resumed_ends_bitwise_as_the_uninterrupted_one(run
     assert_equal(whole, resumed)
 
 
-def test_the_export_of_a_sharded_policy_loads_as_a_model_with_its_weights(runs: Path):
+def test_the_exported_sharded_policy_loads_as_a_model_with_its_weights(runs: Path):
     model = AutoModelForCausalLM.from_pretrained(runs / "exported")
     weights = torch.cat([tensor.flatten() for tensor in model.state_dict().values()])
     assert torch.equal(weights, load(runs, "2 dpo copy")["weights"])

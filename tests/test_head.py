@@ -1,4 +1,4 @@
-"""The head inside a model's forward: the scores of whatever architecture, or an error that names the logits path."""
+"""The fused head in a model's forward: correct scores for every architecture, or an error that names head='logits'."""
 
 import copy
 import inspect
@@ -27,7 +27,7 @@ SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "nu
 GROUPED = SIZES | {"num_key_value_heads": 1}
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
 
-# A scale or a cap that binds where the architecture has one.
+# Architectures with a scale or a softcap get one that has an effect.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": GROUPED,
     "llama, tied": GROUPED | {"tie_word_embeddings": True},
@@ -56,12 +56,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def random_model(name: str) -> PreTrainedModel:
-    """Random weights of a size that makes logits of a few nats."""
+    """Return a model with random weights and logits of a few nats."""
     architecture: Any = CONFIG_MAPPING[name.split(",")[0]]
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = architecture(vocab_size=VOCABULARY, **special, **ARCHITECTURES[name])
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")  # which takes float64 too
+    model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")  # supports float64
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.3)
@@ -79,7 +79,7 @@ def targets() -> tuple[Tensor, Tensor]:
 
 
 def scored(model: Any, score: Callable[[LMHead], Any] | None = None) -> Any:
-    """Log-probs [B, T] with the head inside forward."""
+    """Return log-probs [B, T] computed inside forward."""
     score = score or (lambda head: token_logp(head, *targets()))
     return model(**tokens(), use_cache=False, score=score)
 
@@ -89,7 +89,7 @@ def from_logits(model: Any) -> Tensor:
 
 
 def gradients(model: nn.Module, logp: Tensor) -> Tensor:
-    """Of a weighted sum of log-probs, over all parameters."""
+    """Return the gradient of a weighted sum of log-probs for all parameters."""
     weights = torch.linspace(-1, 1, logp.numel(), dtype=logp.dtype).view_as(logp)
     parameters = [p for p in model.parameters() if p.requires_grad]
     parts = torch.autograd.grad((logp * weights).sum(), parameters, allow_unused=True)
@@ -112,7 +112,7 @@ def test_log_probs_and_gradients_are_those_of_the_models_own_logits(name: str):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_padding_behind_the_tokens_changes_no_bit_of_them_without_a_mask(name: str):
+def test_right_padding_without_a_mask_changes_no_bit_of_the_tokens(name: str):
     model, inputs = random_model(name), tokens()
     with torch.no_grad():
         masked, bare = (
@@ -123,14 +123,14 @@ def test_padding_behind_the_tokens_changes_no_bit_of_them_without_a_mask(name: s
 
 
 @pytest.mark.parametrize("name", ["gemma2", "cohere", "granite"])
-def test_a_head_that_forgot_scale_or_cap_would_be_far_off(name: str):
+def test_a_head_without_the_scale_or_cap_would_be_far_off(name: str):
     model = random_model(name)
     score_in_forward_(model)
     bare = scored(model, lambda head: token_logp(LMHead(head.hidden, head.weight, head.bias), *targets()))
     assert (bare - from_logits(model)).abs().max() > 0.1
 
 
-def test_only_the_hidden_states_the_weight_and_the_bias_leave_the_model():
+def test_the_model_gives_the_loss_only_hidden_states_weight_and_bias():
     model = random_model("phi")
     score_in_forward_(model)
     head = scored(model, lambda head: head)
@@ -139,14 +139,14 @@ def test_only_the_hidden_states_the_weight_and_the_bias_leave_the_model():
     assert head.bias is model.lm_head.bias
 
 
-# What is recorded
+# Recorded operations
 
 
 def recorder(dtype: torch.dtype = torch.float32) -> LogitsRecorder:
     return LogitsRecorder(LMHead(torch.zeros(2, 3, 4, dtype=dtype), torch.zeros(9, 4, dtype=dtype)), dtype)
 
 
-def test_a_number_divided_by_and_multiplied_with_leaves_nothing():
+def test_dividing_and_multiplying_by_the_same_number_cancel():
     assert 49.0 * (1 / 49.0) != 1
     divided: Any = recorder() / 49.0
     capped: Any = torch.tanh(divided)
@@ -154,7 +154,7 @@ def test_a_number_divided_by_and_multiplied_with_leaves_nothing():
     assert (scores.scale, scores.softcap) == (1.0, 49.0)
 
 
-def test_scales_before_and_behind_a_cap_are_kept_apart():
+def test_scales_before_and_after_a_cap_are_recorded_separately():
     scores = (2 * (recorder() * 3 / 4).tanh()).scores()
     x = torch.linspace(-5, 5, 11)
     assert scores.softcap is not None
@@ -162,7 +162,7 @@ def test_scales_before_and_behind_a_cap_are_kept_apart():
     torch.testing.assert_close(capped, 2 * torch.tanh(x * 3 / 4))
 
 
-def test_what_keeps_every_logit_is_no_change():
+def test_operations_that_keep_every_logit_change_nothing():
     kept = recorder().float().contiguous().to(torch.float32).to("cpu")[:, :, :9][..., :][:, 0:]
     assert (kept.scores().scale, kept.scores().softcap, kept.shape) == (1.0, None, (2, 3, 9))
     assert recorder(torch.bfloat16).float().dtype == torch.float32
@@ -191,14 +191,14 @@ def test_what_keeps_every_logit_is_no_change():
         (lambda logits: logits.masked_fill(torch.ones(9).bool(), 0), "masked_fill"),
     ],
 )
-def test_what_is_not_known_is_an_error_that_says_what_was_done_and_what_to_set(
+def test_an_unsupported_operation_is_an_error_with_its_name_and_the_remedy(
     done: Callable[[LogitsRecorder], Any], said: str
 ):
     with pytest.raises(ValueError, match=rf"does .*{said}.* with them\. Use the logits path: head='logits'"):
         done(recorder())
 
 
-def test_logits_that_the_head_did_not_make_are_an_error(monkeypatch: pytest.MonkeyPatch):
+def test_logits_not_computed_by_the_head_are_an_error(monkeypatch: pytest.MonkeyPatch):
     model = tiny_model()
     own: Any = type(model).forward
     monkeypatch.setattr(
@@ -210,10 +210,10 @@ def test_logits_that_the_head_did_not_make_are_an_error(monkeypatch: pytest.Monk
     assert "forward" not in vars(model.lm_head)
 
 
-# The model stays what it was
+# Restoring the model
 
 
-def test_without_score_the_model_is_as_before(tmp_path: Path):
+def test_without_score_the_model_is_unchanged(tmp_path: Path):
     model: Any = tiny_model().eval()
     plain: Any = tiny_model().eval()
     score_in_forward_(model)
@@ -239,7 +239,7 @@ def test_a_deep_copy_scores_with_its_own_weights():
     assert not torch.equal(scored(copied), scored(model))
 
 
-def test_the_forward_is_replaced_once_and_can_be_put_back():
+def test_the_forward_is_replaced_once_and_can_be_restored():
     model = tiny_model()
     score_in_forward_(model)
     forward = model.forward
@@ -251,7 +251,7 @@ def test_the_forward_is_replaced_once_and_can_be_put_back():
     assert isinstance(scored(model).logits, Tensor)
 
 
-def test_an_error_in_the_loss_leaves_a_head_that_multiplies():
+def test_after_an_error_in_the_loss_the_head_multiplies_again():
     model = tiny_model()
     score_in_forward_(model)
     with pytest.raises(ZeroDivisionError):
@@ -269,7 +269,7 @@ def test_gradient_checkpointing_changes_no_bit():
     assert torch.equal(*grads)
 
 
-def test_under_autocast_the_head_is_cast_as_a_linear_layers_would_be():
+def test_under_autocast_the_head_is_cast_as_a_linear_layer_is():
     model, exact = random_model("gemma2"), random_model("gemma2").double()
     score_in_forward_(model)
     with torch.autocast("cpu", torch.bfloat16):
@@ -307,7 +307,7 @@ def test_an_adapter_on_the_head_is_refused(settings: dict[str, Any]):
         score_in_forward_(model)
 
 
-# Heads that are more, or less, than a weight
+# Refused heads
 
 
 class Scaled(nn.Linear):
@@ -322,14 +322,14 @@ def test_a_head_that_does_more_than_multiply_is_refused():
         score_in_forward_(model)
 
 
-def test_a_head_with_a_forward_of_its_own_is_refused():
+def test_a_head_with_an_overridden_forward_is_refused():
     model: Any = tiny_model()
     model.lm_head.forward = model.lm_head.forward
     with pytest.raises(ValueError, match=r"expected a head that is a plain nn\.Linear"):
         score_in_forward_(model)
 
 
-def test_a_model_spread_over_devices_is_refused():
+def test_a_model_split_over_devices_is_refused():
     model: Any = tiny_model()
     model.forward = lambda *args, **kwargs: None
     with pytest.raises(ValueError, match=r"expected a model whose forward is a method.*device_map.*head='logits'"):

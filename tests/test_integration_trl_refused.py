@@ -1,4 +1,4 @@
-"""What humanline in TRL's trainers refuses, and what it says."""
+"""Settings that humanline refuses in TRL's trainers, and their messages."""
 
 import importlib
 import sys
@@ -33,7 +33,7 @@ from tests.tiny_trl import adapted, ours
         ("dpo", {"enable_jit_checkpoint": True}, "enable_jit_checkpoint: expected False .*, got True"),
     ],
 )
-def test_what_would_break_humanline_without_a_word_is_refused(
+def test_a_setting_that_would_silently_break_humanline_is_refused(
     objective: str, setting: dict[str, Any], message: str, tmp_path: Path
 ):
     with pytest.raises(ValueError, match=message):
@@ -54,14 +54,14 @@ def test_bounds_and_sync_are_checked(given: dict[str, Any], message: str):
         Humanline(**given)
 
 
-def test_a_reference_of_another_shape_or_beside_an_adapter_is_refused(tmp_path: Path):
+def test_a_reference_of_another_shape_or_in_addition_to_an_adapter_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="expected reference and policy to have the same parameters"):
         ours("dpo", tmp_path, ref_model=tiny_model(num_hidden_layers=1))
     with pytest.raises(ValueError, match="ref_model: expected None with a PEFT model"):
         ours("dpo", tmp_path, model=adapted(), ref_model=tiny_model())
 
 
-def test_an_adapter_that_a_second_one_cannot_stand_for_is_refused(tmp_path: Path):
+def test_an_adapter_that_a_second_one_cannot_represent_is_refused(tmp_path: Path):
     named = adapted()
     named.add_adapter("ref", named.peft_config["default"])
     with pytest.raises(ValueError, match="model: expected no adapter called 'ref'"):
@@ -72,7 +72,7 @@ def test_an_adapter_that_a_second_one_cannot_stand_for_is_refused(tmp_path: Path
 
 
 @pytest.mark.parametrize("engine", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_an_engine_that_spreads_the_model_is_refused(
+def test_an_engine_that_shards_the_model_is_refused(
     engine: DistributedType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     trainer = ours("dpo", tmp_path)
@@ -81,7 +81,7 @@ def test_an_engine_that_spreads_the_model_is_refused(
         trainer._refuse_engine()
 
 
-def test_another_trl_or_none_is_refused_at_import(monkeypatch: pytest.MonkeyPatch):
+def test_another_version_of_trl_or_none_is_refused_at_import(monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         patch.setattr(trl, "__version__", "1.17.0")
         with pytest.raises(ImportError, match=r"expected trl>=1.16,<1.17, got 1.17.0: pip install 'humanline-fused"):

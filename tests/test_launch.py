@@ -1,4 +1,4 @@
-"""What docs/many_processes.md tells accelerate is what accelerate understands."""
+"""accelerate accepts the config files and commands of docs/many_processes.md."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ COMMANDS = re.findall(r"^accelerate launch (.*)$", TEXT, flags=re.MULTILINE)
 
 @pytest.fixture
 def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The documented files, in the working directory."""
+    """Write the documented files into the working directory."""
     for name, body in CONFIGS.items():
         (tmp_path / name).write_text(body)
     monkeypatch.chdir(tmp_path)
@@ -31,8 +31,8 @@ def test_the_documented_files_are_read_by_accelerate(configs: Path, name: str, k
     assert (config.distributed_type, config.num_processes, config.mixed_precision) == (kind, 8, "bf16")
 
 
-def test_the_documented_sharding_is_fsdp2_layer_by_layer(configs: Path, monkeypatch: pytest.MonkeyPatch):
-    """The way of ``accelerate launch``: the file's keys become options, the options the environment of the ranks."""
+def test_the_documented_sharding_is_fsdp2_by_layer(configs: Path, monkeypatch: pytest.MonkeyPatch):
+    """As in ``accelerate launch``, keys of the file become options, and options become environment variables."""
     command = launch_command_parser().parse_args(["--config_file", "fsdp2.yaml", "train.py"])
     config: Any = load_config_from_file("fsdp2.yaml")
     assert config.fsdp_config.keys() <= vars(command).keys()
@@ -47,13 +47,13 @@ def test_the_documented_sharding_is_fsdp2_layer_by_layer(configs: Path, monkeypa
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_documented_commands_start_a_training_and_leave_its_settings_to_it(configs: Path, command: str):
+def test_the_documented_commands_start_a_training_with_its_own_settings(configs: Path, command: str):
     parsed = launch_command_parser().parse_args(command.split())
     assert (parsed.module, parsed.training_script) == (True, "humanline_fused")
     assert parsed.training_script_args == ["train", "--config", "run.yaml"]
     assert parsed.config_file is None or (configs / parsed.config_file).is_file()
 
 
-def test_there_is_something_to_test():
+def test_the_page_has_commands_to_test():
     assert CONFIGS.keys() == {"ddp.yaml", "fsdp2.yaml"}
     assert len(COMMANDS) == 3

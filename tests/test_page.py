@@ -1,4 +1,4 @@
-"""The page of a step's tokens: colours, marks and sums, and nothing in the data can be more than text."""
+"""The token page shows colours, marks and sums, and escapes all data."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ from tests.html_page import Page
 
 
 def sequence(texts: list[str], log_ratios: list[float], role: str = "chosen", first: int = 1) -> ScoredSequence:
-    """Tokens with these log-ratios after a prompt, under bounds of -1 and 1."""
+    """Return a sequence of tokens with these log-ratios after a prompt, with bounds -1 and 1."""
     ratio = torch.tensor(log_ratios)
     settings: dict[str, Any] = {"logp": ratio - 2, "ref_logp": torch.full_like(ratio, -2.0), "log_ratio": ratio}
     settings |= {"clamped": ratio.clamp(-1, 1), "low": ratio < -1, "high": ratio > 1}
@@ -28,12 +28,12 @@ HOSTILE = ["<b>ask", "<script>alert(1)</script>", '" onfocus="alert(2)', "&amp;"
 
 @pytest.fixture
 def hostile_page() -> str:
-    """Tokens that are markup, in a run whose name is too."""
+    """Page whose tokens and run name contain markup."""
     summary = Summary("<title>'run'", [("run", "<script>alert(3)</script>")], note="<i>note")
     return page(summary, [sequence(HOSTILE, [0.0, -0.5, 0.5, 2.0, -2.0, 1.0, -1.0], role="<em>")])
 
 
-def test_markup_in_the_data_is_text(hostile_page: str) -> None:
+def test_markup_in_the_data_is_shown_as_text(hostile_page: str) -> None:
     seen = Page(hostile_page)
     assert [text for _, text in seen.tokens] == [*HOSTILE[:-1], "a↵\nb"]
     assert {tag for tag, _ in seen.elements} & {"script", "b", "i", "em"} == set()
@@ -41,7 +41,7 @@ def test_markup_in_the_data_is_text(hostile_page: str) -> None:
     assert seen.open == []
 
 
-def test_the_page_asks_for_nothing_outside_itself(hostile_page: str) -> None:
+def test_the_page_loads_no_external_resource(hostile_page: str) -> None:
     seen = Page(hostile_page)
     outside = {"src", "href", "srcset", "data", "action", "style"}
     assert {tag for tag, _ in seen.elements} & {"link", "img", "iframe", "object", "script", "base"} == set()
@@ -52,12 +52,12 @@ def test_the_page_asks_for_nothing_outside_itself(hostile_page: str) -> None:
     assert policy == "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def test_colour_follows_sign_and_size_and_a_mark_says_which_bound_was_passed(hostile_page: str) -> None:
+def test_colour_shows_sign_and_size_and_a_mark_shows_the_exceeded_bound(hostile_page: str) -> None:
     marks = [attributes["class"] for attributes, _ in Page(hostile_page).tokens]
     assert marks == ["t prompt", "t z", "t b5", "t r5", "t r10 high", "t b10 low", "t r10", "t b10"]
 
 
-def test_every_shade_has_a_rule_and_a_token_that_is_clamped_a_line_beside_its_colour(hostile_page: str) -> None:
+def test_every_shade_has_a_css_rule_and_a_clamped_token_also_has_a_line(hostile_page: str) -> None:
     rules = dict(re.findall(r"\.(\w+) \{([^}]*)\}", hostile_page))
     assert {f"{side}{shade}" for side in "br" for shade in range(1, 11)} <= rules.keys()
     assert rules["b10"] != rules["r10"]
@@ -77,9 +77,9 @@ def test_rounding_gets_no_colour() -> None:
     assert 'class="t z"' in page(Summary("run", []), [seen])
 
 
-def test_half_a_letter_joins_the_token_that_completes_it() -> None:
+def test_bytes_of_a_character_are_shown_at_the_token_that_completes_it() -> None:
     class Bytes:
-        """A token is a byte of UTF-8."""
+        """Tokenizer with one token per UTF-8 byte."""
 
         def decode(self, ids: list[int], **_: bool) -> str:
             return bytes(ids).decode(errors="replace")
@@ -101,7 +101,7 @@ def test_a_browser_shows_markup_in_the_data_as_text(hostile_page: str, tmp_path:
     command = [str(CHROMIUM), *options, (tmp_path / "page.html").as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=True).stdout
     assert "it&#x27;s" in hostile_page
-    assert "it's" in dom  # a parser has read it and written it anew
+    assert "it's" in dom  # a parser has read and rewritten it
     seen = Page(dom)
     assert [text for _, text in seen.tokens] == [*HOSTILE[:-1], "a↵\nb"]
     assert {tag for tag, _ in seen.elements} & {"script", "b", "i", "em"} == set()

@@ -1,4 +1,4 @@
-"""Runs beside each other: which curves are drawn, against which clock, and what is said of those that are not."""
+"""Plots of several runs: choice of curves and clock, and messages about missing curves."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from tests.tiny_model import records, trained
 
 
 def run_of(folder: Path, *lines: dict[str, Any]) -> Path:
-    """A run's folder with these log lines, a second and a step apart."""
+    """Make a run's folder with these log lines, one second and one step apart."""
     folder.mkdir(parents=True)
     numbered = [{"step": i, "seconds": float(i), **line} for i, line in enumerate(lines)]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in numbered))
@@ -25,7 +25,7 @@ def run_of(folder: Path, *lines: dict[str, Any]) -> Path:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Panel]]:
-    """The rows that would be drawn, filled as they come."""
+    """Collects the rows that would be drawn."""
     rows: list[Sequence[Panel]] = []
     monkeypatch.setattr(plot, "draw", lambda panels, *_, **__: rows.extend(panels))
     return rows
@@ -41,7 +41,9 @@ def test_a_metric_is_drawn_by_steps_and_by_seconds_for_every_run(tmp_path: Path,
     assert (steps.x, seconds.x) == ("optimizer steps", "seconds, evaluation included")
 
 
-def test_the_clock_is_the_work_where_every_run_has_it(tmp_path: Path, drawn: list[Sequence[Panel]]) -> None:
+def test_the_clock_excludes_evaluation_if_every_run_logs_working_time(
+    tmp_path: Path, drawn: list[Sequence[Panel]]
+) -> None:
     work = {"time/training": 2.0, "time/generation": 0.5}
     later = {"time/training": 3.0, "time/reward": 0.25}
     run = run_of(tmp_path / "a", {"reward": 0.1, **work}, {"eval_reward": 0.2}, {"reward": 0.3, **later})
@@ -55,7 +57,7 @@ def test_the_clock_is_the_work_where_every_run_has_it(tmp_path: Path, drawn: lis
     assert drawn[-1][1].curves["a"] == ([0.0, 2.0], [0.1, 0.3])
 
 
-def test_margins_against_the_start_come_before_those_of_training_unless_more_runs_have_these(
+def test_held_out_margins_are_preferred_unless_more_runs_have_training_margins(
     tmp_path: Path, drawn: list[Sequence[Panel]]
 ) -> None:
     both = {"eval_rewards_initial/margins": 2.0, "rewards/margins": 0.5}
@@ -67,7 +69,9 @@ def test_margins_against_the_start_come_before_those_of_training_unless_more_run
     assert [row[0].curves for row in drawn] == [{"a": ([0], [0.5]), "b": ([0], [0.25])}]
 
 
-def test_what_no_run_logged_and_what_one_lacks_is_said(tmp_path: Path, drawn: list[Sequence[Panel]]) -> None:
+def test_missing_quantities_are_reported_for_all_runs_and_for_single_runs(
+    tmp_path: Path, drawn: list[Sequence[Panel]]
+) -> None:
     first, second = run_of(tmp_path / "a", {"eval_kl_initial": 0.1}), run_of(tmp_path / "b", {"humanline/unclamped": 1})
     assert plot_runs([first, second], tmp_path / "plot.png") == [
         "left out, no run logged it: reward (heldout/reward, eval_reward, reward)",
@@ -79,12 +83,12 @@ def test_what_no_run_logged_and_what_one_lacks_is_said(tmp_path: Path, drawn: li
     assert len(drawn) == 2
 
 
-def test_a_number_that_was_not_finite_leaves_no_point(tmp_path: Path, drawn: list[Sequence[Panel]]) -> None:
+def test_a_value_that_is_not_finite_gives_no_point(tmp_path: Path, drawn: list[Sequence[Panel]]) -> None:
     plot_runs([run_of(tmp_path / "a", {"reward": None}, {"reward": 0.5})], tmp_path / "plot.png")
     assert drawn[0][0].curves == {"a": ([1], [0.5])}
 
 
-def test_the_share_of_unclamped_tokens_ends_at_1_and_a_flat_one_looks_flat(
+def test_the_axis_of_a_share_ends_at_1_and_a_flat_share_looks_flat(
     tmp_path: Path, drawn: list[Sequence[Panel]]
 ) -> None:
     plot_runs([run_of(tmp_path / "a", {"humanline/unclamped": 1.0})], tmp_path / "plot.png")
@@ -93,7 +97,7 @@ def test_the_share_of_unclamped_tokens_ends_at_1_and_a_flat_one_looks_flat(
     assert 1 < high < 1.01
 
 
-def test_runs_of_one_name_are_told_apart_by_the_folders_above() -> None:
+def test_runs_with_the_same_name_are_labelled_with_their_parent_folders() -> None:
     assert labels_of([Path("a/run"), Path("b/run"), Path("b/other")]) == ["a/run", "b/run", "b/other"]
     with pytest.raises(ValueError, match="expected different runs"):
         labels_of([Path("a"), Path("b/../a")])
@@ -104,7 +108,7 @@ def test_two_runs_of_one_picture_never_look_the_same() -> None:
     assert len(set(looks)) == 12
 
 
-def test_the_command_draws_a_trained_run_into_its_folder_and_several_where_it_is_called(
+def test_one_run_is_drawn_into_its_folder_and_several_into_the_current_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -135,7 +139,7 @@ def test_the_command_draws_a_trained_run_into_its_folder_and_several_where_it_is
         (["good", "--output", "absent/plot.png"], "No such file or directory: 'absent/plot.png'"),
     ],
 )
-def test_what_cannot_be_drawn_is_one_line_and_status_2(
+def test_an_input_that_cannot_be_drawn_gives_one_line_and_status_2(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -152,7 +156,7 @@ def test_what_cannot_be_drawn_is_one_line_and_status_2(
     assert said in line
 
 
-def test_a_last_line_that_a_killed_run_left_in_half_is_left_out(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_of_a_killed_run_is_ignored(tmp_path: Path) -> None:
     run = run_of(tmp_path / "a", {"reward": 0.5})
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1, "rew')

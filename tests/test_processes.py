@@ -1,4 +1,4 @@
-"""Two processes train what one does: the same global batches, the same losses, the same weights (gloo, on a CPU)."""
+"""Two processes have the global batches, losses and weights of one process (gloo, on a CPU)."""
 
 import json
 import os
@@ -21,8 +21,8 @@ from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer, t
 OBJECTIVES = ("dpo", "kto", "grpo")
 LEARNING_RATE = 3e-3
 STEPS, SAVED = 8, 4
-"""With the cadence of 3, the scores of steps 4 to 6 are in the checkpoint, and those of step 7 are not. A copied
-reference is neither the policy as it is saved nor the one at the start."""
+"""With sync_every=3 the checkpoint has the scores of steps 4 to 6 but not of step 7, and a copied reference differs
+from both the saved and the initial policy."""
 
 WHOLE: dict[str, dict[str, Any]] = {f"{objective} lookahead": {} for objective in OBJECTIVES} | {"dpo copy": {}}
 TWO_ONLY: dict[str, dict[str, Any]] = {
@@ -32,16 +32,16 @@ TWO_ONLY: dict[str, dict[str, Any]] = {
     "dpo copy bf16": {"bf16": True},
 }
 ELASTIC = {"dpo lookahead": "another accumulation", "kto lookahead": "the same", "dpo copy": "the same"}
-"""KTO's mismatched pairs stay within a global micro-batch, so it is part of the run; DPO's is not."""
+"""KTO forms mismatched pairs within a global micro-batch, so only KTO fixes its size."""
 
 
 def held_out_data(objective: str) -> list[dict[str, Any]]:
-    """Three micro-batches for two ranks; DPO's are one, and the second rank's is but a repetition."""
+    """Return data of three micro-batches for two ranks; for DPO one, which the second rank repeats."""
     return records(objective, 3 if objective == "dpo" else 8, seed=5)
 
 
 class Terminate(TrainerCallback):
-    """SIGTERM to the last rank alone, in its second step."""
+    """Sends SIGTERM to the last rank only, in its second step."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 1 and args.process_index == args.world_size - 1:
@@ -49,7 +49,7 @@ class Terminate(TrainerCallback):
 
 
 def rounds(folder: Path, world_size: int) -> None:
-    """GRPO rounds of two steps, until the reward function of one rank fails in the third."""
+    """Train GRPO with rounds of two steps, until the reward function of one rank fails in the third round."""
     calls: list[int] = []
 
     def reward(completions: list[str], **columns: Any) -> list[float]:
@@ -71,7 +71,7 @@ def rounds(folder: Path, world_size: int) -> None:
 
 
 def made(folder: Path, run: str, world_size: int, **settings: Any) -> HumanlineTrainer:
-    """A trainer whose global batch is two global micro-batches of four, whatever the number of processes."""
+    """Return a trainer with a global batch of two global micro-batches of four, for any number of processes."""
     objective, reference = run.split()[:2]
     batches = {"per_device_train_batch_size": 4 // world_size, "gradient_accumulation_steps": 2}
     defaults: dict[str, Any] = {"num_examples": 24, "sync_every": 3, "max_steps": STEPS, "learning_rate": LEARNING_RATE}
@@ -80,7 +80,7 @@ def made(folder: Path, run: str, world_size: int, **settings: Any) -> HumanlineT
 
 
 def train(folder: Path, world_size: int) -> None:
-    """Runs without interruption, with a checkpoint on the way; two ranks continue what one began."""
+    """Train all runs without interruption, with an intermediate checkpoint; two ranks resume the runs of one."""
     for run, settings in (WHOLE if world_size == 1 else WHOLE | TWO_ONLY).items():
         held_out = {"eval_dataset": held_out_data(run.split()[0])} if "lookahead" in run else {}
         saving = {"callbacks": [SaveOnce(SAVED)]} if run in ELASTIC else {}
@@ -99,7 +99,7 @@ def train(folder: Path, world_size: int) -> None:
 
 
 def proceed(folder: Path, world_size: int) -> None:
-    """Continue, on this number of ranks, what the other number began."""
+    """Resume on this number of ranks the runs of the other number."""
     for run, micro_batches in ELASTIC.items():
         one = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
         two = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
@@ -111,7 +111,7 @@ def proceed(folder: Path, world_size: int) -> None:
 
 
 def terminate(folder: Path) -> None:
-    """A run of two ranks that one of them is asked to end."""
+    """Train on two ranks, one of which receives SIGTERM."""
     trainer = made(folder / "terminated", "dpo lookahead", 2, callbacks=[Terminate()])
     trainer.train()
     rank = trainer.args.process_index
@@ -137,31 +137,31 @@ def assert_equal(a: dict[str, Any], b: dict[str, Any]) -> None:
 
 
 def assert_rounded(a: dict[str, Any], b: dict[str, Any]) -> None:
-    # Ranks add up in another order than a batch does: float32 roundings of the losses (8e-8 to 1.3e-7 were seen) ...
+    # Ranks sum in another order than a batch: float32 rounding of the losses (observed: 8e-8 to 1.3e-7) ...
     rounding = 16 * torch.finfo(torch.float32).eps
     close = partial(torch.testing.assert_close, rtol=rounding, atol=rounding)
     close(a["losses"], b["losses"])
     if "evaluation" in a and "evaluation" in b:
         close(a["evaluation"], b["evaluation"])
-    # ... and of the gradients, which move a weight by far less than one update, of the learning rate's size, would.
+    # ... and of the gradients, which changes a weight far less than one update of the size of the learning rate.
     torch.testing.assert_close(a["weights"], b["weights"], rtol=0, atol=LEARNING_RATE / 1024)
 
 
 @pytest.mark.parametrize("run", WHOLE)
-def test_two_processes_give_the_losses_and_weights_of_one(runs: Path, run: str):
+def test_two_processes_give_the_losses_and_weights_of_one_process(runs: Path, run: str):
     one, two = load(runs, f"1 {run}"), load(runs, f"2 {run}")
     assert (one["ddp"], two["ddp"]) == (False, True)
     assert_rounded(one, two)
 
 
 @pytest.mark.parametrize("run", [*OBJECTIVES, "dpo bf16"])
-def test_on_two_processes_the_copied_reference_gives_bitwise_what_the_look_ahead_does(runs: Path, run: str):
+def test_copy_and_look_ahead_are_bitwise_equal_on_two_processes(runs: Path, run: str):
     objective, *precision = run.split()
     ahead, copied = (load(runs, " ".join(["2", objective, r, *precision])) for r in ("lookahead", "copy"))
     assert_equal(ahead, copied)
 
 
-def test_a_kl_of_each_ranks_own_pairs_would_not_pass_for_that_of_all(runs: Path):
+def test_a_kl_of_each_ranks_own_pairs_would_differ_from_that_of_all_pairs(runs: Path):
     with pytest.raises(AssertionError):
         assert_rounded(load(runs, "1 kto lookahead"), load(runs, "2 local"))
 
@@ -171,15 +171,15 @@ def test_a_kl_of_each_ranks_own_pairs_would_not_pass_for_that_of_all(runs: Path)
 
 @pytest.mark.parametrize("run", ELASTIC)
 @pytest.mark.parametrize(("began", "proceeds"), [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_processes(runs: Path, run: str, began: int, proceeds: int):
+def test_a_run_resumes_with_another_number_of_processes(runs: Path, run: str, began: int, proceeds: int):
     whole, continued = load(runs, f"{began} {run}"), load(runs, f"on {proceeds} {run}")
-    # The steps before the checkpoint are the earlier run's own; those after it were taken here.
+    # The steps before the checkpoint belong to the earlier run; those after it were taken here.
     assert torch.equal(continued["losses"][:SAVED], whole["losses"][:SAVED])
     assert len(continued["losses"]) == STEPS
     assert_rounded(continued | {"evaluation": whole.get("evaluation")}, whole)
 
 
-def test_kto_is_not_continued_with_another_global_micro_batch(runs: Path, tmp_path: Path):
+def test_kto_refuses_to_resume_with_another_global_micro_batch(runs: Path, tmp_path: Path):
     batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     held_out = {"eval_dataset": held_out_data("kto")}
     other = made(tmp_path, "kto lookahead", 1, **batches | held_out)
@@ -196,7 +196,7 @@ def test_sigterm_on_one_rank_ends_all_after_the_same_step_with_a_checkpoint(runs
     assert all((checkpoint / f"rng_state_{rank}.pth").is_file() for rank in range(2))
 
 
-def test_ranks_sample_their_share_train_on_all_of_it_and_stop_together(runs: Path):
+def test_ranks_sample_their_share_train_on_all_samples_and_stop_together(runs: Path):
     first, second = (torch.load(runs / f"rounds {rank}") for rank in range(2))
     assert first["samples"] == second["samples"]
     assert len(first["samples"]) == 16

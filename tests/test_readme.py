@@ -1,4 +1,4 @@
-"""What README shows runs, and what it points at exists."""
+"""The README's code runs, and its links resolve."""
 
 import re
 
@@ -7,7 +7,7 @@ from benchmarks.results import ROOT
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_loop_of_your_own_runs():
+def test_the_training_loop_runs():
     (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names = {}
     exec(block, names)
@@ -15,7 +15,7 @@ def test_the_loop_of_your_own_runs():
     assert names["out"].loss.isfinite()
 
 
-def test_every_link_to_a_file_of_the_tree_leads_to_one():
+def test_every_link_to_a_file_resolves():
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", README)
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []

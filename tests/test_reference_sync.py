@@ -1,4 +1,4 @@
-"""The reference that follows the policy: copied in place, or scored ahead."""
+"""Synced references: in-place copy and look-ahead."""
 
 import copy
 
@@ -130,7 +130,7 @@ def test_the_batches_of_steps_t_plus_1_to_t_plus_k_are_scored_at_the_start_of_st
     assert timeline == [[0, 1, 2, 3], [], [], [4, 5, 6], [], [], []]
 
 
-def test_every_batch_is_scored_once_and_nothing_beyond_the_last_step():
+def test_every_batch_is_scored_once_and_none_after_the_last_step():
     reference, scored = lookahead(4)
     for step in range(6):
         reference.scores(step, last_step=5)
@@ -138,7 +138,7 @@ def test_every_batch_is_scored_once_and_nothing_beyond_the_last_step():
     assert not reference.pending
 
 
-def test_a_restored_look_ahead_goes_on_with_the_scores_it_had():
+def test_a_restored_look_ahead_continues_with_its_stored_scores():
     reference, _ = lookahead(3)
     for step in range(2):
         reference.scores(step, last_step=9)
@@ -148,21 +148,21 @@ def test_a_restored_look_ahead_goes_on_with_the_scores_it_had():
     assert scored == []
 
 
-def test_a_step_that_was_not_scored_is_an_error_that_says_what_is_there():
+def test_a_step_without_scores_is_an_error_that_lists_the_scored_steps():
     reference, _ = lookahead(3)
     reference.scores(0, last_step=2)
     with pytest.raises(ValueError, match=r"no reference scores were kept for step 5 \(kept: \[1, 2\]\)"):
         reference.scores(5, last_step=9)
 
 
-def test_another_cadence_than_the_checkpoints_is_refused():
+def test_a_sync_interval_other_than_the_checkpoints_is_refused():
     reference, _ = lookahead(3)
     with pytest.raises(ValueError, match=r"expected sync_every=3.*got 4"):
         lookahead(4)[0].load_state_dict(reference.state_dict(), step=0, last_step=9)
 
 
 @pytest.mark.parametrize(("stopped", "refused"), [(1, False), (3, False), (4, True), (5, True)])
-def test_a_run_is_extended_only_where_its_reference_was_scored_up_to_the_next_sync(stopped: int, refused: bool):
+def test_a_run_can_be_extended_only_if_it_is_scored_up_to_the_next_sync(stopped: int, refused: bool):
     reference, _ = lookahead(3)
     for step in range(stopped):
         reference.scores(step, last_step=4)

@@ -1,4 +1,4 @@
-"""Engines that shard a policy: which are refused, and what an export leaves as it was."""
+"""Sharding engines: unsupported ones are refused, and an export does not change later checkpoints."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +27,7 @@ def test_a_second_adapter_is_refused_where_the_policy_is_sharded(engine: str, fs
         refuse_engine(accelerator, "adapter")
 
 
-def test_fsdp_1_is_refused_and_deepspeed_is_not_where_there_is_no_second_model():
+def test_without_a_second_model_fsdp_1_is_refused_and_deepspeed_is_not():
     accelerator: Any = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=False)
     with pytest.raises(ValueError, match="fsdp_version: expected 2, got 1"):
         refuse_engine(accelerator, "lookahead")
@@ -36,7 +36,7 @@ def test_fsdp_1_is_refused_and_deepspeed_is_not_where_there_is_no_second_model()
 
 
 @pytest.mark.parametrize("kept", [StateDictType.SHARDED_STATE_DICT, StateDictType.FULL_STATE_DICT])
-def test_an_export_is_whole_and_the_checkpoints_after_it_are_as_they_were(kept: StateDictType):
+def test_an_export_is_whole_and_later_checkpoints_keep_their_format(kept: StateDictType):
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type=kept)
     accelerator: Any = SimpleNamespace(is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin))
     during = []

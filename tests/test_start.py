@@ -1,4 +1,4 @@
-"""What a run says, checks and refuses before its first step."""
+"""Summary, checks and refusals of a run before its first step."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ from humanline_fused.training.start import identify
 from tests.tiny_model import records, tiny_model, tiny_trainer, trained
 
 FLOATS = 100 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32 + 32 * 100
-"""The tiny model's: embedding, two layers of attention, MLP and norms, the last norm, head; the rotary buffer aside."""
+"""Size of the tiny model: embedding, two layers (attention, MLP, norms), last norm, head; without the rotary buffer."""
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ FLOATS = 100 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32 + 32 * 100
         ({"reference": "frozen"}, "frozen, 93.7 KiB of weights more", 2, "no sync"),
     ],
 )
-def test_one_line_says_how_the_model_is_scored_and_what_its_reference_costs(
+def test_one_line_states_how_the_model_is_scored_and_the_cost_of_its_reference(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     settings: dict[str, Any],
@@ -43,7 +43,7 @@ def test_one_line_says_how_the_model_is_scored_and_what_its_reference_costs(
     assert rest == f"reference: {reference}; forwards per micro-batch {forwards}; {sync}"
 
 
-def test_where_the_model_makes_its_logits_there_is_no_head_to_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_with_the_models_own_logits_there_is_no_head_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     trained(tmp_path, max_steps=1, head="logits")
     assert capsys.readouterr().out.splitlines()[2].startswith("head: the model's own logits; reference: look-ahead")
 
@@ -52,15 +52,15 @@ def weights_of_second(model: nn.Module) -> int:
     return bytes_of([*model.parameters(), *model.buffers()])
 
 
-def test_the_weights_of_a_second_model_are_its_floats_with_a_shared_one_counted_once():
-    rotary = 2 * 8  # inverse frequencies, and those that were there at first
+def test_the_bytes_of_a_second_model_count_a_shared_tensor_once():
+    rotary = 2 * 8  # inverse frequencies, and their original copy
     assert weights_of_second(tiny_model()) == 4 * (FLOATS + rotary)
     assert weights_of_second(tiny_model(tie_word_embeddings=True)) == 4 * (FLOATS - 3200 + rotary)
     assert as_bytes(4 * (FLOATS + rotary)) == "93.7 KiB"
 
 
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
-def test_a_dry_run_says_what_would_run_and_takes_no_step_and_writes_nothing(
+def test_a_dry_run_prints_the_summary_takes_no_step_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], strategy: str
 ):
     held_out = {"eval_dataset": records("dpo", 4, 5), "eval_strategy": strategy, "eval_steps": 1, "eval_on_start": True}
@@ -72,7 +72,7 @@ def test_a_dry_run_says_what_would_run_and_takes_no_step_and_writes_nothing(
     assert [line.split(":")[0] for line in lines[:3]] == ["dpo", "data", "head check"]
 
 
-def test_models_are_told_apart_by_class_names_and_shapes_and_not_by_their_weights():
+def test_models_are_identified_by_class_names_and_shapes_not_by_weights():
     same = identify(tiny_model(0)), identify(tiny_model(1))
     assert same[0] == same[1]
     others = [identify(tiny_model(num_key_value_heads=1)), identify(tiny_model(intermediate_size=64))]
@@ -80,7 +80,7 @@ def test_models_are_told_apart_by_class_names_and_shapes_and_not_by_their_weight
     assert others[0]["class"] == "LlamaForCausalLM"
 
 
-def test_a_checkpoint_of_another_model_is_refused_and_named_before_a_weight_is_loaded(tmp_path: Path):
+def test_a_checkpoint_of_another_model_is_refused_before_a_weight_is_loaded(tmp_path: Path):
     saving = {"save_strategy": "steps", "save_steps": 2}
     trained(tmp_path / "run", **saving)
     other = tiny_trainer(tmp_path / "other", model=tiny_model(intermediate_size=64), **saving)
@@ -90,7 +90,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_named_before_a_weight_is_l
     assert torch.equal(other.model.get_parameter("lm_head.weight"), before)
 
 
-def test_a_refused_checkpoint_leaves_the_initial_scores_of_the_run_alone(tmp_path: Path):
+def test_a_refused_checkpoint_does_not_change_the_initial_scores_of_the_run(tmp_path: Path):
     settings = {"save_strategy": "steps", "save_steps": 2, "eval_dataset": records("dpo", 4, 5)}
     for name, model in (("mine", tiny_model()), ("other", tiny_model(intermediate_size=64))):
         trained(tmp_path / name, model=model, max_steps=2, **settings)
@@ -115,7 +115,7 @@ def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path):
 
 
 def test_a_compiled_model_trains_to_the_same_bits(tmp_path: Path):
-    """dynamo's own backend: the graphs are taken, and run as they are."""
+    """dynamo's own backend captures the graphs and runs them unchanged."""
     compiled: dict[str, Any] = {"torch_compile": True, "torch_compile_backend": "eager"}
     runs = [
         trained(tmp_path / str(i), model=tiny_model(num_hidden_layers=1), max_steps=1, **settings)

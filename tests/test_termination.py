@@ -1,4 +1,4 @@
-"""SIGTERM saves at the end of the step and ends the run; what it saved continues to the same end."""
+"""On SIGTERM a run saves at the end of the step and stops; resuming gives the uninterrupted result."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from tests.tiny_model import losses, records, tiny_trainer, trained
 
 
 class Scheduler(TrainerCallback):
-    """Sends SIGTERM to this process while a step is computed."""
+    """Sends SIGTERM to this process during a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -27,9 +27,7 @@ class Scheduler(TrainerCallback):
 
 
 @pytest.mark.parametrize("reference", ["lookahead", "copy"])
-def test_a_terminated_run_saves_after_its_step_and_continues_bitwise_as_if_it_had_not_been(
-    tmp_path: Path, reference: str
-):
+def test_a_terminated_run_saves_after_its_step_and_resumes_bitwise(tmp_path: Path, reference: str):
     settings = {"reference": reference, "sync_every": 4}
     whole = trained(tmp_path / "whole", **settings)
     cut = trained(tmp_path / "cut", callbacks=[Scheduler(2)], **settings)
@@ -43,14 +41,14 @@ def test_a_terminated_run_saves_after_its_step_and_continues_bitwise_as_if_it_ha
     assert all(torch.equal(a, b) for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True))
 
 
-def test_a_terminated_run_saves_also_where_an_evaluation_would_have_to_find_it_better(tmp_path: Path):
+def test_a_terminated_run_saves_even_with_save_strategy_best(tmp_path: Path):
     best = {"save_strategy": "best", "metric_for_best_model": "loss", "greater_is_better": True}
     settings = {"eval_dataset": records("dpo", 4, 5), "eval_strategy": "steps", "eval_steps": 1, **best}
     trained(tmp_path, callbacks=[Scheduler(3)], learning_rate=1e-2, **settings)
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-4"
 
 
-def test_after_the_run_sigterm_does_what_it_did_before_also_when_the_run_failed(tmp_path: Path):
+def test_the_previous_sigterm_handler_is_restored_also_after_a_failed_run(tmp_path: Path):
     before = signal.getsignal(signal.SIGTERM)
 
     class Failing(TrainerCallback):
@@ -63,7 +61,7 @@ def test_after_the_run_sigterm_does_what_it_did_before_also_when_the_run_failed(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_in_another_thread_than_the_first_a_run_trains_without_a_handler():
+def test_outside_the_main_thread_a_run_trains_without_a_handler():
     entered: list[bool] = []
 
     def run() -> None:

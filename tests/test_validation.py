@@ -1,4 +1,4 @@
-"""Bad input: every error says what was expected and what came, and comes before anything is computed."""
+"""Bad input is refused before any computation, with the expected and the given value."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from tests.inputs import loss_of, random_batch
 CPU = torch.device("cpu")
 
 
-def test_a_bare_tensor_is_no_source_of_scores(objective):
+def test_a_bare_tensor_is_refused_as_scores(objective):
     batch = random_batch(CPU)
     expected = r"policy: expected Logits\(\.\.\.\), LMHead\(\.\.\.\) or TokenLogp\(\.\.\.\), got float32 \[4, 5, 37\]"
     with pytest.raises(TypeError, match=expected):
@@ -84,7 +84,7 @@ def test_a_clamp_given_as_a_pair_of_numbers_is_refused():
         loss_of("dpo", Logits(batch.logits), Logits(batch.ref_logits), batch, clamp=(-1.5, 1.5))
 
 
-def test_ids_that_are_no_tensor_are_refused_by_every_operation(objective):
+def test_ids_that_are_not_a_tensor_are_refused_by_every_operation(objective):
     batch = replace(random_batch(CPU), target_ids=[[1]])
     with pytest.raises(TypeError, match=r"target_ids: expected int64 or int32 \[B, T\], got list \[\[1\]\]"):
         loss_of(objective, Logits(batch.logits), Logits(batch.ref_logits), batch)
@@ -94,7 +94,7 @@ def test_ids_that_are_no_tensor_are_refused_by_every_operation(objective):
         shift_targets(batch.logits[..., 0], batch.loss_mask)
 
 
-# Who computes
+# Choice of the implementation
 
 
 def test_an_unknown_impl_is_refused():
@@ -103,14 +103,14 @@ def test_an_unknown_impl_is_refused():
         loss_of("dpo", Logits(batch.logits), Logits(batch.ref_logits), batch, impl="cuda")
 
 
-def test_triton_by_name_on_float64_is_refused_and_auto_computes_it_in_eager():
+def test_impl_triton_refuses_float64_and_impl_auto_computes_it_in_eager():
     batch = random_batch(CPU, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=r"impl='triton' cannot run here: .* float64"):
         token_logp(Logits(batch.logits), batch.target_ids, batch.loss_mask, impl="triton")
     assert token_logp(Logits(batch.logits), batch.target_ids, batch.loss_mask).dtype == torch.float64
 
 
-def test_triton_by_name_without_a_gpu_is_refused_and_auto_says_why_it_chose_eager(monkeypatch):
+def test_impl_triton_without_a_gpu_is_refused_and_auto_explains_its_choice_of_eager(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="impl='triton' cannot run here: Triton needs a GPU"):
         choose_impl("triton", CPU, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""A two-layer Llama with a hundred words, and preference data for it."""
+"""A two-layer Llama with a vocabulary of 100 words, and preference data for it."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ CHAT_TEMPLATE = (
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Words apart by spaces; with a chat template."""
+    """Return a tokenizer of words separated by spaces, with a chat template."""
     vocabulary = ["<pad>", "<eos>", "<unk>", "<user>", "<assistant>", "<system>", *WORDS]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -32,7 +32,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
-    """Vocabulary 100, hidden 32, two layers."""
+    """Return a Llama with vocabulary 100, hidden size 32 and two layers."""
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {
         "hidden_size": 32,
@@ -52,7 +52,7 @@ def _words(generator: torch.Generator, low: int, high: int) -> str:
 
 
 def records(objective: str, number: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Random data in the objective's columns; completions of several lengths."""
+    """Return random data in the columns of the objective, with completions of several lengths."""
     g = torch.Generator().manual_seed(seed)
 
     def text() -> str:
@@ -69,7 +69,7 @@ def records(objective: str, number: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def tiny_config(output_dir: Path | str, **settings: Any) -> HumanlineConfig:
-    """Six steps over two and a bit epochs; a learning rate at which the reference matters from the second step."""
+    """Return the config of six steps in just over two epochs; from the second step the reference affects the loss."""
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 2,
         "per_device_eval_batch_size": 3,
@@ -88,7 +88,7 @@ def tiny_config(output_dir: Path | str, **settings: Any) -> HumanlineConfig:
 
 
 def tiny_trainer(output_dir: Path | str, num_examples: int = 10, **settings: Any) -> HumanlineTrainer:
-    """A trainer of a fresh tiny model on :func:`records`."""
+    """Return a trainer for a new tiny model on :func:`records`."""
     given = {
         name: settings.pop(name)
         for name in ("model", "train_dataset", "eval_dataset", "reference_model", "callbacks")
@@ -101,12 +101,12 @@ def tiny_trainer(output_dir: Path | str, num_examples: int = 10, **settings: Any
 
 
 def trained(output_dir: Path | str, **settings: Any) -> HumanlineTrainer:
-    """A :func:`tiny_trainer` at the end of its run."""
+    """Return a :func:`tiny_trainer` after training."""
     trainer = tiny_trainer(output_dir, **settings)
     trainer.train()
     return trainer
 
 
 def losses(trainer: HumanlineTrainer) -> list[float]:
-    """The training losses that were logged, in order."""
+    """Return the logged training losses, in order."""
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]

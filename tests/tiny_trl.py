@@ -1,4 +1,4 @@
-"""TRL's trainers, and ours on top of them, on the tiny model."""
+"""TRL's trainers and the humanline trainers on the tiny model."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ STEPS = 6
 BATCH = 2
 ACCUMULATION = 2
 TRAINERS = {"dpo": (DPOTrainer, HumanlineDPOTrainer, DPOConfig), "kto": (KTOTrainer, HumanlineKTOTrainer, KTOConfig)}
-# Bounds that bind at the tiny runs' learning rate.
+# Bounds that clamp tokens at the learning rate of the tiny runs.
 TIGHT = {"log_epsilon_P": -0.1, "log_epsilon_R": 0.05}
 SETTINGS: dict[str, Any] = {
     "per_device_train_batch_size": BATCH,
@@ -44,8 +44,8 @@ SETTINGS: dict[str, Any] = {
 
 
 def make(kind: Any, config: Any, output_dir: Path, rows: Any = None, model: Any = None, **settings: Any) -> Any:
-    """A trainer of TRL's or of ours on the objective's tiny records."""
-    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # which TRL sends for every trainer
+    """Return a trainer of TRL or a humanline trainer on the tiny records of the objective."""
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL sends telemetry for every trainer
     objective = "dpo" if config is DPOConfig else "kto"
     names = ("humanline", "ref_model", "peft_config", "callbacks", "eval_dataset")
     given = {name: settings.pop(name) for name in names if name in settings}
@@ -79,13 +79,13 @@ def logged(trainer: Any, name: str) -> list[float]:
 
 
 def start(folder: Path) -> Path:
-    """The tiny model in a folder, from which TRL takes its reference."""
+    """Return a folder with the tiny model, from which TRL loads its reference."""
     tiny_model().save_pretrained(folder)
     return folder
 
 
 def adapted() -> Any:
-    """A LoRA policy that differs from its base, with dropout in the adapter."""
+    """Return a LoRA policy that differs from its base, with dropout in the adapter."""
     config = peft.LoraConfig(
         task_type="CAUSAL_LM", r=2, target_modules=["v_proj", "down_proj"], lora_dropout=0.3, init_lora_weights=False
     )
