@@ -1,4 +1,4 @@
-"""dlogits: where it lies in memory, and the device functions that write a row of it."""
+"""dlogits: its layout in memory, and the device functions that write a row of it (symbols: softmax.py)."""
 
 import torch
 import triton
@@ -16,17 +16,18 @@ from humanline_kernels.softmax import (
     load_target,
     log2_weight,
     row_parts,
+    weight_constant,
 )
 
 
 def empty_dlogits(logits: Tensor, address: int) -> Tensor:
-    """An empty tensor like ``logits`` whose every row begins as far from a 16-byte boundary as the row of logits does.
+    """An empty tensor like ``logits``; each row begins as many bytes after a 16-byte boundary as its row of logits.
 
-    So one offset reaches the aligned part of both. For contiguous logits it is contiguous; otherwise each row, and each
+    So head and body are the same for both. For contiguous logits it is contiguous; otherwise each row, and each
     sequence, is up to 15 bytes longer.
 
     Args:
-        address: of the first logit, bytes; a compiler that knows none may give any.
+        address: of the first logit, bytes; any number where a compiler traces without memory.
     """
     B, T, V = logits.shape
     stride_b, stride_t, _ = logits.stride()
@@ -41,15 +42,19 @@ def empty_dlogits(logits: Tensor, address: int) -> Tensor:
 def dlogits_tile(
     x,
     row,
+    constant,
     softmax,
     IS_TARGET: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """Equations 13 to 15 at logits x of the row (point, log2_total, entropy, dlogp, dentropy)."""
-    point, log2_total, entropy, dlogp, dentropy = row
-    log2_p = log2_weight(x, point, -log2_total, softmax, HAS_SOFTCAP, EXACT)
+    """Equations 13 to 15 at logits x of the row (point, log2_total, entropy, dlogp, dentropy).
+
+    ``constant`` is the one of weights around the point that are divided by the row's total: probabilities.
+    """
+    point, _, entropy, dlogp, dentropy = row
+    log2_p = log2_weight(x, point, constant, softmax, HAS_SOFTCAP, EXACT)
     slope = -dlogp
     if HAS_ENTROPY:
         slope = tl.fma(tl.maximum(log2_p, NEGLIGIBLE), -dentropy * LN2, -(dlogp + dentropy * entropy))
@@ -58,8 +63,7 @@ def dlogits_tile(
         dx += dlogp
     if HAS_SOFTCAP:
         # 1 − tanh² = 4 r (1 − r), r = 1 / (1 + exp2(cap_slope · x))
-        sharpness, softcap, cap_slope = softmax
-        unit = 0.5 / (sharpness * softcap)
+        _, unit, cap_slope = softmax
         root = cap_root(x, unit, cap_slope)
         r = root * root * unit
         dx *= r * tl.fma(r, -4.0, 4.0)
@@ -81,38 +85,42 @@ def store_dlogits(
     BLOCK_V: tl.constexpr,
     EVICTION: tl.constexpr,
 ):
-    """One row of dlogits, as far from a 16-byte boundary as the row itself; it may be the row itself.
+    """One row of dlogits, with the head and body of the row of logits; it may be that row itself.
 
-    ``row`` is (point, log2_total, entropy, dlogp, dentropy); the last two hold the factor ∂z/∂x, but for the cap's own.
+    ``row`` is (point, log2_total, entropy, dlogp, dentropy). The last two include the factor scale / temperature of
+    equation 15.
 
-    The loop writes every element as if it were not the target; one scalar store at the end puts that right, without a
-    comparison per element. BACKWARDS begins with what a sweep has read last.
+    The loop writes every element as if it were not the target, without a comparison per element. One scalar store at
+    the end corrects the target. BACKWARDS starts at the end of the row, which the pass before has read last.
     """
     dtype: tl.constexpr = drow_ptr.dtype.element_ty
     target, legal = load_target(row_ptr, target_id, V)
-    # In place, nobody may write before everybody has read the target.
+    # In place: no thread may write before all have read the target.
     tl.debug_barrier()
     head, body = row_parts(row_ptr, V)
     body_ptr, dbody_ptr = aligned(row_ptr, head), aligned(drow_ptr, head)
+    point, log2_total, _, _, _ = row
+    constant = weight_constant(point, -log2_total, softmax, HAS_SOFTCAP, EXACT)
     whole = body // BLOCK_V * BLOCK_V
     for step in range(0, whole, BLOCK_V):
         offsets = (whole - BLOCK_V - step if BACKWARDS else step) + tl.arange(0, BLOCK_V)
         x = tl.load(body_ptr + offsets, eviction_policy=EVICTION).to(tl.float32)
-        dx = dlogits_tile(x, row, softmax, False, HAS_SOFTCAP, HAS_ENTROPY, EXACT)
+        dx = dlogits_tile(x, row, constant, softmax, False, HAS_SOFTCAP, HAS_ENTROPY, EXACT)
         tl.store(dbody_ptr + offsets, dx.to(dtype), eviction_policy=EVICTION)
 
     offsets, inside = last_tile(body_ptr, body, BLOCK_V)
     x = tl.load(body_ptr + offsets, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
-    dx = dlogits_tile(x, row, softmax, False, HAS_SOFTCAP, HAS_ENTROPY, EXACT)
+    dx = dlogits_tile(x, row, constant, softmax, False, HAS_SOFTCAP, HAS_ENTROPY, EXACT)
     tl.store(dbody_ptr + offsets, dx.to(dtype), mask=inside, eviction_policy=EVICTION)
 
     columns, inside = edge_columns(row_ptr, V, head, body)
     x = tl.load(row_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    dx = dlogits_tile(x, row, softmax, False, HAS_SOFTCAP, HAS_ENTROPY, EXACT)
+    dx = dlogits_tile(x, row, constant, softmax, False, HAS_SOFTCAP, HAS_ENTROPY, EXACT)
     tl.store(drow_ptr + columns, dx.to(dtype), mask=inside)
 
     tl.debug_barrier()
-    dtarget = dlogits_tile(target, row, softmax, True, HAS_SOFTCAP, HAS_ENTROPY, True)
+    exact_constant = weight_constant(point, -log2_total, softmax, HAS_SOFTCAP, True)
+    dtarget = dlogits_tile(target, row, exact_constant, softmax, True, HAS_SOFTCAP, HAS_ENTROPY, True)
     tl.store(drow_ptr + tl.where(legal, target_id, 0).to(tl.int64), dtarget.to(dtype))
 
 

@@ -1,4 +1,4 @@
-"""Token log-probs of policy and reference -> GRPO's loss, its derivative per token, KL and clip and clamp counts.
+"""Token log-probs of policy and reference -> GRPO's loss, its derivative per token, KL, and clip and clamp counts.
 
 Grid: one program per tile of tokens, 1-D. Each writes one row of ``partials``; one sum over the rows, in a fixed order,
 ends it.
@@ -15,8 +15,8 @@ from humanline_kernels.log_ratio import clamp_stops, clamped_log_ratio_tile
 
 @triton.jit
 def grpo_terms(raw, clamped, advantages, epsilon, epsilon_high, beta, log_epsilon_P, log_epsilon_R):
-    """(loss, ∂loss/∂logp, k3, too low, too high) of tokens, given their raw and clamped log-ratio."""
-    # Equation 9: PPO's pessimistic minimum. Where the clipped branch is the smaller one its gradient is 0.
+    """(loss, ∂loss/∂logp, k3, clipped low, clipped high) of tokens, given their raw and clamped log-ratio."""
+    # Equation 9: the minimum of both terms. Where the clipped term is the smaller one, its gradient is 0.
     ratio = tl.exp(clamped)
     too_low, too_high = ratio < 1 - epsilon, ratio > 1 + epsilon_high
     clipped = tl.where(too_low, 1 - epsilon, tl.where(too_high, 1 + epsilon_high, ratio))
@@ -25,7 +25,7 @@ def grpo_terms(raw, clamped, advantages, epsilon, epsilon_high, beta, log_epsilo
     stopped = (clipped_term < unclipped_term) | clamp_stops(raw, log_epsilon_P, log_epsilon_R)
     coefficient = tl.where(stopped, 0.0, -unclipped_term)
 
-    # Equations 10 and 11: k3 on the raw log-ratio, outside humanline's gate.
+    # Equations 10 and 11: k3 is taken on the raw log-ratio, so the clamp does not stop its gradient.
     inverse_ratio = tl.exp(-raw)
     k3 = inverse_ratio + raw - 1
     if beta != 0:
@@ -36,7 +36,7 @@ def grpo_terms(raw, clamped, advantages, epsilon, epsilon_high, beta, log_epsilo
 
 @triton.jit
 def store_partials(row_ptr, loss, tokens, k3, clip_low, clip_high, low, high):
-    """One row of partial sums, or of one token's own: counts as floats."""
+    """One row of partial sums (in one launch: of one token); counts as floats."""
     tl.store(row_ptr, loss)
     tl.store(row_ptr + 1, tokens.to(tl.float32))
     tl.store(row_ptr + 2, k3)
@@ -101,7 +101,7 @@ Metrics = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def grpo_means(partials: Tensor, num_items: Tensor | None) -> tuple[Tensor, Tensor, Metrics]:
-    """(loss, num_items, metrics), [] each, from the rows of partial sums."""
+    """(loss, num_items, metrics), [] each, from the rows of partial sums, which are added in a fixed order."""
     loss, num_tokens, k3, clip_low, clip_high, low, high = partials.sum(0).unbind()
     num_tokens = num_tokens.clamp(min=1)
     num_items = num_tokens if num_items is None else num_items

@@ -1,8 +1,8 @@
-"""GRPO from logits to dlogits in one launch: its coefficient is known as soon as the row's own log-prob is.
+"""GRPO from logits to dlogits in one launch: a row's coefficient depends on its own log-prob alone.
 
-Grid: as many programs as rows fit the L2 cache, 1-D; each takes one row in so many. Traffic in units of N·V elements:
-reads 1 for the policy and 1 for the reference, writes 1. The policy's second read finds the row in the cache: it goes
-backwards, from what was read last, and what is read or written for good is marked to leave the cache first.
+Grid: as many programs as rows fit into the L2 cache, 1-D; program p takes the rows p, p + programs, … Traffic in units
+of N·V elements: reads 1 for the policy and 1 for the reference, writes 1. The policy's second read finds the row in the
+cache: it runs from the row's end to its beginning. Data that is not needed again is marked to leave the cache first.
 """
 
 import torch
@@ -14,7 +14,7 @@ from humanline_kernels.dlogits import empty_dlogits, store_dlogits, store_zeros
 from humanline_kernels.grpo_loss import grpo_means, grpo_terms, store_partials
 from humanline_kernels.launch import one_launch_programs, one_launch_tiles
 from humanline_kernels.log_ratio import clamp_log_ratio
-from humanline_kernels.softmax import score_row
+from humanline_kernels.softmax import score_row, softmax_of_row
 from humanline_kernels.token_logp import softmax_scalars
 
 
@@ -46,7 +46,7 @@ def grpo_one_launch_kernel(
     # outputs
     logp_ptr,  # [B, T]
     ref_logp_ptr,  # [B, T]; an input without HAS_REFERENCE
-    dlogits_ptr,  # [B, T, V]; each row's address has the phase of its row of logits
+    dlogits_ptr,  # [B, T, V]; rows aligned as the rows of logits are
     partials_ptr,  # [N, 7], as in grpo_loss
     # sizes
     N,  # B · T
@@ -86,7 +86,7 @@ def grpo_one_launch_kernel(
         counts = tl.load(loss_mask_ptr + n) != 0
         target_id = tl.load(target_ids_ptr + n)
         temperature = tl.load(temperature_ptr + n) if HAS_TEMPERATURE else 1.0
-        softmax = (sharpness / temperature, softcap, cap_slope)
+        softmax = softmax_of_row(sharpness / temperature, softcap, cap_slope)
         logp, ref_logp, point, log2_total = 0.0, 0.0, 0.0, 0.0
         if counts:
             if HAS_REFERENCE:
@@ -154,9 +154,9 @@ def grpo_one_launch_kernel(
 
 
 def num_programs(logits: Tensor) -> int:
-    """How many rows the one launch takes at once on the logits' device; 0 where two launches are faster."""
+    """Rows that the one launch takes at once on the logits' device; 0 where two launches are faster."""
     if logits.device.type != "cuda":
-        return 2  # the interpreter's: enough to show that the rows are shared out
+        return 2  # for the interpreter: enough to test that programs share the rows
     device = torch.cuda.get_device_properties(logits.device)
     return one_launch_programs(
         logits.shape[-1], logits.element_size(), device.L2_cache_size, device.multi_processor_count
@@ -190,7 +190,7 @@ def grpo_one_launch(
         ref_logp: [B, T], float32, contiguous, nats; in place of ``ref_logits``.
         advantages: [B, T], float32, any strides.
         num_items_in_batch: [], float32, ≥ 1, or None for the tokens that count here.
-        programs: rows in flight.
+        programs: rows taken at once.
     """
     B, T, V = logits.shape
     logp = logits.new_empty(B, T, dtype=torch.float32)

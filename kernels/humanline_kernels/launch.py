@@ -1,9 +1,9 @@
-"""The only home of tuning numbers."""
+"""Tile sizes, warps and programs of every launch. No other file holds tuning numbers."""
 
 import torch
 
 WARP = 64 if torch.version.hip else 32
-"""Threads of a warp on the GPUs that this torch is built for."""
+"""Threads per warp on the GPUs that this torch is built for."""
 
 
 def next_power_of_2(n: int) -> int:
@@ -11,9 +11,9 @@ def next_power_of_2(n: int) -> int:
 
 
 def vocabulary_tiles(V: int, itemsize: int, warp: int = WARP) -> dict[str, int]:
-    """Tiles of one row of logits, for 256 threads: two 16-byte loads of each per iteration, four where a warp has 64.
+    """Tiles of one row of logits, for 256 threads: two 16-byte loads per thread and iteration; four if a warp has 64.
 
-    NVIDIA keeps eight programs per multiprocessor in flight with that; AMD's loop overhead per load wants longer ones.
+    So a multiprocessor of NVIDIA's runs eight programs at once. AMD's GPUs need longer tiles, for the loop's overhead.
     """
     tile_bytes, num_warps = (8192, 8) if warp == 32 else (16384, 4)
     block_v = min(tile_bytes // itemsize, max(16, next_power_of_2(V)))
@@ -21,26 +21,26 @@ def vocabulary_tiles(V: int, itemsize: int, warp: int = WARP) -> dict[str, int]:
 
 
 TOKEN_TILES = {"BLOCK_T": 1024, "num_warps": 4}
-"""Tiles over tokens, in kernels that read a few floats per token; one size, so one compilation for every length."""
+"""Tiles over tokens, for kernels that read a few floats per token. One size: one compilation for all lengths."""
 
 
 def one_launch_per_multiprocessor(row_bytes: int) -> int:
-    """Rows that a multiprocessor takes at once: long ones fill it alone, short ones hide each other's latency."""
+    """Rows per multiprocessor: one if long rows fill it, four if short ones must hide each other's latency."""
     return 1 if row_bytes > 2**17 else 4
 
 
 def one_launch_tiles(V: int, itemsize: int) -> dict[str, int]:
-    """Tiles that keep 64 KiB of a multiprocessor's reads in flight, eight 16-byte loads of each of 512 threads."""
+    """Tiles with 64 KiB of reads in flight per multiprocessor: eight 16-byte loads in each of 512 threads."""
     share = one_launch_per_multiprocessor(V * itemsize)
     block_v = min(65536 // share // itemsize, max(16, next_power_of_2(V)))
     return {"BLOCK_V": block_v, "num_warps": min(16 // share, max(1, block_v * itemsize // 4096))}
 
 
 def one_launch_programs(V: int, itemsize: int, l2_bytes: int, multiprocessors: int) -> int:
-    """How many rows may be in flight so that each is still in the L2 cache when it is read again; 0 if too few.
+    """Rows in flight such that each is still in the L2 cache at its second read; 0 if those are too few.
 
-    They may fill 60 % of the cache (the rest: what is written), and 60 % of the multiprocessors must get one: the loops
-    need that share of an H200's exp units at full bandwidth.
+    They may fill 60 % of the cache; the rest is for writes. At least 60 % of the multiprocessors must get a row: the
+    loops need that share of an H200's exp units at full bandwidth.
     """
     row_bytes = V * itemsize
     programs = min(one_launch_per_multiprocessor(row_bytes) * multiprocessors, int(0.6 * l2_bytes) // row_bytes)

@@ -1,4 +1,4 @@
-"""Device functions: the log-ratio of a tile of tokens, humanline's clamp, and where that stops the gradient."""
+"""Device functions: the log-ratio of a tile of tokens, humanline's clamp, and the gate of its gradient."""
 
 import triton
 import triton.language as tl
@@ -22,8 +22,8 @@ def clamped_log_ratio_tile(logp_ptr, ref_logp_ptr, loss_mask_ptr, offsets, insid
 
 @triton.jit
 def clamp_stops(raw, log_epsilon_P, log_epsilon_R):
-    """Where the clamp's gradient is 0: outside the closed interval (docs/math.md, equation 3).
+    """True where the clamp's gradient is 0: outside the closed interval (docs/math.md, equation 3).
 
-    NaN is not stopped: a poisoned row gets a gradient of NaN, for everyone to see.
+    False for NaN, so that the gradient of a token with a log-ratio of NaN is NaN too.
     """
     return (raw < log_epsilon_P) | (raw > log_epsilon_R)

@@ -1,11 +1,36 @@
 """Device functions: the log-prob and the entropy of one row of logits, read once.
 
-A row is read in three parts, so that every access in a loop is 16 bytes wide whatever vocabulary, strides and base are:
-the ``head`` before its first 16-byte boundary, a ``body`` of whole 16-byte vectors, and less than one vector after.
+The sums are taken around the target's own logit, so the loop needs no maximum: one fma and one exp2 per element. A sum
+can overflow only if another logit is more than 82 nats above the target's. Then the row is read again, for its maximum
+and for the sums around that (docs/numerics.md).
 
-The sums are taken around the target's own logit, so nothing has to be known about the row beforehand: no maximum in the
-loop, one fma and one exp2 per element. Only where another logit is more than 82 nats above the target's could a sum
-overflow; then the row's maximum is looked for, and the sums taken around that.
+Symbols, for logits x of one row with scores z(x) (docs/math.md, equations 1, 12 and 15). "Bits" are nats · log2 e.
+
+==============  ======  ================================================================================================
+sharpness       bits    log2 e · scale / temperature, so z = sharpness · x; with a cap log2 e / temperature
+cap_slope       bits    2 · log2 e · scale / softcap; 0 without a cap
+unit            1/bits  1 / (2 · sharpness · softcap)
+root            √bits   q(x) = 1 / √(unit · (1 + exp2(cap_slope · x))); with a cap z = sharpness · softcap − q²
+point           logit   the x around which the sums are taken: the target's logit, or the row's maximum
+weight          1       w(x) = exp(z(x) − z(point)) = exp2(log2_weight)
+constant        bits    the summand of log2_weight that is the same for all x of a row, rounded once
+log2_point      bits    log2_weight at the point itself: not 0 but the rounding of the constant, which every weight has
+log2_total      bits    log2 Σ w − log2_point; the probability of x is exp2((z(x) − z(point)) − log2_total)
+softmax         tuple   (sharpness, unit, cap_slope) of one row
+==============  ======  ================================================================================================
+
+Parts of a row, in elements. With them every access in a loop is 16 bytes wide, for any vocabulary, stride and address.
+
+==============  ================================================================================================
+head            number of elements before the first 16-byte boundary, less than one vector
+body            number of elements in whole 16-byte vectors after the head
+edge            the elements before and after the body
+==============  ================================================================================================
+
+EXACT is the order of operations in log2_weight. False: one fma of x and the constant. True: x − point first, then one
+fma; an offset common to all logits of a row then costs no digits. True for float32 dlogits, and for sums around the
+maximum. False for 16-bit dlogits, whose own rounding is coarser, and for sums around the target, where log2_point takes
+the rounding out again.
 """
 
 import triton
@@ -14,7 +39,7 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LOWEST = tl.constexpr(-3.4028234663852886e38)
-NEGLIGIBLE = tl.constexpr(-1e4)  # a finite log2 of what is 0 in float32: 0 · −inf would be NaN
+NEGLIGIBLE = tl.constexpr(-1e4)  # a finite log2 of a weight that is 0 in float32: 0 · −inf would be NaN
 
 
 @triton.jit
@@ -28,13 +53,13 @@ def row_parts(row_ptr, V):
 
 @triton.jit
 def aligned(row_ptr, head):
-    """Where the body begins, as the compiler must know it for 16-byte access."""
+    """The address of the body, marked as a multiple of 16 for the compiler."""
     return tl.multiple_of(row_ptr + head, 16)
 
 
 @triton.jit
 def last_tile(body_ptr, body, BLOCK_V: tl.constexpr):
-    """(offsets, inside) of the body's tile that is not whole. Of a 16-byte vector all is inside, or nothing."""
+    """(offsets, inside) of the body's last, partial tile. A 16-byte vector is inside as a whole, or not at all."""
     VECTOR: tl.constexpr = 128 // body_ptr.dtype.element_ty.primitive_bitwidth
     offsets = body // BLOCK_V * BLOCK_V + tl.arange(0, BLOCK_V)
     return offsets, offsets < tl.multiple_of(body, VECTOR)
@@ -42,7 +67,7 @@ def last_tile(body_ptr, body, BLOCK_V: tl.constexpr):
 
 @triton.jit
 def edge_columns(row_ptr, V, head, body):
-    """(columns, inside) of what lies before the body and after it, less than a vector each."""
+    """(columns, inside) of the edge: less than a vector before the body, and less than a vector after it."""
     VECTOR: tl.constexpr = 128 // row_ptr.dtype.element_ty.primitive_bitwidth
     lane = tl.arange(0, 2 * VECTOR)
     after = lane - VECTOR + head + body
@@ -51,13 +76,13 @@ def edge_columns(row_ptr, V, head, body):
 
 @triton.jit
 def sum_in_thread(x, VECTOR: tl.constexpr):
-    """Sums of what one thread loads at once: no more adds than one by one, in an eighth of the registers."""
+    """Sums over the elements of each 16-byte load, which one thread holds: as many adds, an eighth of the registers."""
     return tl.sum(tl.reshape(x, [x.shape[0] // VECTOR, VECTOR]), axis=1)
 
 
 @triton.jit
 def add_products(total, x, y):
-    """``total`` + x · y, pair by pair: one fma per element, spelled out, in half the registers."""
+    """``total`` + x · y, summed over pairs of neighbours: one fma per element, in half the registers."""
     HALF: tl.constexpr = x.shape[0] // 2
     x_even, x_odd = tl.split(tl.reshape(x, [HALF, 2]))
     y_even, y_odd = tl.split(tl.reshape(y, [HALF, 2]))
@@ -65,29 +90,39 @@ def add_products(total, x, y):
 
 
 @triton.jit
-def cap_root(x, unit, cap_slope):
-    """q ≥ 0 such that the capped x is ``sharpness · softcap − q²``; ``unit`` is 1 / (2 · sharpness · softcap).
+def softmax_of_row(sharpness, softcap, cap_slope):
+    """(sharpness, unit, cap_slope). Without a cap the last two are not used."""
+    return sharpness, 0.5 / (sharpness * softcap), cap_slope
 
-    A root and its square cost less than a division.
-    """
+
+@triton.jit
+def cap_root(x, unit, cap_slope):
+    """q(x) of the table above. A root and its square cost less than a division."""
     return tl.rsqrt(tl.fma(tl.exp2(x * cap_slope), unit, unit))
 
 
 @triton.jit
-def log2_weight(x, point, log2_offset, softmax, HAS_SOFTCAP: tl.constexpr, EXACT: tl.constexpr):
-    """``log2_offset`` + log2 exp(z(x) − z(point)), z being what the softmax is taken of (docs/math.md, equation 1).
-
-    In one fma, whose constant is rounded once and equally for every x; or with the difference first, which no offset of
-    the logits can blur.
-    """
-    sharpness, softcap, cap_slope = softmax
+def weight_constant(point, log2_offset, softmax, HAS_SOFTCAP: tl.constexpr, EXACT: tl.constexpr):
+    """The constant of :func:`log2_weight` for weights around ``point`` times exp2(``log2_offset``)."""
+    sharpness, unit, cap_slope = softmax
     if HAS_SOFTCAP:
-        unit = 0.5 / (sharpness * softcap)
-        root, point_root = cap_root(x, unit, cap_slope), cap_root(point, unit, cap_slope)
-        return tl.fma(root * -1.0, root, tl.fma(point_root, point_root, log2_offset))
+        root = cap_root(point, unit, cap_slope)
+        return tl.fma(root, root, log2_offset)
     if EXACT:
-        return tl.fma(x - point, sharpness, log2_offset)
-    return tl.fma(x, sharpness, tl.fma(-point, sharpness, log2_offset))
+        return log2_offset
+    return tl.fma(-point, sharpness, log2_offset)
+
+
+@triton.jit
+def log2_weight(x, point, constant, softmax, HAS_SOFTCAP: tl.constexpr, EXACT: tl.constexpr):
+    """log2 exp(z(x) − z(point)), plus the offset in the constant, which is :func:`weight_constant`'s."""
+    sharpness, unit, cap_slope = softmax
+    if HAS_SOFTCAP:
+        root = cap_root(x, unit, cap_slope)
+        return tl.fma(root * -1.0, root, constant)
+    if EXACT:
+        return tl.fma(x - point, sharpness, constant)
+    return tl.fma(x, sharpness, constant)
 
 
 @triton.jit
@@ -95,6 +130,7 @@ def sum_weights(
     row_ptr,
     V,
     point,
+    constant,
     softmax,
     HAS_SOFTCAP: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
@@ -102,12 +138,12 @@ def sum_weights(
     BLOCK_V: tl.constexpr,
     EVICTION: tl.constexpr,
 ):
-    """(Σ w, Σ w log2 w) over the row, w = exp(z(x) − z(point)); the second only with HAS_ENTROPY."""
+    """(Σ w, Σ w log2 w) over the row; the second only with HAS_ENTROPY."""
     VECTOR: tl.constexpr = 128 // row_ptr.dtype.element_ty.primitive_bitwidth
     head, body = row_parts(row_ptr, V)
     columns, inside = edge_columns(row_ptr, V, head, body)
     x = tl.load(row_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    log2_w = log2_weight(x, point, 0.0, softmax, HAS_SOFTCAP, EXACT)
+    log2_w = log2_weight(x, point, constant, softmax, HAS_SOFTCAP, EXACT)
     w = tl.where(inside, tl.exp2(log2_w), 0.0)
     edges = tl.sum(w)
     edges_log = tl.sum(w * tl.maximum(log2_w, NEGLIGIBLE)) if HAS_ENTROPY else 0.0
@@ -115,7 +151,7 @@ def sum_weights(
     body_ptr = aligned(row_ptr, head)
     offsets, inside = last_tile(body_ptr, body, BLOCK_V)
     x = tl.load(body_ptr + offsets, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
-    log2_w = log2_weight(x, point, 0.0, softmax, HAS_SOFTCAP, EXACT)
+    log2_w = log2_weight(x, point, constant, softmax, HAS_SOFTCAP, EXACT)
     w = tl.where(inside, tl.exp2(log2_w), 0.0)
     first = tl.arange(0, BLOCK_V // VECTOR) == 0
     total = sum_in_thread(w, VECTOR) + tl.where(first, edges, 0.0)
@@ -125,7 +161,7 @@ def sum_weights(
         total_log = add_products(total_log, w, tl.maximum(log2_w, NEGLIGIBLE))
     for start in range(0, body // BLOCK_V * BLOCK_V, BLOCK_V):
         x = tl.load(body_ptr + start + tl.arange(0, BLOCK_V), eviction_policy=EVICTION).to(tl.float32)
-        log2_w = log2_weight(x, point, 0.0, softmax, HAS_SOFTCAP, EXACT)
+        log2_w = log2_weight(x, point, constant, softmax, HAS_SOFTCAP, EXACT)
         w = tl.exp2(log2_w)
         total += sum_in_thread(w, VECTOR)
         if HAS_ENTROPY:
@@ -135,7 +171,7 @@ def sum_weights(
 
 @triton.jit
 def maximum_of_row(row_ptr, V, BLOCK_V: tl.constexpr):
-    """The row's largest number, at least the lowest finite one. NaN is passed over: the sum will show it."""
+    """The row's maximum, at least the lowest finite number. NaN is ignored here: the sum shows it."""
     head, body = row_parts(row_ptr, V)
     body_ptr = aligned(row_ptr, head)
     largest = tl.full([BLOCK_V], LOWEST, tl.float32)
@@ -168,27 +204,29 @@ def score_row(
 ):
     """(logp, entropy, point, log2_total) of one row; all but the point NaN for an id outside [0, V).
 
-    The first two in nats. The probability of a logit x is exp2(log2_weight(x, point, −log2_total)): the two are kept
-    apart, because a target far below the others must not take their digits (docs/numerics.md).
+    The first two in nats. Point and total stay apart: a target far below the others must not take their digits.
     """
-    point, legal = load_target(row_ptr, target_id, V)
-    target = point
-    total, total_log = sum_weights(row_ptr, V, point, softmax, HAS_SOFTCAP, HAS_ENTROPY, False, BLOCK_V, EVICTION)
-    # What the rounded constant of the fma makes of the point itself: the same rounding is in every weight.
-    log2_point = log2_weight(point, point, 0.0, softmax, HAS_SOFTCAP, False)
+    target, legal = load_target(row_ptr, target_id, V)
+    point = target
+    constant = weight_constant(point, 0.0, softmax, HAS_SOFTCAP, False)
+    total, total_log = sum_weights(
+        row_ptr, V, point, constant, softmax, HAS_SOFTCAP, HAS_ENTROPY, False, BLOCK_V, EVICTION
+    )
+    log2_point = log2_weight(point, point, constant, softmax, HAS_SOFTCAP, False)
     log2_target = log2_point
-    # A weight times its log2 stays finite below this; False for NaN too.
+    # Below this a weight times its log2 is finite. False for NaN too.
     if not (total < 1e36):
-        # Half the tile: what is rare must not cost the kernel its registers.
+        # Half the tile: a rare path must not cost the kernel registers.
         point = maximum_of_row(row_ptr, V, BLOCK_V // 2)
+        constant = weight_constant(point, 0.0, softmax, HAS_SOFTCAP, True)
         total, total_log = sum_weights(
-            row_ptr, V, point, softmax, HAS_SOFTCAP, HAS_ENTROPY, True, BLOCK_V // 2, EVICTION
+            row_ptr, V, point, constant, softmax, HAS_SOFTCAP, HAS_ENTROPY, True, BLOCK_V // 2, EVICTION
         )
-        log2_point = log2_weight(point, point, 0.0, softmax, HAS_SOFTCAP, True)
-        log2_target = log2_weight(target, point, 0.0, softmax, HAS_SOFTCAP, True)
+        log2_point = log2_weight(point, point, constant, softmax, HAS_SOFTCAP, True)
+        log2_target = log2_weight(target, point, constant, softmax, HAS_SOFTCAP, True)
     log2_total = tl.log2(total)
     logp = (log2_target - log2_total) * LN2
-    # Rounding can lift a certain target's log-prob above 0 by an ulp; NaN stays NaN.
+    # Rounding can lift the log-prob of a target with probability 1 above 0 by an ulp. NaN stays NaN.
     logp = tl.where(legal, tl.where(logp > 0, 0.0, logp), float("nan"))
     entropy = 0.0
     if HAS_ENTROPY:

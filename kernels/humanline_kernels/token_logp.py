@@ -1,7 +1,8 @@
 """logits -> logp (and entropy) for one model or for policy and reference in one launch; dlogp -> dlogits.
 
 Grid: one program per row, 1-D. Traffic in units of N·V elements: forward reads 1 per model, backward reads 1 and writes
-1. Rows that do not count are never read, and rows whose coefficients are 0 are not read in backward.
+1. Rows that do not count are never read, and rows whose coefficients are 0 are not read in backward. The symbols of the
+softmax (sharpness, point, log2_total, EXACT ...) are explained in softmax.py.
 """
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from humanline_kernels.dlogits import empty_dlogits, store_dlogits, store_zeros
 from humanline_kernels.launch import vocabulary_tiles
-from humanline_kernels.softmax import LOG2E, score_row
+from humanline_kernels.softmax import LOG2E, score_row, softmax_of_row
 
 
 @triton.jit(
@@ -29,7 +30,7 @@ from humanline_kernels.softmax import LOG2E, score_row
 def token_logp_forward_kernel(
     # inputs
     logits_ptr,  # [B, T, V]
-    ref_logits_ptr,  # [B, T, V], or anything: the grid's second half, if it has one
+    ref_logits_ptr,  # [B, T, V]: read by the second half of the grid, if there is one
     target_ids_ptr,  # [B, T]
     loss_mask_ptr,  # [B, T]
     temperature_ptr,  # [B, T], or anything without HAS_TEMPERATURE
@@ -71,7 +72,7 @@ def token_logp_forward_kernel(
     if counts:
         if HAS_TEMPERATURE:
             sharpness /= tl.load(temperature_ptr + n)
-        softmax = (sharpness, softcap, cap_slope)
+        softmax = softmax_of_row(sharpness, softcap, cap_slope)
         logp, entropy, point, log2_total = score_row(
             row_ptr, target_id, V, softmax, HAS_SOFTCAP, HAS_ENTROPY, BLOCK_V, ""
         )
@@ -99,7 +100,7 @@ def token_logp_backward_kernel(
     log2_total_ptr,  # [B, T]
     entropy_ptr,  # [B, T], or anything without HAS_ENTROPY
     # outputs
-    dlogits_ptr,  # [B, T, V]; each row's address has the phase of its row of logits
+    dlogits_ptr,  # [B, T, V]; rows aligned as the rows of logits are
     # sizes
     T,
     V,
@@ -112,7 +113,7 @@ def token_logp_backward_kernel(
     sharpness,
     softcap,
     cap_slope,
-    gain,
+    gain,  # ∂z/∂x without cap and temperature: scale · inverse_temperature
     # flags and blocks
     HAS_TEMPERATURE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -121,7 +122,7 @@ def token_logp_backward_kernel(
     BLOCK_V: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64)
-    # Everything at once: one load's latency, not a chain of them.
+    # All loads together: one latency instead of a chain.
     counts, target_id = tl.load(loss_mask_ptr + n) != 0, tl.load(target_ids_ptr + n)
     point, log2_total = tl.load(point_ptr + n), tl.load(log2_total_ptr + n)
     dlogp, dentropy, entropy = tl.where(counts, tl.load(dlogp_ptr + n), 0.0), 0.0, 0.0
@@ -129,7 +130,7 @@ def token_logp_backward_kernel(
         dentropy, entropy = tl.where(counts, tl.load(dentropy_ptr + n), 0.0), tl.load(entropy_ptr + n)
     b, t = n // T, n % T
     drow_ptr = dlogits_ptr + b * stride_dlogits_b + t * stride_dlogits_t
-    # True for NaN: a poisoned coefficient is written, not hidden.
+    # True for NaN too: a coefficient of NaN reaches dlogits.
     if (dlogp != 0) | (dentropy != 0):
         if HAS_TEMPERATURE:
             temperature = tl.load(temperature_ptr + n)
@@ -137,7 +138,7 @@ def token_logp_backward_kernel(
             gain /= temperature
         row_ptr = logits_ptr + b * stride_logits_b + t * stride_logits_t
         row = (point, log2_total, entropy, dlogp * gain, dentropy * gain)
-        softmax = (sharpness, softcap, cap_slope)
+        softmax = softmax_of_row(sharpness, softcap, cap_slope)
         store_dlogits(
             row_ptr, drow_ptr, target_id, V, row, softmax, HAS_SOFTCAP, HAS_ENTROPY, EXACT, False, BLOCK_V, ""
         )
@@ -146,7 +147,7 @@ def token_logp_backward_kernel(
 
 
 def softmax_scalars(scale: float, softcap: float | None, inverse_temperature: float) -> dict[str, float | bool]:
-    """How a row's logits become the scores of its softmax, as the kernels take it: in log2 units."""
+    """The kernels' scalars for a softmax, in bits (symbols: softmax.py), before a temperature per token."""
     if softcap is None:
         return {"sharpness": LOG2E.value * scale * inverse_temperature, "softcap": 1.0, "cap_slope": 0.0}
     return {
@@ -180,7 +181,7 @@ def token_logp_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``logp``, ``entropy``, ``point``, ``log2_total``, ``ref_logp``: [B, T], float32; [0] if not asked for.
 
-    Log-probs and entropy in nats, 0 where the mask is False. Point and total are what backward needs of a row.
+    Log-probs and entropy in nats, 0 where the mask is False. Backward needs point and log2_total.
 
     Args:
         logits: [B, T, V], stride 1 over V.
@@ -188,8 +189,8 @@ def token_logp_forward(
         target_ids: [B, T], integer, contiguous.
         loss_mask: [B, T], bool, contiguous.
         temperature: [B, T], float32, contiguous, or None: the softmax is of ``cap(scale · logits) / temperature``.
-        inverse_temperature: a further factor, for every token.
-        softcap: logits beyond ±softcap are bent back to it; None leaves them.
+        inverse_temperature: a further factor, for all tokens.
+        softcap: bound of ``cap``; None does not cap.
     """
     B, T, V = logits.shape
     logp, entropy, point, log2_total, ref_logp = _empty_scores(logits, with_entropy, ref_logits is not None)
@@ -290,7 +291,7 @@ def token_logp_backward(
     Args:
         dlogp: [B, T], float32, contiguous.
         dentropy: the same, or None.
-        logits, target_ids, loss_mask, temperature, point, log2_total, entropy: as in and out of forward.
+        logits, target_ids, loss_mask, temperature, point, log2_total, entropy: arguments and results of forward.
     """
     dlogits = empty_dlogits(logits, logits.data_ptr())
     _write_dlogits(
