@@ -113,11 +113,13 @@ def test_logits_exist_for_the_probe_alone(tmp_path: Path):
 
 def test_the_rows_that_count_are_listed_on_the_cpu_before_the_batch_leaves_it(tmp_path: Path, objective: str):
     trainer = tiny_trainer(tmp_path, objective=objective)
-    for kind in ("", "kl_") if objective == "kto" else ("",):
-        (batch,) = trainer._window(0)
-        length = batch[f"{kind}input_ids"].shape[1]
-        counted = batch[f"{kind}completion_mask"].nonzero().tolist()
-        assert batch[f"{kind}rows"].tolist() == [b * length + t - 1 for b, t in counted]
+    (batch,) = trainer._window(0)
+    assert (batch.kl is not None) == (objective == "kto")
+    for part in batch.passes.values():
+        length = part.input_ids.shape[1]
+        counted = part.completion_mask.nonzero().tolist()
+        assert part.rows.device.type == "cpu"
+        assert part.rows.tolist() == [b * length + t - 1 for b, t in counted]
 
 
 def test_a_head_that_does_not_fit_is_refused_before_anything_is_written_unless_logits_are_asked_for(tmp_path: Path):
