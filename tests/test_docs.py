@@ -1,4 +1,4 @@
-"""What the pages show runs, and what they point at exists."""
+"""The code on the pages runs, and their links resolve."""
 
 import json
 import re
@@ -19,7 +19,7 @@ PAGES = sorted([*DOCS.glob("*.md"), ROOT / "examples" / "README.md"])
 
 
 def run(page: str) -> dict[str, Any]:
-    """The Python blocks of a page, one after the other."""
+    """Run the Python blocks of a page in order and return their names."""
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL):
         exec(block, names)
@@ -27,19 +27,19 @@ def run(page: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_of_a_page_to_a_file_of_the_tree_leads_to_one(page: Path) -> None:
+def test_every_link_of_a_page_to_a_file_resolves(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_to_a_heading_leads_to_one(page: Path) -> None:
+def test_every_link_to_a_heading_resolves(page: Path) -> None:
     for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text()):
         headings = re.findall(r"^#+ (.*)$", (page.parent / target if target else page).read_text(), flags=re.MULTILINE)
         assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
-def test_the_index_has_every_page() -> None:
+def test_the_index_lists_every_page() -> None:
     listed = set(re.findall(r"\]\((\w+\.md)\)", (DOCS / "README.md").read_text()))
     assert listed == {page.name for page in DOCS.glob("*.md")} - {"README.md"}
 
@@ -53,11 +53,11 @@ def test_the_loops_of_the_losses_page_run() -> None:
     assert names["reference"].pending == {}
 
 
-def test_the_reward_of_the_rounds_page_gives_what_it_shows() -> None:
+def test_the_reward_of_the_rounds_page_gives_the_stated_values() -> None:
     run("rounds.md")
 
 
-def test_feedback_of_halos_becomes_pairs_and_labels(tmp_path: Path) -> None:
+def test_feedback_files_of_halos_are_converted_to_pairs_and_labels(tmp_path: Path) -> None:
     prompt, good, bad = ([{"role": role, "content": role}] for role in ("user", "assistant", "assistant"))
     good[0]["content"] = "good"
     pair = {"prompt_id": 0, "prompt": prompt, "type": "pairwise_feedback", "reward_A": 1.0, "reward_B": 0.0}
@@ -77,7 +77,7 @@ def test_feedback_of_halos_becomes_pairs_and_labels(tmp_path: Path) -> None:
         assert len(prepare([row], tiny_tokenizer(), find_objective(objective), max_length=32).examples) == 1
 
 
-def test_what_a_page_about_moving_calls_a_setting_is_one() -> None:
+def test_every_setting_named_on_the_migration_page_exists() -> None:
     known = {*HumanlineConfig.__dataclass_fields__, "reference_model", "reward_function", "prompt"}
     tables = re.findall(r"^\|(.*)\|(.*)\|(.*)\|$", (DOCS / "moving.md").read_text(), flags=re.MULTILINE)
     named = {name for _, ours, _ in tables for name in re.findall(r"`([a-z_A-Z]+)(?:: [^`]*|=)?`", ours)}

@@ -1,4 +1,4 @@
-"""Evaluation: on the held-out data, against the policy at the start of the run."""
+"""Evaluation on held-out data against the initial policy."""
 
 import copy
 import math
@@ -21,7 +21,7 @@ from tests.tiny_model import losses, records, tiny_model, tiny_trainer, trained
 def held_out_log_ratios(
     trainer: HumanlineTrainer, dtype: torch.dtype = torch.float32
 ) -> tuple[Batch, torch.Tensor, torch.Tensor]:
-    """All held-out data as one batch, log π_θ − log π_θ0 of its tokens, and their mask."""
+    """Return the held-out data as one batch, log π_θ − log π_θ0 of its tokens, and their mask."""
     number = len(trainer.eval_examples)
     batch = trainer._collate(trainer.eval_examples, MicroBatch(tuple(range(number)), tuple(range(number))))
     target_ids, loss_mask = shift_targets(batch.input_ids, batch.completion_mask)
@@ -42,7 +42,7 @@ def evaluated(output_dir: Path, objective: str) -> tuple[HumanlineTrainer, list[
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
-def test_evaluation_rewards_compare_with_the_policy_at_the_start(tmp_path: Path, objective: str):
+def test_evaluation_rewards_compare_with_the_initial_policy(tmp_path: Path, objective: str):
     trainer, lines = evaluated(tmp_path, objective)
     assert lines[0]["eval_rewards_initial/margins"] == 0
     batch, log_ratio, _ = held_out_log_ratios(trainer)
@@ -53,13 +53,13 @@ def test_evaluation_rewards_compare_with_the_policy_at_the_start(tmp_path: Path,
         torch.testing.assert_close(reported, rewards[members].mean())
     if objective == "dpo":
         assert lines[0]["eval_loss"] == pytest.approx(math.log(2))
-        assert lines[0]["eval_rewards_initial/accuracies"] == 0  # a tie is no preference
+        assert lines[0]["eval_rewards_initial/accuracies"] == 0  # a tie is not a preference
         chosen, rejected = rewards.chunk(2)
         loss = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
         torch.testing.assert_close(torch.tensor(lines[-1]["eval_loss"]), loss)
 
 
-def test_evaluation_of_grpo_compares_with_the_policy_at_the_start(tmp_path: Path):
+def test_evaluation_of_grpo_compares_with_the_initial_policy(tmp_path: Path):
     trainer, lines = evaluated(tmp_path, "grpo")
     assert lines[0]["eval_kl"] == 0
     _, log_ratio, loss_mask = held_out_log_ratios(trainer)
@@ -67,9 +67,7 @@ def test_evaluation_of_grpo_compares_with_the_policy_at_the_start(tmp_path: Path
     torch.testing.assert_close(torch.tensor(lines[-1]["eval_kl"]), k3)
 
 
-def test_evaluation_tells_how_far_the_policy_has_gone_from_its_start_without_a_second_model(
-    tmp_path: Path, objective: str
-):
+def test_evaluation_gives_the_kl_to_the_initial_policy_without_a_second_model(tmp_path: Path, objective: str):
     trainer, lines = evaluated(tmp_path, objective)
     assert lines[0]["eval_kl_initial"] == 0
     assert all("eval_humanline/unclamped" in line for line in lines)
@@ -78,7 +76,7 @@ def test_evaluation_tells_how_far_the_policy_has_gone_from_its_start_without_a_s
     torch.testing.assert_close(torch.tensor(lines[-1]["eval_kl_initial"]), k3)
 
 
-def test_evaluation_does_not_depend_on_how_the_held_out_data_are_cut_up(tmp_path: Path):
+def test_evaluation_does_not_depend_on_the_batches_of_the_held_out_data(tmp_path: Path):
     evaluations = []
     for size in (3, 8):
         trainer = trained(tmp_path / str(size), eval_dataset=records("dpo", 8, 5), per_device_eval_batch_size=size)
@@ -89,11 +87,11 @@ def test_evaluation_does_not_depend_on_how_the_held_out_data_are_cut_up(tmp_path
     chosen, rejected = (0.5 * log_ratio.clamp(-1.5, 1.5).sum(-1)).chunk(2)
     loss = -torch.nn.functional.logsigmoid(chosen - rejected)
     oracle = torch.stack([loss.mean(), chosen.mean(), (chosen - rejected).mean()])
-    log_probs = 2 * math.log(100) * float(loss_mask.sum(-1).max())  # of both policies, over a hundred words
+    log_probs = 2 * math.log(100) * float(loss_mask.sum(-1).max())  # of both policies, with a vocabulary of 100
     assert_within_budget(evaluations[0], evaluations[1], oracle, "evaluation", log_probs=log_probs)
 
 
-def test_evaluating_a_finished_run_again_compares_with_the_policy_at_its_start(tmp_path: Path):
+def test_evaluating_a_finished_run_again_compares_with_its_initial_policy(tmp_path: Path):
     held_out = {"eval_dataset": records("dpo", 8, 5)}
     trainer = trained(tmp_path, **held_out)
     kept = (tmp_path / "initial_eval_logp.pt").read_bytes()
@@ -104,17 +102,17 @@ def test_evaluating_a_finished_run_again_compares_with_the_policy_at_its_start(t
     assert (tmp_path / "initial_eval_logp.pt").read_bytes() == kept
 
 
-def test_evaluating_before_training_writes_nothing_and_is_not_the_start_of_a_later_run(tmp_path: Path):
+def test_evaluation_before_training_writes_nothing_and_is_not_a_runs_baseline(tmp_path: Path):
     trainer = tiny_trainer(tmp_path, eval_dataset=records("dpo", 8, 5))
     assert trainer.evaluate()["eval_rewards_initial/margins"] == 0
     assert list(tmp_path.iterdir()) == []
     trainer.train()
     first = trainer.held_out.initial[0]["ref_logp"]
-    trainer.train()  # a second run, from where the first ended
+    trainer.train()  # a second run, from the end of the first
     assert not torch.equal(trainer.held_out.initial[0]["ref_logp"], first)
 
 
-def test_without_held_out_data_there_is_nothing_to_evaluate_and_never_anything_to_predict(tmp_path: Path):
+def test_evaluate_without_held_out_data_and_predict_are_refused(tmp_path: Path):
     trainer = tiny_trainer(tmp_path)
     with pytest.raises(ValueError, match=r"evaluate: expected an eval_dataset .*got none"):
         trainer.evaluate()

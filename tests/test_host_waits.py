@@ -1,4 +1,4 @@
-"""Between two log lines a step asks nothing of the device: the host would wait until all that it queued is computed."""
+"""Between two log lines a step reads nothing from the device, because the host would wait for all queued work."""
 
 import traceback
 from pathlib import Path
@@ -21,7 +21,7 @@ def is_mask(index: Any) -> bool:
 
 
 class Waits(TorchDispatchMode, TrainerCallback):
-    """Who, in the third step, reads a number or a shape from the device."""
+    """Records which files read a number or a shape from the device in the third step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,24 +44,26 @@ class Waits(TorchDispatchMode, TrainerCallback):
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values are only checked where looking at them costs nothing: on a CPU."""
+    """Disable checks of values, which only run on a CPU."""
     monkeypatch.setattr(values, "may_look_at", lambda tensor: False)
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize(("impl", "accumulation"), [("eager", 2), ("triton", 1)])
-def test_only_the_models_own_mask_asks_once_a_forward(tmp_path: Path, objective: str, impl: str, accumulation: int):
+def test_only_the_models_mask_reads_the_device_at_most_once_per_forward(
+    tmp_path: Path, objective: str, impl: str, accumulation: int
+):
     waits = Waits()
     settings = {"objective": objective, "impl": impl, "gradient_accumulation_steps": accumulation}
-    # One epoch, and no AdamW: a loader's seed and a step's count are numbers on the host, whatever the device.
+    # One epoch and no AdamW: a loader's seed and a step counter are host numbers on any device.
     trainer = tiny_trainer(tmp_path, num_examples=48, optim="sgd", logging_steps=100, callbacks=[waits], **settings)
     trainer.train()
     forwards = accumulation * (4 if objective == "kto" else 2)
-    assert set(waits.seen) == {"transformers/masking_utils.py"}  # transformers': are these packed sequences?
+    assert set(waits.seen) == {"transformers/masking_utils.py"}  # transformers' check for packed sequences
     assert len(waits.seen) <= forwards
 
 
-def test_a_number_that_is_read_is_noticed(tmp_path: Path):
+def test_a_read_of_the_device_is_detected(tmp_path: Path):
     class Reading(TrainerCallback):
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             float(kwargs["model"].lm_head.weight.grad.norm())

@@ -1,4 +1,4 @@
-"""TRL's trainers with humanline: TRL's bits where it is off, our own trainer's numbers where it is on."""
+"""TRL's trainers with humanline equal TRL bitwise when it is off, and HumanlineTrainer when it is on."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +74,7 @@ def own_trainer(objective: str, output_dir: Path, dtype: torch.dtype, model: Any
 
 
 def in_order_of(plan: BatchPlan, objective: str) -> list[dict[str, Any]]:
-    """The records as our own trainer will take them."""
+    """Return the records in the format of HumanlineTrainer."""
     rows = records(objective, STEPS * BATCH * ACCUMULATION)
     return [rows[i] for step in range(STEPS) for micro in plan.window(step, 0) for i in micro.ids]
 
@@ -93,7 +93,7 @@ def assert_same_run(actual: Any, plain: Any, oracle: Any, names: tuple[str, ...]
 
 
 @pytest.mark.parametrize(("sync_every", "accumulation"), [(1, 1), (3, 2)])
-def test_losses_and_weights_are_those_of_our_own_trainer_with_a_copied_reference(
+def test_losses_and_weights_equal_those_of_humanline_trainer_with_a_copied_reference(
     objective: str, sync_every: int, accumulation: int, tmp_path: Path
 ):
     settings = {"sync_every": sync_every, "gradient_accumulation_steps": accumulation}
@@ -111,7 +111,7 @@ def test_losses_and_weights_are_those_of_our_own_trainer_with_a_copied_reference
         run(trainer)
     sides = ("logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected")
     shares = ("humanline/unclamped", "humanline/clamped_low", "humanline/clamped_high")
-    # TRL averages a step's metrics over its micro-batches, whatever they hold; one by one they can be compared.
+    # TRL averages a step's metrics over micro-batches without weights; with one micro-batch they are comparable.
     assert_same_run(actual, plain, oracle, (*sides, *shares) if accumulation == 1 else ())
     assert min(logged(actual, "humanline/unclamped")) < 0.8
 
@@ -120,14 +120,14 @@ PLAN = BatchPlan(STEPS * BATCH * ACCUMULATION, BatchSizes(BATCH, ACCUMULATION), 
 
 
 def train_on_ranks(folder: Path, ranks: int) -> None:
-    """The same micro-batches: one after another, or beside each other."""
+    """Train on the same micro-batches, in sequence or in parallel."""
     settings = {"rows": in_order_of(PLAN, "dpo"), "gradient_accumulation_steps": ACCUMULATION // ranks}
     trainer = run(ours("dpo", folder / str(ranks), humanline=Humanline(**TIGHT, sync_every=3), **settings))
     assert trainer.args.world_size == ranks
     keep(trainer, folder / f"{ranks}.pt")
 
 
-def test_two_processes_train_what_one_does(tmp_path: Path):
+def test_two_processes_train_as_one_process_does(tmp_path: Path):
     on_ranks(tmp_path, (train_on_ranks, 1), (train_on_ranks, 2))
     one, two = (torch.load(tmp_path / f"{ranks}.pt") for ranks in (1, 2))
     oracle = own_trainer("dpo", tmp_path / "float64", torch.float64, sync_every=3)
@@ -151,7 +151,7 @@ def test_the_sync_comes_before_the_update_so_the_second_step_has_log_ratios(obje
     assert not torch.equal(reference["lm_head.weight"], tiny_model().lm_head.weight)
 
 
-def test_each_token_is_clamped_before_the_sum_and_one_that_does_not_count_is_zero():
+def test_each_token_is_clamped_before_the_sum_and_a_masked_token_is_zero():
     labels = torch.tensor([[-100, -100, 7, 8, 9]])
 
     def model(*log_probs: float) -> Callable[..., Any]:
@@ -176,7 +176,7 @@ def test_the_displayed_log_probs_are_trls(objective: str, tmp_path: Path):
         assert logged(actual, name)[0] < -5
 
 
-def test_an_evaluation_reports_the_clamp_and_may_ask_for_logits(objective: str, tmp_path: Path):
+def test_an_evaluation_reports_the_clamp_and_can_return_logits(objective: str, tmp_path: Path):
     rows = Dataset.from_list(records(objective, 4, seed=1))
     trainer = run(ours(objective, tmp_path, eval_dataset=rows, humanline=Humanline(**TIGHT)))
     metrics = trainer.evaluate()
@@ -189,15 +189,15 @@ def test_an_evaluation_reports_the_clamp_and_may_ask_for_logits(objective: str, 
     assert outputs.logits.shape == (*batch["input_ids"].shape, 100)
 
 
-def test_a_model_that_is_handed_over_is_its_own_first_reference(tmp_path: Path):
+def test_a_given_model_object_is_its_own_initial_reference(tmp_path: Path):
     model = AutoModelForCausalLM.from_pretrained(start(tmp_path / "start"))
     with torch.no_grad():
-        model.lm_head.weight.mul_(3)  # trained since it was loaded
+        model.lm_head.weight.mul_(3)  # changed after loading
     trainer = run(ours("dpo", tmp_path, model=model, max_steps=1))
     assert logged(trainer, "rewards/chosen") == [0.0]
 
 
-def test_a_model_that_is_named_is_trained_as_one_that_is_handed_over(tmp_path: Path):
+def test_a_model_given_by_name_trains_as_a_model_object_does(tmp_path: Path):
     folder = start(tmp_path / "start")
     named = run(ours("dpo", tmp_path / "named", model=str(folder), humanline=Humanline(**TIGHT)))
     handed_over = run(ours("dpo", tmp_path / "model", humanline=Humanline(**TIGHT)))
@@ -208,7 +208,7 @@ def test_a_model_that_is_named_is_trained_as_one_that_is_handed_over(tmp_path: P
 
 
 @pytest.mark.parametrize("sync_every", [1, 3])
-def test_a_lora_policy_is_trained_as_by_our_own_trainer_with_an_adapter_as_reference(
+def test_a_lora_policy_trains_as_in_humanline_trainer_with_reference_adapter(
     objective: str, sync_every: int, tmp_path: Path
 ):
     settings = {"reference": "adapter", "sync_every": sync_every}
@@ -223,7 +223,7 @@ def test_a_lora_policy_is_trained_as_by_our_own_trainer_with_an_adapter_as_refer
     assert min(logged(actual, "humanline/unclamped")) < 1
 
 
-def test_a_peft_config_makes_a_policy_whose_export_has_no_second_adapter(tmp_path: Path):
+def test_with_a_peft_config_the_export_has_no_second_adapter(tmp_path: Path):
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["v_proj"])
     trainer = run(ours("dpo", tmp_path / "run", peft_config=config, max_steps=2))
     assert isinstance(trainer.reference, AdapterReference)
@@ -234,7 +234,7 @@ def test_a_peft_config_makes_a_policy_whose_export_has_no_second_adapter(tmp_pat
     assert not list((tmp_path / "saved").rglob("ref*"))
 
 
-def test_a_lora_policy_without_sync_keeps_its_start_as_reference(tmp_path: Path):
+def test_a_lora_policy_without_sync_keeps_its_initial_adapter_as_reference(tmp_path: Path):
     trainer = run(ours("dpo", tmp_path, model=adapted(), humanline=Humanline(sync_every=None)))
     kept = {n: p for n, p in trainer.model.named_parameters() if ".ref." in n}
     first = dict(adapted().named_parameters())
@@ -266,7 +266,7 @@ def test_a_resumed_run_ends_with_the_uninterrupted_weights(objective: str, lora:
     assert losses(resumed) == losses(whole)
 
 
-def test_a_checkpoint_without_its_reference_or_of_another_sync_is_not_continued(tmp_path: Path):
+def test_a_checkpoint_without_reference_or_with_another_sync_interval_is_refused(tmp_path: Path):
     run(ours("dpo", tmp_path, max_steps=2, humanline=Humanline(sync_every=3), **SAVING))
     checkpoint = tmp_path / "checkpoint-2"
 

@@ -1,4 +1,4 @@
-"""Online rounds: what is sampled, what becomes of the samples, and what is kept of them."""
+"""Online rounds: sampling, conversion of samples to examples, logs and resuming."""
 
 import json
 import time
@@ -34,7 +34,7 @@ ROUNDS: dict[str, Any] = {
 
 
 def first_word(prompts: list[Any], completions: list[str], wanted: list[str]) -> list[float]:
-    """How far the completion's first word is along the list of all words; differs between most samples."""
+    """Reward the position of the completion's first word in the vocabulary; it differs between most samples."""
     assert len(prompts) == len(completions) == len(wanted)
     return [float(WORDS.index(c.split()[0])) if c.split() and c.split()[0] in WORDS else -1.0 for c in completions]
 
@@ -60,7 +60,7 @@ def weights(trainer: HumanlineTrainer) -> list[torch.Tensor]:
     return [p.detach().clone() for p in trainer.model.parameters()]
 
 
-# What becomes of a prompt's samples
+# From samples to examples
 
 
 PROMPT = Example(torch.tensor([7], dtype=torch.int32), ())
@@ -73,23 +73,23 @@ def group(*rewards: float) -> list[Sample]:
     ]
 
 
-def test_dpo_takes_the_first_best_against_the_first_worst_and_nothing_of_equals():
+def test_dpo_pairs_the_first_best_with_the_first_worst_unless_all_are_equal():
     (pair,) = PAIRS.examples_of(PROMPT, group(1.0, 3.0, 0.0, 3.0, 0.0))
     assert [completion.tolist() for completion in pair.completions] == [[1], [2]]
     assert list(PAIRS.examples_of(PROMPT, group(2.0, 2.0))) == []
 
 
-def test_kto_takes_the_sign_of_the_advantage_and_leaves_out_what_has_none():
+def test_kto_labels_by_the_sign_of_the_advantage_and_omits_zero_advantages():
     kept = list(LABELS.examples_of(PROMPT, group(0.0, 1.0, 2.0)))
     assert [(example.completions[0].tolist(), example.weight) for example in kept] == [([0], 0.0), ([2], 1.0)]
 
 
-def test_grpo_takes_the_group_with_its_advantages_equal_or_not():
+def test_grpo_uses_the_whole_group_with_its_advantages_even_if_all_are_equal():
     assert [example.weight for example in GROUPS.examples_of(PROMPT, group(0.0, 1.0))] == [-0.5, 0.5]
     assert [example.weight for example in GROUPS.examples_of(PROMPT, group(1.0, 1.0))] == [0.0, 0.0]
 
 
-def test_a_round_that_came_out_short_is_repeated_and_neighbours_are_of_different_prompts():
+def test_a_short_round_repeats_examples_and_neighbours_have_different_prompts():
     plan = RoundPlan(2, per_prompt=2, rollout_every=2, sizes=BatchSizes(4), seed=0)
     a, b = (Example(torch.tensor([i], dtype=torch.int32), ()) for i in range(2))
     same = [Example(prompt.prompt_ids, (torch.tensor([i]),)) for prompt in (a, b) for i in range(2)]
@@ -98,7 +98,7 @@ def test_a_round_that_came_out_short_is_repeated_and_neighbours_are_of_different
     assert len(filled) == 8
 
 
-def test_rounds_go_through_all_prompts_before_one_comes_again():
+def test_rounds_use_all_prompts_before_repeating_one():
     plan = RoundPlan(6, per_prompt=2, rollout_every=1, sizes=BatchSizes(4, accumulation=2), seed=3)
     seen = [prompt for number in range(3) for prompt in plan.prompts(number)]
     assert sorted(seen[:6]) == sorted(seen[6:]) == list(range(6))
@@ -106,7 +106,7 @@ def test_rounds_go_through_all_prompts_before_one_comes_again():
         RoundPlan(6, per_prompt=3, rollout_every=1, sizes=BatchSizes(8), seed=0)
 
 
-def test_what_a_round_left_in_the_file_comes_back_prompt_by_prompt(tmp_path: Path):
+def test_logged_samples_of_a_round_are_read_back_by_prompt(tmp_path: Path):
     line = {"step": 4, "prompt_index": 0, "completion": "w1", "reward": 1.0, "advantage": 0.0}
     written = [line | {"completion_ids": [i]} for i in range(4)] + [line | {"step": 5, "completion_ids": [9]}]
     (tmp_path / "file").write_text("".join(json.dumps(one) + "\n" for one in written))
@@ -114,7 +114,7 @@ def test_what_a_round_left_in_the_file_comes_back_prompt_by_prompt(tmp_path: Pat
     assert [[int(one.completion_ids) for one in group] for group in groups] == [[0, 1], [2, 3]]
 
 
-# Samples
+# Sampling
 
 
 def draw(model: Any, **settings: Any) -> list[list[torch.Tensor]]:
@@ -124,7 +124,7 @@ def draw(model: Any, **settings: Any) -> list[list[torch.Tensor]]:
     return sample(model, prompts, sampling, {1}, seed=0)
 
 
-def test_nothing_of_the_models_own_generation_config_bends_the_samples():
+def test_the_models_generation_config_does_not_change_the_distribution_of_samples():
     model = tiny_model()
     plain = draw(model)
     own = model.generation_config
@@ -134,7 +134,7 @@ def test_nothing_of_the_models_own_generation_config_bends_the_samples():
     assert model.generation_config is own
 
 
-def test_a_sample_ends_with_its_first_end_of_sequence_and_holds_nothing_but_itself():
+def test_a_sample_ends_with_its_first_end_of_sequence_and_owns_its_storage():
     model = tiny_model()
     torch.nn.init.zeros_(model.lm_head.weight)
     samples = [ids for group in draw(model, max_completion_length=40, num_generations=30) for ids in group]
@@ -145,7 +145,7 @@ def test_a_sample_ends_with_its_first_end_of_sequence_and_holds_nothing_but_itse
     assert all(ids.untyped_storage().nbytes() == 4 * len(ids) for ids in samples)
 
 
-# A run
+# Runs
 
 
 @pytest.mark.parametrize("rollout_every", [1, 2])
@@ -167,7 +167,7 @@ def test_every_round_is_sampled_by_the_policy_of_its_first_step(tmp_path: Path, 
     assert not all(map(torch.equal, calls[-1][1], before))
 
 
-def test_the_log_has_rewards_and_where_the_time_went_and_the_file_has_every_sample(tmp_path: Path):
+def test_the_log_has_rewards_and_times_and_the_file_has_every_sample(tmp_path: Path):
     def slow(**given: Any) -> list[float]:
         time.sleep(0.05)
         return first_word(**given)
@@ -188,7 +188,7 @@ def test_the_log_has_rewards_and_where_the_time_went_and_the_file_has_every_samp
     assert spent <= steps[-1]["seconds"] + 0.5
 
 
-def test_grpo_learns_what_is_rewarded(tmp_path: Path):
+def test_grpo_increases_the_reward(tmp_path: Path):
     sizes = {"max_steps": 30, "per_device_train_batch_size": 32, "num_generations": 8, "max_completion_length": 1}
     rate = {"learning_rate": 1e-2, "lr_scheduler_type": "constant"}
     rounds_trainer(tmp_path, objective="grpo", beta=0.0, rollout_every=1, **sizes, **rate).train()
@@ -196,7 +196,7 @@ def test_grpo_learns_what_is_rewarded(tmp_path: Path):
     assert min(rewards[-5:]) > max(rewards[:5])
 
 
-def test_the_loss_sees_the_tokens_that_were_sampled(tmp_path: Path):
+def test_the_loss_uses_the_sampled_tokens(tmp_path: Path):
     trainer = rounds_trainer(tmp_path, objective="grpo", max_steps=1)
     trainer.train()
     samples = {(s["prompt"], s["completion"]) for s in lines(tmp_path / "completions.jsonl")}
@@ -210,7 +210,7 @@ def test_the_loss_sees_the_tokens_that_were_sampled(tmp_path: Path):
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
-def test_a_resumed_run_has_the_samples_and_the_end_of_the_uninterrupted_one(tmp_path: Path, objective: str, step: int):
+def test_a_resumed_run_has_the_samples_and_weights_of_the_uninterrupted_one(tmp_path: Path, objective: str, step: int):
     settings = {"objective": objective, "save_strategy": "steps", "save_steps": 1}
     whole = rounds_trainer(tmp_path / "whole", **settings)
     whole.train()
@@ -222,7 +222,7 @@ def test_a_resumed_run_has_the_samples_and_the_end_of_the_uninterrupted_one(tmp_
     assert lines(tmp_path / "cut" / "completions.jsonl") == lines(tmp_path / "whole" / "completions.jsonl")
 
 
-def test_messages_are_answered_by_an_assistants_message(tmp_path: Path):
+def test_a_prompt_of_messages_gets_an_assistant_message(tmp_path: Path):
     seen: list[Any] = []
 
     def reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
@@ -242,7 +242,7 @@ def test_a_prompt_that_fills_max_length_is_dropped_and_counted(tmp_path: Path):
     assert trainer.train_data.summary() == "8 prompts, dropped (prompt >= max_length): 1"
 
 
-def test_a_lora_policy_is_sampled_with_its_adapter_and_held_to_the_one_before(tmp_path: Path):
+def test_a_lora_policy_samples_with_its_adapter_and_has_the_earlier_one_as_reference(tmp_path: Path):
     lora = LoraConfig(target_modules=["q_proj", "v_proj"], r=4, init_lora_weights="gaussian")
     model = get_peft_model(tiny_model(), lora)
     trainer = rounds_trainer(tmp_path, objective="grpo", reference="adapter", model=model)
@@ -252,7 +252,7 @@ def test_a_lora_policy_is_sampled_with_its_adapter_and_held_to_the_one_before(tm
     assert model.active_adapter == "default"
 
 
-def test_a_second_training_sees_its_own_samples(tmp_path: Path):
+def test_a_second_training_uses_its_own_samples(tmp_path: Path):
     trainer = rounds_trainer(tmp_path, objective="grpo", save_strategy="no", max_steps=1)
     seen = []
     loss = trainer.compute_loss
@@ -270,10 +270,10 @@ def test_a_second_training_sees_its_own_samples(tmp_path: Path):
     assert seen[0][0].tolist() != seen[1][0].tolist()
 
 
-# What goes wrong
+# Failures
 
 
-def test_what_fails_late_keeps_the_run_up_to_it(tmp_path: Path):
+def test_a_late_failure_saves_the_run_up_to_it(tmp_path: Path):
     def reward(completions: list[str], **columns: Any) -> list[float]:
         calls.append(len(completions))
         if len(calls) == 2:
@@ -292,7 +292,7 @@ def test_what_fails_late_keeps_the_run_up_to_it(tmp_path: Path):
     assert {line["step"] for line in lines(tmp_path / "completions.jsonl")} == {0, 2}
 
 
-def test_what_fails_in_sampling_keeps_the_run_too(tmp_path: Path):
+def test_a_failure_in_sampling_also_saves_the_run(tmp_path: Path):
     trainer = rounds_trainer(tmp_path, objective="grpo")
     draws = trainer.rounds._draw
 
@@ -309,7 +309,7 @@ def test_what_fails_in_sampling_keeps_the_run_too(tmp_path: Path):
     assert resumed.state.global_step == 4
 
 
-def test_a_dry_run_tries_a_round_and_leaves_nothing(tmp_path: Path):
+def test_a_dry_run_samples_a_round_and_writes_nothing(tmp_path: Path):
     def reward(completions: list[str], **columns: Any) -> list[float]:
         calls.append(len(completions))
         return [float(i) for i in range(len(completions))]
@@ -341,7 +341,7 @@ def test_a_round_without_a_difference_is_drawn_again(tmp_path: Path, objective: 
         ([1.0] * 15 + [None], "expected a finite number, got None for"),
     ],
 )
-def test_an_answer_that_is_no_finite_number_a_sample_is_refused(tmp_path: Path, given: Any, said: str):
+def test_a_result_without_one_finite_number_per_sample_is_refused(tmp_path: Path, given: Any, said: str):
     with pytest.raises(RolloutError, match=said):
         rounds_trainer(tmp_path, lambda **_: given, objective="grpo").train()
 
@@ -354,7 +354,7 @@ def test_a_reward_function_that_hangs_is_interrupted(tmp_path: Path):
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
-def test_a_reward_that_tells_no_two_samples_apart_teaches_nothing(tmp_path: Path, objective: str):
+def test_a_constant_reward_stops_the_run_with_an_error(tmp_path: Path, objective: str):
     with pytest.raises(RolloutError, match=r"each of its .* prompts got 4 samples of equal reward"):
         rounds_trainer(tmp_path, lambda completions, **_: [1.0] * len(completions), objective=objective).train()
 
@@ -371,7 +371,7 @@ def test_a_reward_that_tells_no_two_samples_apart_teaches_nothing(tmp_path: Path
         ({"reward": "math:sqrt"}, "expected one reward function, .* got both"),
     ],
 )
-def test_settings_that_cannot_be_are_named(tmp_path: Path, settings: dict[str, Any], said: str):
+def test_invalid_settings_are_refused_by_name(tmp_path: Path, settings: dict[str, Any], said: str):
     with pytest.raises(ValueError, match=said):
         rounds_trainer(tmp_path, objective="grpo", **settings)
 
@@ -385,7 +385,7 @@ def test_settings_that_cannot_be_are_named(tmp_path: Path, settings: dict[str, A
         ("math:pi", "to be a function, got float"),
     ],
 )
-def test_a_path_that_leads_to_no_function_is_named(tmp_path: Path, path: str, said: str):
+def test_a_path_without_a_function_is_refused_by_name(tmp_path: Path, path: str, said: str):
     with pytest.raises(ValueError, match=said):
         rounds_trainer(tmp_path, None, objective="grpo", reward=path)
 

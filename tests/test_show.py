@@ -1,4 +1,4 @@
-"""What `humanline show` shows of a run: its numbers are those of the loss."""
+"""The numbers that `humanline show` shows are those of the loss."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tests.html_page import Page
 from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer
 
 PRINTED = 1e-4
-"""A number of four decimals is within half a unit of the last, and float32's own error is far below the other half."""
+"""Rounding to four decimals errs by half a unit in the last place; float32's error is far below the other half."""
 
 
 Run = Callable[..., Path]
@@ -26,7 +26,7 @@ Run = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def run_of(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Makes a run by name with a checkpoint every step, at a learning rate that has tokens clamped."""
+    """Makes a run by name with a checkpoint at every step, and a learning rate at which tokens are clamped."""
     folder = tmp_path_factory.mktemp("show")
     tiny_model().save_pretrained(folder / "start")
     tiny_tokenizer().save_pretrained(folder / "start")
@@ -64,7 +64,7 @@ def logged(run: Path, step: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def logps_by_hand(model: Path, ids: Sequence[int]) -> torch.Tensor:
-    """The log-prob of every token but the first, by transformers' model on the one sequence."""
+    """Return the log-prob of every token but the first, from transformers' model on the single sequence."""
     logits = AutoModelForCausalLM.from_pretrained(model)(torch.tensor([ids])).logits[0, :-1]
     return logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
 
@@ -74,11 +74,11 @@ def unclamped_in(seen: Page) -> float:
 
 
 def approximately(share: float, seen: Page) -> Any:
-    """The share of one number of tokens, and of no other."""
+    """Match the share of exactly one number of tokens."""
     return pytest.approx(share, abs=0.5 / len(seen.scored))
 
 
-# The numbers
+# Numbers
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_unclamped_share_is_what_the_step_logged(run_of: Run, objective: str
         assert unclamped_in(seen) == approximately(logged(run, step + 1)["humanline/unclamped"], seen)
 
 
-def test_clamped_tokens_are_there_to_be_compared(run_of: Run) -> None:
+def test_the_compared_runs_have_clamped_tokens(run_of: Run) -> None:
     run = run_of(sync_every=3)
     assert any(logged(run, step + 1)["humanline/unclamped"] < 1 for step in (1, 3, 4))
 
@@ -120,7 +120,7 @@ def test_rewards_of_chosen_and_rejected_are_what_the_step_logged(run_of: Run) ->
         ({"reference": "frozen"}, 4, "start"),
     ],
 )
-def test_log_probs_are_those_of_the_weights_of_both_steps(
+def test_log_probs_belong_to_the_weights_of_policy_and_reference(
     run_of: Run, settings: dict[str, Any], step: int, reference: str
 ) -> None:
     run = run_of(**settings)
@@ -143,7 +143,7 @@ def test_log_probs_are_those_of_the_weights_of_both_steps(
 
 
 def sequences_in(seen: Page) -> list[list[dict[str, str]]]:
-    """The tokens' attributes by sequence: one begins where a prompt does."""
+    """Return the tokens' attributes by sequence; a sequence begins with its prompt."""
     sequences: list[list[dict[str, str]]] = []
     in_prompt = False
     for attributes, _ in seen.tokens:
@@ -156,7 +156,7 @@ def sequences_in(seen: Page) -> list[list[dict[str, str]]]:
 
 
 @pytest.mark.parametrize(("step", "since"), [(3, 0), (4, 3)])
-def test_the_page_says_of_which_step_the_reference_is(run_of: Run, step: int, since: int) -> None:
+def test_the_page_states_the_step_of_the_reference(run_of: Run, step: int, since: int) -> None:
     said = f"look-ahead: the policy as it was before step {since}, which scored step {step}'s tokens then"
     assert said in shown(run_of(sync_every=3), step=step).text
 
@@ -180,7 +180,7 @@ def test_an_adapter_and_its_reference_are_read_back(run_of: Run, tmp_path: Path)
 # One example
 
 
-def test_an_example_whose_scores_wait_is_compared_with_those(run_of: Run) -> None:
+def test_an_example_with_pending_scores_is_compared_with_them(run_of: Run) -> None:
     run = run_of(sync_every=3)
     state = torch.load(run / "checkpoint-4" / "run_state.pt", weights_only=True)
     waiting = next(iter(state["pending"][4]))
@@ -193,7 +193,7 @@ def test_an_example_whose_scores_wait_is_compared_with_those(run_of: Run) -> Non
     assert [token["ref_logp"] for token in seen.scored] == pytest.approx(expected, abs=PRINTED)
 
 
-def test_an_example_without_scores_is_compared_with_the_start_and_the_page_says_so(run_of: Run) -> None:
+def test_an_example_without_scores_is_compared_with_the_initial_policy_and_says_so(run_of: Run) -> None:
     run = run_of(sync_every=3)
     state = torch.load(run / "checkpoint-5" / "run_state.pt", weights_only=True)
     assert state["pending"] == {}
@@ -217,7 +217,7 @@ def test_every_token_of_a_step_is_on_the_page_once(run_of: Run) -> None:
     assert "".join(text for _, text in seen.tokens) == "".join(texts)
 
 
-def test_the_samples_of_a_round_are_shown_as_the_step_saw_them(run_of: Run) -> None:
+def test_the_samples_of_a_round_are_shown_as_the_step_used_them(run_of: Run) -> None:
     run = run_of("grpo", reference="copy", rollout_every=2, num_generations=2, max_completion_length=4)
     seen = shown(run, step=3)
     assert unclamped_in(seen) == approximately(logged(run, 4)["humanline/unclamped"], seen)
@@ -227,7 +227,7 @@ def test_the_samples_of_a_round_are_shown_as_the_step_saw_them(run_of: Run) -> N
     assert sorted(int(token["id"]) for token in seen.scored) == sorted(id for ids in of_step for id in ids)
 
 
-# What cannot be shown
+# Refused requests
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -236,7 +236,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1].removeprefix("humanline show: error: ")
 
 
-def test_the_command_says_where_the_page_is(run_of: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_path_of_the_page(run_of: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of(sync_every=3)
     assert main(["show", str(run), "--step", "3"]) == 0
     assert capsys.readouterr().out.splitlines() == [str(run / "show-step-3.html")]
@@ -257,18 +257,20 @@ def test_a_step_without_a_checkpoint_lists_those_that_have_one(run_of: Run, caps
         (["--step", "3", "--dataset", "absent.jsonl"], "dataset: expected a JSONL file at absent.jsonl, found none"),
     ],
 )
-def test_what_is_not_there_is_one_line(
+def test_a_missing_input_gives_one_line(
     run_of: Run, capsys: pytest.CaptureFixture[str], argv: list[str], said: str
 ) -> None:
     assert error_of(capsys, str(run_of(sync_every=3)), *argv).startswith(said)
 
 
-def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_run_gives_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = error_of(capsys, str(tmp_path), "--step", "3")
     assert said == f"expected a run's folder with a {SETTINGS}, found none at {tmp_path / SETTINGS}"
 
 
-def test_data_that_changed_since_are_refused(run_of: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_changed_since_the_run_are_refused(
+    run_of: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = run_of(sync_every=3)
     rows = records("dpo", 20)
     rows[4]["chosen"] += " w7"
@@ -278,7 +280,7 @@ def test_data_that_changed_since_are_refused(run_of: Run, tmp_path: Path, capsys
     assert said.startswith(f"{changed}: expected the data that {run} was trained on (20 examples, fingerprint ")
 
 
-def test_a_run_made_in_memory_is_shown_with_the_data_and_the_model_that_are_named(
+def test_a_run_with_in_memory_inputs_is_shown_with_named_data_and_model(
     run_of: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base, run = run_of(sync_every=3).parent, tmp_path / "run"
@@ -290,7 +292,7 @@ def test_a_run_made_in_memory_is_shown_with_the_data_and_the_model_that_are_name
     assert main(["show", str(run), "--example", "3", *data, "--model", str(base / "start")]) == 0
 
 
-def test_another_model_than_the_runs_is_refused(
+def test_a_model_other_than_the_runs_is_refused(
     run_of: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_model(hidden_size=16).save_pretrained(tmp_path)
@@ -298,10 +300,10 @@ def test_another_model_than_the_runs_is_refused(
     assert said.startswith(f"{tmp_path}: expected the run's model {{'class': 'LlamaForCausalLM'")
 
 
-# The settings that a run keeps
+# Saved settings
 
 
-def test_a_run_keeps_its_settings_and_a_dry_one_keeps_none(run_of: Run, tmp_path: Path) -> None:
+def test_a_run_saves_its_settings_and_a_dry_run_does_not(run_of: Run, tmp_path: Path) -> None:
     settings = read_settings(run_of(sync_every=3))
     assert (settings["sync_every"], settings["objective"], settings["log_epsilon_R"]) == (3, "dpo", 0.75)
     assert settings["learning_rate"] == 3e-2
