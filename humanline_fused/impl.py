@@ -1,4 +1,4 @@
-"""Who computes here, and why."""
+"""Chooses the implementation and explains the choice."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 class Choice(NamedTuple):
-    """Who computes, ``"triton"`` or ``"eager"``, and why."""
+    """The implementation, ``"triton"`` or ``"eager"``, and the reason."""
 
     impl: str
     why: str

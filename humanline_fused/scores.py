@@ -1,4 +1,4 @@
-"""Where token log-probs come from."""
+"""Sources of token log-probs: logits, hidden states with a head, or the log-probs themselves."""
 
 from dataclasses import KW_ONLY, dataclass
 
@@ -10,20 +10,20 @@ from torch.distributed import ProcessGroup
 class Logits:
     """A model's output before the softmax.
 
-    The softmax is taken of ``z = cap(scale · logits) / temperature``, ``cap(x) = softcap · tanh(x / softcap)``
-    (docs/math.md, equation 1). A model that caps or scales its own logits has done so already.
+    The softmax is over ``z = cap(scale · logits) / temperature``, ``cap(x) = softcap · tanh(x / softcap)``
+    (docs/math.md, equation 1). For a model that caps or scales its own logits, keep the defaults.
 
     Args:
-        logits: [B, T, V], bfloat16, float16, float32 or float64, any strides (other than 1 over the vocabulary costs
-            a copy). Row ``[b, t]`` scores ``target_ids[b, t]``: shift ids and mask
+        logits: [B, T, V], bfloat16, float16, float32 or float64, any strides (a stride other than 1 over the
+            vocabulary costs a copy). Row ``[b, t]`` scores ``target_ids[b, t]``: shift ids and mask
             (:func:`humanline_fused.shift_targets`), never the logits.
         temperature: > 0, for all tokens, or [B, T], float. No gradient reaches it.
         softcap: > 0; None does not cap.
         scale: > 0.
-        inplace_gradient: backward may write dlogits over the logits, and so need no memory of its own. The logits must
-            be the result of another operation, not a leaf. Autograd counts it as a write: whatever else needs these
-            logits for a later backward raises, and so does a second backward (not under saved-tensor hooks, which
-            switch that check of autograd's off). Without a gradient nothing is written.
+        inplace_gradient: backward may write dlogits over the logits, so that it needs no memory of its own. The logits
+            must be the result of another operation, not a leaf. Autograd counts it as a write: any later backward
+            that needs these logits is an error, and so is a second backward (not under saved-tensor hooks, which turn
+            that check off). Without a gradient nothing is written.
     """
 
     logits: Tensor
@@ -36,10 +36,10 @@ class Logits:
 
 @dataclass(frozen=True, eq=False)
 class TokenLogp:
-    """Log-probs of the targets that are already there: scored ahead, by another engine, or by code of the caller's.
+    """Given log-probs of the targets: scored ahead of time, by another engine, or by the caller's own code.
 
     Args:
-        logp: [B, T], nats. What stands where the mask is False is never read.
+        logp: [B, T], nats. Values where the mask is False are never read.
     """
 
     logp: Tensor
@@ -47,35 +47,35 @@ class TokenLogp:
 
 @dataclass(frozen=True, eq=False)
 class LMHead:
-    """A model's last product and its softmax, without [B, T, V] logits: they exist a chunk at a time.
+    """A model's last product and its softmax, without [B, T, V] logits: only one chunk of them exists at a time.
 
-    ``logits = hidden · weightᵀ + bias``, of which the softmax is taken as of :class:`Logits`. Only rows that count are
-    multiplied. In products with the weight, of 2·n·H·V flops for n rows that count: 1 without a gradient, 2 where the
-    head is frozen, 3 where it is trained by ``dpo_loss``, ``kto_loss`` or ``grpo_loss``, 4 where it is trained by a
-    loss of the caller's (or by an entropy), and 1 for a reference. Gradients have no graph of their own.
+    ``logits = hidden · weightᵀ + bias``, with the softmax of :class:`Logits`. Only rows that count are multiplied. The
+    cost in products with the weight, of 2·n·H·V flops for n rows that count: 1 without a gradient, 2 with a frozen
+    head, 3 with a head trained by ``dpo_loss``, ``kto_loss`` or ``grpo_loss``, 4 with a head trained by a loss of the
+    caller's own (or by an entropy), and 1 for a reference. Gradients have no graph of their own.
 
     Args:
-        hidden: [B, T, H], bfloat16, float16, float32 or float64: what the model hands its head. Row ``[b, t]`` scores
+        hidden: [B, T, H], bfloat16, float16, float32 or float64: the input of the model's head. Row ``[b, t]`` scores
             ``target_ids[b, t]``.
-        weight: [V, H], in the dtype of ``hidden`` (under autocast both are cast as a linear layer's would be). May be
-            the embedding's. Whole: DTensors and ZeRO-3's partitioned parameters are refused.
+        weight: [V, H], in the dtype of ``hidden`` (under autocast both are cast as for a linear layer). May be the
+            embedding's. It must be whole: DTensors and ZeRO-3's partitioned parameters are refused.
         bias: [V].
         temperature, softcap, scale: as :class:`Logits`.
-        group: ranks that hold a slice each of weight and bias, in rank order, and the same ``hidden``; ids are those of
-            the whole vocabulary. Every rank gets the whole result, and the whole gradient of ``hidden``. The ranks
-            agree on the size of a chunk, for which each call waits once.
-        rows: [n], int64: positions ``b · T + t`` where the mask is True, ascending. With it, or with a ``loss_mask`` on
-            the CPU, nobody waits for a GPU to count them (DPO and KTO with a trained head and more than one chunk need
-            them on the CPU for that, and no ``cu_seqlens``).
-        workspace_bytes: of the logits that are held at once; at least one row. Default: 128 MiB on a CPU; on a GPU
-            2 GiB, or as much as 4096 rows take if that is more, at most 4 GiB, and half of the free memory (give a
-            number for runs that repeat to the bit: another number of rows may move last bits). Under a trained head
+        group: process group whose ranks hold one slice each of weight and bias, in rank order, and the same ``hidden``.
+            Ids refer to the whole vocabulary. Every rank gets the whole result, and the whole gradient of ``hidden``.
+            The ranks agree on the size of a chunk; each call waits once for that.
+        rows: [n], int64: positions ``b · T + t`` where the mask is True, ascending. With it, or with a mask on the
+            CPU, the host does not wait for a GPU to count them. (DPO and KTO with a trained head and more than one
+            chunk need ``rows`` on the CPU for that, and no ``cu_seqlens``.)
+        workspace_bytes: memory of the logits that exist at once; at least one row. Default: 128 MiB on a CPU; on a GPU
+            2 GiB, or the size of 4096 rows if that is more, at most 4 GiB and half of the free memory. Give a number
+            for runs that must repeat bit for bit: another number of rows may change last bits. With a trained head,
             several chunks also hold float32 [V, H] and [n, H] until backward; one chunk holds its logits' memory.
         fp32_logits: keep the products' float32 instead of rounding it to the dtype of ``hidden``.
-        main_grad: add the weight's gradient to ``weight.main_grad`` (float32, the one that is there in forward)
+        main_grad: add the weight's gradient to ``weight.main_grad`` (float32, the tensor that is there in forward)
             instead of returning it. Megatron's own flags and hooks are not touched.
-        drop_clamped: tokens beyond the clamp, whose gradient is 0, leave the backward products too. Costs a wait for
-            the GPU and a copy per chunk; pays where more than 5 % of the tokens are clamped.
+        drop_clamped: leave tokens outside the clamp, whose gradient is 0, out of the backward products too. Costs a
+            wait for the GPU and a copy per chunk; saves time if more than 5 % of the tokens are clamped.
     """
 
     hidden: Tensor

@@ -1,4 +1,4 @@
-"""The tokens that a loss is of, in the ways in which its parts ask for them."""
+"""Target ids, mask and sequence boundaries of one call."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,10 +12,10 @@ class Tokens:
     """
     Attributes:
         target_ids: [B, T], int64 or int32.
-        counts: [B, T], bool: the loss mask as it came. On the CPU it can be looked at without waiting for a device.
-        cu_seqlens: [num_sequences + 1] of packed input, or None.
-        depends: the tokens on whose log-probs a token's derivative depends: itself alone, its sequence, or its pair.
-        gradient: [B, T], bool: False where the derivative is known to be 0; None where nothing is known.
+        counts: [B, T], bool: the loss mask, on the caller's device. On the CPU it is read without a wait.
+        cu_seqlens: [num_sequences + 1] for packed input, or None.
+        depends: a token's derivative depends on the log-probs of that token, of its sequence, or of its pair.
+        gradient: [B, T], bool: False where the derivative is known to be 0; None if nothing is known.
     """
 
     target_ids: Tensor
@@ -30,5 +30,5 @@ class Tokens:
 
     @property
     def loss_mask(self) -> Tensor:
-        """[B, T], bool, beside the ids."""
+        """[B, T], bool, on the device of the ids."""
         return self.counts.to(self.device, non_blocking=True)

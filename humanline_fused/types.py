@@ -1,4 +1,4 @@
-"""What goes into a loss besides tensors, and what comes out of it."""
+"""Arguments of losses besides tensors, and their results."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 Impl = Literal["auto", "triton", "eager"]
-"""Who computes. A named one raises where it cannot run; only ``"auto"`` may choose."""
+"""The implementation. A named one raises if it cannot run; only ``"auto"`` chooses."""
 
 DPOLossType = Literal["sigmoid", "ipo", "hinge", "sigmoid_norm"]
 """The losses of pairs that ``dpo_loss`` computes, by TRL's names."""
@@ -53,13 +53,13 @@ PAPER_CLAMP = HumanlineClamp()
 
 @dataclass(frozen=True, eq=False)
 class ClampedOutput:
-    """What every operation with a clamp returns besides its own result. All detached.
+    """Results that all operations with a clamp share, detached.
 
     Attributes:
         logp: log-probs of the targets under the policy, [B, T], nats, 0 where the mask is False.
         ref_logp: the same under the reference.
-        clamped_low_fraction: share of the tokens that count whose log-ratio lies below ``log_epsilon_P``, [].
-        clamped_high_fraction: share above ``log_epsilon_R``, [].
+        clamped_low_fraction: share of the tokens that count with a log-ratio below ``log_epsilon_P``, [].
+        clamped_high_fraction: share with a log-ratio above ``log_epsilon_R``, [].
     """
 
     logp: Tensor
@@ -69,7 +69,7 @@ class ClampedOutput:
 
     @property
     def unclamped_fraction(self) -> Tensor:
-        """Share of the tokens that count whose log-ratio lies within the bounds, [].
+        """Share of the tokens that count with a log-ratio within the bounds, [].
 
         A token right after a sync has log-ratio 0 and counts as unclamped (HALOs leaves it out and reads 0).
         """
@@ -78,11 +78,11 @@ class ClampedOutput:
 
 @dataclass(frozen=True, eq=False)
 class TokenLogpOutput:
-    """Both with a graph to the logits, [B, T], nats, 0 where the mask is False.
+    """[B, T], nats, with a graph to the logits; 0 where the mask is False.
 
     Attributes:
         logp: log-probs of the targets.
-        entropy: of each token's whole distribution, −Σ p log p.
+        entropy: −Σ p log p over the vocabulary, of each token's distribution.
     """
 
     logp: Tensor
@@ -119,8 +119,8 @@ class GRPOOutput(ClampedOutput):
 
     Attributes:
         kl: mean of k3 over the tokens that count, nats, [].
-        clip_low_fraction: share of the tokens that PPO's lower bound stops (A < 0 and ratio < 1 − epsilon), [].
-        clip_high_fraction: share that its upper bound stops (A > 0 and ratio > 1 + epsilon_high), [].
+        clip_low_fraction: share of the tokens at PPO's lower bound (A < 0 and ratio < 1 − epsilon), [].
+        clip_high_fraction: share at its upper bound (A > 0 and ratio > 1 + epsilon_high), [].
     """
 
     loss: Tensor
@@ -130,5 +130,5 @@ class GRPOOutput(ClampedOutput):
 
     @property
     def clip_fraction(self) -> Tensor:
-        """Share of the tokens that count whose policy-gradient term PPO's clip stops, []."""
+        """Share of the tokens that count with a policy gradient of 0 because of PPO's clip, []."""
         return self.clip_low_fraction + self.clip_high_fraction

@@ -1,4 +1,4 @@
-"""Hidden states and heads for the tests, and every loss on them by every way in which its scores may come."""
+"""Hidden states and heads for the tests, and every loss on them with every kind of source."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -74,7 +74,7 @@ def head_batch(
 def source(
     kind: Kind, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Batch, impl: str, **options: Any
 ) -> Scores:
-    """The same scores, by one of three ways; ``options`` that only a head has are left out for the others."""
+    """The same scores as one of three kinds of source; ``options`` of a head alone are left out for the others."""
     softmax = {name: value for name, value in options.items() if name in ("temperature", "softcap", "scale")}
     if kind == "head":
         return LMHead(hidden, weight, bias, **options)
@@ -97,10 +97,10 @@ def answer(
     options: dict[str, Any] | None = None,
     **settings: Any,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What a loss returns, and its gradients by the names of the policy's tensors.
+    """The results of a loss, and its gradients, by the names of the policy's tensors.
 
     Args:
-        frozen: weight and bias want no gradient.
+        frozen: weight and bias need no gradient.
         shared: the reference's hidden states go through the policy's own head.
     """
     options = options or {}

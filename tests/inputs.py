@@ -71,7 +71,7 @@ def loss_of(
 
 
 FORMS: list[tuple[str, dict[str, Any]]] = [("dpo", {}), ("kto", {}), ("grpo", {}), ("grpo", {"one_launch": True})]
-"""Every way that a loss takes through the kernels."""
+"""Objective and settings, for every path of a loss through the kernels."""
 
 
 def loss_and_gradient(
@@ -82,7 +82,7 @@ def loss_and_gradient(
     lay_out: Callable[[Tensor], Tensor] = lambda logits: logits,
     **settings: Any,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Everything a loss returns on logits, by name, and its gradient in the policy's logits.
+    """All results of a loss on logits, by name, and its gradient in the policy's logits.
 
     Args:
         lay_out: puts logits elsewhere in memory.
@@ -101,7 +101,7 @@ def token_batch(
     mask: list[list[int]] | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, TokenLogp, Tensor, Tensor]:
-    """Hand-written log-probs: policy (a leaf with a gradient), reference, ids that nobody reads, mask."""
+    """Hand-written log-probs: policy (a leaf with a gradient), reference, ids that are not read, mask."""
     policy = torch.tensor(logp, device=device, requires_grad=True)
     loss_mask = torch.ones(policy.shape, dtype=torch.bool) if mask is None else torch.tensor(mask, dtype=torch.bool)
     ids = torch.zeros(policy.shape, dtype=torch.long, device=device)

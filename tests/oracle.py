@@ -1,4 +1,4 @@
-"""The oracle: eager in float64. Everything a loss returns, and its gradient, within the error budget of it."""
+"""The oracle: eager in float64. Compares all results of a loss, and its gradient, within the error budget."""
 
 import torch
 

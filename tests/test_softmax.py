@@ -1,4 +1,4 @@
-"""What the softmax is taken of: temperature, softcap, scale; and its entropy (docs/math.md, equations 1, 12 to 15)."""
+"""The softmax's temperature, softcap and scale, and its entropy (docs/math.md, equations 1, 12 to 15)."""
 
 import math
 

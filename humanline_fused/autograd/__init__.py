@@ -1,4 +1,4 @@
-"""The same operations as ``eager``, by kernel and ``torch.autograd.Function``. Imports Triton."""
+"""The operations of ``eager`` by kernels and ``torch.autograd.Function``. Implements ``Layer``. Imports Triton."""
 
 from humanline_fused.autograd.dpo_loss import dpo_loss
 from humanline_fused.autograd.epilogue import score_rows, write_dlogits_

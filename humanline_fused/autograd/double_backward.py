@@ -1,4 +1,4 @@
-"""The kernels write gradients that have no graph of their own."""
+"""Double backward is an error: the kernels' gradients have no graph."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Scores of rows of logits, and their gradient in the logits' place, by kernel, for a head's chunks."""
+"""Scores of rows of logits, and their gradient in the same memory, by kernels, for a head's chunks."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from humanline_kernels.token_logp import token_logp_backward_, token_logp_forwar
 
 
 def _batch_of_one(target_ids: Tensor, softmax: Softmax) -> tuple[Tensor, Tensor, Tensor | None]:
-    """ids, mask and temperature [1, n]: all rows count."""
+    """Ids, mask and temperature as one sequence [1, n] in which all rows count."""
     ids, temperature = target_ids[None], softmax.temperature
     return ids, torch.ones_like(ids, dtype=torch.bool), None if temperature is None else temperature[None]
 

@@ -1,4 +1,4 @@
-"""GRPO from logits in one launch: dlogits is there before backward is asked for."""
+"""GRPO from logits in one launch, which computes dlogits in forward."""
 
 from typing import Any
 
@@ -31,10 +31,10 @@ class GRPOOneLaunch(torch.autograd.Function):
             (dlogits,) = ctx.saved_tensors
         except RuntimeError as error:
             raise RuntimeError(
-                "one_launch: expected one backward, got a second, whose gradient is no longer held; "
-                "one_launch=False computes it again"
+                "one_launch: expected one backward, got a second; the gradient is no longer there. "
+                "one_launch=False permits several"
             ) from error
-        # Writes to dlogits as far as autograd knows, so a second backward is seen even where grad_output is 1.
+        # Autograd counts this as a write to dlogits, so it detects a second backward even if grad_output is 1.
         scale_dlogits_(dlogits, grad_outputs[0])
         return dlogits, *(None for _ in range(ctx.num_arguments))
 

@@ -1,4 +1,4 @@
-"""logits -> logp and entropy, with dlogits as their gradient. Saves two floats per row, never the probabilities."""
+"""logits -> logp and entropy, with their gradient dlogits. Keeps two floats per row, not the probabilities."""
 
 from typing import Any
 
@@ -80,5 +80,5 @@ def token_logp(
 
 
 def rows_in_a_piece(logits: Tensor) -> Tensor:
-    """The logits with stride 1 over the vocabulary: themselves, or a copy."""
+    """The logits, or a copy of them, with stride 1 over the vocabulary."""
     return logits if logits.stride(-1) == 1 else logits.contiguous()

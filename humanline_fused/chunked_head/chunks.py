@@ -1,4 +1,4 @@
-"""Which rows are multiplied, in which order, and how many at once."""
+"""Selects the rows to multiply, their order, and the chunks."""
 
 from typing import NamedTuple
 
@@ -8,16 +8,16 @@ from torch import Tensor
 from humanline_fused.tokens import Tokens
 
 Chunk = tuple[int, int]
-"""Rows from one to before the other, of the list of all that are multiplied."""
+"""[start, end) in the list of all rows that are multiplied."""
 
 
 class Rows(NamedTuple):
-    """The tokens that count; those that have no gradient first.
+    """The tokens that count; those without a gradient first.
 
     Attributes:
         positions: [n], int64, in [0, B · T), on the device.
-        num_without_gradient: how many come first.
-        block_sizes: of the rest, how many in turn depend on each other; None if any number may stand together.
+        num_without_gradient: number of rows without a gradient.
+        block_sizes: sizes of the following blocks of rows, whose coefficients depend on each other; None if none do.
     """
 
     positions: Tensor
@@ -26,7 +26,7 @@ class Rows(NamedTuple):
 
 
 def rows_of(tokens: Tokens, given: Tensor | None) -> Rows:
-    """Waits for the device only where neither the mask nor the rows that are ``given`` say on the CPU what counts."""
+    """The rows that count. Waits for the device only if neither the mask nor the ``given`` rows are on the CPU."""
     index = tokens.counts.flatten().nonzero()[:, 0] if given is None else given
     num_without_gradient, waits = 0, given is None and not _on_cpu(index)
     if tokens.gradient is not None and (waits or _on_cpu(index, tokens.gradient)):
@@ -41,9 +41,9 @@ def _on_cpu(*tensors: Tensor) -> bool:
 
 
 def in_blocks(rows: Rows, tokens: Tokens, given: Tensor | None) -> Rows:
-    """The same rows, those that depend on each other side by side.
+    """The same rows, ordered such that rows of one sequence or pair are neighbours.
 
-    Their number in each sequence is read on the CPU if the mask or the ``given`` rows lie there.
+    Waits for the device only if neither the mask nor the ``given`` rows are on the CPU.
     """
     if tokens.depends == "token":
         return rows
@@ -62,7 +62,7 @@ def in_blocks(rows: Rows, tokens: Tokens, given: Tensor | None) -> Rows:
 
 
 def chunks_of(start: int, end: int, capacity: int) -> list[Chunk]:
-    """As few as there may be, of about the same size, in multiples of what a product's tiles are."""
+    """Splits [start, end) into the fewest roughly equal chunks; sizes are multiples of a product's tile, 128 rows."""
     number = -(-(end - start) // capacity)
     if number < 1:
         return []
@@ -72,7 +72,7 @@ def chunks_of(start: int, end: int, capacity: int) -> list[Chunk]:
 
 
 def blocks_of(start: int, sizes: list[int], capacity: int) -> list[list[Chunk]]:
-    """Whole blocks together in a chunk, as many as fit; a block that does not fit by itself is several chunks."""
+    """Groups whole blocks into chunks; a block larger than ``capacity`` is split into several chunks."""
     blocks: list[list[Chunk]] = []
     ends = [start]
     for size in sizes:
@@ -85,10 +85,10 @@ def blocks_of(start: int, sizes: list[int], capacity: int) -> list[list[Chunk]]:
 
 
 def plan(num_first: int, rows: Rows, capacity: int) -> list[list[Chunk]]:
-    """Blocks of chunks over ``num_first`` rows that have no gradient, and ``rows`` behind them.
+    """Blocks of chunks over ``num_first`` rows without a gradient, followed by ``rows``.
 
-    Rows without a gradient share a chunk with the first that have one only if all of the former, or their last chunk,
-    fit in beside the latter whole: a chunk more would be a product more over the weight's gradient.
+    The last chunk of rows without a gradient is merged with the first chunk of rows with one only if the two fit into
+    one chunk: an additional chunk would cost an additional pass over the weight's gradient.
     """
     first = num_first + rows.num_without_gradient
     end = num_first + len(rows.positions)
@@ -104,7 +104,7 @@ def plan(num_first: int, rows: Rows, capacity: int) -> list[list[Chunk]]:
 
 
 def capacity_of(workspace_bytes: int | None, row_bytes: int, device: torch.device) -> int:
-    """How many rows of logits are held at once."""
+    """Number of rows of logits that exist at once."""
     if workspace_bytes is None:
         workspace_bytes = 2**27
         if device.type == "cuda":

@@ -1,10 +1,10 @@
-"""Matrix products whose sums are float32 (float64 for float64 factors), whatever the factors are."""
+"""Matrix products with float32 sums (float64 for float64 factors), for factors of any dtype."""
 
 import torch
 from torch import Tensor
 
 SLICE_BYTES = 2**24
-"""Of a factor that is converted at once where no product takes half precision in and gives float32 out."""
+"""Size of the part of a factor that is converted to float32 at once, on a CPU, for factors in half precision."""
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -12,7 +12,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def write_logits(logits: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """``logits`` [n, V] = hidden [n, H] · weightᵀ + bias, in the dtype of ``logits``: the factors', or float32."""
+    """``logits`` [n, V] = hidden [n, H] · weightᵀ + bias. The dtype of ``logits`` is the factors' or float32."""
     if logits.dtype != hidden.dtype:
         add_product(logits.zero_(), hidden, weight.T)
         if bias is not None:
@@ -24,7 +24,7 @@ def write_logits(logits: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | 
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a · b, in the accumulation's dtype."""
+    """a · b, in the accumulation dtype."""
     dtype = accumulation_dtype(a.dtype)
     if a.dtype == dtype:
         return a @ b
@@ -34,7 +34,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """``total`` += a · b; ``total`` is in the accumulation's dtype."""
+    """``total`` += a · b; ``total`` is in the accumulation dtype."""
     if a.dtype == total.dtype:
         return total.addmm_(a, b)
     if a.is_cuda:
@@ -46,14 +46,14 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def add_outer(total: Tensor, dlogits: Tensor, hidden: Tensor, coefficient: Tensor) -> None:
-    """``total`` [V, H] += dlogitsᵀ · (coefficient ⊙ hidden): a coefficient scales H numbers of a row, never V.
+    """``total`` [V, H] += dlogitsᵀ · (coefficient ⊙ hidden): a coefficient scales H numbers of a row, not V.
 
-    float16 holds nothing smaller than 6e-8, and coefficients are: they are divided by a power of two, which is
-    multiplied in behind the product.
+    Coefficients can be smaller than 6e-8, the smallest number in float16. There they are divided by a power of two
+    before the product, and the product is multiplied by it.
     """
     rows = hidden * coefficient[:, None]
     if hidden.dtype == torch.float16 and not hidden.is_cuda:
-        add_product(total, dlogits.T, rows)  # which multiplies in float32
+        add_product(total, dlogits.T, rows)  # converts both factors to float32
         return
     if hidden.dtype != torch.float16:
         add_product(total, dlogits.T, rows.to(hidden.dtype))
@@ -66,17 +66,17 @@ def add_outer(total: Tensor, dlogits: Tensor, hidden: Tensor, coefficient: Tenso
 
 
 def column_sums(dlogits: Tensor, coefficient: Tensor) -> Tensor:
-    """Σ over rows of coefficient · dlogits, [V], in the accumulation's dtype."""
+    """Σ over rows of coefficient · dlogits, [V], in the accumulation dtype."""
     if dlogits.dtype == coefficient.dtype:
         return dlogits.T @ coefficient
     unit = _power_of_two(coefficient)
     scaled = coefficient / unit
     high = scaled.to(dlogits.dtype)
-    low = (scaled - high).to(dlogits.dtype)  # what rounding the coefficient would lose, once for every column
+    low = (scaled - high).to(dlogits.dtype)  # the rounding error of ``high``
     return product(dlogits.T, torch.stack([high, low], 1)).sum(1) * unit
 
 
 def _power_of_two(coefficient: Tensor) -> Tensor:
-    """The largest that is no larger than the largest coefficient, [], without a wait for the device; 1 for zeros."""
+    """Largest power of two ≤ max |coefficient|, [], without a wait for the device; 1 if all are 0."""
     largest = coefficient.abs().amax() if coefficient.numel() else coefficient.new_zeros(())
     return torch.where((largest > 0) & largest.isfinite(), largest.log2().floor().exp2(), 1.0)

@@ -1,4 +1,4 @@
-"""The meaning of every operation, in plain PyTorch. Runs anywhere; its float64 run is the tests' oracle."""
+"""Every operation in plain PyTorch. Implements ``Layer``. Runs anywhere; its float64 run is the tests' oracle."""
 
 from humanline_fused.eager.dpo_loss import dpo_loss
 from humanline_fused.eager.epilogue import score_rows, write_dlogits_

@@ -1,7 +1,7 @@
-"""Scores of rows of logits that are about to be overwritten by their gradient (docs/math.md, equations 1, 12 to 15).
+"""Scores of rows of logits, and their gradient in the same memory (docs/math.md, equations 1, 12 to 15).
 
-What ``token_logp`` computes, for logits that nobody else needs: with the total of a row kept, its probabilities take
-one pass instead of two, and no graph.
+As ``token_logp``, without a graph, for a chunk of logits that is not needed afterwards. The total of each row is kept,
+so its probabilities take one pass instead of two.
 """
 
 import math
@@ -15,7 +15,7 @@ from humanline_fused.softmax import RowScores, Softmax
 
 
 def _parts(logits: Tensor, target_ids: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Rows, their logits in the accumulation's dtype, ids (0 for an illegal one) and legality, a few at a time."""
+    """A few rows at a time: slice, logits in the accumulation dtype, ids (0 for an illegal id), and legality."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     num_rows = max(1, CHUNK_BYTES.get(logits.device.type, 2**28) // (logits.shape[-1] * dtype.itemsize))
     for start in range(0, len(logits), num_rows):

@@ -10,15 +10,15 @@ from humanline_fused.layer import TokenLogps
 from humanline_fused.softmax import Softmax
 
 CHUNK_BYTES = {"cpu": 2**20}
-"""What is computed at once: on a CPU as much as stays in a core's cache, elsewhere 256 MiB."""
+"""Bytes of logits that are computed at once: on a CPU as many as fit a core's cache, elsewhere 256 MiB."""
 
 
 def _chunks(
     logits: Tensor, target_ids: Tensor, loss_mask: Tensor
 ) -> Iterator[tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]]:
-    """Positions, rows, ids (0 for an illegal one) and legality of the tokens that count, a few at a time.
+    """A few tokens that count at a time: index, logits, ids (0 for an illegal id), and legality.
 
-    The other rows are never read.
+    Rows that do not count are never read.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     num_rows = max(1, CHUNK_BYTES.get(logits.device.type, 2**28) // (logits.shape[-1] * dtype.itemsize))
@@ -30,7 +30,7 @@ def _chunks(
 
 
 def finite(log_p: Tensor) -> Tensor:
-    """The same where the probability is not 0: 0 · −inf would be NaN."""
+    """log p with a finite value where p rounds to 0: 0 · −inf would be NaN."""
     return log_p.clamp(min=-1e4)
 
 
@@ -39,7 +39,7 @@ def entropy_of(log_p: Tensor) -> Tensor:
 
 
 class TokenLogp(torch.autograd.Function):
-    """Holds no [B, T, V] tensor but dlogits, where autograd's own log_softmax holds two more. Twice differentiable."""
+    """Allocates one [B, T, V] tensor, dlogits; autograd's own log_softmax keeps two more. Twice differentiable."""
 
     @staticmethod
     def forward(
@@ -92,7 +92,7 @@ class TokenLogp(torch.autograd.Function):
 def _whole(
     logits: Tensor, target_ids: Tensor, loss_mask: Tensor, softmax: Softmax, with_entropy: bool
 ) -> tuple[Tensor, Tensor]:
-    """All rows at once, for a compiler, which splits and differentiates by itself and cannot follow a split by data."""
+    """All rows at once, for torch.compile, which cannot trace a split that depends on data."""
     rows = logits.to(torch.promote_types(logits.dtype, torch.float32)).where(loss_mask[..., None], 0.0).flatten(0, 1)
     ids = target_ids.long().flatten()[:, None]
     counts = loss_mask.flatten()

@@ -1,4 +1,4 @@
-"""The public functions: validate, choose who computes, call. No mathematics."""
+"""The public functions: validate arguments, choose the implementation, call it. No mathematics."""
 
 from humanline_fused.functional.dpo_loss import dpo_loss
 from humanline_fused.functional.grpo_loss import grpo_loss

@@ -1,4 +1,4 @@
-"""What the public functions make of numbers that they are given."""
+"""Converts arguments of the public functions."""
 
 import math
 
@@ -16,7 +16,7 @@ def bounds_of(clamp: HumanlineClamp | None) -> dict[str, float]:
 
 
 def scalar(value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A number as a tensor [], without a copy from the host that a GPU would wait for."""
+    """A number as a tensor []. No copy from the host, so no wait."""
     if isinstance(value, Tensor):
         return value.detach().to(dtype)
     return torch.full((), value, dtype=dtype, device=device)

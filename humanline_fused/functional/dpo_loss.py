@@ -42,15 +42,16 @@ def dpo_loss(
         policy, reference: ``Logits`` [B, T, V], ``LMHead`` [B, T, H] or ``TokenLogp`` [B, T], in any mix. No gradient
             reaches the reference.
         target_ids: [B, T], int64 or int32; the first half of the sequences chosen, the second half rejected.
-        loss_mask: [B, T], bool. A pair without any token that counts leaves the mean; without any pair the loss is 0.
+        loss_mask: [B, T], bool. A pair without any token that counts is left out of the mean; without any pair
+            the loss is 0.
         beta: weight of the implicit reward, ≥ 0; for ``"ipo"`` the regularisation τ of its paper, > 0.
         label_smoothing: assumed share of pairs with the preference the wrong way round, in [0, 0.5]; with ``"sigmoid"``
             alone.
         loss_type: one of the four names above.
-        cu_seqlens: [B + 1], int32 or int64, for packed input: one row [1, N] of ids, scores and mask, whose sequence b
+        cu_seqlens: [B + 1], int32 or int64, for packed input: ids, scores and mask are one row [1, N], and sequence b
             is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention).
         clamp: humanline's bounds; ``None`` is plain DPO.
-        impl: who computes.
+        impl: the implementation; ``"auto"`` chooses.
 
     Returns:
         ``loss`` with a graph; ``rewards`` β R(y) of each sequence, a sum over tokens for every ``loss_type``, as TRL

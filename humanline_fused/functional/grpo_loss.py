@@ -31,27 +31,29 @@ def grpo_loss(
 ) -> GRPOOutput:
     """GRPO: ``−min(A r_t, A clip(r_t, 1 − ε, 1 + ε_high)) + β k3_t`` with ``r_t = exp(l̃_t)``, mean over tokens.
 
-    The synced reference plays the old policy: there is no third model. ``k3_t`` is taken on the unclamped log-ratio,
-    so a token outside humanline's bounds still receives its gradient (docs/math.md, equations 9 to 11).
+    The synced reference is the old policy of PPO, so there is no third model. ``k3_t`` is taken on the unclamped
+    log-ratio, so a token outside humanline's bounds still receives its gradient (docs/math.md, equations 9 to 11).
 
     Args:
         policy, reference: ``Logits`` [B, T, V], ``LMHead`` [B, T, H] or ``TokenLogp`` [B, T], in any mix. No gradient
             reaches the reference.
         target_ids: [B, T], int64 or int32.
         loss_mask: [B, T], bool.
-        advantages: [B] or [B, T], float; packed: [B] or [1, N]; beside the ids, or on the CPU.
+        advantages: [B] or [B, T], float; packed: [B] or [1, N]; on the device of the ids, or on the CPU.
         epsilon, epsilon_high: PPO's bounds on the ratio; ``epsilon_high=None`` is ``epsilon``.
         beta: weight of the KL penalty.
-        num_items_in_batch: what the sum over tokens is divided by, [] or a number; ``None`` is this batch's tokens.
-        one_launch: permits kernels to compute the gradient along with the loss, 3 passes over [B, T, V] for 4, where
-            the device's cache holds the rows in flight, and the logits are not float16. It fixes ``grad_output`` at 1:
-            any other (a loss divided by accumulation steps) is multiplied in afterwards, at 2 more passes, slower than
-            without, and a further rounding; hand a normaliser in as ``num_items_in_batch`` instead. ``policy`` must be
-            ``Logits``, and backward may be called once.
-        cu_seqlens: [B + 1], int32 or int64, for packed input: one row [1, N] of ids, scores and mask, whose sequence b
+        num_items_in_batch: divisor of the sum over tokens, [] or a number; ``None`` is the number of tokens of this
+            batch that count.
+        one_launch: permits kernels to compute the gradient together with the loss, in 3 passes over [B, T, V] instead
+            of 4, if the device's cache holds the rows in flight and the logits are not float16. The gradient is
+            computed for ``grad_output`` = 1. Another one (a loss divided by accumulation steps) is multiplied in
+            afterwards, with 2 more passes, slower than without ``one_launch``, and with a further rounding: pass a
+            normaliser as ``num_items_in_batch`` instead. ``policy`` must be ``Logits``, and only one backward is
+            possible.
+        cu_seqlens: [B + 1], int32 or int64, for packed input: ids, scores and mask are one row [1, N], and sequence b
             is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention).
         clamp: humanline's bounds; ``None`` is plain GRPO.
-        impl: who computes.
+        impl: the implementation; ``"auto"`` chooses.
 
     Raises:
         As :func:`token_logp`.

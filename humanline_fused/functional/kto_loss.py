@@ -31,8 +31,8 @@ def kto_kl(
 
     Args:
         policy, reference, target_ids, loss_mask, cu_seqlens, clamp, impl: as :func:`kto_loss`, for the mismatched
-            pairs. A sequence without any token that counts leaves the mean.
-        group: process group over whose ranks the mean is taken; ``None`` is all of them, ``"local"`` this one alone.
+            pairs. A sequence without any token that counts is left out of the mean.
+        group: process group for the mean; ``None`` is all ranks, ``"local"`` this rank alone.
 
     Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py`` (the KL's tokens are
     clamped too).
@@ -78,15 +78,15 @@ def kto_loss(
         policy, reference: ``Logits`` [B, T, V], ``LMHead`` [B, T, H] or ``TokenLogp`` [B, T], in any mix. No gradient
             reaches the reference.
         target_ids: [B, T], int64 or int32.
-        loss_mask: [B, T], bool. A sequence without any token that counts leaves the mean.
+        loss_mask: [B, T], bool. A sequence without any token that counts is left out of the mean.
         desirable: [B], bool.
         kl: z0 from :func:`kto_kl`, [] or a number, nats, ≥ 0; no gradient flows into it.
         beta: weight of the implicit reward.
         desirable_weight, undesirable_weight: λ_D and λ_U.
-        cu_seqlens: [B + 1], int32 or int64, for packed input: one row [1, N] of ids, scores and mask, whose sequence b
+        cu_seqlens: [B + 1], int32 or int64, for packed input: ids, scores and mask are one row [1, N], and sequence b
             is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention).
         clamp: humanline's bounds; ``None`` is plain KTO.
-        impl: who computes.
+        impl: the implementation; ``"auto"`` chooses.
 
     Raises:
         As :func:`token_logp`.

@@ -1,4 +1,4 @@
-"""Each token's log-ratio, clamped: what any humanline loss is written on."""
+"""Each token's clamped log-ratio, from which any humanline loss can be computed."""
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ def token_log_ratio(
     clamp: HumanlineClamp | None = PAPER_CLAMP,
     impl: Impl = "auto",
 ) -> TokenLogRatioOutput:
-    """Each token's log-ratio ``log π_θ − log π_ref``, clamped: what any humanline loss is written on.
+    """Each token's log-ratio ``log π_θ − log π_ref``, clamped. Any humanline loss can be computed from it.
 
     ``l̃_t = clamp(log π_θ(y_t) − log π_ref(y_t), log_epsilon_P, log_epsilon_R)`` (docs/math.md, equations 2 and 3).
     Its gradient is 1 on the closed interval and 0 outside.
@@ -28,9 +28,9 @@ def token_log_ratio(
         policy, reference: ``Logits`` [B, T, V], ``LMHead`` [B, T, H] or ``TokenLogp`` [B, T], in any mix. No gradient
             reaches the reference.
         target_ids: [B, T], int64 or int32; read only where ``loss_mask`` is True.
-        loss_mask: [B, T], bool: the tokens that count; beside the ids, or on the CPU.
+        loss_mask: [B, T], bool: the tokens that count; on the device of the ids, or on the CPU.
         clamp: humanline's bounds; ``None`` does not clamp.
-        impl: who computes.
+        impl: the implementation; ``"auto"`` chooses.
 
     Returns:
         ``log_ratio`` [B, T] in nats with a graph, 0 where the mask is False; the rest detached.
@@ -52,7 +52,7 @@ def token_log_ratio(
     tokens = Tokens(target_ids, loss_mask)
     scores = score_both(layer_for(impl, policy, reference), policy, reference, tokens)
     loss_mask = tokens.loss_mask
-    # N floats: there is nothing here for a kernel to win, so both impls share the plain form.
+    # N floats: a kernel would not be faster, so both implementations use this one.
     ratio = eager.clamped_log_ratio(scores.logp, scores.ref_logp, loss_mask, **bounds)
     num_tokens = loss_mask.sum().clamp(min=1)
     return TokenLogRatioOutput(

@@ -15,15 +15,15 @@ def token_logp(scores: Scores, target_ids: Tensor, loss_mask: Tensor, *, impl: I
     Args:
         scores: ``Logits`` [B, T, V], ``LMHead`` [B, T, H] or ``TokenLogp`` [B, T].
         target_ids: [B, T], int64 or int32; read only where ``loss_mask`` is True.
-        loss_mask: [B, T], bool: the tokens that count. Rows that do not are never read.
-        impl: who computes.
+        loss_mask: [B, T], bool: the tokens that count. Other rows are never read.
+        impl: the implementation; ``"auto"`` chooses.
 
     Returns:
         [B, T], float32 (float64 for float64 input), nats, 0 where the mask is False, with a graph. A row that holds
         NaN or +inf gives NaN.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; the message says what was expected and what came.
+        TypeError, ValueError: an argument does not fit; the message names what was expected and what was given.
         RuntimeError: ``impl="triton"`` cannot run here.
 
     >>> import torch
@@ -40,8 +40,8 @@ def token_logp_and_entropy(
 ) -> TokenLogpOutput:
     """Log-prob of each target and entropy of each token's distribution, in one pass (docs/math.md, equations 1 and 12).
 
-    Both have a graph, and share one backward pass. ``TokenLogp(out.logp)`` goes into any loss; an entropy bonus is a
-    term beside it.
+    Both have a graph, and share one backward pass. ``TokenLogp(out.logp)`` is a source of scores for any loss, and an
+    entropy bonus can be added to that loss.
 
     Args:
         scores: ``Logits`` [B, T, V] or ``LMHead`` [B, T, H].
