@@ -20,16 +20,16 @@ def main(arguments: list[str]) -> None:
         case "" if rest in (["-h"], ["--help"]):
             print(USAGE)
         case "":
-            from benchmarks.run import SHORT
-            from benchmarks.run import main as run
+            from benchmarks.kernels.run import SHORT
+            from benchmarks.kernels.run import main as run
 
             run([*SHORT, *rest])
         case "run":
-            from benchmarks.run import main as run
+            from benchmarks.kernels.run import main as run
 
             run(rest)
         case "train":
-            from benchmarks.training.command import main as train
+            from benchmarks.training.train import main as train
 
             train(rest)
         case "gpu":
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
 
             gpu(rest)
         case "static":
-            from benchmarks.static.command import main as static
+            from benchmarks.static.check import main as static
 
             static(rest)
         case "report":

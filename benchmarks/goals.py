@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.providers import DEFAULT, HALOS, OURS, TRL
+from benchmarks.kernels.providers import DEFAULT, HALOS, OURS, TRL
 from benchmarks.results import Row
 
 LARGEST = 262_144

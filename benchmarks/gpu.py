@@ -26,14 +26,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import goals, head_goals
-from benchmarks.cases import MASKED_SHARE, Inputs, Mode
-from benchmarks.compare import FINAL, WRONG, compare
-from benchmarks.head import HEAD_CASES, make_head_batch
-from benchmarks.logits import LOGITS_CASES, make_batch
+from benchmarks import goals
+from benchmarks.kernels import kernel_goals as head_goals
+from benchmarks.kernels.cases import MASKED_SHARE, Inputs, Mode
+from benchmarks.kernels.compare import FINAL, WRONG, compare
+from benchmarks.kernels.head import HEAD_CASES, make_head_batch
+from benchmarks.kernels.logits import LOGITS_CASES, make_batch
+from benchmarks.kernels.providers import KEYS, Provider, available, sources
+from benchmarks.kernels.registry import CASES
 from benchmarks.peers.installed import missing, use_wheels
-from benchmarks.providers import KEYS, Provider, available, sources
-from benchmarks.registry import CASES
 from benchmarks.results import (
     ROOT,
     Row,
@@ -46,7 +47,7 @@ from benchmarks.results import (
     read_csv,
     write_csv,
 )
-from benchmarks.static.report import columns
+from benchmarks.static.loop_table import columns
 
 B, T = 8, 1024
 TOY_B, TOY_T, TOY_FACTOR = 4, 6, 64
@@ -216,7 +217,7 @@ def _training(results: Path, options: argparse.Namespace, toy: bool, device: tor
     if absent := missing("accelerate", "datasets", "transformers"):
         print(f"\nLeft out: {TRAINING}: it needs {', '.join(absent)}")
         return True
-    from benchmarks.training.command import part
+    from benchmarks.training.train import part
 
     return part(results, "cpu-toy" if toy else machine(device), toy, options.minutes, options.commit)
 

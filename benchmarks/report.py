@@ -34,11 +34,11 @@ def fill_in(document: str) -> str:
 
 def _table(file: Path, words: list[str]) -> str:
     if file.suffix == ".json":
-        from benchmarks.static.report import markdown  # pyright: ignore[reportMissingImports]
+        from benchmarks.static.loop_table import markdown  # pyright: ignore[reportMissingImports]
 
         return markdown(file)
     if "training" in file.stem:
-        from benchmarks.training.report import markdown as of_training
+        from benchmarks.training.runs_table import markdown as of_training
 
         return of_training(file)
     return figures(file, words)

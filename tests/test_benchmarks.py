@@ -14,15 +14,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import oracle as oracle_module
-from benchmarks.cases import Case
-from benchmarks.compare import CHECKED, HOST_BOUND, VALUE_LIMIT, WRONG, compare, gradient_limit
-from benchmarks.logits import LOGITS_CASES, Batch, make_batch
+from benchmarks.kernels import oracle as oracle_module
+from benchmarks.kernels.cases import Case
+from benchmarks.kernels.compare import CHECKED, HOST_BOUND, VALUE_LIMIT, WRONG, compare, gradient_limit
+from benchmarks.kernels.logits import LOGITS_CASES, Batch, make_batch
+from benchmarks.kernels.oracle import LogitsOracle
+from benchmarks.kernels.providers import PROVIDERS, Provider, available, upstream
 from benchmarks.measure import Call, interleaved_times, peak_bytes
-from benchmarks.oracle import LogitsOracle
 from benchmarks.peers.halos import loss_on_log_probs
 from benchmarks.peers.installed import installed_obstacle, use_wheels
-from benchmarks.providers import PROVIDERS, Provider, available, upstream
 from benchmarks.results import Row
 
 CPU = torch.device("cpu")
@@ -250,7 +250,7 @@ def test_peak_memory_is_what_was_held_at_once():
 @pytest.mark.parametrize("name", ["logp", "dpo", "grpo_one_launch"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_ceiling_writes_the_policy_where_rows_count_and_zeros_after(name, dtype, device):
-    from benchmarks.ceilings import TILES, ceilings
+    from benchmarks.kernels.ceilings import TILES, ceilings
 
     batch = make_batch(2, 4, 320, dtype, device)
     num_words = int(batch.loss_mask.sum()) * 320 * dtype.itemsize // 4
@@ -268,7 +268,7 @@ def test_the_ceiling_writes_the_policy_where_rows_count_and_zeros_after(name, dt
 
 @pytest.mark.parametrize("name", ["logp", "dpo"])
 def test_the_ceiling_of_a_forward_reads_every_row_that_counts_of_every_model(name, device):
-    from benchmarks.ceilings import ceilings
+    from benchmarks.kernels.ceilings import ceilings
 
     batch = make_batch(2, 4, 320, torch.float32, device)
     num_words = int(batch.loss_mask.sum()) * 320

@@ -8,9 +8,9 @@ import torch
 
 from benchmarks import goals, gpu
 from benchmarks.__main__ import main
-from benchmarks.compare import CHECKED, TWO_LAUNCHES, compare
-from benchmarks.logits import LOGITS_CASES, Batch, make_batch
-from benchmarks.providers import PROVIDERS, Provider
+from benchmarks.kernels.compare import CHECKED, TWO_LAUNCHES, compare
+from benchmarks.kernels.logits import LOGITS_CASES, Batch, make_batch
+from benchmarks.kernels.providers import PROVIDERS, Provider
 from benchmarks.results import MEASURED_CODE, Row, append_rows, read_csv, source_hash, write_csv
 
 CPU = torch.device("cpu")
@@ -109,7 +109,7 @@ def test_where_one_launch_would_be_two_nobody_is_timed_and_no_goal_is_judged():
 
 
 def test_one_launch_is_timed_where_the_device_makes_one(monkeypatch):
-    monkeypatch.setattr("benchmarks.compare.fits_one_launch", lambda logits: True)
+    monkeypatch.setattr("benchmarks.kernels.compare.fits_one_launch", lambda logits: True)
     rows = compare(LOGITS_CASES["grpo_one_launch"], "full", small_batch(), [provider_of("ours")], repeats=2)
     assert [row.ms_median is None for row in rows] == [False]
 

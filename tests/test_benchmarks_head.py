@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import head_goals
 from benchmarks.__main__ import main
-from benchmarks.compare import APPROXIMATE, CHECKED, WRONG, compare, gradient_limit, value_limit
 from benchmarks.goals import table
-from benchmarks.head import HEAD_CASES, HeadBatch, make_head_batch
-from benchmarks.oracle import HeadOracle
+from benchmarks.kernels import kernel_goals as head_goals
+from benchmarks.kernels.compare import APPROXIMATE, CHECKED, WRONG, compare, gradient_limit, value_limit
+from benchmarks.kernels.head import HEAD_CASES, HeadBatch, make_head_batch
+from benchmarks.kernels.oracle import HeadOracle
+from benchmarks.kernels.products import bare_products
+from benchmarks.kernels.providers import PROVIDERS, Provider, available, upstream
+from benchmarks.kernels.registry import CASES
 from benchmarks.peers.halos import loss_on_log_probs
-from benchmarks.products import bare_products
-from benchmarks.providers import PROVIDERS, Provider, available, upstream
-from benchmarks.registry import CASES
 from benchmarks.results import Row, read_csv
 
 CPU = torch.device("cpu")

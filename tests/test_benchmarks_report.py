@@ -7,8 +7,8 @@ import torch
 
 from benchmarks import report
 from benchmarks.__main__ import main
-from benchmarks.compare import CHECKED, WRONG
-from benchmarks.providers import KEYS
+from benchmarks.kernels.compare import CHECKED, WRONG
+from benchmarks.kernels.providers import KEYS
 from benchmarks.results import ROOT, Row, append_rows, read_csv, write_csv
 
 CPU = torch.device("cpu")

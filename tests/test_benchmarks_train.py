@@ -10,7 +10,8 @@ import torch
 
 from benchmarks import report
 from benchmarks.__main__ import main
-from benchmarks.training import goals, runs
+from benchmarks.training import runs
+from benchmarks.training import step_goals as goals
 from benchmarks.training.answers import WRONG, checked
 from benchmarks.training.runs import Run
 from benchmarks.training.setting import SETTINGS, TOY, tokens_of
@@ -170,7 +171,7 @@ def test_the_command_runs_a_process_for_each_variant_and_takes_up_its_file(tmp_p
     assert (run.variant, run.turn, run.note) == (LOOKAHEAD, 0, "")
     assert {"machine", "torch", "transformers", "commit", "command", LOOKAHEAD} <= set(facts)
     assert LOOKAHEAD in report._table(file, [])
-    monkeypatch.setattr("benchmarks.training.command.in_a_process", None)
+    monkeypatch.setattr("benchmarks.training.train.in_a_process", None)
     main([*asked, "--variants", "lookahead"])
     assert runs.read(file)[1] == [run]
     assert "No goal is judged" in capsys.readouterr().out

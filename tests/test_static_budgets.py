@@ -20,8 +20,8 @@ from benchmarks.static.budgets import (
     starves,
     waits,
 )
-from benchmarks.static.report import ARCHITECTURES, Report, measure
-from benchmarks.static.rows import Row
+from benchmarks.static.loop_cost import Row
+from benchmarks.static.loop_table import ARCHITECTURES, Report, measure
 from benchmarks.static.specialisations import Specialisation, token_logp
 
 KERNELS = Path(__file__).parent.parent / "kernels/humanline_kernels"

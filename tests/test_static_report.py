@@ -7,10 +7,10 @@ import pytest
 
 from benchmarks.static import amdgcn, nvidia
 from benchmarks.static.control_flow import Flow
+from benchmarks.static.loop_cost import rows
+from benchmarks.static.loop_table import Report, from_json, markdown, to_json
 from benchmarks.static.machine_code import Instruction, Kind, Loop, MachineCode
-from benchmarks.static.report import Report, from_json, markdown, to_json
 from benchmarks.static.roofline import DEVICES, predict, resident_programs
-from benchmarks.static.rows import rows
 from benchmarks.static.source_lines import NOWHERE, Location, locations, number_locations, source_loop
 from benchmarks.static.specialisations import Specialisation
 

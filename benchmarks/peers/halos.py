@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, logsigmoid
 
-from benchmarks.cases import Case, Targets
-from benchmarks.head import HeadBatch, HeadCase
-from benchmarks.logits import Batch
+from benchmarks.kernels.cases import Case, Targets
+from benchmarks.kernels.head import HeadBatch, HeadCase
+from benchmarks.kernels.logits import Batch
 
 HALOS = "ContextualAI/HALOs at aa02f66, train/trainers.py (followed)"
 

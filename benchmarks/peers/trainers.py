@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.cases import Targets
-from benchmarks.logits import LOGITS_CASES
+from benchmarks.kernels.cases import Targets
+from benchmarks.kernels.logits import LOGITS_CASES
 from benchmarks.peers.halos import log_probs, loss_on_log_probs
 from benchmarks.peers.installed import TRL_VERSION, installed_obstacle, missing
 from benchmarks.training.setting import Record

@@ -1,4 +1,4 @@
-"""The child process of :func:`benchmarks.static.report.measure`: a request on stdin, the report on stdout."""
+"""The child process of :func:`benchmarks.static.loop_table.measure`: a request on stdin, the report on stdout."""
 
 import json
 import os
@@ -8,8 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 import triton
 
 from benchmarks.static.compile import compile_for
-from benchmarks.static.report import Report, to_json
-from benchmarks.static.rows import Row, rows
+from benchmarks.static.loop_cost import Row, rows
+from benchmarks.static.loop_table import Report, to_json
 from benchmarks.static.specialisations import Specialisation, specialisations
 
 

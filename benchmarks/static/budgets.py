@@ -6,7 +6,7 @@ An H200 at 4.3 TB/s has 13 issue slots and 1.7 exp operations per bfloat16 eleme
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.static.rows import Row
+from benchmarks.static.loop_cost import Row
 
 OVER_THE_VOCABULARY = ("token_logp_forward", "token_logp_backward", "grpo_one_launch", "scale_dlogits")
 BYTES_IN_FLIGHT = 40 * 1024

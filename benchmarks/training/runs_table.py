@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from benchmarks.results import ROOT
-from benchmarks.training import goals, runs
+from benchmarks.training import runs
+from benchmarks.training import step_goals as goals
 from benchmarks.training.variants import PLAIN
 
 

@@ -6,10 +6,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, Inputs, Mode
-from benchmarks.head import HeadBatch, HeadCase
-from benchmarks.logits import Batch
-from benchmarks.providers import Answer, upstream
+from benchmarks.kernels.cases import Case, Inputs, Mode
+from benchmarks.kernels.head import HeadBatch, HeadCase
+from benchmarks.kernels.logits import Batch
+from benchmarks.kernels.providers import Answer, upstream
 from humanline_fused import HumanlineClamp, TokenLogp, dpo_loss, grpo_loss, kto_loss
 
 CHUNK_BYTES = {"cpu": 2**24}

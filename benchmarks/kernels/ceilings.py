@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from benchmarks.cases import Mode
-from benchmarks.logits import Batch, LogitsCase
+from benchmarks.kernels.cases import Mode
+from benchmarks.kernels.logits import Batch, LogitsCase
 
 TILES = (
     {"BLOCK": 2048, "TILES": 4, "num_warps": 8},

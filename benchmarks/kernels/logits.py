@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import DPO, GRPO, KTO, MASKED_SHARE, Case, Mode, Targets, random_targets
+from benchmarks.kernels.cases import DPO, GRPO, KTO, MASKED_SHARE, Case, Mode, Targets, random_targets
 
 SOFTCAP = 30.0
 """Of Gemma's final logits."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.static.budgets import broken
-from benchmarks.static.report import ARCHITECTURES, measure, table, to_json
+from benchmarks.static.loop_table import ARCHITECTURES, measure, table, to_json
 
 
 def main(arguments: list[str]) -> None:

@@ -21,8 +21,9 @@ import torch
 
 from benchmarks.peers.installed import use_wheels
 from benchmarks.results import environment
-from benchmarks.static.report import columns
-from benchmarks.training import goals, runs
+from benchmarks.static.loop_table import columns
+from benchmarks.training import runs
+from benchmarks.training import step_goals as goals
 from benchmarks.training.answers import WRONG, checked
 from benchmarks.training.runs import Run
 from benchmarks.training.setting import SETTINGS, TOY, Setting

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, Inputs, Mode
-from benchmarks.head import HEAD_CASES, HeadCase
-from benchmarks.logits import LOGITS_CASES, LogitsCase
-from benchmarks.peers import halos, head, installed, logits
-from benchmarks.registry import CASES
+from benchmarks.kernels.cases import Case, Inputs, Mode
+from benchmarks.kernels.head import HEAD_CASES, HeadCase
+from benchmarks.kernels.logits import LOGITS_CASES, LogitsCase
+from benchmarks.kernels.registry import CASES
+from benchmarks.peers import cross_entropy as head
+from benchmarks.peers import halos, installed
+from benchmarks.peers import trl as logits
 from humanline_fused import (
     HumanlineClamp,
     LMHead,
@@ -30,7 +32,7 @@ from humanline_fused.scores import Scores
 from humanline_fused.types import Impl
 
 Answer = tuple[Tensor, tuple[Tensor, ...]]
-"""The value ([] for a loss, [B, T] for ``logp``) and its gradients, of :meth:`benchmarks.cases.Case.leaves`; none in
+"""The value ([] for a loss, [B, T] for ``logp``) and its gradients, of :meth:`Case.leaves`; none in
 mode ``nograd``."""
 
 Value = Callable[[Any, Any], Tensor]

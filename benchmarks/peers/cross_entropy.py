@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.head import HeadBatch, HeadCase
+from benchmarks.kernels.head import HeadBatch, HeadCase
 from benchmarks.peers.halos import loss_on_log_probs
 from benchmarks.peers.installed import (
     CCE_VERSION,

@@ -7,8 +7,8 @@ ids and mask shifted, as ours does: their trainers slice ``logits[:, :-1]``, who
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
-from benchmarks.logits import Batch
+from benchmarks.kernels.cases import Case
+from benchmarks.kernels.logits import Batch
 from benchmarks.peers.halos import loss_on_log_probs
 from benchmarks.peers.installed import LIGER_VERSION, TRL_VERSION, installed_obstacle, missing
 

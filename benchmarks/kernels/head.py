@@ -15,7 +15,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 import torch
 from torch import Tensor
 
-from benchmarks.cases import DPO, GRPO, KTO, MASKED_SHARE, Case, Mode, Targets, random_targets
+from benchmarks.kernels.cases import DPO, GRPO, KTO, MASKED_SHARE, Case, Mode, Targets, random_targets
 
 SPREAD = 2.0
 """Nats: standard deviation of a row's logits, which shrinks to the next exact scale in :meth:`HeadBatch.exact`."""

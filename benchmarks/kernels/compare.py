@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, Inputs, Mode
-from benchmarks.head import HeadCase
-from benchmarks.logits import LogitsCase
+from benchmarks.kernels.cases import Case, Inputs, Mode
+from benchmarks.kernels.head import HeadCase
+from benchmarks.kernels.logits import LogitsCase
+from benchmarks.kernels.oracle import oracle
+from benchmarks.kernels.providers import OURS, Provider
 from benchmarks.measure import Call, Times, first_line, give_back_memory, interleaved_times, peak_bytes
-from benchmarks.oracle import oracle
-from benchmarks.providers import OURS, Provider
 from benchmarks.results import Row
 
 LARGEST_LOGP = 32.0
-"""Nats; of the log-probs that :func:`benchmarks.logits.make_batch` gives rise to, and that of hidden states does."""
+"""Nats; of the log-probs that :func:`make_batch` and that of hidden states give rise to."""
 
 VALUE_LIMIT = 1e-5
 """Relative error that a right value may have: a log-ratio is ten times smaller than its log-probs, which are rounded to
@@ -180,12 +180,12 @@ def _times(
 def _ceilings(case: Case, mode: Mode, inputs: Any) -> list[Callable[[], Tensor]]:
     """Ways to do the least that the case has to; of loads and stores there are none without a GPU."""
     if isinstance(case, HeadCase):
-        from benchmarks.products import bare_products
+        from benchmarks.kernels.products import bare_products
 
         return bare_products(case, mode, inputs)
     if inputs.scores.device.type != "cuda":
         return []
-    from benchmarks.ceilings import ceilings
+    from benchmarks.kernels.ceilings import ceilings
 
     assert isinstance(case, LogitsCase)
     return ceilings(case, mode, inputs)

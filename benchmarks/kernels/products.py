@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Mode
-from benchmarks.head import HeadBatch, HeadCase
+from benchmarks.kernels.cases import Mode
+from benchmarks.kernels.head import HeadBatch, HeadCase
 
 
 def bare_products(case: HeadCase, mode: Mode, batch: HeadBatch) -> list[Callable[[], Tensor]]:

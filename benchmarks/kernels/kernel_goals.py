@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 
 from benchmarks.goals import Figures, Goal, faster
-from benchmarks.head import HEAD_CASES
-from benchmarks.providers import CCE, CCE_UNFILTERED, HALOS, LIGER_LINEAR, OURS, TORCH, TRL_CHUNKED
+from benchmarks.kernels.head import HEAD_CASES
+from benchmarks.kernels.providers import CCE, CCE_UNFILTERED, HALOS, LIGER_LINEAR, OURS, TORCH, TRL_CHUNKED
 from benchmarks.results import Row
 
 GIB = 2**30

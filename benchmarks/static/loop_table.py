@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.static.budgets import allowed
+from benchmarks.static.loop_cost import Row
 from benchmarks.static.roofline import DEVICES, EXP_PER_CLOCK, ISSUE_SLOTS_PER_CLOCK, LATENCY, Prediction
-from benchmarks.static.rows import Row
 from benchmarks.static.specialisations import Specialisation
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")

@@ -5,16 +5,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import goals, head_goals
-from benchmarks.cases import MASKED_SHARE, MODES, Inputs
-from benchmarks.compare import compare
-from benchmarks.head import HEAD_CASES, make_head_batch
-from benchmarks.logits import LOGITS_CASES, make_batch
+from benchmarks import goals
+from benchmarks.kernels import kernel_goals as head_goals
+from benchmarks.kernels.cases import MASKED_SHARE, MODES, Inputs
+from benchmarks.kernels.compare import compare
+from benchmarks.kernels.head import HEAD_CASES, make_head_batch
+from benchmarks.kernels.logits import LOGITS_CASES, make_batch
+from benchmarks.kernels.providers import KEYS, available, sources
+from benchmarks.kernels.registry import CASES
 from benchmarks.peers.installed import use_wheels
-from benchmarks.providers import KEYS, available, sources
-from benchmarks.registry import CASES
 from benchmarks.results import Row, environment, filled, write_csv
-from benchmarks.static.report import columns
+from benchmarks.static.loop_table import columns
 from humanline_fused import choose_impl
 
 SHORT = ["dpo", "kto", "grpo", "--mode", "full", "--providers", "halos", "ours"]
