@@ -1,22 +1,25 @@
-"""Milliseconds and bytes of one call."""
+"""Milliseconds and bytes of one call, and the peak memory of a process."""
 
 import contextlib
 import json
 import os
 import random
+import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+MIB = 2**20
+
 
 @dataclass(frozen=True)
 class Call:
-    """What is measured, and what has to be put right before each time without being measured."""
+    """A function to measure, and another that is called before each time and not measured."""
 
     run: Callable[[], object]
     prepare: Callable[[], object] = lambda: None
@@ -102,8 +105,13 @@ def _wall_clock(run: Callable[[], object]) -> Sample:
 
 def _times(samples: list[Sample]) -> Times:
     milliseconds, host_bound = zip(*samples, strict=True)
-    low, _, _, high = statistics.quantiles(milliseconds, n=5, method="inclusive")
-    return Times(low, statistics.median(milliseconds), high, 2 * sum(host_bound) > len(samples))
+    return Times(*percentiles(milliseconds), 2 * sum(host_bound) > len(samples))
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The 20th, the 50th and the 80th."""
+    low, _, _, high = statistics.quantiles(values, n=5, method="inclusive")
+    return low, statistics.median(values), high
 
 
 def first_line(error: BaseException) -> str:
@@ -141,6 +149,36 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         held += event["args"]["Bytes"]
         peak = max(peak, held)
     return peak
+
+
+class PeakMemory:
+    """The most memory that training held at once.
+
+    On a GPU what its allocator had handed out at the most. Elsewhere what the process had resident at the most
+    (``VmHWM``), less what it had resident when this was made: the interpreter, the libraries, the data. To be made
+    before the model is: weights, gradients, the optimizer's state, a reference and every activation count.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before = torch.cuda.memory_allocated(device)
+        else:
+            self.before = _resident("VmRSS")
+
+    def mib(self) -> float:
+        on_gpu = self.device.type == "cuda"
+        most = torch.cuda.max_memory_allocated(self.device) if on_gpu else _resident("VmHWM")
+        return (most - self.before) / MIB
+
+
+def _resident(name: str) -> int:
+    """Bytes. Unlike ``ru_maxrss``, a process does not inherit them from the one that started it."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise RuntimeError(f"expected {name} in /proc/self/status, found none")
+    return 1024 * int(found[1])
 
 
 @contextlib.contextmanager

@@ -1,96 +1,56 @@
-"""What the memory system gives at best: the loads and stores of a case, and no mathematics.
+"""The ceiling of a case: the least work that it can do, timed in the same turns as its providers.
 
-Flat, over as many bytes as the case has to move: the rows that count are read, dlogits is written whole. Words are
-int32, whatever the logits are, so that folding them (xor) costs nothing beside their load.
+On logits that is their loads and stores (``traffic.py``), on hidden states the products for the rows that count: no
+chunks, no softmax, no gathering of rows, and the logits' memory is there already.
 """
-
-# A jitted function's body is Triton's language, as in kernels/.
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from benchmarks.kernels.cases import Mode
-from benchmarks.kernels.logits import Batch, LogitsCase
-
-TILES = (
-    {"BLOCK": 2048, "TILES": 4, "num_warps": 8},
-    {"BLOCK": 4096, "TILES": 2, "num_warps": 8},
-    {"BLOCK": 2048, "TILES": 8, "num_warps": 4},
-)
-"""Ways to cut the words up, each with two to four 16-byte loads per thread and tile; the fastest is the ceiling."""
+from benchmarks.batches import HeadBatch
+from benchmarks.kernels.cases import Case, Mode
 
 
-@triton.jit
-def read_kernel(
-    policy_ptr,  # [num_words]
-    reference_ptr,  # [num_words], read if HAS_REFERENCE
-    folded_ptr,  # [programs]
-    num_words,
-    HAS_REFERENCE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TILES: tl.constexpr,
-):
-    program = tl.program_id(0).to(tl.int64)
-    total = tl.zeros([BLOCK], tl.int32)
-    for tile in tl.static_range(TILES):
-        word = (program * TILES + tile) * BLOCK + tl.arange(0, BLOCK)
-        total ^= tl.load(policy_ptr + word, mask=word < num_words, other=0)
-        if HAS_REFERENCE:
-            total ^= tl.load(reference_ptr + word, mask=word < num_words, other=0)
-    tl.store(folded_ptr + program, tl.xor_sum(total, axis=0))
+def ceilings(case: Case, mode: Mode, batch: Any) -> list[Callable[[], Tensor]]:
+    """Ways to do the least work; the fastest is the ceiling. Of loads and stores there are none without a GPU."""
+    if case.on_hidden_states:
+        return bare_products(case, mode, batch)
+    if batch.logits.device.type != "cuda":
+        return []
+    from benchmarks.kernels.traffic import bare_traffic
+
+    return bare_traffic(case, mode, batch)
 
 
-@triton.jit
-def copy_kernel(
-    policy_ptr,  # [num_words]
-    reference_ptr,  # [num_words], read if HAS_REFERENCE
-    dlogits_ptr,  # [num_written]
-    num_words,
-    num_written,
-    HAS_REFERENCE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TILES: tl.constexpr,
-):
-    program = tl.program_id(0).to(tl.int64)
-    for tile in tl.static_range(TILES):
-        word = (program * TILES + tile) * BLOCK + tl.arange(0, BLOCK)
-        total = tl.load(policy_ptr + word, mask=word < num_words, other=0)
-        if HAS_REFERENCE:
-            total ^= tl.load(reference_ptr + word, mask=word < num_words, other=0)
-        tl.store(dlogits_ptr + word, total, mask=word < num_written)
+def bare_products(case: Case, mode: Mode, batch: HeadBatch) -> list[Callable[[], Tensor]]:
+    """As many products as the floor has, in each way to hold the gradients.
+
+    The logits are left in the dtype of the hidden states, as every implementation leaves them; the gradients too, or in
+    float32 where a GPU's product can (it is how a sum over chunks is kept).
+    """
+    hidden = batch.hidden.detach()[batch.loss_mask]
+    weight = batch.weight.detach()
+    logits = torch.empty(len(hidden), len(weight), dtype=hidden.dtype, device=hidden.device)
+    forwards = case.products[mode] - {"nograd": 0, "frozen": 1, "full": 2}[mode]
+
+    def products(dtype: torch.dtype) -> Tensor:
+        for _ in range(forwards):
+            torch.mm(hidden, weight.T, out=logits)
+        if mode != "nograd":
+            _product(logits, weight, dtype)
+        if mode == "full":
+            _product(logits.T, hidden, dtype)
+        return logits
+
+    dtypes = [hidden.dtype]
+    if hidden.is_cuda and mode != "nograd" and hidden.dtype != torch.float32:
+        dtypes.append(torch.float32)
+    return [partial(products, dtype) for dtype in dtypes]
 
 
-def ceilings(case: LogitsCase, mode: Mode, batch: Batch) -> list[Callable[[], Tensor]]:
-    """One call for each of :data:`TILES`, with the launches of the case: forward, then backward, or both in one."""
-    policy, reference = _words(batch.logits), _words(batch.ref_logits)
-    row_bytes = batch.logits.shape[-1] * batch.logits.itemsize
-    num_words = int(batch.loss_mask.sum()) * row_bytes // 64 * 16  # a multiple of 16 keeps every access 16 bytes wide
-    dlogits = policy if case.inplace_gradient or mode == "nograd" else torch.empty_like(policy)
-
-    def launches(tiles: dict[str, int]) -> Tensor:
-        both = case.has_reference
-        if not case.one_launch:
-            programs = triton.cdiv(num_words, tiles["BLOCK"] * tiles["TILES"])
-            folded = torch.empty(programs, dtype=torch.int32, device=policy.device)
-            read_kernel[(programs,)](policy, reference, folded, num_words, HAS_REFERENCE=both, **tiles)
-            if mode == "nograd":
-                return folded
-        programs = triton.cdiv(len(dlogits), tiles["BLOCK"] * tiles["TILES"])
-        reads = {"HAS_REFERENCE": both and case.one_launch}
-        copy_kernel[(programs,)](policy, reference, dlogits, num_words, len(dlogits), **reads, **tiles)
-        return dlogits
-
-    return [partial(launches, tiles) for tiles in TILES]
-
-
-def _words(logits: Tensor) -> Tensor:
-    """The storage of [B, T, V] as int32, without what is left over of 64 bytes."""
-    flat = logits.detach().flatten()
-    words_of_16 = flat.numel() * flat.itemsize // 64 * 16
-    return flat[: words_of_16 * 4 // flat.itemsize].view(torch.int32)
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.mm(left, right) if dtype == left.dtype else torch.mm(left, right, out_dtype=dtype)

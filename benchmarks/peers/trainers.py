@@ -1,30 +1,29 @@
-"""Whole trainers of others, for DPO with a reference that follows the policy."""
+"""Whole trainers of others, for DPO with a reference that follows the policy. They train on records in their order."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.kernels.cases import Targets
-from benchmarks.kernels.logits import LOGITS_CASES
+from benchmarks.kernels.cases import LOGITS_CASES
+from benchmarks.objectives import OBJECTIVES
 from benchmarks.peers.halos import log_probs, loss_on_log_probs
-from benchmarks.peers.installed import TRL_VERSION, installed_obstacle, missing
-from benchmarks.training.setting import Record
+from benchmarks.peers.installed import TRL_VERSION, installed_obstacle
 from humanline_fused import shift_targets
-from humanline_fused.training.data.batch import collate
-from humanline_fused.training.data.examples import Example
-from humanline_fused.training.data.plan import MicroBatch
-from humanline_fused.training.data.prepare import prepare
-from humanline_fused.training.objectives import find_objective
 
 TRL = (
     f"trl {TRL_VERSION}: DPOTrainer, sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=1.0, "
     "pad_to_multiple_of=None; its reference moves after the update, not before it"
 )
 HALOS = "ContextualAI/HALOs at aa02f66, train/trainers.py PairedPreferenceTrainer (followed), in transformers' loop"
-DPO = LOGITS_CASES["dpo"]
+
+Record = dict[str, str]
+Example = list[tuple[int, Tensor]]
+"""Of the chosen and the rejected sequence: tokens of the prompt, and all ids."""
 
 
 class HalosTrainer(Trainer):
@@ -35,14 +34,15 @@ class HalosTrainer(Trainer):
     """
 
     def __init__(self, model: Any, args: TrainingArguments, train_dataset: list[Example], pad_token_id: int) -> None:
-        def batch(examples: list[Example]) -> dict[str, Tensor]:
-            everyone = MicroBatch(ids := tuple(range(len(examples))), ids)
-            longest = max(len(e.prompt_ids) + len(c) for e in examples for c in e.completions)
-            padded = collate(examples, everyone, find_objective("dpo"), pad_token_id=pad_token_id, max_length=longest)
-            return {name: padded[name] for name in ("input_ids", "attention_mask", "completion_mask")}
+        def collated(examples: Sequence[Example]) -> dict[str, Tensor]:
+            prompts, sequences = zip(*(example[side] for side in (0, 1) for example in examples), strict=True)
+            ids = pad_sequence(list(sequences), batch_first=True, padding_value=pad_token_id)
+            column, ends = torch.arange(ids.shape[1]), torch.tensor([[len(sequence)] for sequence in sequences])
+            there, completion = column < ends, column >= torch.tensor(prompts)[:, None]
+            return {"input_ids": ids, "attention_mask": there.long(), "completion_mask": there & completion}
 
         data: Any = train_dataset
-        super().__init__(model=model, args=args, train_dataset=data, data_collator=batch)  # pyright: ignore[reportArgumentType]
+        super().__init__(model=model, args=args, train_dataset=data, data_collator=collated)  # pyright: ignore[reportArgumentType]
         self.model_accepts_loss_kwargs = False
         self.reference = copy.deepcopy(model).requires_grad_(False).eval()
         self.add_callback(_LoadStateDict(self.reference))
@@ -52,18 +52,16 @@ class HalosTrainer(Trainer):
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         ids, mask = shift_targets(inputs["input_ids"], inputs["completion_mask"])
-        unused = torch.empty(0)
-        targets = Targets(ids, mask, desirable=unused, advantages=unused)
 
         def scored(scorer: Any) -> Tensor:
             logits = scorer(inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
-            return log_probs(logits, targets)
+            return log_probs(logits, ids, mask)
 
         logp = scored(model)
         with torch.no_grad(), self.compute_loss_context_manager():
             ref_logp = scored(self.reference)
         self.sequence_logps = logp.detach().sum(-1)
-        return loss_on_log_probs(DPO, logp, ref_logp, targets)
+        return loss_on_log_probs(LOGITS_CASES["dpo"], logp, ref_logp, inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -81,9 +79,12 @@ class _LoadStateDict(TrainerCallback):
 
 
 def halos_trainer(model: Any, tokenizer: Any, records: list[Record], T: int, arguments: dict[str, Any]) -> Trainer:
-    """The records are trained on in their order."""
+    def sequence(record: Record, side: str) -> tuple[int, Tensor]:
+        prompt, whole = record["prompt"], f"{record['prompt']}{record[side]}{tokenizer.eos_token}"
+        return len(tokenizer(prompt)["input_ids"]), torch.tensor(tokenizer(whole)["input_ids"])
+
     args = TrainingArguments(**arguments, remove_unused_columns=False, train_sampling_strategy="sequential")
-    examples = prepare(records, tokenizer, find_objective("dpo"), max_length=T).examples
+    examples = [[sequence(record, side) for side in ("chosen", "rejected")] for record in records]
     return HalosTrainer(model, args, examples, tokenizer.pad_token_id)
 
 
@@ -93,7 +94,6 @@ def import_trl() -> None:
 
 
 def trl_trainer(model: Any, tokenizer: Any, records: list[Record], T: int, arguments: dict[str, Any]) -> Trainer:
-    """The records are trained on in their order."""
     from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
@@ -101,7 +101,7 @@ def trl_trainer(model: Any, tokenizer: Any, records: list[Record], T: int, argum
     given: dict[str, Any] = {"gradient_checkpointing": False} | arguments  # its default is True
     args = DPOConfig(
         **given,
-        beta=DPO.settings["beta"],
+        beta=OBJECTIVES["dpo"].settings["beta"],
         max_length=T,
         pad_to_multiple_of=None,
         sync_ref_model=True,
@@ -113,11 +113,10 @@ def trl_trainer(model: Any, tokenizer: Any, records: list[Record], T: int, argum
         model=model,
         ref_model=copy.deepcopy(model),
         args=args,
-        train_dataset=Dataset.from_list([dict(record) for record in records]),
+        train_dataset=Dataset.from_list([*records]),
         processing_class=tokenizer,
     )
 
 
 def trl_obstacle() -> str | None:
-    absent = missing("accelerate", "datasets")
-    return installed_obstacle("trl", TRL_VERSION) or (f"it needs {', '.join(absent)}" if absent else None)
+    return installed_obstacle("trl", TRL_VERSION, "accelerate", "datasets")

@@ -6,7 +6,7 @@ An H200 at 4.3 TB/s has 13 issue slots and 1.7 exp operations per bfloat16 eleme
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.static.loop_cost import Row
+from benchmarks.static.loop_cost import LoopCost
 
 OVER_THE_VOCABULARY = ("token_logp_forward", "token_logp_backward", "grpo_one_launch", "scale_dlogits")
 BYTES_IN_FLIGHT = 40 * 1024
@@ -25,7 +25,7 @@ class Budget:
     def on(self, arch: str) -> float | None:
         return self.gfx942 if arch == "gfx942" else self.nvidia
 
-    def of(self, row: Row) -> float | None:
+    def of(self, row: LoopCost) -> float | None:
         return self.on(row.arch) if row.kernel == self.kernel and row.loop in self.loops else None
 
 
@@ -63,37 +63,37 @@ BUDGETS = (
 )
 
 
-def over_the_vocabulary(rows: Sequence[Row], arch: str) -> list[Row]:
+def over_the_vocabulary(rows: Sequence[LoopCost], arch: str) -> list[LoopCost]:
     return [row for row in rows if row.arch == arch and row.kernel.startswith(OVER_THE_VOCABULARY)]
 
 
-def is_fall_back(row: Row) -> bool:
+def is_fall_back(row: LoopCost) -> bool:
     """Of the few rows whose sum overflows: the second sum of a row, and the maximum before it."""
     return row.loop.startswith("maximum_of_row") or row.loop in ("sum_weights 2", "sum_weights 4")
 
 
-def narrow(row: Row) -> bool:
+def narrow(row: LoopCost) -> bool:
     return any(bits < 128 for bits in (*row.load_bits, *row.store_bits))
 
 
-def waits(row: Row) -> bool:
+def waits(row: LoopCost) -> bool:
     return row.shuffles + row.barriers > 0
 
 
-def starves(row: Row) -> bool:
+def starves(row: LoopCost) -> bool:
     return bool(row.load_bits) and row.bytes_in_flight < BYTES_IN_FLIGHT
 
 
-def cost(row: Row) -> float:
+def cost(row: LoopCost) -> float:
     return float("inf") if row.instructions_per_element is None else row.instructions_per_element
 
 
-def allowed(row: Row) -> float | None:
+def allowed(row: LoopCost) -> float | None:
     """Instructions per element that the row's loop may take."""
     return min((b for budget in BUDGETS if (b := budget.of(row)) is not None), default=None)
 
 
-def broken(rows: Sequence[Row]) -> list[str]:
+def broken(rows: Sequence[LoopCost]) -> list[str]:
     """What is over its budget, and which budget of these architectures finds no loop to hold; a line each."""
     over = [f"{row.kernel} on {row.arch}, {row.loop}: {what}" for row in rows for what in _broken_by(row)]
     there = {(row.kernel, row.arch, row.loop) for row in rows}
@@ -107,7 +107,7 @@ def broken(rows: Sequence[Row]) -> list[str]:
     return over + idle
 
 
-def _broken_by(row: Row) -> Iterator[str]:
+def _broken_by(row: LoopCost) -> Iterator[str]:
     budget = allowed(row)
     if budget is not None and cost(row) > budget:
         yield f"{row.instructions_per_element} instructions per element, budget {budget}"

@@ -86,7 +86,7 @@ class Prediction:
 
     bandwidth: float
     issue: float
-    exp: float
+    exp_unit: float
 
 
 LATENCY = 800

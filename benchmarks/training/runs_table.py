@@ -1,29 +1,34 @@
-"""The table of a file of runs, for the documents."""
+"""The tables of a file of runs: for a terminal and for the documents."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.results import ROOT
-from benchmarks.training import runs
-from benchmarks.training import step_goals as goals
+from benchmarks.results import read
+from benchmarks.tables import columns, piped
+from benchmarks.training.runs import Run, summaries
+from benchmarks.training.setting import TOY
+from benchmarks.training.step_goals import judged
 from benchmarks.training.variants import PLAIN
 
 
-def markdown(file: Path) -> str:
+def text(runs: Sequence[Run], on_gpu: bool) -> str:
+    """The variants and the goals."""
+    found = summaries(runs, PLAIN)
+    is_toy = bool(runs) and runs[0].setting == TOY.name
+    goals = "No goal is judged at toy size." if is_toy else columns(judged(found, on_gpu))
+    how = "Time over plain's: of the same step, the least of the turns. Peak: see PeakMemory in benchmarks/measure.py."
+    return f"{columns([summary.cells() for summary in found])}\n\n{how}\n\n{goals}"
+
+
+def markdown(path: Path, name: str, words: Sequence[str] = ()) -> str:
     """The variants, the goals, and where the figures come from."""
-    facts, measured = runs.read(file)
-    summaries = runs.summaries(measured, PLAIN)
-    on_gpu = not measured[0].cpu_seconds
-    judged = goals.table(summaries, goals.GPU if on_gpu else goals.ANYWHERE)
-    first, turns = measured[0], len({run.turn for run in measured})
-    name = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
+    facts, runs = read(path, Run)
+    found = summaries(runs, PLAIN)
+    first, turns = runs[0], len({run.turn for run in runs})
     source = (
         f"`{name}`: {facts['machine']}; torch {facts['torch']}; transformers {facts['transformers']}; {first.pairs} "
         f"pairs of at most 2 x {first.T} tokens, V={first.V}, {first.dtype}, weights of {first.weights_mib:.0f} MiB; "
         f"{turns} processes each; timed steps: {facts['timed steps']}."
     )
-    return "\n\n".join([_table([runs.HEADER, *(summary.cells() for summary in summaries)]), _table(judged), source])
-
-
-def _table(lines: list[tuple[str, ...]]) -> str:
-    header, *rows = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ("---",) * len(header), *rows])
+    on_gpu = not first.cpu_seconds
+    return "\n\n".join([piped([summary.cells() for summary in found]), piped(judged(found, on_gpu)), source])

@@ -1,4 +1,4 @@
-"""``python -m benchmarks train``: what a training step costs, of whole trainers beside each other.
+"""``python -m benchmarks train``: the cost of a training step, of whole trainers beside each other.
 
 Every variant trains the same random weights on the same pairs, in a process of its own, so that its peak memory is its
 own; the variants take turns. On a CPU each has one thread. A file that was begun with the same code on the same machine
@@ -7,33 +7,104 @@ is taken up where it stops.
 
 import argparse
 import importlib.metadata
-import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from benchmarks.machine import environment, run_module
 from benchmarks.peers.installed import use_wheels
-from benchmarks.results import environment
-from benchmarks.static.loop_table import columns
-from benchmarks.training import runs
-from benchmarks.training import step_goals as goals
+from benchmarks.results import Facts, agrees, read, write
 from benchmarks.training.answers import WRONG, checked
 from benchmarks.training.runs import Run
+from benchmarks.training.runs_table import text
 from benchmarks.training.setting import SETTINGS, TOY, Setting
-from benchmarks.training.variants import KEYS, PLAIN, Variant, available
+from benchmarks.training.variants import KEYS, Variant, available
 from benchmarks.training.worker import WARM_UP, blank
 
 SAME = ("machine", "torch", "transformers", "source", "timed steps")
-"""Facts that a file shares with what is added to it."""
+"""Facts that a file shares with the rows that are added to it."""
 
 TURNS, TIMED = 5, 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of one file.
+
+    Attributes:
+        turns: processes of each variant.
+        timed: steps that are timed in each.
+        commit: of a tree that is a copy without its history.
+    """
+
+    setting: Setting
+    device: torch.device
+    turns: int = TURNS
+    timed: int = TIMED
+    keys: Sequence[str] = KEYS
+    commit: str | None = None
+
+    def measure(self, file: Path, deadline: float = float("inf")) -> bool:
+        """Add to the file the runs that it lacks or that failed, and print the table of all; whether it has them all
+        now, with figures.
+
+        Answers are looked at as runs come in, against the first of humanline's: another answer keeps no figures.
+
+        Args:
+            deadline: of :func:`time.monotonic`; no run begins after it.
+        """
+        variants, obstacles = available(self.keys)
+        for line in obstacles:
+            print(line)
+        facts = self.facts(variants)
+        print(f"{self.setting.name}: {facts['machine']}; torch {facts['torch']}; transformers {facts['transformers']}")
+        runs: list[Run] = []
+        if agrees(file, facts, SAME):
+            kept, runs = read(file, Run)
+            facts = {**kept, **facts}
+        runs = [r for r in runs if r.setting == self.setting.name and (not r.note or r.note.startswith(WRONG))]
+        done = {(run.variant, run.turn) for run in runs}
+        missing = [(v, turn) for turn in range(self.turns) for v in variants if (v.name, turn) not in done]
+        for variant, turn in missing:
+            if time.monotonic() > deadline:
+                break
+            print(f"turn {turn + 1} of {self.turns}: {variant.name}", flush=True)
+            runs = checked([*runs, self.in_a_process(variant, turn)], bitwise=self.device.type == "cpu")
+            done.add((variant.name, turn))
+            write(file, Run, facts, runs)
+        print(f"\n{text(runs, on_gpu=self.device.type == 'cuda')}")
+        return all((v.name, turn) in done for v, turn in missing) and not any(run.note for run in runs)
+
+    def facts(self, variants: Sequence[Variant]) -> Facts:
+        libraries = {name: importlib.metadata.version(name) for name in ("transformers", "accelerate")}
+        if self.device.type == "cpu":
+            libraries["threads"] = "1 in every process"
+        steps = {"timed steps": f"{self.timed} after {WARM_UP} and before 1 that are not"}
+        return {**environment(self.device, self.commit), **libraries, **steps, **{v.name: v.source for v in variants}}
+
+    def in_a_process(self, variant: Variant, turn: int) -> Run:
+        """One run, in a new interpreter."""
+        changes: dict[str, str | None] = {"TRITON_INTERPRET": None}  # it would take minutes a step
+        if self.device.type == "cpu":
+            changes["OMP_NUM_THREADS"] = "1"  # other work on the machine does not change its CPU time
+        with tempfile.TemporaryDirectory() as folder:
+            file, output = Path(folder) / "run.csv", Path(folder) / "output.txt"
+            task = variant.key, self.setting.name, self.device.type, str(self.timed), str(turn), str(file)
+            with output.open("w") as to:
+                child = run_module(
+                    "benchmarks.training.worker", *task, changes=changes, stdout=to, stderr=subprocess.STDOUT
+                )
+            if file.is_file():
+                return read(file, Run)[1][0]
+            last = (output.read_text().strip().splitlines() or [""])[-1]
+            note = f"the process ended with {child.returncode}: {last[:60]}"
+            return replace(blank(variant, self.setting, turn), note=note)
 
 
 def main(arguments: list[str]) -> None:
@@ -53,112 +124,17 @@ def main(arguments: list[str]) -> None:
         use_wheels(options.wheels)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     setting = SETTINGS[options.model or ("1.5b" if device.type == "cuda" else "cpu")]
-    variants, obstacles = available(options.variants)
-    for line in obstacles:
-        print(line)
-    facts = facts_of(variants, device, options.steps)
-    print(f"{setting.name}: {facts['machine']}; torch {facts['torch']}; transformers {facts['transformers']}")
+    plan = Plan(setting, device, options.turns, options.steps, options.variants)
     with tempfile.TemporaryDirectory() as folder:
-        file = options.csv or Path(folder) / "runs.csv"
-        measure(file, facts, variants, setting, device, options.turns, options.steps)
-        measured = [run for run in runs.read(file)[1] if run.setting == setting.name]
-    if not report(measured, device):
-        sys.exit(1)
-
-
-def facts_of(
-    variants: Sequence[Variant], device: torch.device, timed: int, commit: str | None = None
-) -> dict[str, str]:
-    """What the figures depend on."""
-    libraries = {name: importlib.metadata.version(name) for name in ("transformers", "accelerate")}
-    if device.type == "cpu":
-        libraries["threads"] = "1 in every process"
-    steps = {"timed steps": f"{timed} after {WARM_UP} and before 1 that are not"}
-    return {**environment(device, commit), **libraries, **steps, **{v.name: v.source for v in variants}}
-
-
-def measure(
-    file: Path,
-    facts: dict[str, str],
-    variants: Sequence[Variant],
-    setting: Setting,
-    device: torch.device,
-    turns: int,
-    timed: int,
-    deadline: float = float("inf"),
-) -> bool:
-    """Add to the file the runs that it lacks or that failed; whether it has them all now.
-
-    Answers are looked at as runs come in, against the first of humanline's: another answer keeps no figures.
-
-    Args:
-        deadline: of :func:`time.monotonic`; no run begins after it.
-    """
-    kept, known = runs.read(file) if file.is_file() else ({}, [])
-    if any(kept.get(fact) != facts[fact] for fact in SAME):
-        kept, known = {}, []
-    known = [run for run in known if run.setting == setting.name and (not run.note or run.note.startswith(WRONG))]
-    done = {(run.variant, run.turn) for run in known}
-    for turn in range(turns):
-        for variant in variants:
-            if (variant.name, turn) in done:
-                continue
-            if time.monotonic() > deadline:
-                return False
-            print(f"turn {turn + 1} of {turns}: {variant.name}", flush=True)
-            run = in_a_process(variant, setting, device, timed, turn)
-            known = checked([*known, run], bitwise=device.type == "cpu")
-            runs.write(file, {**kept, **facts}, known)
-    return True
-
-
-def in_a_process(variant: Variant, setting: Setting, device: torch.device, timed: int, turn: int) -> Run:
-    """One run, in an interpreter that did nothing before."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    environment.pop("TRITON_INTERPRET", None)  # it would take minutes a step
-    if device.type == "cpu":
-        environment["OMP_NUM_THREADS"] = "1"  # its CPU time is then what it takes undisturbed
-    with tempfile.TemporaryDirectory() as folder:
-        file, output = Path(folder) / "run.csv", Path(folder) / "output.txt"
-        task = [variant.key, setting.name, device.type, str(timed), str(turn), str(file)]
-        command = [sys.executable, "-m", "benchmarks.training.worker", *task]
-        with output.open("w") as to:
-            child = subprocess.run(command, env=environment, stdout=to, stderr=subprocess.STDOUT, check=False)
-        if file.is_file():
-            return runs.read(file)[1][0]
-        last = (output.read_text().strip().splitlines() or [""])[-1]
-        note = f"the process ended with {child.returncode}: {last[:60]}"
-        return replace(blank(variant, setting, turn), note=note)
-
-
-def report(measured: Sequence[Run], device: torch.device) -> bool:
-    """Print the variants and the goals; whether every run gave figures."""
-    summaries = runs.summaries(measured, PLAIN)
-    print()
-    print(columns([runs.HEADER, *(summary.cells() for summary in summaries)]))
-    print("\nTime over plain's: of the same step, the least of the turns. Peak: see benchmarks/training/memory.py.")
-    if measured and measured[0].setting == TOY.name:
-        print("No goal is judged at toy size.")
-    else:
-        wanted = goals.GPU if device.type == "cuda" else goals.ANYWHERE
-        print()
-        print(columns(goals.table(summaries, wanted)))
-    return not any(run.note for run in measured)
+        if not plan.measure(options.csv or Path(folder) / "runs.csv"):
+            sys.exit(1)
 
 
 def part(results: Path, machine_name: str, toy: bool, minutes: float, commit: str | None) -> bool:
-    """What ``python -m benchmarks gpu`` calls for: all variants on its device; whether every run is there and right."""
-    device, setting, turns, timed = torch.device("cuda"), SETTINGS["1.5b"], TURNS, TIMED
+    """A part of ``python -m benchmarks gpu``: all variants on its device; whether every run is there and right."""
+    plan = Plan(SETTINGS["1.5b"], torch.device("cuda"), commit=commit)
     if toy:
-        device, setting, turns, timed = torch.device("cpu"), TOY, 1, 2
-    variants, obstacles = available(KEYS)
-    for line in obstacles:
-        print(line)
-    slug = re.sub(r"[^a-z0-9]+", "-", machine_name.lower()).strip("-")
-    file = results / f"training-{slug}-{setting.name}.csv"
-    print(f"\ntraining: {file.name}", flush=True)
-    deadline = time.monotonic() + 60 * minutes
-    complete = measure(
-        file, facts_of(variants, device, timed, commit), variants, setting, device, turns, timed, deadline
-    )
-    return report(runs.read(file)[1] if file.is_file() else [], device) and complete
+        plan = Plan(TOY, torch.device("cpu"), turns=1, timed=2, commit=commit)
+    file = results / f"training-{machine_name}-{plan.setting.name}.csv"
+    print(f"training: {file.name}", flush=True)
+    return plan.measure(file, time.monotonic() + 60 * minutes)

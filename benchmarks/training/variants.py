@@ -7,9 +7,11 @@ from typing import Any
 
 from transformers import Trainer
 
+from benchmarks.objectives import OBJECTIVES
 from benchmarks.peers import trainers
 from benchmarks.peers.installed import TRL_VERSION
-from benchmarks.training.setting import Record, Setting
+from benchmarks.peers.trainers import Record
+from benchmarks.training.setting import Setting
 from humanline_fused import __version__
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer
 
@@ -22,11 +24,11 @@ class Variant:
     """One trainer.
 
     Attributes:
-        key: what ``--variants`` calls it.
-        name: what the tables call it.
+        key: its name for ``--variants``.
+        name: its name in the tables.
         source: whose code runs, with which settings.
         obstacle: why it cannot run here, or None.
-        preload: imports what is no part of its memory.
+        preload: imports modules that are no part of its memory.
         same_gradients: in how many steps, from the first, its gradients are humanline's by definition; None: in all.
         same_bits: whether on a CPU they are so to the last bit.
     """
@@ -44,7 +46,7 @@ class Variant:
 def _ours(
     setting: Setting, model: Any, tokenizer: Any, records: list[Record], arguments: dict[str, Any], **settings: Any
 ) -> Trainer:
-    common = {"objective": "dpo", "beta": trainers.DPO.settings["beta"], "max_length": setting.T}
+    common = {"objective": "dpo", "beta": OBJECTIVES["dpo"].settings["beta"], "max_length": setting.T}
     config = HumanlineConfig(**arguments, **common, **settings)
     return HumanlineTrainer(model, config, train_dataset=records, processing_class=tokenizer)
 
@@ -52,9 +54,7 @@ def _ours(
 def _peers(build: Callable[..., Trainer]) -> Build:
     """Of one that takes the records in their order."""
 
-    def build_in_order(
-        setting: Setting, model: Any, tokenizer: Any, records: list[Record], arguments: dict[str, Any]
-    ) -> Trainer:
+    def build_in_order(setting: Setting, model: Any, tokenizer: Any, records: list[Record], arguments: Any) -> Trainer:
         in_order = [record for step in setting.steps_of(records) for record in step]
         return build(model, tokenizer, in_order, setting.T, arguments)
 

@@ -1,4 +1,4 @@
-"""One variant's run, in this process: ``python -m benchmarks.training.worker`` and what :func:`main` takes."""
+"""One variant's run, in this process: ``python -m benchmarks.training.worker`` with the arguments of :func:`main`."""
 
 import itertools
 import sys
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from benchmarks.measure import first_line
-from benchmarks.training.memory import MIB, PeakMemory
-from benchmarks.training.runs import Run, write
+from benchmarks.measure import MIB, PeakMemory, first_line
+from benchmarks.results import write
+from benchmarks.training.runs import Run
 from benchmarks.training.setting import SETTINGS, Setting, tokens_of
 from benchmarks.training.variants import VARIANTS, Variant
 
@@ -29,9 +29,9 @@ LOGGED = {
 
 
 class StepLog(TrainerCallback):
-    """When the steps ended, and what was logged of them.
+    """The times at which the steps ended, and their log lines.
 
-    A step is timed from the end of the one before it, so that what a trainer does between two steps is in it.
+    A step is timed from the end of the one before it, so that a trainer's work between two steps is in it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -99,7 +99,7 @@ def blank(variant: Variant, setting: Setting, turn: int) -> Run:
 def main(variant: str, setting: str, device: str, timed: str, turn: str, file: str) -> None:
     """Train a variant by its key in a setting by its name, and write the run to a file."""
     chosen = next(known for known in VARIANTS if known.key == variant)
-    write(Path(file), {}, [train(chosen, SETTINGS[setting], torch.device(device), int(timed), int(turn))])
+    write(Path(file), Run, {}, [train(chosen, SETTINGS[setting], torch.device(device), int(timed), int(turn))])
 
 
 if __name__ == "__main__":
