@@ -7,7 +7,7 @@ VERBS = {
     "run": ("benchmarks.kernels.run", "compare cases here and now"),
     "train": ("benchmarks.training.train", "the cost of a training step, of whole trainers"),
     "gpu": ("benchmarks.gpu", "everything that belongs on a GPU, in restartable parts"),
-    "static": ("benchmarks.static.check", "the kernels' machine code, read without a GPU"),
+    "static": ("benchmarks.static.loop_table", "the kernels' machine code, read without a GPU"),
     "report": ("benchmarks.report", "make the tables of README.md and docs/performance.md anew"),
 }
 LINES = "\n".join(f"  {verb:8} {line}" for verb, (_, line) in VERBS.items())

@@ -1,4 +1,4 @@
-"""A goal and its verdict. The goals themselves: ``kernels/kernel_goals.py`` and ``training/step_goals.py``."""
+"""A goal and its verdict. The goals themselves: ``kernels/kernel_goals.py`` and ``training/runs_table.py``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

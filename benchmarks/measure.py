@@ -19,24 +19,18 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Call:
-    """A function to measure, and another that is called before each time and not measured."""
-
     run: Callable[[], object]
-    prepare: Callable[[], object] = lambda: None
+    prepare: Callable[[], object] = lambda: None  # called before each time, and not measured
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds: the 20th, 50th and 80th percentile.
-
-    Attributes:
-        host_bound: in most turns the device waited for the host to queue the call.
-    """
+    """Milliseconds: the 20th, 50th and 80th percentile."""
 
     low: float
     median: float
     high: float
-    host_bound: bool = False
+    host_bound: bool = False  # in most turns the device waited for the host to queue the call
 
 
 def interleaved_times(calls: list[Call], repeats: int, device: torch.device) -> list[Times | str]:
@@ -56,13 +50,12 @@ def interleaved_times(calls: list[Call], repeats: int, device: torch.device) -> 
             try:
                 calls[i].prepare()
                 sample = clock(calls[i].run)
-            except Exception as error:
-                errors[i] = first_line(error)
-            else:
                 if turn:  # the first turn warms up
                     samples[i].append(sample)
-                continue
-            give_back_memory(device)  # only here is what the error's traceback held free
+            except Exception as error:
+                errors[i] = first_line(error)
+            if i in errors:
+                give_back_memory(device)  # only here is free what the error's traceback held
     return [errors.get(i) or _times(taken) for i, taken in enumerate(samples)]
 
 

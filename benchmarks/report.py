@@ -36,18 +36,13 @@ def fill_in(document: str) -> str:
 def _marked(match: re.Match[str]) -> str:
     pattern, *words = match[1].split()
     if pattern == "floors":
-        from benchmarks.kernels.floors import markdown
+        from benchmarks.kernels.figures import floors
 
-        tables = [markdown(*words)]
+        tables = [floors(*words)]
     else:
         tables = [table(file, words) for file in sorted(ROOT.glob(pattern))]
-    return "\n".join(
-        [
-            BEGIN.format(match[1]),
-            "\n\n".join(tables) or f"*Not measured yet: no file is called `{pattern}`.*",
-            END,
-        ]
-    )
+    filled = "\n\n".join(tables) or f"*Not measured yet: no file is called `{pattern}`.*"
+    return "\n".join([BEGIN.format(match[1]), filled, END])
 
 
 def table(file: Path, words: list[str]) -> str:

@@ -36,8 +36,12 @@ def to_text(kind: type[Any], facts: Facts, rows: Sequence[Any]) -> str:
     lines.writelines(f"# {name}: {value}\n" for name, value in facts.items())
     table = csv.DictWriter(lines, [field.name for field in fields(kind)], lineterminator="\n")
     table.writeheader()
-    table.writerows({name: _cell(value) for name, value in asdict(row).items()} for row in rows)
+    table.writerows(cells(row) for row in rows)
     return lines.getvalue()
+
+
+def cells(row: Any) -> dict[str, str]:
+    return {name: _cell(value) for name, value in asdict(row).items()}
 
 
 def from_text(kind: type[Kind], text: str) -> tuple[Facts, list[Kind]]:
@@ -66,8 +70,8 @@ def _split(text: str) -> tuple[Facts, list[str]]:
     return facts, [line for line in lines if not line.startswith("# ")]
 
 
-def _cell(value: Any) -> Any:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+def _cell(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)
 
 
 def _value(hint: Any, cell: str) -> Any:

@@ -13,8 +13,8 @@ from benchmarks.__main__ import main
 from benchmarks.results import read, write
 from benchmarks.training.answers import WRONG, checked
 from benchmarks.training.runs import Run, summaries
+from benchmarks.training.runs_table import judged
 from benchmarks.training.setting import SETTINGS, TOY, tokens_of
-from benchmarks.training.step_goals import judged
 from benchmarks.training.variants import COPY, HALOS, LOOKAHEAD, PLAIN, TRL, VARIANTS, Variant
 from benchmarks.training.worker import WARM_UP, train
 

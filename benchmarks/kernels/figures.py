@@ -6,25 +6,14 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.kernels.cases import HEAD_CASES, LOGITS_CASES, Mode
 from benchmarks.results import read
 from benchmarks.tables import Line, filled, percent_range, piped
 
 
 @dataclass(frozen=True)
 class Row:
-    """Times and bytes are empty where the note says why.
-
-    Attributes:
-        rows: how many of the B·T rows count.
-        H: of the hidden states; empty on logits.
-        floor_bytes: the least that a case on logits reads and writes.
-        floor_flops: the least that a case on hidden states multiplies and adds.
-        ceiling_ms: of the loads and stores alone (empty without a GPU), or of the products alone, measured in the same
-            turns.
-        peak_mib: the most that was held at once beyond the inputs, gradients included.
-        value_error, gradient_error: relative, against float64; of ``logp`` or the loss, and of the gradients.
-        note: why there are no figures, or a warning that belongs to them.
-    """
+    """Times and bytes are empty where the note says why."""
 
     case: str
     mode: str
@@ -33,18 +22,18 @@ class Row:
     T: int
     V: int
     dtype: str
-    rows: int
-    H: int | None = None
-    floor_bytes: int | None = None
-    floor_flops: int | None = None
+    rows: int  # of the B·T, those that count
+    H: int | None = None  # empty on logits
+    floor_bytes: int | None = None  # the least that a case on logits reads and writes
+    floor_flops: int | None = None  # the least that a case on hidden states multiplies and adds
     ms_20: float | None = None
     ms_median: float | None = None
     ms_80: float | None = None
-    ceiling_ms: float | None = None
-    peak_mib: float | None = None
-    value_error: float | None = None
-    gradient_error: float | None = None
-    note: str = ""
+    ceiling_ms: float | None = None  # of the loads and stores (empty without a GPU) or the products, in the same turns
+    peak_mib: float | None = None  # the most that was held at once beyond the inputs, gradients included
+    value_error: float | None = None  # relative, against float64: of logp or the loss
+    gradient_error: float | None = None  # of the gradients
+    note: str = ""  # why there are no figures, or a warning that belongs to them
 
     @property
     def gb_per_s(self) -> float | None:
@@ -110,3 +99,21 @@ def markdown(path: Path, name: str, words: Sequence[str] = ()) -> str:
     shapes = "; ".join(sorted({row.shape for row in rows}))
     source = f"`{name}`: {facts['machine']}; torch {facts['torch']}; triton {facts['triton']}; {shapes}."
     return f"{piped(lines)}\n\n{source}"
+
+
+def floors(kind: str) -> str:
+    """The least work of the cases on ``"logits"``, in passes, or on hidden states (``"head"``), in products."""
+    if kind == "head":
+        headings: dict[Mode, str] = {"nograd": "value", "frozen": "frozen head", "full": "trained head"}
+        return piped(
+            [
+                {"case": f"`{name}`", **{headings[mode]: str(case.products.get(mode, "")) for mode in headings}}
+                for name, case in HEAD_CASES.items()
+            ]
+        )
+    lines = []
+    for case in LOGITS_CASES.values():
+        (reads, writes), value = case.passes["full"], sum(case.passes.get("nograd", ())) or ""
+        passes = {"value": str(value), "with its gradient": str(reads + writes)}
+        lines.append({"case": f"`{case.name}`", **passes, "of these reads": str(reads), "writes": str(writes)})
+    return piped(lines)

@@ -2,6 +2,7 @@
 provider."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from benchmarks.goals import Figure, Figures, Goal, measured, ratio
 from benchmarks.kernels import providers as by
@@ -50,7 +51,7 @@ def over_workspace(case: str, mode: str) -> Figure:
     def figure(rows: Figures) -> float:
         key = case, mode, by.OURS
         peak, H = measured(rows, key, "peak_mib") * MIB, int(measured(rows, key, "H"))
-        row: Row = rows.get(key)
+        row: Any = rows.get(key)
         workspace, trained = workspace_bytes(row), row.V * H if mode == "full" else 0
         gradients = (row.B * row.T * H + trained) * row.itemsize
         accumulator = 4 * trained if row.rows * row.V * row.itemsize > workspace else 0

@@ -16,12 +16,6 @@ CHUNK_BYTES = {"cpu": 2**24}
 
 
 class Oracle:
-    """
-    Attributes:
-        value: ``logp`` [B, T] or the loss [], float64.
-        dlogp: [B, T], float64; None in mode ``nograd``.
-    """
-
     def __init__(self, case: Case, mode: Mode, batch: AnyBatch) -> None:
         self.case, self.batch = case, batch
         self.scores = _with_float64_weight(batch.policy)
@@ -31,11 +25,11 @@ class Oracle:
         logp.requires_grad_(mode != "nograd")
         in_float64 = replace(batch, advantages=batch.advantages.double())
         value = logp if ref_logp is None else case.loss(TokenLogp(logp), TokenLogp(ref_logp), in_float64)
-        self.dlogp: Tensor | None = None
+        self.dlogp: Tensor | None = None  # [B, T], float64
         if mode != "nograd":
             (dlogp,) = torch.autograd.grad(value, logp, case.upstream(value, batch))
             self.dlogp = dlogp * batch.loss_mask
-        self.value = value.detach()
+        self.value = value.detach()  # logp [B, T] or the loss [], float64
 
     def errors(self, answer: Answer) -> tuple[float, float | None]:
         """``‖actual − oracle‖ / ‖oracle‖`` of the value, and the largest of those of the gradients' parts.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.cases import CASES, HEAD_CASES, LOGITS_CASES, Case, Mode
-from benchmarks.peers import cross_entropy, halos, installed, liger, trl
+from benchmarks.peers import halos, installed, liger, log_probs
 from humanline_fused import LMHead, Logits, TokenLogp, __version__, token_logp
 from humanline_fused.types import Impl
 
@@ -85,19 +85,19 @@ OUR_SOURCE = f"humanline_fused {__version__}"
 COMPILED = f"torch {torch.__version__}", halos.compiled_halos, installed.compile_obstacle
 OURS_BY_DEFAULT = OUR_SOURCE, lambda case, batch: ours(case.by_default, batch), _none
 INTERPRETED = OUR_SOURCE, lambda case, batch: ours(case, batch, "triton"), _interpreted(_none)
-TRL_KERNEL = trl.ON_LOGITS[0], trl.by_kernel, _interpreted(trl.logits_obstacle)
+TRL_KERNEL = log_probs.TRL[0], log_probs.trl_by_kernel, _interpreted(log_probs.trl_obstacle)
 LIGER_KERNEL = liger.ON_LOGITS[0], liger.on_logits, _interpreted(liger.interpreter_obstacle)
 
 PROVIDERS = (
     Provider("halos", HALOS, halos.SOURCE, halos.halos, _none, EVERY_CASE),
     Provider("compile", "torch.compile of it", *COMPILED, ON_LOGITS - OPT_IN),
-    Provider("trl", TRL, *trl.ON_LOGITS, WITHOUT_SOFTCAP),
+    Provider("trl", TRL, *log_probs.TRL, WITHOUT_SOFTCAP),
     Provider("liger", LIGER, *liger.ON_LOGITS, UNCLAMPED),
-    Provider("trl", TRL_CHUNKED, *trl.ON_HIDDEN_STATES, ON_HIDDEN_STATES),
+    Provider("trl", TRL_CHUNKED, *log_probs.TRL_CHUNKED, ON_HIDDEN_STATES),
     Provider("liger", LIGER_LINEAR, *liger.ON_HIDDEN_STATES, HEAD_UNCLAMPED),
-    Provider("cce", CCE, *cross_entropy.CCE, ON_HIDDEN_STATES, approximate=True),
-    Provider("cce", CCE_UNFILTERED, *cross_entropy.CCE_UNFILTERED, ON_HIDDEN_STATES, approximate=True),
-    Provider("torch", TORCH, *cross_entropy.TORCH, ON_HIDDEN_STATES, approximate=True),
+    Provider("cce", CCE, *log_probs.CCE, ON_HIDDEN_STATES, approximate=True),
+    Provider("cce", CCE_UNFILTERED, *log_probs.CCE_UNFILTERED, ON_HIDDEN_STATES, approximate=True),
+    Provider("torch", TORCH, *log_probs.TORCH, ON_HIDDEN_STATES, approximate=True),
     Provider("ours", OURS, OUR_SOURCE, ours, _none, EVERY_CASE),
     Provider("ours", DEFAULT, *OURS_BY_DEFAULT, OPT_IN),
     Provider("trl", f"{TRL} {INTERPRETER}", *TRL_KERNEL, WITHOUT_SOFTCAP - OPT_IN, timed=False),

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.batches import AnyBatch, random_batch
-from benchmarks.kernels.cases import CASES, HEAD_CASES, LOGITS_CASES
+from benchmarks.kernels.cases import CASES, HEAD_CASES, LOGITS_CASES, Case, Mode
 from benchmarks.kernels.compare import FINAL, compare
 from benchmarks.kernels.figures import Row
 from benchmarks.kernels.providers import Provider
@@ -94,7 +94,9 @@ class Suite:
         done = {(row.case, row.mode) for row in rows} - failed
         wanted = frozenset[str]().union(*(provider.cases for provider in session.providers)) & {*session.cases}
         cases = [case for case in (HEAD_CASES if self.H else LOGITS_CASES).values() if case.name in wanted]
-        missing = [(case, mode) for case in cases for mode in case.modes if (case.name, mode) not in done]
+        missing: list[tuple[Case, Mode]] = [
+            (case, mode) for case in cases for mode in case.modes if (case.name, mode) not in done
+        ]
         if not missing:
             return True
         batch = self.batch(session.device, session.toy)

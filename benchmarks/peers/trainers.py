@@ -1,7 +1,8 @@
-"""Whole trainers of others, for DPO with a reference that follows the policy. They train on records in their order."""
+"""Whole trainers of others, for DPO with a reference that follows the policy."""
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,20 @@ TRL = (
 HALOS = "ContextualAI/HALOs at aa02f66, train/trainers.py PairedPreferenceTrainer (followed), in transformers' loop"
 
 Record = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The input of every trainer."""
+
+    model: Any
+    tokenizer: Any
+    records: list[Record]  # as HumanlineTrainer takes them
+    in_order: list[Record]  # as its plan deals them, and as the others train on them
+    max_length: int
+    arguments: dict[str, Any]  # of TrainingArguments, and every trainer's own
+
+
 Example = list[tuple[int, Tensor]]
 """Of the chosen and the rejected sequence: tokens of the prompt, and all ids."""
 
@@ -78,14 +93,17 @@ class _LoadStateDict(TrainerCallback):
         self.reference.load_state_dict(kwargs["model"].state_dict())
 
 
-def halos_trainer(model: Any, tokenizer: Any, records: list[Record], T: int, arguments: dict[str, Any]) -> Trainer:
-    def sequence(record: Record, side: str) -> tuple[int, Tensor]:
-        prompt, whole = record["prompt"], f"{record['prompt']}{record[side]}{tokenizer.eos_token}"
-        return len(tokenizer(prompt)["input_ids"]), torch.tensor(tokenizer(whole)["input_ids"])
+def halos_trainer(task: Task) -> Trainer:
+    def ids(text: str) -> Tensor:
+        return torch.tensor(task.tokenizer(text)["input_ids"])
 
-    args = TrainingArguments(**arguments, remove_unused_columns=False, train_sampling_strategy="sequential")
-    examples = [[sequence(record, side) for side in ("chosen", "rejected")] for record in records]
-    return HalosTrainer(model, args, examples, tokenizer.pad_token_id)
+    def sequence(record: Record, side: str) -> tuple[int, Tensor]:
+        prompt = record["prompt"]
+        return len(ids(prompt)), ids(f"{prompt}{record[side]}{task.tokenizer.eos_token}")
+
+    args = TrainingArguments(**task.arguments, remove_unused_columns=False, train_sampling_strategy="sequential")
+    examples = [[sequence(record, side) for side in ("chosen", "rejected")] for record in task.in_order]
+    return HalosTrainer(task.model, args, examples, task.tokenizer.pad_token_id)
 
 
 def import_trl() -> None:
@@ -93,29 +111,24 @@ def import_trl() -> None:
     from trl.trainer.dpo_trainer import DPOTrainer  # noqa: F401
 
 
-def trl_trainer(model: Any, tokenizer: Any, records: list[Record], T: int, arguments: dict[str, Any]) -> Trainer:
+def trl_trainer(task: Task) -> Trainer:
     from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    given: dict[str, Any] = {"gradient_checkpointing": False} | arguments  # its default is True
+    given: dict[str, Any] = {"gradient_checkpointing": False} | task.arguments  # its default is True
     args = DPOConfig(
         **given,
         beta=OBJECTIVES["dpo"].settings["beta"],
-        max_length=T,
+        max_length=task.max_length,
         pad_to_multiple_of=None,
         sync_ref_model=True,
         ref_model_sync_steps=1,
         ref_model_mixup_alpha=1.0,
         train_sampling_strategy="sequential",
     )
-    return DPOTrainer(
-        model=model,
-        ref_model=copy.deepcopy(model),
-        args=args,
-        train_dataset=Dataset.from_list([*records]),
-        processing_class=tokenizer,
-    )
+    data, reference = Dataset.from_list([*task.in_order]), copy.deepcopy(task.model)
+    return DPOTrainer(task.model, reference, args=args, train_dataset=data, processing_class=task.tokenizer)
 
 
 def trl_obstacle() -> str | None:

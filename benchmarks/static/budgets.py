@@ -1,4 +1,4 @@
-"""What a loop over the vocabulary may cost so that memory stays the limit.
+"""The most that a loop over the vocabulary may cost so that memory stays the limit.
 
 An H200 at 4.3 TB/s has 13 issue slots and 1.7 exp operations per bfloat16 element that it reads.
 """
@@ -36,30 +36,28 @@ FORWARD = ("sum_weights 1",)
 FALL_BACK = ("maximum_of_row", "sum_weights 2")
 REFERENCE_AND_POLICY = ("sum_weights 1", "sum_weights 3")
 
+
+def _budgets(
+    kernel: str, loops: tuple[str, ...], nvidia: dict[str, float], gfx942: float | None = None
+) -> Iterator[Budget]:
+    """Of one kernel, by specialisation."""
+    return (Budget(f"{kernel} {form}", loops, bound, gfx942) for form, bound in nvidia.items())
+
+
+EVERY_DTYPE, EXACT = ("bf16", "fp16", "fp32"), ("bf16", "fp16", "fp32 EXACT")
+ONE_LAUNCH = {"bf16 HAS_REFERENCE": 5.6, "bf16 HAS_REFERENCE V=32000": 5.6, "fp32 HAS_REFERENCE EXACT": 4.2}
+SUMS = {"bf16": 5.6, "fp16": 5.6, "fp32": 4.2, "bf16 HAS_TEMPERATURE": 5.6}
+
 BUDGETS = (
-    Budget("token_logp_forward bf16", FORWARD, 5.6, gfx942=4),
-    Budget("token_logp_forward fp16", FORWARD, 5.6, gfx942=4),
-    Budget("token_logp_forward fp32", FORWARD, 4.2, gfx942=4),
-    Budget("token_logp_forward bf16 HAS_TEMPERATURE", FORWARD, 5.6, gfx942=4),
-    Budget("token_logp_forward bf16 HAS_ENTROPY", FORWARD, 7.5),
-    Budget("token_logp_forward bf16 HAS_SOFTCAP", FORWARD, 9.5),
-    Budget("token_logp_forward bf16", FALL_BACK, 7.6),
-    Budget("token_logp_forward fp16", FALL_BACK, 7.6),
-    Budget("token_logp_forward fp32", FALL_BACK, 7.6),
-    Budget("token_logp_backward bf16", ("store_dlogits",), 6.7, gfx942=10),
-    Budget("token_logp_backward fp16", ("store_dlogits",), 6.7, gfx942=10),
-    Budget("token_logp_backward fp32 EXACT", ("store_dlogits",), 6.7, gfx942=10),
-    Budget("token_logp_backward bf16", ("store_zeros",), 1.3),
-    Budget("token_logp_backward fp16", ("store_zeros",), 1.3),
-    Budget("token_logp_backward fp32 EXACT", ("store_zeros",), 1.3),
-    Budget("grpo_one_launch bf16 HAS_REFERENCE", REFERENCE_AND_POLICY, 5.6),
-    Budget("grpo_one_launch bf16 HAS_REFERENCE V=32000", REFERENCE_AND_POLICY, 5.6),
-    Budget("grpo_one_launch fp32 HAS_REFERENCE EXACT", REFERENCE_AND_POLICY, 4.2),
-    Budget("grpo_one_launch bf16", FORWARD, 5.6),
-    Budget("grpo_one_launch bf16 HAS_REFERENCE", ("store_dlogits",), 6.8),
-    Budget("grpo_one_launch bf16 HAS_REFERENCE V=32000", ("store_dlogits",), 6.8),
-    Budget("grpo_one_launch fp32 HAS_REFERENCE EXACT", ("store_dlogits",), 6.8),
-    Budget("grpo_one_launch bf16 HAS_REFERENCE", ("store_zeros",), 1.3),
+    *_budgets("token_logp_forward", FORWARD, SUMS, gfx942=4),
+    *_budgets("token_logp_forward", FORWARD, {"bf16 HAS_ENTROPY": 7.5, "bf16 HAS_SOFTCAP": 9.5}),
+    *_budgets("token_logp_forward", FALL_BACK, dict.fromkeys(EVERY_DTYPE, 7.6)),
+    *_budgets("token_logp_backward", ("store_dlogits",), dict.fromkeys(EXACT, 6.7), gfx942=10),
+    *_budgets("token_logp_backward", ("store_zeros",), dict.fromkeys(EXACT, 1.3)),
+    *_budgets("grpo_one_launch", REFERENCE_AND_POLICY, ONE_LAUNCH),
+    *_budgets("grpo_one_launch", FORWARD, {"bf16": 5.6}),
+    *_budgets("grpo_one_launch", ("store_dlogits",), dict.fromkeys(ONE_LAUNCH, 6.8)),
+    *_budgets("grpo_one_launch", ("store_zeros",), {"bf16 HAS_REFERENCE": 1.3}),
 )
 
 

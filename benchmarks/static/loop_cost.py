@@ -11,41 +11,27 @@ from benchmarks.static.specialisations import Specialisation
 
 @dataclass(frozen=True)
 class LoopCost:
-    """Figures of a loop, beside those of its kernel. A kernel without a loop has one row, with an empty ``loop``.
+    """Figures of a loop, beside those of its kernel. A kernel without a loop has one row, with an empty ``loop``."""
 
-    Attributes:
-        kernel: with its specialisation.
-        loop: the jitted function whose loop it is, numbered where a kernel has several.
-        load_bits, store_bits: widths of its accesses to global memory by one thread.
-        registers: per thread.
-        spills: bytes of memory per thread.
-        shared: bytes per program.
-        programs_per_sm: that one SM holds at a time.
-        bytes_in_flight: that one SM has asked for and not yet got, at most.
-        gpus: of the architecture, for which a share of each of the following is predicted.
-        bandwidth, issue, exp_unit: as :class:`benchmarks.static.roofline.Prediction` has them.
-        source: the lines that lead to the loop, outermost first.
-    """
-
-    kernel: str
+    kernel: str  # with its specialisation
     arch: str
-    loop: str
+    loop: str  # the jitted function whose loop it is, numbered where a kernel has several
     instructions_per_element: float | None
     exp_per_element: float | None
-    load_bits: tuple[int, ...]
+    load_bits: tuple[int, ...]  # widths of its accesses to global memory by one thread
     store_bits: tuple[int, ...]
     shuffles: int
     barriers: int
-    registers: int
-    spills: int
-    shared: int
-    programs_per_sm: int
-    bytes_in_flight: int
-    gpus: tuple[str, ...]
+    registers: int  # per thread
+    spills: int  # bytes of memory per thread
+    shared: int  # bytes per program
+    programs_per_sm: int  # that one SM holds at a time
+    bytes_in_flight: int  # that one SM has asked for and not yet got, at most
+    gpus: tuple[str, ...]  # of the architecture, for which a share of each of the following is predicted
     bandwidth: tuple[float, ...]
     issue: tuple[float, ...]
     exp_unit: tuple[float, ...]
-    source: str
+    source: str  # the lines that lead to the loop, outermost first
 
 
 def loop_costs(spec: Specialisation, arch: str, code: MachineCode) -> list[LoopCost]:

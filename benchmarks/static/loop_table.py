@@ -1,14 +1,18 @@
-"""Every loop measured in a child process, and the tables made of the rows."""
+"""``python -m benchmarks static``: cross-compile every kernel, without a GPU, and hold its loops to their budgets."""
 
+import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.machine import run_module
-from benchmarks.results import from_text, read
-from benchmarks.static.budgets import allowed
+import torch
+
+from benchmarks.machine import environment, run_module
+from benchmarks.results import cells, from_text, read, write
+from benchmarks.static.budgets import allowed, broken
 from benchmarks.static.loop_cost import LoopCost
 from benchmarks.static.roofline import DEVICES, EXP_PER_CLOCK, ISSUE_SLOTS_PER_CLOCK, LATENCY
 from benchmarks.static.specialisations import Specialisation
@@ -66,39 +70,10 @@ alike, and {EXP_PER_CLOCK} exp operations per clock (CUDA programming guide); of
 measured to reach 90 %, on an H200; clocks and latency under load are assumed."""
 
 
-def cells(row: LoopCost) -> Line:
-    """All of a row, for a terminal."""
-
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2f}"
-
-    shares = zip(row.gpus, row.bandwidth, row.issue, row.exp_unit, strict=True)
-    budget = allowed(row)
-    return {
-        "kernel": row.kernel,
-        "arch": row.arch,
-        "registers": str(row.registers),
-        "spills": str(row.spills),
-        "shared": str(row.shared),
-        "loop": row.loop or "none",
-        "instructions / element, of the budget": number(row.instructions_per_element)
-        + (f" of {budget:.1f}" if budget else ""),
-        "exp / element": number(row.exp_per_element),
-        "load bits": "/".join(map(str, row.load_bits)) or "-",
-        "store bits": "/".join(map(str, row.store_bits)) or "-",
-        "shuffles": str(row.shuffles),
-        "barriers": str(row.barriers),
-        "KB in flight / SM": f"{row.bytes_in_flight / 1024:.0f}" if row.bytes_in_flight else "-",
-        "share of bandwidth (issue, exp unit busy)": "; ".join(
-            f"{gpu} {bandwidth:.0%} ({issue:.0%}, {exp:.0%})" for gpu, bandwidth, issue, exp in shares
-        )
-        or "-",
-    }
-
-
 def table(rows: Sequence[LoopCost]) -> str:
-    """The rows and the model's assumptions, for a terminal."""
-    return f"{columns([cells(row) for row in rows])}\n\n{MODEL}\n{columns(ASSUMPTIONS)}"
+    """The rows beside their budgets, and the model's assumptions, for a terminal."""
+    lines = [{**cells(row), "budget": str(allowed(row) or "")} for row in rows]
+    return f"{columns(lines)}\n\n{MODEL}\n{columns(ASSUMPTIONS)}"
 
 
 def markdown(path: Path, name: str, words: Sequence[str] = ()) -> str:
@@ -128,3 +103,24 @@ def markdown(path: Path, name: str, words: Sequence[str] = ()) -> str:
 def _count(row: LoopCost) -> str:
     in_flight = f", {row.bytes_in_flight / 1024:.0f}" if row.bytes_in_flight else ""
     return f"{row.instructions_per_element:.2f}{in_flight}"
+
+
+def main(arguments: list[str]) -> None:
+    """Exits with 1 where a budget is exceeded."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks static", description=__doc__)
+    parser.add_argument("--arch", nargs="+", default=["sm_90"], choices=ARCHITECTURES)
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows, and the versions, to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the same as JSON")
+    options = parser.parse_args(arguments)
+    facts = {**environment(torch.device("cpu")), "command": " ".join(["python -m benchmarks static", *arguments])}
+    rows = measure(options.arch)
+    over = broken(rows)
+    verdict = "\n".join(["Over budget:", *over]) if over else "Every budget is met (benchmarks/static/budgets.py)."
+    print(f"triton {facts['triton']}\n\n{table(rows)}\n\n{verdict}")
+    if options.csv:
+        write(options.csv, LoopCost, facts, rows)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    if over:
+        sys.exit(1)

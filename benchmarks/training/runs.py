@@ -10,40 +10,25 @@ from benchmarks.tables import Line, percent_range
 
 @dataclass(frozen=True)
 class Run:
-    """One variant's training run, in a process of its own.
-
-    ``seconds``, ``cpu_seconds`` and ``tokens`` have an entry for every step that was timed, the other lists one for
-    every step of the run.
-
-    Attributes:
-        turn: every variant has one run a turn.
-        weights_mib: of the policy; a second model has as many.
-        seconds: of the wall clock.
-        cpu_seconds: of the process; on a CPU alone, where it has one thread.
-        tokens: prompt and completion of both sequences of the step's pairs, without padding.
-        peak_mib: as :class:`benchmarks.measure.PeakMemory` has it.
-        grad_norm: before it is clipped.
-        logps_chosen, logps_rejected: the completion's log-prob under the policy, mean over the step's pairs, nats.
-        note: why there are no figures.
-    """
+    """One variant's training run, in a process of its own."""
 
     variant: str
-    turn: int
+    turn: int  # every variant has one run a turn
     setting: str
     dtype: str
     pairs: int
     T: int
     V: int
-    weights_mib: float = 0.0
-    seconds: list[float] = field(default_factory=list)
-    cpu_seconds: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    peak_mib: float = 0.0
-    loss: list[float] = field(default_factory=list)
-    grad_norm: list[float] = field(default_factory=list)
-    logps_chosen: list[float] = field(default_factory=list)
+    weights_mib: float = 0.0  # of the policy; a second model has as many
+    seconds: list[float] = field(default_factory=list)  # of the wall clock, for every step that was timed
+    cpu_seconds: list[float] = field(default_factory=list)  # of the process; on a CPU alone, where it has one thread
+    tokens: list[int] = field(default_factory=list)  # of the timed steps: prompts and completions, without padding
+    peak_mib: float = 0.0  # as benchmarks.measure.PeakMemory has it
+    loss: list[float] = field(default_factory=list)  # of every step of the run, as the following
+    grad_norm: list[float] = field(default_factory=list)  # before it is clipped
+    logps_chosen: list[float] = field(default_factory=list)  # under the policy, mean over the step's pairs, nats
     logps_rejected: list[float] = field(default_factory=list)
-    note: str = ""
+    note: str = ""  # why there are no figures
 
     @property
     def undisturbed(self) -> list[float]:
@@ -53,23 +38,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Summary:
-    """All runs of one variant.
+    """All runs of one variant; ranges are the 20th, 50th and 80th percentile.
 
-    Attributes:
-        seconds: of a step; 20th, 50th and 80th percentile over all steps of all runs. On a CPU of the process, which
-            has one thread: an idle machine's wall clock shows the same.
-        tokens_per_s: all tokens over all those seconds.
-        over_plain: a step's least seconds of all turns over those of the plain loss in the same step; percentiles over
-            the steps. Other work on the machine adds to a time and never takes from it.
-        peak_mib: median over the runs.
+    On a CPU, seconds are those of the process, which has one thread: an idle machine's wall clock shows the same. Time
+    over the plain loss's takes a step's least seconds of all turns over those of the plain loss in the same step: other
+    work on the machine adds to a time and never takes from it.
     """
 
     variant: str
     weights_mib: float
-    seconds: tuple[float, float, float] | None = None
-    tokens_per_s: float | None = None
-    over_plain: tuple[float, float, float] | None = None
-    peak_mib: float | None = None
+    seconds: tuple[float, float, float] | None = None  # over all steps of all runs
+    tokens_per_s: float | None = None  # all tokens over all those seconds
+    over_plain: tuple[float, float, float] | None = None  # over the steps
+    peak_mib: float | None = None  # median over the runs
     note: str = ""
 
     @property

@@ -17,27 +17,16 @@ SPECIAL = ("<pad>", "<eos>", "<unk>")
 
 @dataclass(frozen=True)
 class Setting:
-    """One size of model and batch.
-
-    Attributes:
-        architecture: a name of transformers' ``AutoConfig``.
-        sizes: of its config; the weights are random.
-        dtype: of the weights, and what is computed in.
-        pairs: of one optimizer step, which is one forward pass of ``2 * pairs`` sequences.
-        T: tokens of the longest sequence.
-        shortest: tokens of the shortest sequence, as a share of T.
-        checkpointing: whether layers are computed again in backward, to save their activations.
-        learning_rate: such that steps move the loss, and no token's log-ratio as far as a bound in the first two.
-    """
+    """One size of model and batch. Its rate moves the loss, and in two steps no token's log-ratio as far as a bound."""
 
     name: str
-    architecture: str
-    sizes: dict[str, Any]
-    dtype: torch.dtype
-    pairs: int
-    T: int
-    shortest: float = 0.5
-    checkpointing: bool = False
+    architecture: str  # a name of transformers' AutoConfig
+    sizes: dict[str, Any]  # of its config; the weights are random
+    dtype: torch.dtype  # of the weights and the computation
+    pairs: int  # of one optimizer step, which is one forward pass of 2 * pairs sequences
+    T: int  # tokens of the longest sequence
+    shortest: float = 0.5  # tokens of the shortest sequence, as a share of T
+    checkpointing: bool = False  # layers are computed again in backward, to save their activations
     learning_rate: float = 1e-5
 
     @property

@@ -35,20 +35,14 @@ TURNS, TIMED = 5, 8
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of one file.
-
-    Attributes:
-        turns: processes of each variant.
-        timed: steps that are timed in each.
-        commit: of a tree that is a copy without its history.
-    """
+    """The runs of one file."""
 
     setting: Setting
     device: torch.device
-    turns: int = TURNS
-    timed: int = TIMED
+    turns: int = TURNS  # processes of each variant
+    timed: int = TIMED  # steps that are timed in each
     keys: Sequence[str] = KEYS
-    commit: str | None = None
+    commit: str | None = None  # of a tree that is a copy without its history
 
     def measure(self, file: Path, deadline: float = float("inf")) -> bool:
         """Add to the file the runs that it lacks or that failed, and print the table of all; whether it has them all
@@ -59,9 +53,7 @@ class Plan:
         Args:
             deadline: of :func:`time.monotonic`; no run begins after it.
         """
-        variants, obstacles = available(self.keys)
-        for line in obstacles:
-            print(line)
+        variants = available(self.keys)
         facts = self.facts(variants)
         print(f"{self.setting.name}: {facts['machine']}; torch {facts['torch']}; transformers {facts['transformers']}")
         runs: list[Run] = []

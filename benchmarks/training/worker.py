@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from benchmarks.measure import MIB, PeakMemory, first_line
+from benchmarks.peers.trainers import Task
 from benchmarks.results import write
 from benchmarks.training.runs import Run
 from benchmarks.training.setting import SETTINGS, Setting, tokens_of
@@ -19,13 +20,6 @@ from benchmarks.training.variants import VARIANTS, Variant
 
 WARM_UP = 2
 """Steps before the first that is timed: the optimizer's state and the look-ahead's first scores are made in them."""
-
-LOGGED = {
-    "loss": "loss",
-    "grad_norm": "grad_norm",
-    "logps_chosen": "logps/chosen",
-    "logps_rejected": "logps/rejected",
-}
 
 
 class StepLog(TrainerCallback):
@@ -66,7 +60,8 @@ def train(variant: Variant, setting: Setting, device: torch.device, timed: int, 
     steps = WARM_UP + timed + 1
     variant.preload()
     tokenizer, records = setting.tokenizer(), setting.records(steps)
-    tokens = [tokens_of(step) for step in setting.steps_of(records)]
+    dealt = setting.steps_of(records)
+    in_order = [record for step in dealt for record in step]
     run = blank(variant, setting, turn)
     peak = PeakMemory(device)
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +69,8 @@ def train(variant: Variant, setting: Setting, device: torch.device, timed: int, 
         try:
             model = setting.model(device)
             weights = sum(parameter.nbytes for parameter in model.parameters()) / MIB
-            trainer = variant.build(setting, model, tokenizer, records, setting.arguments(folder, steps, device))
+            arguments = setting.arguments(folder, steps, device)
+            trainer = variant.build(Task(model, tokenizer, records, in_order, setting.T, arguments))
             trainer.add_callback(log)
             trainer.train()
         except Exception as error:
@@ -84,9 +80,12 @@ def train(variant: Variant, setting: Setting, device: torch.device, timed: int, 
         weights_mib=weights,
         seconds=log.seconds(clock=0),
         cpu_seconds=log.seconds(clock=1) if device.type == "cpu" else [],
-        tokens=tokens[WARM_UP:-1],
+        tokens=[tokens_of(step) for step in dealt[WARM_UP:-1]],
         peak_mib=peak.mib(),
-        **{name: log.logged(key) for name, key in LOGGED.items()},
+        loss=log.logged("loss"),
+        grad_norm=log.logged("grad_norm"),
+        logps_chosen=log.logged("logps/chosen"),
+        logps_rejected=log.logged("logps/rejected"),
     )
 
 
