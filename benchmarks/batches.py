@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ FIRST_WORD = 3
 class Targets:
     """The part of a batch that every loss takes beside its scores."""
 
+    scores: ClassVar[tuple[str, ...]]  # fields: the policy's tensors; those of the reference begin with ref_
     target_ids: Tensor  # [B, T], int64
     loss_mask: Tensor  # [B, T], bool
     desirable: Tensor  # [B], bool
@@ -38,25 +40,26 @@ class Targets:
         """How many rows count."""
         return int(self.loss_mask.sum())
 
+    @property
+    def policy(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, name) for name in self.scores)
+
+    @property
+    def reference(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, f"ref_{name}") for name in self.scores)
+
 
 @dataclass(frozen=True)
 class Batch(Targets):
     """The input of a loss on logits; the tests' batches are of this kind too."""
 
+    scores = ("logits",)
     logits: Tensor  # [B, T, V]
     ref_logits: Tensor  # [B, T, V]
 
     @property
     def shape(self) -> dict[str, int]:
         return dict(zip("BTV", self.logits.shape, strict=True))
-
-    @property
-    def policy(self) -> tuple[Tensor, ...]:
-        return (self.logits,)
-
-    @property
-    def reference(self) -> tuple[Tensor, ...]:
-        return (self.ref_logits,)
 
     def exact(self) -> "Batch":
         """The batch whose answers are compared: itself, as logits are given."""
@@ -76,6 +79,7 @@ class Batch(Targets):
 class HeadBatch(Targets):
     """The input of a loss on hidden states."""
 
+    scores = "hidden", "weight"
     hidden: Tensor  # [B, T, H]
     weight: Tensor  # [V, H]
     ref_hidden: Tensor
@@ -86,14 +90,6 @@ class HeadBatch(Targets):
     def shape(self) -> dict[str, int]:
         B, T, H = self.hidden.shape
         return {"B": B, "T": T, "V": len(self.weight), "H": H}
-
-    @property
-    def policy(self) -> tuple[Tensor, ...]:
-        return self.hidden, self.weight
-
-    @property
-    def reference(self) -> tuple[Tensor, ...]:
-        return self.ref_hidden, self.ref_weight
 
     def exact(self) -> "HeadBatch":
         """The batch whose answers are compared: of the same shape and dtype, with logits that no rounding touches.

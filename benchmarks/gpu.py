@@ -1,8 +1,10 @@
 """``python -m benchmarks gpu``: everything that belongs on a GPU, in parts that can be taken up again.
 
 A part is one vocabulary, on logits or on hidden states (every case of that kind in every mode, or those that ``--case``
-names), or a training step of whole trainers. Its file grows as figures come. A part begins nothing after its seventh
-minute; the same command takes it up there. A part that fails does not stop the next. Needs torch, triton, transformers
+names), or a training step of whole trainers. Its file grows by one comparison or run at a time. A file with the same
+source, providers and repeats of the same machine is taken up: its comparisons are not measured again, unless somebody
+ran out of memory or failed. A part begins nothing after its seventh minute; the same command takes it up there. A part
+that fails does not stop the next. Needs torch, triton, transformers
 and this tree (``PYTHONPATH=.:kernels`` where nothing is installed), and a folder of wheels for the peers.
 
 With ``--toy``, or without a GPU, the same parts run to their end on a CPU: small logits, eager providers timed, the
@@ -13,27 +15,109 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 
 import torch
 
-from benchmarks.batches import MASKED_SHARE
-from benchmarks.kernels.cases import CASES
-from benchmarks.kernels.compare import FINAL, WRONG
+from benchmarks.batches import MASKED_SHARE, random_batch
+from benchmarks.kernels.cases import CASES, HEAD_CASES, LOGITS_CASES, Case, Mode
+from benchmarks.kernels.compare import FINAL, WRONG, compare
 from benchmarks.kernels.figures import Row, figures
 from benchmarks.kernels.kernel_goals import HEAD_GOALS, LOGITS_GOALS, judged
-from benchmarks.kernels.providers import KEYS, OURS, announced, sources
-from benchmarks.kernels.suite import Session, Suite
-from benchmarks.machine import environment, machine_with_cache, run_module
+from benchmarks.kernels.providers import KEYS, OURS, Provider, announced, sources
+from benchmarks.machine import environment, machine_with_cache, run_module, slug
 from benchmarks.measure import give_back_memory
 from benchmarks.peers.installed import missing, use_wheels
-from benchmarks.results import RESULTS, read
+from benchmarks.results import RESULTS, Facts, agrees, read, write
 from benchmarks.tables import columns
 
-H = 4096
+B, T, H = 8, 1024, 4096
+TOY_B, TOY_T, TOY_FACTOR = 4, 6, 64
+"""At toy size V and H are this many times smaller, and as odd or even as they were."""
+
+SAME = ("machine", "torch", "triton", "source", "repeats", "providers")
+"""Facts that a file shares with the rows that are added to it; a commit would not tell one changed tree from the
+next."""
+
+
+@dataclass
+class Session:
+    """One call of ``python -m benchmarks gpu``."""
+
+    results: Path
+    facts: Facts  # at the head of every file
+    device: torch.device
+    providers: list[Provider]
+    repeats: int
+    toy: bool = False  # small sizes, on a CPU
+    minutes: float = float("inf")  # a part begins nothing after so many
+    cases: Collection[str] = tuple(CASES)
+    rows: list[Row] = field(default_factory=list)  # of all parts
+
+    @property
+    def machine(self) -> str:
+        """As part of a file's name."""
+        return slug("cpu-toy" if self.toy else self.facts["machine"])
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Every case of one vocabulary in every mode; on hidden states where there is an H, else on logits."""
+
+    V: int
+    masked: float = 0.0
+    H: int | None = None
+
+    @property
+    def name(self) -> str:
+        return ("head-" if self.H else "") + f"v{self.V}" + ("-masked" if self.masked else "")
+
+    def file(self, session: Session) -> Path:
+        """The newest with the session's facts, or a new one with today's date."""
+        dates = "[0-9]" * 4 + "-[0-9][0-9]" * 2
+        for file in sorted(session.results.glob(f"{session.machine}-{dates}-{self.name}.csv"), reverse=True):
+            if agrees(file, session.facts, SAME):
+                return file
+        file = session.results / f"{session.machine}-{date.today()}-{self.name}.csv"
+        write(file, Row, session.facts)
+        return file
+
+    def run(self, session: Session) -> bool:
+        file = self.file(session)
+        complete = self.measure(file, session)
+        rows = read(file, Row)[1]
+        print(f"{file.name}\n{columns(figures(rows))}", flush=True)
+        session.rows += rows
+        return complete
+
+    def measure(self, file: Path, session: Session) -> bool:
+        """Add to the file the comparisons that it lacks, or in which somebody failed; whether it has them all now."""
+        deadline = time.monotonic() + 60 * session.minutes
+        facts, rows = read(file, Row)
+        failed = {(row.case, row.mode) for row in rows if row.note not in FINAL}
+        done = {(row.case, row.mode) for row in rows} - failed
+        wanted = frozenset[str]().union(*(provider.cases for provider in session.providers)) & {*session.cases}
+        cases = [case for case in (HEAD_CASES if self.H else LOGITS_CASES).values() if case.name in wanted]
+        missing: list[tuple[Case, Mode]] = [
+            (case, mode) for case in cases for mode in case.modes if (case.name, mode) not in done
+        ]
+        if not missing:
+            return True
+        factor, (sequences, tokens) = (TOY_FACTOR, (TOY_B, TOY_T)) if session.toy else (1, (B, T))
+        sizes, H = (sequences, tokens, self.V // factor), self.H and self.H // factor
+        batch = random_batch(*sizes, torch.bfloat16, session.device, self.masked, H)
+        for case, mode in missing:
+            if time.monotonic() > deadline:
+                return False
+            measured = compare(case, mode, batch, session.providers, session.repeats)
+            rows = [*(row for row in rows if (row.case, row.mode) != (case.name, mode)), *measured]
+            write(file, Row, facts, rows)
+        return True
 
 
 @dataclass(frozen=True)
@@ -47,16 +131,10 @@ class Part:
 def comparisons(V: int, masked: float = 0.0, H: int | None = None) -> Part:
     """Of one vocabulary."""
     suite = Suite(V, masked, H)
-
-    def run(session: Session) -> bool:
-        file = suite.file(session)
-        complete = suite.measure(file, session)
-        rows = read(file, Row)[1]
-        print(f"{file.name}\n{columns(figures(rows))}", flush=True)
-        session.rows += rows
-        return complete
-
-    return Part(suite.name, suite.measures, suite.cost, run)
+    elements = (B * T + V) * H if H else B * T * V
+    cost = f"{2 * elements * torch.bfloat16.itemsize / 2**30:.1f} GiB of inputs"
+    measures = f"every case on {'hidden states' if H else 'logits'}, {masked:.0%} of the rows masked"
+    return Part(suite.name, measures, cost, suite.run)
 
 
 def training_step(session: Session) -> bool:

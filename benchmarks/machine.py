@@ -40,7 +40,8 @@ def environment(device: torch.device, commit: str | None = None) -> Facts:
 def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if os.name == "posix" else None
+    cpuinfo = Path("/proc/cpuinfo")
+    cpu = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
     name = cpu[1] if cpu else platform.processor()
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 

@@ -9,12 +9,12 @@ import torch
 from benchmarks import gpu
 from benchmarks.__main__ import main
 from benchmarks.batches import Batch, make_batch
+from benchmarks.gpu import SAME, Session, Suite
 from benchmarks.kernels.cases import LOGITS_CASES
 from benchmarks.kernels.compare import CHECKED, TWO_LAUNCHES, compare
 from benchmarks.kernels.figures import Row
 from benchmarks.kernels.kernel_goals import LOGITS_GOALS, judged
 from benchmarks.kernels.providers import PROVIDERS, Provider
-from benchmarks.kernels.suite import SAME, Session, Suite
 from benchmarks.machine import MEASURED_CODE, source_hash
 from benchmarks.results import read, write
 

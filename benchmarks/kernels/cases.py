@@ -106,8 +106,8 @@ class Case:
 
     def leaves(self, mode: Mode, batch: Any) -> tuple[Any, tuple[Tensor, ...]]:
         """The batch with a graph, and its tensors whose gradients are asked for."""
-        names = ("hidden", "weight") if self.products else ("logits",)
-        tensors = {name: getattr(batch, name).detach() for name in names[: 1 if mode == "frozen" else None]}
+        trained = batch.scores[: 1 if mode == "frozen" else None]
+        tensors = {name: getattr(batch, name).detach() for name in trained}
         for tensor in tensors.values():
             tensor.requires_grad_()
         if self.inplace_gradient:  # a gradient may be written over a model's output, never over a leaf or its view
