@@ -13,8 +13,7 @@ VERBS = {
 LINES = "\n".join(f"  {verb:8} {line}" for verb, (_, line) in VERBS.items())
 USAGE = f"usage: python -m benchmarks [COMMAND] [-h]\n\n{LINES}\n\nWithout a command: a short run."
 
-SHORT = ["--mode", "full", "--providers", "halos", "ours"]
-"""Of the plain case of every objective."""
+SHORT = ["--mode", "full", "--providers", "halos", "ours"]  # of the plain case of every objective
 
 
 def main(arguments: list[str]) -> None:

@@ -9,20 +9,16 @@ from torch import Tensor
 
 MASKED_SHARE = 0.3
 
-SPREAD = 2.0
-"""Nats: standard deviation of a row's logits, which shrinks to the next exact scale in :meth:`HeadBatch.exact`."""
+SPREAD = 2.0  # nats: standard deviation of a row's logits, which shrinks to the next exact scale in HeadBatch.exact
 
 LOGITS_NOISE, HEAD_NOISE = 0.25, 0.1
 """How far the reference's logits, or its hidden states and weight, are from the policy's, in standard deviations."""
 
-PEAKS = 5.0, 10.0
-"""A peaked row's target stands so many standard deviations above its other logits: between the two."""
+PEAKS = 5.0, 10.0  # a peaked row's target stands so many standard deviations above its other logits: between the two
 
-CHUNK_BYTES = 2**27
-"""Of float32 logits, while the given log-probs of the reference are made."""
+CHUNK_BYTES = 2**27  # of float32 logits, while the given log-probs of the reference are made
 
-FIRST_WORD = 3
-"""Token ids below are the special tokens of :meth:`benchmarks.training.setting.Setting.tokenizer`."""
+FIRST_WORD = 3  # token ids below are the special tokens of benchmarks.training.setting.Setting.tokenizer
 
 
 @dataclass(frozen=True)

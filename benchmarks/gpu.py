@@ -37,8 +37,7 @@ from benchmarks.results import RESULTS, Facts, agrees, read, write
 from benchmarks.tables import columns
 
 B, T, H = 8, 1024, 4096
-TOY_B, TOY_T, TOY_FACTOR = 4, 6, 64
-"""At toy size V and H are this many times smaller, and as odd or even as they were."""
+TOY_B, TOY_T, TOY_FACTOR = 4, 6, 64  # at toy size V and H are this many times smaller, and as odd or even as they were
 
 SAME = ("machine", "torch", "triton", "source", "repeats", "providers")
 """Facts that a file shares with the rows that are added to it; a commit would not tell one changed tree from the

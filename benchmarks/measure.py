@@ -59,8 +59,7 @@ def interleaved_times(calls: list[Call], repeats: int, device: torch.device) -> 
     return [errors.get(i) or _times(taken) for i, taken in enumerate(samples)]
 
 
-Sample = tuple[float, bool]
-"""Milliseconds, and whether the device waited for the host."""
+Sample = tuple[float, bool]  # milliseconds, and whether the device waited for the host
 
 
 class _Events:
@@ -71,8 +70,7 @@ class _Events:
     host queues the call's launches: what it had not queued by then is timed with them.
     """
 
-    SLEEP = 4_000_000
-    """Clock cycles: about 2 ms, as long as the host needs for hundreds of launches."""
+    SLEEP = 4_000_000  # clock cycles: about 2 ms, as long as the host needs for hundreds of launches
 
     def __init__(self, device: torch.device) -> None:
         words = 16 * torch.cuda.get_device_properties(device).L2_cache_size // 4

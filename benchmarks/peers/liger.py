@@ -7,8 +7,7 @@ from torch import Tensor
 
 from benchmarks.peers.installed import LIGER_VERSION, compile_obstacle, installed_obstacle
 
-TOKEN_MEAN = "bnpo"
-"""Its ``loss_type`` that takes the mean over tokens."""
+TOKEN_MEAN = "bnpo"  # its loss_type that takes the mean over tokens
 
 
 def on_logits(case: Any, batch: Any) -> Tensor:

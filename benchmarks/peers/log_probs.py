@@ -16,8 +16,7 @@ from torch import Tensor
 from benchmarks.peers.halos import of_picked_rows, with_loss
 from benchmarks.peers.installed import CCE_VERSION, TRL_VERSION, compile_obstacle, installed_obstacle, missing
 
-TRL_CHUNK = 32768
-"""``trl/trainer/utils.py``, ``_CHUNKED_LOGPROB_CHUNK_SIZE``."""
+TRL_CHUNK = 32768  # trl/trainer/utils.py, _CHUNKED_LOGPROB_CHUNK_SIZE
 
 
 @with_loss

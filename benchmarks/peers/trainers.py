@@ -37,8 +37,7 @@ class Task:
     arguments: dict[str, Any]  # of TrainingArguments, and every trainer's own
 
 
-Example = list[tuple[int, Tensor]]
-"""Of the chosen and the rejected sequence: tokens of the prompt, and all ids."""
+Example = list[tuple[int, Tensor]]  # of the chosen and the rejected sequence: tokens of the prompt, and all ids
 
 
 class HalosTrainer(Trainer):

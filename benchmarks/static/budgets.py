@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from benchmarks.static.loop_cost import LoopCost
 
 OVER_THE_VOCABULARY = ("token_logp_forward", "token_logp_backward", "grpo_one_launch", "scale_dlogits")
-BYTES_IN_FLIGHT = 40 * 1024
-"""Per SM: what the latency of memory costs at full bandwidth."""
+BYTES_IN_FLIGHT = 40 * 1024  # per SM: what the latency of memory costs at full bandwidth
 
 
 @dataclass(frozen=True)

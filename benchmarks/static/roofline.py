@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-ISSUE_SLOTS_PER_CLOCK = 4 * 32
-"""Of one SM: four schedulers, each one instruction for 32 threads."""
+ISSUE_SLOTS_PER_CLOCK = 4 * 32  # of one SM: four schedulers, each one instruction for 32 threads
 
 EXP_PER_CLOCK = 16
 """Results of one SM's exp unit (MUFU): CUDA programming guide, throughput of native arithmetic instructions."""
@@ -77,8 +76,7 @@ class Prediction:
     exp_unit: float
 
 
-LATENCY = 800
-"""Nanoseconds that a read from memory takes under load: assumed."""
+LATENCY = 800  # Nanoseconds that a read from memory takes under load: assumed
 
 
 def predict(
