@@ -1,51 +1,34 @@
 """``python -m benchmarks [run | train | gpu | static | report]``; bare, a short run."""
 
+import importlib
 import sys
 
-USAGE = """usage: python -m benchmarks [COMMAND] [-h]
+VERBS = {
+    "run": ("benchmarks.kernels.run", "compare cases here and now"),
+    "train": ("benchmarks.training.train", "the cost of a training step, of whole trainers"),
+    "gpu": ("benchmarks.gpu", "everything that belongs on a GPU, in restartable parts"),
+    "static": ("benchmarks.static.loop_table", "the kernels' machine code, read without a GPU"),
+    "report": ("benchmarks.report", "make the tables of README.md and docs/performance.md anew"),
+}
+LINES = "\n".join(f"  {verb:8} {line}" for verb, (_, line) in VERBS.items())
+USAGE = f"usage: python -m benchmarks [COMMAND] [-h]\n\n{LINES}\n\nWithout a command: a short run."
 
-  run      compare cases here and now
-  train    what a training step costs, of whole trainers
-  gpu      everything that belongs on a GPU, in restartable parts
-  static   the kernels' machine code, read without a GPU
-  report   make the tables of README.md and docs/performance.md anew
-
-Without a command: a short run."""
+SHORT = ["--mode", "full", "--providers", "halos", "ours"]  # of the plain case of every objective
 
 
 def main(arguments: list[str]) -> None:
     """Each command is imported when it is called: ``report`` and ``static`` need no provider."""
-    command, *rest = arguments if arguments and not arguments[0].startswith("-") else ["", *arguments]
-    match command:
-        case "" if rest in (["-h"], ["--help"]):
-            print(USAGE)
-        case "":
-            from benchmarks.run import SHORT
-            from benchmarks.run import main as run
+    verb, *rest = arguments if arguments and not arguments[0].startswith("-") else ["", *arguments]
+    if not verb and rest in (["-h"], ["--help"]):
+        print(USAGE)
+        return
+    if not verb:
+        from benchmarks.objectives import OBJECTIVES
 
-            run([*SHORT, *rest])
-        case "run":
-            from benchmarks.run import main as run
-
-            run(rest)
-        case "train":
-            from benchmarks.training.command import main as train
-
-            train(rest)
-        case "gpu":
-            from benchmarks.gpu import main as gpu
-
-            gpu(rest)
-        case "static":
-            from benchmarks.static.command import main as static
-
-            static(rest)
-        case "report":
-            from benchmarks.report import main as report
-
-            report()
-        case _:
-            sys.exit(f"{USAGE}\n\nunknown command: {command}")
+        verb, rest = "run", [*OBJECTIVES, *SHORT, *rest]
+    if verb not in VERBS:
+        sys.exit(f"{USAGE}\n\nunknown command: {verb}")
+    importlib.import_module(VERBS[verb][0]).main(rest)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """``python -m benchmarks gpu``: everything that belongs on a GPU, in parts that can be taken up again.
 
-A part is one vocabulary, on logits or on hidden states; its comparisons are every case of that kind in every mode (or
-those that ``--case`` names), and its file grows by one comparison at a time. One part more is a training step, of whole
-trainers (``training/command.py``), whose file grows by one of their runs.
-What the file holds, of the same source, providers and repeats on the same machine, is not measured again, unless
-somebody ran out of memory or failed. A part begins no comparison after its seventh minute, and is taken up there by the
-same command. Needs torch, triton, transformers and this tree (``PYTHONPATH=.:kernels`` where nothing is installed), and
-a folder of wheels for the peers.
+A part is one vocabulary, on logits or on hidden states (every case of that kind in every mode, or those that ``--case``
+names), or a training step of whole trainers. Its file grows by one comparison or run at a time. A file with the same
+source, providers and repeats of the same machine is taken up: its comparisons are not measured again, unless somebody
+ran out of memory or failed. A part begins nothing after its seventh minute; the same command takes it up there. A part
+that fails does not stop the next. Needs torch, triton, transformers
+and this tree (``PYTHONPATH=.:kernels`` where nothing is installed), and a folder of wheels for the peers.
 
 With ``--toy``, or without a GPU, the same parts run to their end on a CPU: small logits, eager providers timed, the
 kernels' answers checked under Triton's interpreter.
@@ -14,48 +13,60 @@ kernels' answers checked under Triton's interpreter.
 
 import argparse
 import os
-import re
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import traceback
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
 import torch
 
-from benchmarks import goals, head_goals
-from benchmarks.cases import MASKED_SHARE, Inputs, Mode
-from benchmarks.compare import FINAL, WRONG, compare
-from benchmarks.head import HEAD_CASES, make_head_batch
-from benchmarks.logits import LOGITS_CASES, make_batch
+from benchmarks.batches import MASKED_SHARE, random_batch
+from benchmarks.kernels.cases import CASES, HEAD_CASES, LOGITS_CASES, Case, Mode
+from benchmarks.kernels.compare import FINAL, WRONG, compare
+from benchmarks.kernels.figures import Row, figures
+from benchmarks.kernels.kernel_goals import HEAD_GOALS, LOGITS_GOALS, judged
+from benchmarks.kernels.providers import KEYS, OURS, Provider, announced, sources
+from benchmarks.machine import environment, machine_with_cache, run_module, slug
+from benchmarks.measure import give_back_memory
 from benchmarks.peers.installed import missing, use_wheels
-from benchmarks.providers import KEYS, Provider, available, sources
-from benchmarks.registry import CASES
-from benchmarks.results import (
-    ROOT,
-    Row,
-    append_rows,
-    drop_rows,
-    environment,
-    filled,
-    machine,
-    machine_with_cache,
-    read_csv,
-    write_csv,
-)
-from benchmarks.static.report import columns
+from benchmarks.results import RESULTS, Facts, agrees, read, write
+from benchmarks.tables import columns
 
-B, T = 8, 1024
-TOY_B, TOY_T, TOY_FACTOR = 4, 6, 64
-"""At toy size V and H are this many times smaller, and as odd or even as they were."""
+B, T, H = 8, 1024, 4096
+TOY_B, TOY_T, TOY_FACTOR = 4, 6, 64  # at toy size V and H are this many times smaller, and as odd or even as they were
+
+SAME = ("machine", "torch", "triton", "source", "repeats", "providers")
+"""Facts that a file shares with the rows that are added to it; a commit would not tell one changed tree from the
+next."""
+
+
+@dataclass
+class Session:
+    """One call of ``python -m benchmarks gpu``."""
+
+    results: Path
+    facts: Facts  # at the head of every file
+    device: torch.device
+    providers: list[Provider]
+    repeats: int
+    toy: bool = False  # small sizes, on a CPU
+    minutes: float = float("inf")  # a part begins nothing after so many
+    cases: Collection[str] = tuple(CASES)
+    rows: list[Row] = field(default_factory=list)  # of all parts
+
+    @property
+    def machine(self) -> str:
+        """As part of a file's name."""
+        return slug("cpu-toy" if self.toy else self.facts["machine"])
 
 
 @dataclass(frozen=True)
-class Part:
-    """One vocabulary; on hidden states where there is an H, else on logits."""
+class Suite:
+    """Every case of one vocabulary in every mode; on hidden states where there is an H, else on logits."""
 
     V: int
     masked: float = 0.0
@@ -65,43 +76,157 @@ class Part:
     def name(self) -> str:
         return ("head-" if self.H else "") + f"v{self.V}" + ("-masked" if self.masked else "")
 
-    @property
-    def cases(self) -> list[str]:
-        return list(HEAD_CASES if self.H else LOGITS_CASES)
+    def file(self, session: Session) -> Path:
+        """The newest with the session's facts, or a new one with today's date."""
+        dates = "[0-9]" * 4 + "-[0-9][0-9]" * 2
+        for file in sorted(session.results.glob(f"{session.machine}-{dates}-{self.name}.csv"), reverse=True):
+            if agrees(file, session.facts, SAME):
+                return file
+        file = session.results / f"{session.machine}-{date.today()}-{self.name}.csv"
+        write(file, Row, session.facts)
+        return file
 
-    def batch(self, device: torch.device, toy: bool) -> Inputs:
-        factor, (rows, tokens) = (TOY_FACTOR, (TOY_B, TOY_T)) if toy else (1, (B, T))
-        common = torch.bfloat16, device, self.masked
-        if self.H:
-            return make_head_batch(rows, tokens, self.V // factor, self.H // factor, *common)
-        return make_batch(rows, tokens, self.V // factor, *common)
+    def run(self, session: Session) -> bool:
+        file = self.file(session)
+        complete = self.measure(file, session)
+        rows = read(file, Row)[1]
+        print(f"{file.name}\n{columns(figures(rows))}", flush=True)
+        session.rows += rows
+        return complete
+
+    def measure(self, file: Path, session: Session) -> bool:
+        """Add to the file the comparisons that it lacks, or in which somebody failed; whether it has them all now."""
+        deadline = time.monotonic() + 60 * session.minutes
+        facts, rows = read(file, Row)
+        failed = {(row.case, row.mode) for row in rows if row.note not in FINAL}
+        done = {(row.case, row.mode) for row in rows} - failed
+        wanted = frozenset[str]().union(*(provider.cases for provider in session.providers)) & {*session.cases}
+        cases = [case for case in (HEAD_CASES if self.H else LOGITS_CASES).values() if case.name in wanted]
+        missing: list[tuple[Case, Mode]] = [
+            (case, mode) for case in cases for mode in case.modes if (case.name, mode) not in done
+        ]
+        if not missing:
+            return True
+        factor, (sequences, tokens) = (TOY_FACTOR, (TOY_B, TOY_T)) if session.toy else (1, (B, T))
+        sizes, H = (sequences, tokens, self.V // factor), self.H and self.H // factor
+        batch = random_batch(*sizes, torch.bfloat16, session.device, self.masked, H)
+        for case, mode in missing:
+            if time.monotonic() > deadline:
+                return False
+            measured = compare(case, mode, batch, session.providers, session.repeats)
+            rows = [*(row for row in rows if (row.case, row.mode) != (case.name, mode)), *measured]
+            write(file, Row, facts, rows)
+        return True
 
 
-H = 4096
+@dataclass(frozen=True)
+class Part:
+    name: str
+    measures: str
+    cost: str
+    run: Callable[[Session], bool]  # adds to its file what that lacks; whether the file is complete
+
+
+def comparisons(V: int, masked: float = 0.0, H: int | None = None) -> Part:
+    """Of one vocabulary."""
+    suite = Suite(V, masked, H)
+    elements = (B * T + V) * H if H else B * T * V
+    cost = f"{2 * elements * torch.bfloat16.itemsize / 2**30:.1f} GiB of inputs"
+    measures = f"every case on {'hidden states' if H else 'logits'}, {masked:.0%} of the rows masked"
+    return Part(suite.name, measures, cost, suite.run)
+
+
+def training_step(session: Session) -> bool:
+    if absent := missing("accelerate", "datasets", "transformers"):
+        print(f"Left out: it needs {', '.join(absent)}")
+        return True
+    from benchmarks.training.train import part
+
+    return part(session.results, session.machine, session.toy, session.minutes, session.facts["commit"])
+
+
 PARTS = (
-    Part(32000),
-    Part(50257),
-    Part(128256),
-    Part(128256, MASKED_SHARE),
-    Part(151936),
-    Part(256000),
-    Part(128256, H=H),
-    Part(128256, MASKED_SHARE, H),
-    Part(151936, H=H),
-    Part(151936, MASKED_SHARE, H),
+    comparisons(32000),
+    comparisons(50257),
+    comparisons(128256),
+    comparisons(128256, MASKED_SHARE),
+    comparisons(151936),
+    comparisons(256000),
+    comparisons(128256, H=H),
+    comparisons(128256, MASKED_SHARE, H),
+    comparisons(151936, H=H),
+    comparisons(151936, MASKED_SHARE, H),
+    Part("training", "a training step of whole trainers", "a process for each variant and turn", training_step),
 )
-
-TRAINING = "training"
-"""The part that compares whole trainers; it needs what a trainer needs: accelerate and datasets."""
-
-SAME = ("machine", "torch", "triton", "source", "repeats", "providers")
-"""Facts that a file shares with what is added to it; a commit would not tell one changed tree from the next."""
 
 
 def main(arguments: list[str]) -> None:
     """Exits with 1 where a part is not complete or one of our answers is wrong or missing."""
+    options = _options(arguments)
+    toy = options.toy or not torch.cuda.is_available()
+    if toy and os.environ.get("TRITON_INTERPRET") != "1":  # Triton reads the variable when a kernel is defined
+        child = run_module("benchmarks", "gpu", *arguments, changes={"TRITON_INTERPRET": "1"})
+        if child.returncode:
+            sys.exit(child.returncode)
+        return
+    session = _session(options, toy)
+    by_name = {part.name: part for part in PARTS}
+    incomplete = [name for name in options.part if not is_complete(by_name[name], session)]
+    wrong = _judge(session)
+    if incomplete:
+        print(f"\nNot complete: {', '.join(incomplete)}. The same command takes them up where they stopped.")
+    if wrong or incomplete:
+        sys.exit(1)
+
+
+def is_complete(part: Part, session: Session) -> bool:
+    """Run the part; an error is printed, and the next part can run."""
+    print(f"\n{part.name}: {part.measures}; {part.cost}", flush=True)
+    try:
+        return part.run(session)
+    except Exception:
+        traceback.print_exc()
+        return False
+    finally:
+        give_back_memory(session.device)
+
+
+def _judge(session: Session) -> bool:
+    """Print the goals beside the figures; whether one of our answers is wrong or missing."""
+    where = "none is measured at toy size" if session.toy else machine_with_cache(session.device)
+    print(f"\nGoals of a GPU; {where}\n")
+    rows = session.rows
+    if session.toy:
+        rows = [replace(row, ms_median=None, ceiling_ms=None, peak_mib=None) for row in rows]
+    print(columns(judged([row for row in rows if not row.H], LOGITS_GOALS)))
+    print(columns(judged([row for row in rows if row.H], HEAD_GOALS)))
+    wrong = [row for row in rows if row.provider.startswith(OURS) and row.note not in FINAL - {WRONG}]
+    for row in wrong:
+        print(f"\n{row.provider}, {row.case} {row.mode}, V={row.V}: {row.note}")
+    return bool(wrong)
+
+
+def _session(options: argparse.Namespace, toy: bool) -> Session:
+    if toy:
+        from tests.interpreter import round_as_hardware_does
+
+        round_as_hardware_does()
+    if options.wheels:
+        use_wheels(options.wheels)
+    results = options.results or (Path(tempfile.mkdtemp(prefix="toy-results-")) if toy else RESULTS)
+    device = torch.device("cpu" if toy else "cuda")
+    facts = environment(device, options.commit)
+    print(f"{'Toy size, on a CPU; ' if toy else ''}{facts['machine']}; torch {facts['torch']}; results in {results}")
+    providers = announced(options.providers or [key for key in KEYS if not (toy and key == "compile")], device)
+    repeats = options.repeats or (2 if toy else 20)
+    facts |= {"repeats": str(repeats), "providers": " | ".join(provider.name for provider in providers)}
+    facts |= sources(providers)
+    return Session(results, facts, device, providers, repeats, toy, options.minutes, options.case)
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__)
-    names = [*(part.name for part in PARTS), TRAINING]
+    names = [part.name for part in PARTS]
     parser.add_argument("--part", nargs="+", choices=names, default=names, help="in this order; without it, all")
     parser.add_argument("--case", nargs="+", choices=tuple(CASES), default=tuple(CASES), help="without it, all")
     parser.add_argument("--toy", action="store_true", help="on a CPU, to see the command run to its end")
@@ -109,124 +234,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--results", type=Path, help="folder of the CSVs: benchmarks/results/, or a new one for a toy")
     parser.add_argument("--providers", nargs="+", choices=KEYS, help="without it all, at toy size all but compile")
     parser.add_argument("--repeats", type=int, help="timed calls per provider: 20, at toy size 2")
-    parser.add_argument("--minutes", type=float, default=7.0, help="a part begins no comparison after so many")
+    parser.add_argument("--minutes", type=float, default=7.0, help="a part begins nothing after so many")
     parser.add_argument("--commit", help="of a tree that is a copy without its history")
-    options = parser.parse_args(arguments)
-    toy = options.toy or not torch.cuda.is_available()
-    if toy and os.environ.get("TRITON_INTERPRET") != "1":
-        return _under_the_interpreter(arguments)  # Triton reads the variable when a kernel is defined
-    if toy:
-        from tests.interpreter import round_as_hardware_does
-
-        round_as_hardware_does()
-    if options.wheels:
-        use_wheels(options.wheels)
-    results = options.results or (Path(tempfile.mkdtemp(prefix="toy-results-")) if toy else ROOT / "benchmarks/results")
-    device = torch.device("cpu" if toy else "cuda")
-    keys = options.providers or [key for key in KEYS if not (toy and key == "compile")]
-    providers, obstacles = available(keys, device)
-    repeats = options.repeats or (2 if toy else 20)
-    facts = environment(device, options.commit)
-    print(f"{'Toy size, on a CPU; ' if toy else ''}{facts['machine']}; torch {facts['torch']}; results in {results}")
-    for name, source in sources(providers).items():
-        print(f"{name}: {source}")
-    for obstacle in obstacles:
-        print(obstacle)
-
-    rows: list[Row] = []
-    incomplete: list[str] = []
-    for part in (part for name in options.part for part in PARTS if part.name == name):
-        measured_by = {"repeats": str(repeats), "providers": " | ".join(provider.name for provider in providers)}
-        of_part = {**facts, **measured_by, **sources(providers)}
-        file = part_file(results, part, of_part, "cpu-toy" if toy else machine(device))
-        print(f"\n{part.name}: {file.name}", flush=True)
-        deadline = time.monotonic() + 60 * options.minutes
-        if not measure(part, file, providers, repeats, device, toy, deadline, options.case):
-            incomplete.append(part.name)
-        measured = read_csv(file)[1]
-        if measured:
-            print(columns(filled(measured)))
-        rows += measured
-    if TRAINING in options.part and not _training(results, options, toy, device):
-        incomplete.append(TRAINING)
-    print(f"\nGoals of a GPU; {'none is measured at toy size' if toy else machine_with_cache(device)}\n")
-    judged = [_without_times(row) for row in rows] if toy else rows
-    for of_kind, wanted in (
-        ([row for row in judged if not row.H], goals.GOALS),
-        ([row for row in judged if row.H], head_goals.GPU),
-    ):
-        if of_kind:
-            print(columns([goals.HEADER, *goals.table(of_kind, wanted)]))
-    wrong = [row for row in rows if row.provider.startswith("humanline_fused") and row.note not in FINAL - {WRONG}]
-    for row in wrong:
-        print(f"\n{row.provider}, {row.case} {row.mode}, V={row.V}: {row.note}")
-    if incomplete:
-        print(f"\nNot complete: {', '.join(incomplete)}. The same command takes them up where they stopped.")
-    if wrong or incomplete:
-        sys.exit(1)
-
-
-def measure(
-    part: Part,
-    file: Path,
-    providers: Sequence[Provider],
-    repeats: int,
-    device: torch.device,
-    toy: bool,
-    deadline: float,
-    cases: Sequence[str] = tuple(CASES),
-) -> bool:
-    """Add to the file the comparisons of these cases that it lacks, or where somebody failed; whether it has them all
-    now."""
-    known = read_csv(file)[1]
-    done = {(row.case, row.mode) for row in known} - {(row.case, row.mode) for row in known if row.note not in FINAL}
-    missing: list[tuple[str, Mode]] = [
-        (name, mode)
-        for name in part.cases
-        if name in cases and any(name in provider.cases for provider in providers)
-        for mode in CASES[name].modes
-        if (name, mode) not in done
-    ]
-    if not missing:
-        return True
-    batch = part.batch(device, toy)
-    for name, mode in missing:
-        if time.monotonic() > deadline:
-            return False
-        rows = compare(CASES[name], mode, batch, providers, repeats)
-        drop_rows(file, name, mode)
-        append_rows(file, rows)
-    return True
-
-
-def part_file(results: Path, part: Part, facts: dict[str, str], machine_name: str) -> Path:
-    """The part's file of these facts: the newest that is there, or a new one with today's date."""
-    machine_slug = re.sub(r"[^a-z0-9]+", "-", machine_name.lower()).strip("-")
-    dates = "[0-9]" * 4 + "-[0-9][0-9]" * 2
-    for file in sorted(results.glob(f"{machine_slug}-{dates}-{part.name}.csv"), reverse=True):
-        known = read_csv(file)[0]
-        if all(known.get(fact) == facts[fact] for fact in SAME):
-            return file
-    file = results / f"{machine_slug}-{date.today()}-{part.name}.csv"
-    write_csv(file, facts)
-    return file
-
-
-def _training(results: Path, options: argparse.Namespace, toy: bool, device: torch.device) -> bool:
-    if absent := missing("accelerate", "datasets", "transformers"):
-        print(f"\nLeft out: {TRAINING}: it needs {', '.join(absent)}")
-        return True
-    from benchmarks.training.command import part
-
-    return part(results, "cpu-toy" if toy else machine(device), toy, options.minutes, options.commit)
-
-
-def _without_times(row: Row) -> Row:
-    return replace(row, ms_median=None, ceiling_ms=None, peak_mib=None)
-
-
-def _under_the_interpreter(arguments: list[str]) -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    child = subprocess.run([sys.executable, "-m", "benchmarks", "gpu", *arguments], env=environment, check=False)
-    if child.returncode:
-        sys.exit(child.returncode)
+    return parser.parse_args(arguments)

@@ -1,39 +1,36 @@
-"""Milliseconds and bytes of one call."""
+"""Milliseconds and bytes of one call, and the peak memory of a process."""
 
 import contextlib
 import json
 import os
 import random
+import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+MIB = 2**20
+
 
 @dataclass(frozen=True)
 class Call:
-    """What is measured, and what has to be put right before each time without being measured."""
-
     run: Callable[[], object]
-    prepare: Callable[[], object] = lambda: None
+    prepare: Callable[[], object] = lambda: None  # called before each time, and not measured
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds: the 20th, 50th and 80th percentile.
-
-    Attributes:
-        host_bound: in most turns the device waited for the host to queue the call.
-    """
+    """Milliseconds: the 20th, 50th and 80th percentile."""
 
     low: float
     median: float
     high: float
-    host_bound: bool = False
+    host_bound: bool = False  # in most turns the device waited for the host to queue the call
 
 
 def interleaved_times(calls: list[Call], repeats: int, device: torch.device) -> list[Times | str]:
@@ -53,18 +50,16 @@ def interleaved_times(calls: list[Call], repeats: int, device: torch.device) -> 
             try:
                 calls[i].prepare()
                 sample = clock(calls[i].run)
-            except Exception as error:
-                errors[i] = first_line(error)
-            else:
                 if turn:  # the first turn warms up
                     samples[i].append(sample)
-                continue
-            give_back_memory(device)  # only here is what the error's traceback held free
+            except Exception as error:
+                errors[i] = first_line(error)
+            if i in errors:
+                give_back_memory(device)  # only here is free what the error's traceback held
     return [errors.get(i) or _times(taken) for i, taken in enumerate(samples)]
 
 
-Sample = tuple[float, bool]
-"""Milliseconds, and whether the device waited for the host."""
+Sample = tuple[float, bool]  # milliseconds, and whether the device waited for the host
 
 
 class _Events:
@@ -75,8 +70,7 @@ class _Events:
     host queues the call's launches: what it had not queued by then is timed with them.
     """
 
-    SLEEP = 4_000_000
-    """Clock cycles: about 2 ms, as long as the host needs for hundreds of launches."""
+    SLEEP = 4_000_000  # clock cycles: about 2 ms, as long as the host needs for hundreds of launches
 
     def __init__(self, device: torch.device) -> None:
         words = 16 * torch.cuda.get_device_properties(device).L2_cache_size // 4
@@ -102,8 +96,13 @@ def _wall_clock(run: Callable[[], object]) -> Sample:
 
 def _times(samples: list[Sample]) -> Times:
     milliseconds, host_bound = zip(*samples, strict=True)
-    low, _, _, high = statistics.quantiles(milliseconds, n=5, method="inclusive")
-    return Times(low, statistics.median(milliseconds), high, 2 * sum(host_bound) > len(samples))
+    return Times(*percentiles(milliseconds), 2 * sum(host_bound) > len(samples))
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The 20th, the 50th and the 80th."""
+    low, _, _, high = statistics.quantiles(values, n=5, method="inclusive")
+    return low, statistics.median(values), high
 
 
 def first_line(error: BaseException) -> str:
@@ -141,6 +140,36 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         held += event["args"]["Bytes"]
         peak = max(peak, held)
     return peak
+
+
+class PeakMemory:
+    """The most memory that training held at once.
+
+    On a GPU what its allocator had handed out at the most. Elsewhere what the process had resident at the most
+    (``VmHWM``), less what it had resident when this was made: the interpreter, the libraries, the data. To be made
+    before the model is: weights, gradients, the optimizer's state, a reference and every activation count.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before = torch.cuda.memory_allocated(device)
+        else:
+            self.before = _resident("VmRSS")
+
+    def mib(self) -> float:
+        on_gpu = self.device.type == "cuda"
+        most = torch.cuda.max_memory_allocated(self.device) if on_gpu else _resident("VmHWM")
+        return (most - self.before) / MIB
+
+
+def _resident(name: str) -> int:
+    """Bytes. Unlike ``ru_maxrss``, a process does not inherit them from the one that started it."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise RuntimeError(f"expected {name} in /proc/self/status, found none")
+    return 1024 * int(found[1])
 
 
 @contextlib.contextmanager

@@ -1,62 +1,50 @@
-"""``python -m benchmarks report``: the marked tables of the documents, from the files that their markers name.
+"""``python -m benchmarks report``: the marked tables of the documents, made anew.
 
 ``<!-- benchmarks: benchmarks/results/cpu.csv dpo full -->`` is followed by the rows of that file whose case and mode
-are among the words, by all rows where there is no word; files of training steps have a table of their own. The name
-may be a pattern of names; where no file has such a name yet, the document says so.
+are among the words, by all rows where there is no word. The name may be a pattern of names; where no file has such a
+name yet, the document says so. ``<!-- benchmarks: floors logits -->`` (or ``head``) is followed by the cases' floors.
 """
 
+import importlib
 import re
 from pathlib import Path
 
-from benchmarks.results import ROOT, Row, filled, read_csv
+from benchmarks.results import ROOT, first_column
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs/performance.md")
 BEGIN, END = "<!-- benchmarks: {} -->", "<!-- end of benchmarks -->"
 
+TABLES = {
+    "case": "benchmarks.kernels.figures",
+    "variant": "benchmarks.training.runs_table",
+    "kernel": "benchmarks.static.loop_table",
+}
+"""By the first column of a file: the module whose ``markdown`` makes a table of it."""
 
-def main() -> None:
+
+def main(arguments: list[str]) -> None:
     for document in DOCUMENTS:
         document.write_text(fill_in(document.read_text()))
 
 
 def fill_in(document: str) -> str:
     """The document with every marked table made anew."""
-
-    def table(match: re.Match[str]) -> str:
-        pattern, *words = match[1].split()
-        files = sorted(ROOT.glob(pattern))
-        tables = [_table(file, words) for file in files] or [f"*Not measured yet: no file is called `{pattern}`.*"]
-        return "\n".join([BEGIN.format(match[1]), "\n\n".join(tables), END])
-
     begin = re.escape(BEGIN).replace(r"\{\}", "([^>]+)")
-    return re.sub(f"{begin}.*?{re.escape(END)}", table, document, flags=re.DOTALL)
+    return re.sub(f"{begin}.*?{re.escape(END)}", _marked, document, flags=re.DOTALL)
 
 
-def _table(file: Path, words: list[str]) -> str:
-    if file.suffix == ".json":
-        from benchmarks.static.report import markdown  # pyright: ignore[reportMissingImports]
+def _marked(match: re.Match[str]) -> str:
+    pattern, *words = match[1].split()
+    if pattern == "floors":
+        from benchmarks.kernels.figures import floors
 
-        return markdown(file)
-    if "training" in file.stem:
-        from benchmarks.training.report import markdown as of_training
+        tables = [floors(*words)]
+    else:
+        tables = [table(file, words) for file in sorted(ROOT.glob(pattern))]
+    filled = "\n\n".join(tables) or f"*Not measured yet: no file is called `{pattern}`.*"
+    return "\n".join([BEGIN.format(match[1]), filled, END])
 
-        return of_training(file)
-    return figures(file, words)
 
-
-def figures(file: Path, words: list[str]) -> str:
-    """The rows as a table, without the columns that are the same or empty in all of them, and where they come from."""
-    facts, rows = read_csv(file)
-    rows = [row for row in rows if not words or {row.case, row.mode} <= set(words)]
-    header, *lines = filled(rows)
-    kept = [i for i, name in enumerate(header) if name != "mode" or len({row.mode for row in rows}) > 1]
-    table = [[line[i] for i in kept] for line in [header, ("---",) * len(header), *lines]]
+def table(file: Path, words: list[str]) -> str:
     name = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
-    shapes = "; ".join(sorted({_shape(row) for row in rows}))
-    source = f"`{name}`: {facts['machine']}; torch {facts['torch']}; triton {facts['triton']}; {shapes}."
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in table), "", source])
-
-
-def _shape(row: Row) -> str:
-    hidden = f" H={row.H}" if row.H else ""
-    return f"B={row.B} T={row.T}{hidden} V={row.V}, {row.rows} rows count, {row.dtype}"
+    return importlib.import_module(TABLES[first_column(file)]).markdown(file, str(name), words)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.logits import Batch
+from benchmarks.batches import Batch
 from humanline_fused import (
     HumanlineClamp,
     Logits,

@@ -14,16 +14,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import oracle as oracle_module
-from benchmarks.cases import Case
-from benchmarks.compare import CHECKED, HOST_BOUND, VALUE_LIMIT, WRONG, compare, gradient_limit
-from benchmarks.logits import LOGITS_CASES, Batch, make_batch
+from benchmarks.batches import Batch, make_batch
+from benchmarks.kernels import oracle as oracle_module
+from benchmarks.kernels.cases import LOGITS_CASES, Case
+from benchmarks.kernels.compare import CHECKED, HOST_BOUND, VALUE_LIMIT, WRONG, compare, gradient_limit
+from benchmarks.kernels.figures import Row
+from benchmarks.kernels.oracle import Oracle
+from benchmarks.kernels.providers import PROVIDERS, Provider, available
 from benchmarks.measure import Call, interleaved_times, peak_bytes
-from benchmarks.oracle import LogitsOracle
 from benchmarks.peers.halos import loss_on_log_probs
 from benchmarks.peers.installed import installed_obstacle, use_wheels
-from benchmarks.providers import PROVIDERS, Provider, available, upstream
-from benchmarks.results import Row
 
 CPU = torch.device("cpu")
 SHAPE = (4, 8, 500)
@@ -52,7 +52,7 @@ def comparisons() -> list[object]:
 @pytest.mark.parametrize(("case", "mode", "provider"), comparisons())
 def test_every_provider_gives_the_oracle_s_answer(benchmark, case, mode, provider):
     batch = small_batch()
-    value_error, gradient_error = LogitsOracle(case, mode, batch).errors(
+    value_error, gradient_error = Oracle(case, mode, batch).errors(
         benchmark(lambda: provider.answer(case, mode, replace(batch, logits=batch.logits.clone())))
     )
     assert value_error < VALUE_LIMIT
@@ -64,11 +64,11 @@ def test_every_provider_gives_the_oracle_s_answer(benchmark, case, mode, provide
 def test_the_oracle_of_a_few_rows_at_a_time_is_that_of_the_whole_in_float64(case, monkeypatch):
     monkeypatch.setitem(oracle_module.CHUNK_BYTES, "cpu", 3 * 8 * SHAPE[-1])
     batch = small_batch()
-    oracle = LogitsOracle(case, "full", batch)
+    oracle = Oracle(case, "full", batch)
     logits = batch.logits.double().requires_grad_()
     whole = replace(batch.to(torch.float64), logits=logits)
     value = _halos_in_float64(case, logits, whole)
-    (dlogits,) = torch.autograd.grad(value, logits, upstream(case, value, whole))
+    (dlogits,) = torch.autograd.grad(value, logits, case.upstream(value, whole))
     value_error, gradient_error = oracle.errors((value.detach(), (dlogits,)))
     assert value_error < 1e3 * torch.finfo(torch.float64).eps
     assert gradient_error is not None
@@ -201,8 +201,11 @@ def test_each_turn_has_an_order_of_its_own_that_the_next_run_repeats():
 
 
 def test_a_row_that_waited_for_the_host_says_so_beside_its_time():
-    assert replace(ROW, ms_20=1, ms_median=2, ms_80=3, note=HOST_BOUND).cells()[3] == "2.00 (1.00-3.00), host-bound"
-    assert replace(ROW, note=WRONG).cells()[3] == WRONG
+    assert (
+        replace(ROW, ms_20=1, ms_median=2, ms_80=3, note=HOST_BOUND).cells()["ms, median (20-80 %)"]
+        == "2.00 (1.00-3.00), host-bound"
+    )
+    assert replace(ROW, note=WRONG).cells()["ms, median (20-80 %)"] == WRONG
 
 
 def test_what_the_interpreter_computes_is_checked_and_not_timed():
@@ -250,14 +253,14 @@ def test_peak_memory_is_what_was_held_at_once():
 @pytest.mark.parametrize("name", ["logp", "dpo", "grpo_one_launch"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_ceiling_writes_the_policy_where_rows_count_and_zeros_after(name, dtype, device):
-    from benchmarks.ceilings import TILES, ceilings
+    from benchmarks.kernels.traffic import TILES, bare_traffic
 
     batch = make_batch(2, 4, 320, dtype, device)
     num_words = int(batch.loss_mask.sum()) * 320 * dtype.itemsize // 4
     words = batch.logits.view(torch.int32).flatten()
     if name == "grpo_one_launch":
         words = words ^ batch.ref_logits.view(torch.int32).flatten()
-    calls = ceilings(LOGITS_CASES[name], "full", batch)
+    calls = bare_traffic(LOGITS_CASES[name], "full", batch)
     assert len(calls) == len(TILES)
     for call in calls:
         written = call()
@@ -268,13 +271,13 @@ def test_the_ceiling_writes_the_policy_where_rows_count_and_zeros_after(name, dt
 
 @pytest.mark.parametrize("name", ["logp", "dpo"])
 def test_the_ceiling_of_a_forward_reads_every_row_that_counts_of_every_model(name, device):
-    from benchmarks.ceilings import ceilings
+    from benchmarks.kernels.traffic import bare_traffic
 
     batch = make_batch(2, 4, 320, torch.float32, device)
     num_words = int(batch.loss_mask.sum()) * 320
     models = [batch.logits, batch.ref_logits][: 2 if name == "dpo" else 1]
     words = torch.cat([model.view(torch.int32).flatten()[:num_words] for model in models])
-    for call in ceilings(LOGITS_CASES[name], "nograd", batch):
+    for call in bare_traffic(LOGITS_CASES[name], "nograd", batch):
         assert _xor(call()) == _xor(words)
 
 

@@ -1,17 +1,22 @@
 """``python -m benchmarks gpu``: its parts are taken up where they stopped, and end beside the goals."""
 
-import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import goals, gpu
+from benchmarks import gpu
 from benchmarks.__main__ import main
-from benchmarks.compare import CHECKED, TWO_LAUNCHES, compare
-from benchmarks.logits import LOGITS_CASES, Batch, make_batch
-from benchmarks.providers import PROVIDERS, Provider
-from benchmarks.results import MEASURED_CODE, Row, append_rows, read_csv, source_hash, write_csv
+from benchmarks.batches import Batch, make_batch
+from benchmarks.gpu import SAME, Session, Suite
+from benchmarks.kernels.cases import LOGITS_CASES
+from benchmarks.kernels.compare import CHECKED, TWO_LAUNCHES, compare
+from benchmarks.kernels.figures import Row
+from benchmarks.kernels.kernel_goals import LOGITS_GOALS, judged
+from benchmarks.kernels.providers import PROVIDERS, Provider
+from benchmarks.machine import MEASURED_CODE, source_hash
+from benchmarks.results import read, write
 
 CPU = torch.device("cpu")
 SHAPE = (4, 8, 500)
@@ -32,7 +37,7 @@ TOY = ["gpu", "--toy", "--part", "v32000", "--providers", "ours"]
 def test_the_gpu_command_runs_to_its_end_at_toy_size_and_takes_up_what_is_missing(tmp_path):
     main([*TOY, "--results", str(tmp_path)])
     (file,) = tmp_path.glob("cpu-toy-*-v32000.csv")
-    measured, lines = read_csv(file)[1], file.read_text().splitlines(keepends=True)
+    measured, lines = read(file, Row)[1], file.read_text().splitlines(keepends=True)
     ours = provider_of("ours").cases
     comparisons = [(case.name, mode) for case in LOGITS_CASES.values() for mode in case.modes if case.name in ours]
     assert list(dict.fromkeys((row.case, row.mode) for row in measured)) == comparisons
@@ -45,26 +50,39 @@ def test_the_gpu_command_runs_to_its_end_at_toy_size_and_takes_up_what_is_missin
     main([*TOY, "--results", str(tmp_path)])
     again = file.read_text().splitlines(keepends=True)
     assert again[: len(lines) - last] == lines[:-last]
-    assert [(row.case, row.mode) for row in read_csv(file)[1]] == [(row.case, row.mode) for row in measured]
+    assert [(row.case, row.mode) for row in read(file, Row)[1]] == [(row.case, row.mode) for row in measured]
 
 
 def test_a_part_that_runs_out_of_time_says_so_and_keeps_its_file(tmp_path):
     with pytest.raises(SystemExit):
         main([*TOY, "--results", str(tmp_path), "--minutes", "0"])
     (file,) = tmp_path.glob("*.csv")
-    assert read_csv(file)[1] == []
+    assert read(file, Row)[1] == []
+
+
+def test_a_part_that_fails_does_not_stop_the_next_and_is_not_complete(tmp_path, capsys):
+    def fails(session: Session) -> bool:
+        raise RuntimeError("a kernel failed")
+
+    session = Session(tmp_path, {}, CPU, [], 2)
+    parts = [gpu.Part(name, "", "", run) for name, run in (("one", fails), ("two", lambda session: True))]
+    assert [gpu.is_complete(part, session) for part in parts] == [False, True]
+    assert "a kernel failed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changed", ["source", "providers", "repeats"])
 def test_a_part_of_other_code_or_providers_or_repeats_is_measured_anew(tmp_path, changed):
-    facts = {**dict.fromkeys(gpu.SAME, "one"), "commit": "a-dirty"}
-    part = gpu.PARTS[0]
-    old = gpu.part_file(tmp_path, part, facts, "GPU one")
-    append_rows(old, [ROW])
-    assert gpu.part_file(tmp_path, part, {**facts, "commit": "b"}, "GPU one") == old
-    assert read_csv(old)[1] == [ROW]
-    new = gpu.part_file(tmp_path, part, {**facts, changed: "another"}, "GPU one")
-    assert read_csv(new)[1] == []
+    facts = {**dict.fromkeys(SAME, "one"), "machine": "GPU one", "commit": "a-dirty"}
+
+    def file_of(facts: dict[str, str]) -> Path:
+        return Suite(32000).file(Session(tmp_path, facts, CPU, [], 2))
+
+    old = file_of(facts)
+    write(old, Row, facts, [ROW])
+    assert file_of({**facts, "commit": "b"}) == old
+    assert read(old, Row)[1] == [ROW]
+    new = file_of({**facts, changed: "another"})
+    assert read(new, Row)[1] == []
 
 
 def test_the_source_is_told_apart_by_every_python_file_of_the_measured_code(tmp_path):
@@ -81,16 +99,16 @@ def test_the_source_is_told_apart_by_every_python_file_of_the_measured_code(tmp_
 
 
 def test_a_comparison_in_which_somebody_failed_is_measured_again_and_no_other(tmp_path):
-    part, file = gpu.PARTS[0], tmp_path / "part.csv"
+    file = tmp_path / "part.csv"
     only = [replace(provider_of("ours"), cases=frozenset({"logp"}))]
     noted = [
         replace(ROW, case="logp", mode="nograd", provider="kept", note=TWO_LAUNCHES),
         replace(ROW, case="logp", mode="full", provider="again", note="OutOfMemoryError: no room for it"),
         replace(ROW, case="logp", mode="full", provider="beside it"),
     ]
-    write_csv(file, {"machine": "one"}, noted)
-    assert gpu.measure(part, file, only, 2, CPU, toy=True, deadline=math.inf)
-    rows = read_csv(file)[1]
+    write(file, Row, {"machine": "one"}, noted)
+    assert Suite(32000).measure(file, Session(tmp_path, {}, CPU, only, 2, toy=True))
+    rows = read(file, Row)[1]
     assert [(row.mode, row.provider, row.note) for row in rows] == [
         ("nograd", "kept", TWO_LAUNCHES),
         ("full", "humanline_fused", ""),
@@ -103,13 +121,13 @@ def test_where_one_launch_would_be_two_nobody_is_timed_and_no_goal_is_judged():
     rows = compare(LOGITS_CASES["grpo_one_launch"], "full", small_batch(), providers, repeats=2)
     assert [(row.provider, row.note) for row in rows] == [("humanline_fused", TWO_LAUNCHES), ("checked", CHECKED)]
     assert all(row.ms_median is None for row in rows)
-    judged = [line[-1] for line in goals.table(rows) if "one launch" in line[0]]
-    assert judged
-    assert set(judged) == {"not measured"}
+    verdicts = [line[""] for line in judged(rows, LOGITS_GOALS) if "one launch" in line["goal"]]
+    assert verdicts
+    assert set(verdicts) == {"not measured"}
 
 
 def test_one_launch_is_timed_where_the_device_makes_one(monkeypatch):
-    monkeypatch.setattr("benchmarks.compare.fits_one_launch", lambda logits: True)
+    monkeypatch.setattr("benchmarks.kernels.compare.fits_one_launch", lambda logits: True)
     rows = compare(LOGITS_CASES["grpo_one_launch"], "full", small_batch(), [provider_of("ours")], repeats=2)
     assert [row.ms_median is None for row in rows] == [False]
 
@@ -120,7 +138,7 @@ def test_goals_are_printed_beside_what_was_measured():
         replace(ROW, provider="humanline_fused", ceiling_ms=0.95, **share),
         replace(ROW, provider="TRL 1.16.0", ceiling_ms=0.95, **{**share, "ms_median": 1.05}),
     ]
-    verdicts = {name: (measured, verdict) for name, _, _, measured, _, verdict in goals.table(rows)}
+    verdicts = {line["goal"]: (line["measured"], line[""]) for line in judged(rows, LOGITS_GOALS)}
     assert verdicts["DPO, of the ceiling"] == ("95%", "met")
     assert verdicts["DPO, times as fast as TRL's kernel"] == ("1.05", "missed")
     assert verdicts["DPO, times as fast as eager"] == ("", "not measured")
@@ -136,6 +154,6 @@ def test_every_goal_names_a_case_a_mode_and_a_provider_that_exist():
             looked_at.add(key)
             return replace(ROW, ms_median=1.0, ceiling_ms=1.0, peak_mib=1.0)
 
-    for goal in goals.GOALS:
+    for goal in LOGITS_GOALS:
         assert goal.figure(Everything()) is not None
     assert all(mode in LOGITS_CASES[case].passes and provider in names for case, mode, provider in looked_at)

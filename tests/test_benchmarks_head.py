@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import head_goals
 from benchmarks.__main__ import main
-from benchmarks.compare import APPROXIMATE, CHECKED, WRONG, compare, gradient_limit, value_limit
-from benchmarks.goals import table
-from benchmarks.head import HEAD_CASES, HeadBatch, make_head_batch
-from benchmarks.oracle import HeadOracle
+from benchmarks.batches import HeadBatch, make_head_batch
+from benchmarks.kernels import kernel_goals
+from benchmarks.kernels.cases import CASES, HEAD_CASES
+from benchmarks.kernels.ceilings import bare_products
+from benchmarks.kernels.compare import APPROXIMATE, CHECKED, WRONG, compare, gradient_limit, value_limit
+from benchmarks.kernels.figures import Row
+from benchmarks.kernels.oracle import Oracle
+from benchmarks.kernels.providers import PROVIDERS, Provider, available
 from benchmarks.peers.halos import loss_on_log_probs
-from benchmarks.products import bare_products
-from benchmarks.providers import PROVIDERS, Provider, available, upstream
-from benchmarks.registry import CASES
-from benchmarks.results import Row, read_csv
+from benchmarks.results import read
 
 CPU = torch.device("cpu")
 SHAPE = (4, 6, 300, 64)
@@ -36,7 +36,7 @@ def provider_of(key: str) -> Provider:
 @pytest.mark.parametrize(("case", "mode"), COMPARISONS, ids=NAMES)
 def test_ours_and_the_materialising_path_give_the_oracle_s_answer(case, mode, dtype):
     batch = case.inputs(small_batch(dtype)).exact()
-    oracle = HeadOracle(case, mode, batch)
+    oracle = Oracle(case, mode, batch)
     for key in ("halos", "ours"):
         value_error, gradient_error = oracle.errors(provider_of(key).answer(case, mode, batch))
         assert value_error < value_limit(case, batch)
@@ -46,7 +46,7 @@ def test_ours_and_the_materialising_path_give_the_oracle_s_answer(case, mode, dt
 
 @pytest.mark.parametrize("case", HEAD_CASES.values(), ids=lambda case: case.name)
 def test_the_oracle_of_a_few_rows_at_a_time_is_that_of_the_whole_in_float64(case, monkeypatch):
-    monkeypatch.setitem(HeadOracle.__init__.__globals__["CHUNK_BYTES"], "cpu", 3 * 8 * SHAPE[2])
+    monkeypatch.setitem(Oracle.__init__.__globals__["CHUNK_BYTES"], "cpu", 3 * 8 * SHAPE[2])
     batch = case.inputs(small_batch())
     hidden, weight = (tensor.double().requires_grad_() for tensor in (batch.hidden, batch.weight))
 
@@ -57,8 +57,8 @@ def test_the_oracle_of_a_few_rows_at_a_time_is_that_of_the_whole_in_float64(case
     if case.has_reference:
         inside = log_probs(batch.ref_hidden.double() @ batch.ref_weight.double().T)
         value = loss_on_log_probs(case, value, batch.ref_logp.double() if case.given else inside, batch)
-    gradients = torch.autograd.grad(value, (hidden, weight), upstream(case, value, batch))
-    value_error, gradient_error = HeadOracle(case, "full", batch).errors((value.detach(), gradients))
+    gradients = torch.autograd.grad(value, (hidden, weight), case.upstream(value, batch))
+    value_error, gradient_error = Oracle(case, "full", batch).errors((value.detach(), gradients))
     assert value_error < 1e3 * torch.finfo(torch.float64).eps
     assert gradient_error is not None
     assert gradient_error < 1e3 * torch.finfo(torch.float64).eps
@@ -122,7 +122,9 @@ def test_the_ceiling_s_products_are_the_floor_s_flops(case, mode):
     (products,) = bare_products(case, mode, batch)
     with FlopCounterMode(display=False) as counter:
         products()
-    assert counter.get_total_flops() == case.floor(mode, batch)["floor_flops"] == case.units[mode] * 2 * counted * V * H
+    assert (
+        counter.get_total_flops() == case.floor(mode, batch)["floor_flops"] == case.products[mode] * 2 * counted * V * H
+    )
 
 
 def test_a_row_on_hidden_states_has_flops_and_a_ceiling_wherever_it_is_measured():
@@ -160,8 +162,8 @@ def test_goals_are_judged_on_the_rows_of_their_shape():
     ours = Row("head_dpo", "full", "humanline_fused", 8, 1024, 128256, "bfloat16", 8184, ms_median=1.0, **common)
     theirs = replace(ours, provider="TRL 1.16.0, chunked", ms_median=1.2)
     masked = [replace(row, rows=5700) for row in (ours, theirs)]
-    lines = table([ours, theirs, *masked], head_goals.GPU)
-    judged = {(name, rows): (measured, verdict) for name, _, rows, measured, _, verdict in lines}
+    lines = kernel_goals.judged([ours, theirs, *masked], kernel_goals.HEAD_GOALS)
+    judged = {(line["goal"], line["rows"]): (line["measured"], line[""]) for line in lines}
     assert judged["hidden dpo, time over the bare products", "8184"] == ("1.11", "missed")
     assert judged["hidden dpo, times as fast as TRL's chunks", "8184"] == ("1.20", "met")
     assert ("hidden dpo, times as fast as TRL's chunks", "5700") not in judged
@@ -173,7 +175,7 @@ def test_memory_is_judged_without_gradients_and_the_accumulator_where_there_is_o
     B, T, V, H = 8, 1024, 151936, 4096
     held = 2 * (B * T * H + V * H) + accumulator * V * H + 2**31
     row = Row("head_dpo", "full", "humanline_fused", B, T, V, "bfloat16", rows, H=H, peak_mib=held / 2**20)
-    figure = head_goals.over_workspace("head_dpo", "full")
+    figure = kernel_goals.over_workspace("head_dpo", "full")
     assert figure({("head_dpo", "full", "humanline_fused"): row}) == pytest.approx(1.0)
 
 
@@ -187,7 +189,7 @@ def test_every_goal_names_a_case_a_mode_and_a_provider_that_exist():
             case, mode, provider = key
             return Row(case, mode, provider, 8, 9, 500, "float32", 20, H=64, ms_median=1, ceiling_ms=1, peak_mib=1)
 
-    for goal in (*head_goals.GPU, *head_goals.CPU):
+    for goal in (*kernel_goals.HEAD_GOALS, *kernel_goals.HEAD_GOALS_ON_A_CPU):
         assert goal.figure(Everything()) is not None
     assert all(mode in CASES[case].modes and provider in names for case, mode, provider in looked_at)
     assert all(case in provider.cases for case, _, name in looked_at for provider in PROVIDERS if provider.name == name)
@@ -197,7 +199,7 @@ def test_the_run_command_compares_on_hidden_states(capsys, tmp_path):
     csv = tmp_path / "figures.csv"
     sizes = ["--shape", "2", "4", "50", "--hidden", "16", "--masked", "0", "--repeats", "2"]
     main(["run", "head_dpo", "--mode", "frozen", "--providers", "halos", *sizes, "--csv", str(csv)])
-    (row,) = read_csv(csv)[1]
+    (row,) = read(csv, Row)[1]
     assert (row.case, row.mode, row.B, row.T, row.V, row.H, row.rows) == ("head_dpo", "frozen", 2, 4, 50, 16, 6)
     assert "TFLOP/s" in capsys.readouterr().out
 
@@ -206,7 +208,7 @@ def test_a_part_on_hidden_states_runs_to_its_end_at_toy_size(tmp_path):
     asked = ["--part", "head-v128256-masked", "--case", "head_grpo_given", "head_logp", "--providers", "ours", "halos"]
     main(["gpu", "--toy", *asked, "--results", str(tmp_path)])
     (file,) = tmp_path.glob("cpu-toy-*-head-v128256-masked.csv")
-    rows = read_csv(file)[1]
+    rows = read(file, Row)[1]
     expected = {(name, mode) for name in ("head_grpo_given", "head_logp") for mode in HEAD_CASES[name].modes}
     assert {(row.case, row.mode) for row in rows} == expected
     assert {row.note for row in rows if "interpreter" in row.provider} == {CHECKED}

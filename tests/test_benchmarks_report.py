@@ -7,9 +7,10 @@ import torch
 
 from benchmarks import report
 from benchmarks.__main__ import main
-from benchmarks.compare import CHECKED, WRONG
-from benchmarks.providers import KEYS
-from benchmarks.results import ROOT, Row, append_rows, read_csv, write_csv
+from benchmarks.kernels.compare import CHECKED, WRONG
+from benchmarks.kernels.figures import Row
+from benchmarks.kernels.providers import KEYS
+from benchmarks.results import ROOT, read, write
 
 CPU = torch.device("cpu")
 SHAPE = (4, 8, 500)
@@ -29,7 +30,7 @@ def test_the_run_command_compares_what_it_is_asked_for(capsys, tmp_path):
     csv = tmp_path / "figures.csv"
     asked = ["logp", "--mode", "nograd", "--providers", "halos", "--shape", "2", "4", "50", "--repeats", "2"]
     main(["run", *asked, "--csv", str(csv)])
-    facts, rows = read_csv(csv)
+    facts, rows = read(csv, Row)
     assert [(row.case, row.mode, row.provider) for row in rows] == [("logp", "nograd", "eager, as HALOs")]
     assert {"machine", "torch", "triton", "commit", "command"} <= set(facts)
 
@@ -44,9 +45,8 @@ def test_what_was_measured_is_read_back_as_it_was_written(tmp_path):
     figures = {"ms_20": 1.0, "ms_median": 2.5, "ms_80": 3.0, "peak_mib": 4.0, "value_error": 1e-7}
     rows = [replace(ROW, **figures), replace(ROW, mode="nograd", note=WRONG)]
     facts = {"machine": "one: with a colon", "torch": "2"}
-    write_csv(tmp_path / "figures.csv", facts, rows[:1])
-    append_rows(tmp_path / "figures.csv", rows[1:])
-    assert read_csv(tmp_path / "figures.csv") == (facts, rows)
+    write(tmp_path / "figures.csv", Row, facts, rows)
+    assert read(tmp_path / "figures.csv", Row) == (facts, rows)
 
 
 def test_bandwidth_is_that_of_the_floor_and_the_ceiling_s_share_that_of_its_time():
@@ -63,7 +63,7 @@ def test_keys_name_providers():
 def test_a_marker_shows_the_rows_that_its_words_select(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     facts = {"machine": "one", "torch": "2", "triton": "3"}
-    write_csv(tmp_path / "one.csv", facts, [ROW, replace(ROW, mode="nograd"), replace(ROW, case="kto")])
+    write(tmp_path / "one.csv", Row, facts, [ROW, replace(ROW, mode="nograd"), replace(ROW, case="kto")])
     marked = "before\n<!-- benchmarks: one.csv dpo full -->\nold\n<!-- end of benchmarks -->\nafter"
     filled = report.fill_in(marked)
     assert [line.split(" | ")[0] for line in filled.splitlines() if line.startswith("| ")] == [

@@ -10,9 +10,10 @@ import torch
 
 from benchmarks import report
 from benchmarks.__main__ import main
-from benchmarks.training import goals, runs
+from benchmarks.results import read, write
 from benchmarks.training.answers import WRONG, checked
-from benchmarks.training.runs import Run
+from benchmarks.training.runs import Run, summaries
+from benchmarks.training.runs_table import judged
 from benchmarks.training.setting import SETTINGS, TOY, tokens_of
 from benchmarks.training.variants import COPY, HALOS, LOOKAHEAD, PLAIN, TRL, VARIANTS, Variant
 from benchmarks.training.worker import WARM_UP, train
@@ -93,7 +94,7 @@ def test_a_variant_that_fails_says_why():
 
 def test_peak_memory_counts_what_is_held_and_let_go_and_not_what_was_there_before():
     code = (
-        "import torch; from benchmarks.training.memory import PeakMemory\n"
+        "import torch; from benchmarks.measure import PeakMemory\n"
         "earlier = torch.ones(300 * 2**18); del earlier\n"
         "kept = torch.ones(100 * 2**18)\n"
         "peak = PeakMemory(torch.device('cpu'))\n"
@@ -126,8 +127,8 @@ def test_runs_are_read_back_as_they_were_written(tmp_path, trained):
     facts = {"machine": "one: with a colon"}
     peak = replace(trained[COPY], peak_mib=12.5)  # so small a model may fit in what this process has resident already
     written = [peak, replace(trained[PLAIN], turn=1, note="another, with a comma")]
-    runs.write(tmp_path / "runs.csv", facts, written)
-    assert runs.read(tmp_path / "runs.csv") == (facts, written)
+    write(tmp_path / "runs.csv", Run, facts, written)
+    assert read(tmp_path / "runs.csv", Run) == (facts, written)
     assert all(getattr(written[0], field.name) not in ([], 0.0) for field in fields(Run) if field.name not in ("turn",))
 
 
@@ -138,39 +139,38 @@ def test_time_over_plain_is_that_of_the_same_step_undisturbed():
         run_of(PLAIN, [4.0, 2.0], turn=1),
         run_of(LOOKAHEAD, [11.0, 22.0], turn=1),
     ]
-    plain, ahead = runs.summaries(measured, PLAIN)
+    plain, ahead = summaries(measured, PLAIN)
     assert plain.over_plain == (1.0, 1.0, 1.0)
     assert ahead.over_plain == pytest.approx((1.1, 1.1, 1.1))
     assert ahead.tokens_per_s == pytest.approx(400 / 36.3)
     disturbed = replace(measured[1], seconds=[7.0, 7.0], cpu_seconds=[1.0, 2.0])
-    assert runs.summaries([measured[0], disturbed], PLAIN)[1].over_plain == pytest.approx((0.52, 0.7, 0.88))
+    assert summaries([measured[0], disturbed], PLAIN)[1].over_plain == pytest.approx((0.52, 0.7, 0.88))
 
 
 def test_goals_are_judged_by_the_summaries():
     seconds, peaks = [2.0, 2.0], {PLAIN: 2000.0, COPY: 2000.0, LOOKAHEAD: 1600.0, TRL: 5000.0}
     times = {PLAIN: seconds, COPY: [2.1, 2.1], LOOKAHEAD: [2.02, 2.02], TRL: [2.2, 2.2]}
     measured = [run_of(name, times[name], peak_mib=peak) for name, peak in peaks.items()]
-    _, *lines = goals.table(runs.summaries(measured, PLAIN), goals.GPU)
-    assert [(line[1], line[3]) for line in lines] == [
+    lines = judged(summaries(measured, PLAIN), on_gpu=True)
+    assert [(line["measured"], line[""]) for line in lines] == [
         ("+1.0%", "met"),
         ("+5.0%", "missed"),
         ("1.00", "met"),
         ("1.09", "missed"),
         ("3400", "met"),
     ]
-    _, *none = goals.table([], goals.GPU)
-    assert {line[3] for line in none} == {"not measured"}
+    assert {line[""] for line in judged([], on_gpu=True)} == {"not measured"}
 
 
 def test_the_command_runs_a_process_for_each_variant_and_takes_up_its_file(tmp_path, capsys, monkeypatch):
     file = tmp_path / "one-training.csv"
     asked = ["train", "--model", "toy", "--device", "cpu", "--turns", "1", "--steps", "2", "--csv", str(file)]
     main([*asked, "--variants", "lookahead"])
-    facts, (run,) = runs.read(file)
+    facts, (run,) = read(file, Run)
     assert (run.variant, run.turn, run.note) == (LOOKAHEAD, 0, "")
     assert {"machine", "torch", "transformers", "commit", "command", LOOKAHEAD} <= set(facts)
-    assert LOOKAHEAD in report._table(file, [])
-    monkeypatch.setattr("benchmarks.training.command.in_a_process", None)
+    assert LOOKAHEAD in report.table(file, [])
+    monkeypatch.setattr("benchmarks.training.train.Plan.in_a_process", None)
     main([*asked, "--variants", "lookahead"])
-    assert runs.read(file)[1] == [run]
+    assert read(file, Run)[1] == [run]
     assert "No goal is judged" in capsys.readouterr().out

@@ -20,28 +20,28 @@ from benchmarks.static.budgets import (
     starves,
     waits,
 )
-from benchmarks.static.report import ARCHITECTURES, Report, measure
-from benchmarks.static.rows import Row
+from benchmarks.static.loop_cost import LoopCost
+from benchmarks.static.loop_table import ARCHITECTURES, measure
 from benchmarks.static.specialisations import Specialisation, token_logp
 
 KERNELS = Path(__file__).parent.parent / "kernels/humanline_kernels"
 
 
 @pytest.fixture(scope="session")
-def report() -> Report:
+def report() -> list[LoopCost]:
     return measure(ARCHITECTURES)
 
 
 @pytest.fixture(scope="session")
-def slow() -> list[Row]:
+def slow() -> list[LoopCost]:
     kernel = "tests.slow_kernel:slow_token_logp_kernel"
     spec = Specialisation(kernel, "bf16", {"BLOCK_V": 4096}, num_warps=16, read_bytes=2, written_bytes=0)
-    return measure(ARCHITECTURES, [spec]).rows
+    return measure(ARCHITECTURES, [spec])
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_kernel_compiles_without_spills(report, arch):
-    rows = [row for row in report.rows if row.arch == arch]
+    rows = [row for row in report if row.arch == arch]
     written = {name for path in KERNELS.glob("*.py") for name in re.findall(r"def (\w+)_kernel\(", path.read_text())}
     assert written - {row.kernel.split()[0] for row in rows} == NEVER_LAUNCHED.get(arch, set())
     assert {row.kernel: row.spills for row in rows if row.spills} == {}
@@ -53,7 +53,7 @@ def test_every_kernel_compiles_without_spills(report, arch):
     ids=lambda value: value if isinstance(value, str) else f"{value.kernel}: {', '.join(value.loops)}",
 )
 def test_a_loop_over_the_vocabulary_keeps_within_its_instructions_per_element(report, budget, arch):
-    rows = [row for row in report.rows if (row.kernel, row.arch) == (budget.kernel, arch) and row.loop in budget.loops]
+    rows = [row for row in report if (row.kernel, row.arch) == (budget.kernel, arch) and row.loop in budget.loops]
     assert len(rows) == len(budget.loops)
     over = {row.loop: cost(row) for row in rows if cost(row) > budget.on(arch)}
     assert over == {}
@@ -61,26 +61,26 @@ def test_a_loop_over_the_vocabulary_keeps_within_its_instructions_per_element(re
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_access_in_a_loop_over_the_vocabulary_is_16_bytes_wide(report, arch):
-    rows = over_the_vocabulary(report.rows, arch)
+    rows = over_the_vocabulary(report, arch)
     assert rows
     assert [(row.kernel, row.loop, row.load_bits, row.store_bits) for row in rows if narrow(row)] == []
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_no_thread_waits_for_another_in_a_loop_over_the_vocabulary(report, arch):
-    rows = over_the_vocabulary(report.rows, arch)
+    rows = over_the_vocabulary(report, arch)
     assert [(row.kernel, row.loop) for row in rows if waits(row)] == []
 
 
 @pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch.startswith("sm_")])
 def test_an_sm_has_40_KB_of_logits_in_flight(report, arch):
-    rows = [row for row in over_the_vocabulary(report.rows, arch) if not is_fall_back(row)]
+    rows = [row for row in over_the_vocabulary(report, arch) if not is_fall_back(row)]
     assert rows
     assert {(row.kernel, row.loop): row.bytes_in_flight for row in rows if starves(row)} == {}
 
 
 def test_the_command_has_no_broken_budget_to_show(report):
-    assert broken(report.rows) == []
+    assert broken(report) == []
 
 
 def test_a_slow_kernel_breaks_every_budget(slow):
@@ -98,10 +98,10 @@ def test_a_slow_kernel_breaks_every_budget(slow):
 
 
 def test_a_budget_whose_loop_is_gone_is_broken(report):
-    renamed = [replace(row, loop=row.loop.replace("sum_weights", "add_weights")) for row in report.rows]
+    renamed = [replace(row, loop=row.loop.replace("sum_weights", "add_weights")) for row in report]
     assert any("sum_weights 1: no such loop" in line for line in broken(renamed))
 
 
 def test_a_kernel_starved_of_registers_is_seen_to_spill():
     forward, _ = token_logp("bf16")
-    assert measure(["sm_90"], [forward], max_registers=24).rows[0].spills
+    assert measure(["sm_90"], [forward], max_registers=24)[0].spills

@@ -1,16 +1,16 @@
 """What the static report reads out of assembly, on listings and figures that a hand can check."""
 
-import json
 from pathlib import Path
 
 import pytest
 
+from benchmarks.results import read, write
 from benchmarks.static import amdgcn, nvidia
 from benchmarks.static.control_flow import Flow
+from benchmarks.static.loop_cost import LoopCost, loop_costs
+from benchmarks.static.loop_table import markdown
 from benchmarks.static.machine_code import Instruction, Kind, Loop, MachineCode
-from benchmarks.static.report import Report, from_json, markdown, to_json
 from benchmarks.static.roofline import DEVICES, predict, resident_programs
-from benchmarks.static.rows import rows
 from benchmarks.static.source_lines import NOWHERE, Location, locations, number_locations, source_loop
 from benchmarks.static.specialisations import Specialisation
 
@@ -194,8 +194,8 @@ def test_an_exact_softcap_is_bound_by_the_exp_unit():
     # 4.32 TB/s / 2 bytes = 2.16e12 elements/s; of 132 SMs at 1.7 GHz, 2.87e13 issue slots and 3.59e12 exp operations.
     shares = predict(h200, instructions=9.0, exp=3.0, memory_bytes=2)
     assert shares.issue == pytest.approx(9 * 2.16 / 28.7, rel=1e-2)
-    assert shares.exp == pytest.approx(3 * 2.16 / 3.59, rel=1e-2)
-    assert shares.bandwidth == pytest.approx(1 / shares.exp, rel=1e-2)
+    assert shares.exp_unit == pytest.approx(3 * 2.16 / 3.59, rel=1e-2)
+    assert shares.bandwidth == pytest.approx(1 / shares.exp_unit, rel=1e-2)
 
 
 def test_a_loop_with_few_bytes_in_flight_is_bound_by_latency():
@@ -212,16 +212,15 @@ def test_the_file_gives_back_the_rows_and_a_table_of_them(tmp_path):
     spec = Specialisation("module:fold_kernel", "bf16", {"HAS_ENTROPY": True}, 8, read_bytes=2, written_bytes=0)
     body = (load(128, 4), *(other(4, kind=Kind.EXP) for _ in range(8)), other())
     code = MachineCode(body, Flow(10, ((9, 0),), frozenset()), registers=32, spills=0, shared=0)
-    report = Report("3.7", "python -m benchmarks static", rows(spec, "sm_90", code))
-    (row,) = report.rows
+    facts = {"triton": "3.7", "command": "python -m benchmarks static"}
+    (row,) = loop_costs(spec, "sm_90", code)
     assert (row.kernel, row.instructions_per_element, row.exp_per_element) == ("fold bf16 HAS_ENTROPY", 1.25, 1.0)
     assert row.bytes_in_flight == 8 * 256 * 16
 
-    path = tmp_path / "static.json"
-    path.write_text(to_json(report))
-    assert from_json(path.read_text()) == report
-    content = json.loads(path.read_text())
-    assert content["triton"] == "3.7"
-    assert {"kernel", "arch", "loop", "instructions_per_element", "spills"} <= content["rows"][0].keys()
-    assert "| fold bf16 HAS_ENTROPY | unnamed | 1.25, 32 | H100 100%, H200 100% |" in markdown(path)
-    assert "| H200 | 132 | 1.70 | 4.80 | 4.32 |" in markdown(path)
+    path = tmp_path / "static.csv"
+    write(path, LoopCost, facts, [row])
+    assert read(path, LoopCost) == (facts, [row])
+    _, _, header, _ = path.read_text().splitlines()
+    assert {"kernel", "arch", "loop", "instructions_per_element", "spills"} <= set(header.split(","))
+    assert "| fold bf16 HAS_ENTROPY | unnamed | 1.25, 32 | H100 100%, H200 100% |" in markdown(path, path.name)
+    assert "| H200 | 132 | 1.70 | 4.80 | 4.32 |" in markdown(path, path.name)

@@ -1,80 +1,94 @@
-"""Eager PyTorch as HALOs does it, and the formulas around everybody's log-probs."""
+"""Eager PyTorch as HALOs does it (ContextualAI/HALOs at aa02f66, ``train/trainers.py``), and its formulas of losses
+around everybody's log-probs."""
 
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, logsigmoid
 
-from benchmarks.cases import Case, Targets
-from benchmarks.head import HeadBatch, HeadCase
-from benchmarks.logits import Batch
+SOURCE = "ContextualAI/HALOs at aa02f66, train/trainers.py (followed)"
 
-HALOS = "ContextualAI/HALOs at aa02f66, train/trainers.py (followed)"
+LogProbs = Callable[..., Tensor]
+"""Of a case, a batch, and its logits or its hidden states and weight: [B, T], nats, 0 where the mask is False."""
 
 
-def loss_on_log_probs(case: Case, logp: Tensor, ref_logp: Tensor, batch: Targets) -> Tensor:
-    """ContextualAI/HALOs at aa02f66, ``train/trainers.py``; log-probs [B, T], 0 where they do not count."""
-    mask, settings = batch.loss_mask, case.settings
-    log_ratio = (logp - ref_logp).clamp(-case.log_epsilon, case.log_epsilon)
-    if case.operation == "grpo":
-        ratio, advantages = log_ratio.exp(), batch.advantages.unsqueeze(-1)
-        clipped = ratio.clamp(1 - settings["epsilon"], 1 + settings["epsilon"])
-        k3 = torch.exp(ref_logp - logp) - (ref_logp - logp) - 1
-        loss = -torch.min(advantages * ratio, advantages * clipped) + settings["beta"] * k3
-        return (loss * mask).sum() / mask.sum()
+def dpo(log_ratio: Tensor, logp: Tensor, ref_logp: Tensor, batch: Any, settings: Mapping[str, float]) -> Tensor:
+    chosen, rejected = log_ratio.sum(-1).chunk(2)
+    return -logsigmoid(settings["beta"] * (chosen - rejected)).mean()
+
+
+def kto(log_ratio: Tensor, logp: Tensor, ref_logp: Tensor, batch: Any, settings: Mapping[str, float]) -> Tensor:
     rewards = log_ratio.sum(-1)
-    if case.operation == "dpo":
-        chosen, rejected = rewards.chunk(2)
-        return -logsigmoid(settings["beta"] * (chosen - rejected)).mean()
     desirable = 1 - torch.sigmoid(settings["beta"] * (rewards - settings["kl"]))
     undesirable = 1 - torch.sigmoid(settings["beta"] * (settings["kl"] - rewards))
     return torch.where(batch.desirable, desirable, undesirable).mean()
 
 
-def log_probs(logits: Tensor, batch: Targets, softcap: float | None = None) -> Tensor:
+def grpo(log_ratio: Tensor, logp: Tensor, ref_logp: Tensor, batch: Any, settings: Mapping[str, float]) -> Tensor:
+    ratio, advantages, mask = log_ratio.exp(), batch.advantages.unsqueeze(-1), batch.loss_mask
+    clipped = ratio.clamp(1 - settings["epsilon"], 1 + settings["epsilon"])
+    k3 = torch.exp(ref_logp - logp) - (ref_logp - logp) - 1
+    loss = -torch.min(advantages * ratio, advantages * clipped) + settings["beta"] * k3
+    return (loss * mask).sum() / mask.sum()
+
+
+def loss_on_log_probs(case: Any, logp: Tensor, ref_logp: Tensor, batch: Any) -> Tensor:
+    """Of log-probs [B, T], 0 where they do not count."""
+    log_ratio = (logp - ref_logp).clamp(-case.log_epsilon, case.log_epsilon)
+    return case.objective.formula(log_ratio, logp, ref_logp, batch, case.objective.settings)
+
+
+def with_loss(log_probs: LogProbs) -> Callable[[Any, Any], Tensor]:
+    """The value of a case on a batch, from somebody's log-probs."""
+
+    def value(case: Any, batch: Any) -> Tensor:
+        logp = log_probs(case, batch, *batch.policy)
+        if not case.has_reference:
+            return logp
+        if case.given:
+            return loss_on_log_probs(case, logp, batch.ref_logp, batch)
+        with torch.no_grad():
+            ref_logp = log_probs(case, batch, *batch.reference)
+        return loss_on_log_probs(case, logp, ref_logp, batch)
+
+    return value
+
+
+def of_picked_rows(log_probs: Callable[[Tensor, Tensor, Tensor], Tensor]) -> LogProbs:
+    """From log-probs [n] of hidden states [n, H], weight [V, H] and ids [n]: those of the rows that count alone."""
+
+    def scored(case: Any, batch: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        mask = batch.loss_mask
+        logp = log_probs(hidden[mask], weight, batch.target_ids[mask])
+        return torch.zeros_like(mask, dtype=logp.dtype).masked_scatter(mask, logp)
+
+    return scored
+
+
+def log_probs(logits: Tensor, target_ids: Tensor, loss_mask: Tensor, softcap: float | None = None) -> Tensor:
     """[B, T], nats, in float32; 0 where the mask is False."""
     logits = logits.float()
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
-    labels = batch.target_ids.masked_fill(~batch.loss_mask, 0)
-    return torch.gather(logits.log_softmax(-1), dim=2, index=labels.unsqueeze(2)).squeeze(2) * batch.loss_mask
+    labels = target_ids.masked_fill(~loss_mask, 0)
+    return torch.gather(logits.log_softmax(-1), dim=2, index=labels.unsqueeze(2)).squeeze(2) * loss_mask
 
 
-def on_logits(case: Case, logits: Tensor, batch: Batch) -> Tensor:
-    """Log-probs of the whole vocabulary, every row, in float32."""
-    logp = log_probs(logits, batch, case.softcap)
-    if not case.has_reference:
-        return logp
-    with torch.no_grad():
-        ref_logp = log_probs(batch.ref_logits, batch, case.softcap)
-    return loss_on_log_probs(case, logp, ref_logp, batch)
-
-
-def on_hidden_states(case: HeadCase, batch: HeadBatch) -> Tensor:
-    """A linear layer, whose logits [B, T, V] are there at once, and the same on those."""
-    logp = log_probs(linear(batch.hidden, batch.weight), batch, case.softcap)
-    if not case.has_reference:
-        return logp
-    ref_logp = batch.ref_logp
-    if not case.given:
-        with torch.no_grad():
-            ref_logp = log_probs(linear(batch.ref_hidden, batch.ref_weight), batch, case.softcap)
-    return loss_on_log_probs(case, logp, ref_logp, batch)
-
-
-def halos(case: Case, batch: Batch | HeadBatch) -> Tensor:
-    if isinstance(batch, HeadBatch):
-        assert isinstance(case, HeadCase)
-        return on_hidden_states(case, batch)
-    return on_logits(case, batch.logits, batch)
+@with_loss
+def halos(case: Any, batch: Any, scores: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Log-probs of the whole vocabulary, every row, in float32; of hidden states all logits [B, T, V] at once."""
+    logits = scores if weight is None else linear(scores, weight)
+    return log_probs(logits, batch.target_ids, batch.loss_mask, case.softcap)
 
 
 @functools.lru_cache(maxsize=1)
-def _compiled(case_name: str, shape: torch.Size):
+def _compiled(case_name: str, shape: torch.Size) -> Callable[[Any, Any], Tensor]:
     torch.compiler.reset()  # or what was compiled before counts as recompilation, which ends in eager
-    return torch.compile(on_logits, dynamic=False)
+    return torch.compile(halos, dynamic=False)
 
 
-def compiled_halos(case: Case, batch: Batch) -> Tensor:
-    return _compiled(case.name, batch.logits.shape)(case, batch.logits, batch)
+def compiled_halos(case: Any, batch: Any) -> Tensor:
+    return _compiled(case.name, batch.logits.shape)(case, batch)

@@ -13,12 +13,16 @@ import torch
 TRL_VERSION, LIGER_VERSION, CCE_VERSION = "1.16.0", "0.8.5", "25.1.1"
 
 
-def installed_obstacle(distribution: str, version: str) -> str | None:
+def installed_obstacle(distribution: str, version: str, *needed: str) -> str | None:
+    """Why the distribution is not here in this version, or the modules that it needs are not; None if all are."""
     try:
         installed = importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return "not installed, and no wheel of it in --wheels"
-    return None if installed == version else f"{version} is what the code here calls, {installed} is installed"
+    if installed != version:
+        return f"the benchmarks call {version}, {installed} is installed"
+    absent = missing(*needed)
+    return f"it needs {', '.join(absent)}" if absent else None
 
 
 def missing(*modules: str) -> list[str]:

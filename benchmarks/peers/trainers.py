@@ -1,30 +1,43 @@
 """Whole trainers of others, for DPO with a reference that follows the policy."""
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.cases import Targets
-from benchmarks.logits import LOGITS_CASES
+from benchmarks.kernels.cases import LOGITS_CASES
+from benchmarks.objectives import OBJECTIVES
 from benchmarks.peers.halos import log_probs, loss_on_log_probs
-from benchmarks.peers.installed import TRL_VERSION, installed_obstacle, missing
-from benchmarks.training.setting import Record
+from benchmarks.peers.installed import TRL_VERSION, installed_obstacle
 from humanline_fused import shift_targets
-from humanline_fused.training.data.batch import collate
-from humanline_fused.training.data.examples import Example
-from humanline_fused.training.data.plan import MicroBatch
-from humanline_fused.training.data.prepare import prepare
-from humanline_fused.training.objectives import find_objective
 
 TRL = (
     f"trl {TRL_VERSION}: DPOTrainer, sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=1.0, "
     "pad_to_multiple_of=None; its reference moves after the update, not before it"
 )
 HALOS = "ContextualAI/HALOs at aa02f66, train/trainers.py PairedPreferenceTrainer (followed), in transformers' loop"
-DPO = LOGITS_CASES["dpo"]
+
+Record = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The input of every trainer."""
+
+    model: Any
+    tokenizer: Any
+    records: list[Record]  # as HumanlineTrainer takes them
+    in_order: list[Record]  # as its plan deals them, and as the others train on them
+    max_length: int
+    arguments: dict[str, Any]  # of TrainingArguments, and every trainer's own
+
+
+Example = list[tuple[int, Tensor]]  # of the chosen and the rejected sequence: tokens of the prompt, and all ids
 
 
 class HalosTrainer(Trainer):
@@ -35,14 +48,15 @@ class HalosTrainer(Trainer):
     """
 
     def __init__(self, model: Any, args: TrainingArguments, train_dataset: list[Example], pad_token_id: int) -> None:
-        def batch(examples: list[Example]) -> dict[str, Tensor]:
-            everyone = MicroBatch(ids := tuple(range(len(examples))), ids)
-            longest = max(len(e.prompt_ids) + len(c) for e in examples for c in e.completions)
-            padded = collate(examples, everyone, find_objective("dpo"), pad_token_id=pad_token_id, max_length=longest)
-            return {name: padded[name] for name in ("input_ids", "attention_mask", "completion_mask")}
+        def collated(examples: Sequence[Example]) -> dict[str, Tensor]:
+            prompts, sequences = zip(*(example[side] for side in (0, 1) for example in examples), strict=True)
+            ids = pad_sequence(list(sequences), batch_first=True, padding_value=pad_token_id)
+            column, ends = torch.arange(ids.shape[1]), torch.tensor([[len(sequence)] for sequence in sequences])
+            there, completion = column < ends, column >= torch.tensor(prompts)[:, None]
+            return {"input_ids": ids, "attention_mask": there.long(), "completion_mask": there & completion}
 
         data: Any = train_dataset
-        super().__init__(model=model, args=args, train_dataset=data, data_collator=batch)  # pyright: ignore[reportArgumentType]
+        super().__init__(model=model, args=args, train_dataset=data, data_collator=collated)  # pyright: ignore[reportArgumentType]
         self.model_accepts_loss_kwargs = False
         self.reference = copy.deepcopy(model).requires_grad_(False).eval()
         self.add_callback(_LoadStateDict(self.reference))
@@ -52,18 +66,16 @@ class HalosTrainer(Trainer):
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         ids, mask = shift_targets(inputs["input_ids"], inputs["completion_mask"])
-        unused = torch.empty(0)
-        targets = Targets(ids, mask, desirable=unused, advantages=unused)
 
         def scored(scorer: Any) -> Tensor:
             logits = scorer(inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
-            return log_probs(logits, targets)
+            return log_probs(logits, ids, mask)
 
         logp = scored(model)
         with torch.no_grad(), self.compute_loss_context_manager():
             ref_logp = scored(self.reference)
         self.sequence_logps = logp.detach().sum(-1)
-        return loss_on_log_probs(DPO, logp, ref_logp, targets)
+        return loss_on_log_probs(LOGITS_CASES["dpo"], logp, ref_logp, inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -80,11 +92,17 @@ class _LoadStateDict(TrainerCallback):
         self.reference.load_state_dict(kwargs["model"].state_dict())
 
 
-def halos_trainer(model: Any, tokenizer: Any, records: list[Record], T: int, arguments: dict[str, Any]) -> Trainer:
-    """The records are trained on in their order."""
-    args = TrainingArguments(**arguments, remove_unused_columns=False, train_sampling_strategy="sequential")
-    examples = prepare(records, tokenizer, find_objective("dpo"), max_length=T).examples
-    return HalosTrainer(model, args, examples, tokenizer.pad_token_id)
+def halos_trainer(task: Task) -> Trainer:
+    def ids(text: str) -> Tensor:
+        return torch.tensor(task.tokenizer(text)["input_ids"])
+
+    def sequence(record: Record, side: str) -> tuple[int, Tensor]:
+        prompt = record["prompt"]
+        return len(ids(prompt)), ids(f"{prompt}{record[side]}{task.tokenizer.eos_token}")
+
+    args = TrainingArguments(**task.arguments, remove_unused_columns=False, train_sampling_strategy="sequential")
+    examples = [[sequence(record, side) for side in ("chosen", "rejected")] for record in task.in_order]
+    return HalosTrainer(task.model, args, examples, task.tokenizer.pad_token_id)
 
 
 def import_trl() -> None:
@@ -92,32 +110,25 @@ def import_trl() -> None:
     from trl.trainer.dpo_trainer import DPOTrainer  # noqa: F401
 
 
-def trl_trainer(model: Any, tokenizer: Any, records: list[Record], T: int, arguments: dict[str, Any]) -> Trainer:
-    """The records are trained on in their order."""
+def trl_trainer(task: Task) -> Trainer:
     from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    given: dict[str, Any] = {"gradient_checkpointing": False} | arguments  # its default is True
+    given: dict[str, Any] = {"gradient_checkpointing": False} | task.arguments  # its default is True
     args = DPOConfig(
         **given,
-        beta=DPO.settings["beta"],
-        max_length=T,
+        beta=OBJECTIVES["dpo"].settings["beta"],
+        max_length=task.max_length,
         pad_to_multiple_of=None,
         sync_ref_model=True,
         ref_model_sync_steps=1,
         ref_model_mixup_alpha=1.0,
         train_sampling_strategy="sequential",
     )
-    return DPOTrainer(
-        model=model,
-        ref_model=copy.deepcopy(model),
-        args=args,
-        train_dataset=Dataset.from_list([dict(record) for record in records]),
-        processing_class=tokenizer,
-    )
+    data, reference = Dataset.from_list([*task.in_order]), copy.deepcopy(task.model)
+    return DPOTrainer(task.model, reference, args=args, train_dataset=data, processing_class=task.tokenizer)
 
 
 def trl_obstacle() -> str | None:
-    absent = missing("accelerate", "datasets")
-    return installed_obstacle("trl", TRL_VERSION) or (f"it needs {', '.join(absent)}" if absent else None)
+    return installed_obstacle("trl", TRL_VERSION, "accelerate", "datasets")

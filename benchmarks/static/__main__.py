@@ -1,21 +1,19 @@
-"""The child process of :func:`benchmarks.static.report.measure`: a request on stdin, the report on stdout."""
+"""The child process of :func:`benchmarks.static.loop_table.measure`: a request on stdin, the rows on stdout."""
 
 import json
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 
-import triton
-
+from benchmarks.results import to_text
 from benchmarks.static.compile import compile_for
-from benchmarks.static.report import Report, to_json
-from benchmarks.static.rows import Row, rows
+from benchmarks.static.loop_cost import LoopCost, loop_costs
 from benchmarks.static.specialisations import Specialisation, specialisations
 
 
-def measured(spec: Specialisation, arch: str, max_registers: int | None) -> list[Row]:
+def measured(spec: Specialisation, arch: str, max_registers: int | None) -> list[LoopCost]:
     try:
-        return rows(spec, arch, compile_for(spec, arch, max_registers))
+        return loop_costs(spec, arch, compile_for(spec, arch, max_registers))
     except Exception as error:
         raise RuntimeError(f"{spec.name}, for {arch}: {error}") from None
 
@@ -26,8 +24,7 @@ def main() -> None:
     work = [(spec, arch) for arch in request["architectures"] for spec in given or specialisations(arch)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         futures = [pool.submit(measured, spec, arch, request["max_registers"]) for spec, arch in work]
-        found = [row for future in futures for row in future.result()]
-    print(to_json(Report(triton.__version__, "", found)))
+        print(to_text(LoopCost, {}, [row for future in futures for row in future.result()]))
 
 
 if __name__ == "__main__":

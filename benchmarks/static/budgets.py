@@ -1,4 +1,4 @@
-"""What a loop over the vocabulary may cost so that memory stays the limit.
+"""The most that a loop over the vocabulary may cost so that memory stays the limit.
 
 An H200 at 4.3 TB/s has 13 issue slots and 1.7 exp operations per bfloat16 element that it reads.
 """
@@ -6,11 +6,10 @@ An H200 at 4.3 TB/s has 13 issue slots and 1.7 exp operations per bfloat16 eleme
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.static.rows import Row
+from benchmarks.static.loop_cost import LoopCost
 
 OVER_THE_VOCABULARY = ("token_logp_forward", "token_logp_backward", "grpo_one_launch", "scale_dlogits")
-BYTES_IN_FLIGHT = 40 * 1024
-"""Per SM: what the latency of memory costs at full bandwidth."""
+BYTES_IN_FLIGHT = 40 * 1024  # per SM: what the latency of memory costs at full bandwidth
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Budget:
     def on(self, arch: str) -> float | None:
         return self.gfx942 if arch == "gfx942" else self.nvidia
 
-    def of(self, row: Row) -> float | None:
+    def of(self, row: LoopCost) -> float | None:
         return self.on(row.arch) if row.kernel == self.kernel and row.loop in self.loops else None
 
 
@@ -36,64 +35,62 @@ FORWARD = ("sum_weights 1",)
 FALL_BACK = ("maximum_of_row", "sum_weights 2")
 REFERENCE_AND_POLICY = ("sum_weights 1", "sum_weights 3")
 
+
+def _budgets(
+    kernel: str, loops: tuple[str, ...], nvidia: dict[str, float], gfx942: float | None = None
+) -> Iterator[Budget]:
+    """Of one kernel, by specialisation."""
+    return (Budget(f"{kernel} {form}", loops, bound, gfx942) for form, bound in nvidia.items())
+
+
+EVERY_DTYPE, EXACT = ("bf16", "fp16", "fp32"), ("bf16", "fp16", "fp32 EXACT")
+ONE_LAUNCH = {"bf16 HAS_REFERENCE": 5.6, "bf16 HAS_REFERENCE V=32000": 5.6, "fp32 HAS_REFERENCE EXACT": 4.2}
+SUMS = {"bf16": 5.6, "fp16": 5.6, "fp32": 4.2, "bf16 HAS_TEMPERATURE": 5.6}
+
 BUDGETS = (
-    Budget("token_logp_forward bf16", FORWARD, 5.6, gfx942=4),
-    Budget("token_logp_forward fp16", FORWARD, 5.6, gfx942=4),
-    Budget("token_logp_forward fp32", FORWARD, 4.2, gfx942=4),
-    Budget("token_logp_forward bf16 HAS_TEMPERATURE", FORWARD, 5.6, gfx942=4),
-    Budget("token_logp_forward bf16 HAS_ENTROPY", FORWARD, 7.5),
-    Budget("token_logp_forward bf16 HAS_SOFTCAP", FORWARD, 9.5),
-    Budget("token_logp_forward bf16", FALL_BACK, 7.6),
-    Budget("token_logp_forward fp16", FALL_BACK, 7.6),
-    Budget("token_logp_forward fp32", FALL_BACK, 7.6),
-    Budget("token_logp_backward bf16", ("store_dlogits",), 6.7, gfx942=10),
-    Budget("token_logp_backward fp16", ("store_dlogits",), 6.7, gfx942=10),
-    Budget("token_logp_backward fp32 EXACT", ("store_dlogits",), 6.7, gfx942=10),
-    Budget("token_logp_backward bf16", ("store_zeros",), 1.3),
-    Budget("token_logp_backward fp16", ("store_zeros",), 1.3),
-    Budget("token_logp_backward fp32 EXACT", ("store_zeros",), 1.3),
-    Budget("grpo_one_launch bf16 HAS_REFERENCE", REFERENCE_AND_POLICY, 5.6),
-    Budget("grpo_one_launch bf16 HAS_REFERENCE V=32000", REFERENCE_AND_POLICY, 5.6),
-    Budget("grpo_one_launch fp32 HAS_REFERENCE EXACT", REFERENCE_AND_POLICY, 4.2),
-    Budget("grpo_one_launch bf16", FORWARD, 5.6),
-    Budget("grpo_one_launch bf16 HAS_REFERENCE", ("store_dlogits",), 6.8),
-    Budget("grpo_one_launch bf16 HAS_REFERENCE V=32000", ("store_dlogits",), 6.8),
-    Budget("grpo_one_launch fp32 HAS_REFERENCE EXACT", ("store_dlogits",), 6.8),
-    Budget("grpo_one_launch bf16 HAS_REFERENCE", ("store_zeros",), 1.3),
+    *_budgets("token_logp_forward", FORWARD, SUMS, gfx942=4),
+    *_budgets("token_logp_forward", FORWARD, {"bf16 HAS_ENTROPY": 7.5, "bf16 HAS_SOFTCAP": 9.5}),
+    *_budgets("token_logp_forward", FALL_BACK, dict.fromkeys(EVERY_DTYPE, 7.6)),
+    *_budgets("token_logp_backward", ("store_dlogits",), dict.fromkeys(EXACT, 6.7), gfx942=10),
+    *_budgets("token_logp_backward", ("store_zeros",), dict.fromkeys(EXACT, 1.3)),
+    *_budgets("grpo_one_launch", REFERENCE_AND_POLICY, ONE_LAUNCH),
+    *_budgets("grpo_one_launch", FORWARD, {"bf16": 5.6}),
+    *_budgets("grpo_one_launch", ("store_dlogits",), dict.fromkeys(ONE_LAUNCH, 6.8)),
+    *_budgets("grpo_one_launch", ("store_zeros",), {"bf16 HAS_REFERENCE": 1.3}),
 )
 
 
-def over_the_vocabulary(rows: Sequence[Row], arch: str) -> list[Row]:
+def over_the_vocabulary(rows: Sequence[LoopCost], arch: str) -> list[LoopCost]:
     return [row for row in rows if row.arch == arch and row.kernel.startswith(OVER_THE_VOCABULARY)]
 
 
-def is_fall_back(row: Row) -> bool:
+def is_fall_back(row: LoopCost) -> bool:
     """Of the few rows whose sum overflows: the second sum of a row, and the maximum before it."""
     return row.loop.startswith("maximum_of_row") or row.loop in ("sum_weights 2", "sum_weights 4")
 
 
-def narrow(row: Row) -> bool:
+def narrow(row: LoopCost) -> bool:
     return any(bits < 128 for bits in (*row.load_bits, *row.store_bits))
 
 
-def waits(row: Row) -> bool:
+def waits(row: LoopCost) -> bool:
     return row.shuffles + row.barriers > 0
 
 
-def starves(row: Row) -> bool:
+def starves(row: LoopCost) -> bool:
     return bool(row.load_bits) and row.bytes_in_flight < BYTES_IN_FLIGHT
 
 
-def cost(row: Row) -> float:
+def cost(row: LoopCost) -> float:
     return float("inf") if row.instructions_per_element is None else row.instructions_per_element
 
 
-def allowed(row: Row) -> float | None:
+def allowed(row: LoopCost) -> float | None:
     """Instructions per element that the row's loop may take."""
     return min((b for budget in BUDGETS if (b := budget.of(row)) is not None), default=None)
 
 
-def broken(rows: Sequence[Row]) -> list[str]:
+def broken(rows: Sequence[LoopCost]) -> list[str]:
     """What is over its budget, and which budget of these architectures finds no loop to hold; a line each."""
     over = [f"{row.kernel} on {row.arch}, {row.loop}: {what}" for row in rows for what in _broken_by(row)]
     there = {(row.kernel, row.arch, row.loop) for row in rows}
@@ -107,7 +104,7 @@ def broken(rows: Sequence[Row]) -> list[str]:
     return over + idle
 
 
-def _broken_by(row: Row) -> Iterator[str]:
+def _broken_by(row: LoopCost) -> Iterator[str]:
     budget = allowed(row)
     if budget is not None and cost(row) > budget:
         yield f"{row.instructions_per_element} instructions per element, budget {budget}"

@@ -6,22 +6,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Flow:
-    """Of ``size`` instructions, by position.
-
-    Attributes:
-        jumps: (from, to).
-        stops: those that never go on to the next one.
-    """
+    """Of ``size`` instructions, by position."""
 
     size: int
-    jumps: tuple[tuple[int, int], ...]
-    stops: frozenset[int]
+    jumps: tuple[tuple[int, int], ...]  # (from, to)
+    stops: frozenset[int]  # those that never go on to the next one
 
     def successors(self) -> list[list[int]]:
-        following = [
-            [position + 1] if position not in self.stops and position + 1 < self.size else []
-            for position in range(self.size)
-        ]
+        last = self.size - 1
+        following = [[i + 1] if i not in self.stops and i < last else [] for i in range(self.size)]
         for origin, target in self.jumps:
             following[origin].append(target)
         return following
@@ -49,10 +42,8 @@ class Flow:
 def back_edges(successors: list[list[int]]) -> list[tuple[int, int]]:
     """Edges to an instruction that the walk from the first one to here has passed."""
     found = []
-    unseen = set(range(len(successors)))
+    unseen, on_walk = set(range(1, len(successors))), {0}
     walk = [(0, iter(successors[0]))]
-    on_walk = {0}
-    unseen.discard(0)
     while walk:
         position, following = walk[-1]
         target = next(following, None)

@@ -20,18 +20,10 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction.
-
-    Attributes:
-        bits: that a load or store moves, per thread.
-        written: registers that a load fills.
-        touched: registers that it names.
-    """
-
     kind: Kind
-    bits: int
-    written: frozenset[int]
-    touched: frozenset[int]
+    bits: int  # that a load or store moves, per thread
+    written: frozenset[int]  # registers that a load fills
+    touched: frozenset[int]  # registers that it names
     location: Location
 
 
@@ -68,19 +60,13 @@ class Loop:
 
 @dataclass(frozen=True)
 class MachineCode:
-    """Of one kernel.
-
-    Attributes:
-        registers: per thread.
-        spills: bytes of memory per thread.
-        shared: bytes of shared memory per program.
-    """
+    """Of one kernel."""
 
     instructions: tuple[Instruction, ...]
     flow: Flow
-    registers: int
-    spills: int
-    shared: int
+    registers: int  # per thread
+    spills: int  # bytes of memory per thread
+    shared: int  # bytes of shared memory per program
 
     def loops(self) -> list[Loop]:
         """The innermost loops that touch global memory, as the source is read.

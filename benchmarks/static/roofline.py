@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-ISSUE_SLOTS_PER_CLOCK = 4 * 32
-"""Of one SM: four schedulers, each one instruction for 32 threads."""
+ISSUE_SLOTS_PER_CLOCK = 4 * 32  # of one SM: four schedulers, each one instruction for 32 threads
 
 EXP_PER_CLOCK = 16
 """Results of one SM's exp unit (MUFU): CUDA programming guide, throughput of native arithmetic instructions."""
@@ -11,18 +10,13 @@ EXP_PER_CLOCK = 16
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU as its data sheet has it, at the clock that it is assumed to hold.
-
-    Attributes:
-        clock: GHz.
-        data_sheet_bandwidth: TB/s.
-    """
+    """A GPU as its data sheet has it, at the clock that it is assumed to hold."""
 
     name: str
     arch: str
     num_sms: int
-    clock: float
-    data_sheet_bandwidth: float
+    clock: float  # GHz
+    data_sheet_bandwidth: float  # TB/s
 
     @property
     def bandwidth(self) -> float:
@@ -40,22 +34,15 @@ DEVICES = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What one SM holds at a time (CUDA programming guide, compute capabilities); on gfx942 one compute unit.
-
-    Attributes:
-        registers: in four equal parts, each for a quarter of the warps.
-        register_step: what one warp gets is a multiple of.
-        shared, reserved_shared: bytes; the second of every program, for the system.
-        warp: threads.
-    """
+    """Of one SM (CUDA programming guide, compute capabilities); on gfx942 of one compute unit."""
 
     threads: int
     programs: int
-    registers: int
-    register_step: int
-    shared: int
-    reserved_shared: int
-    warp: int = 32
+    registers: int  # in four equal parts, each for a quarter of the warps
+    register_step: int  # a warp's registers are a multiple of it
+    shared: int  # bytes
+    reserved_shared: int  # bytes of every program, for the system
+    warp: int = 32  # threads
 
 
 LIMITS = {
@@ -86,11 +73,10 @@ class Prediction:
 
     bandwidth: float
     issue: float
-    exp: float
+    exp_unit: float
 
 
-LATENCY = 800
-"""Nanoseconds that a read from memory takes under load: assumed."""
+LATENCY = 800  # Nanoseconds that a read from memory takes under load: assumed
 
 
 def predict(

@@ -29,14 +29,10 @@ NOWHERE = Location(())
 
 @dataclass(frozen=True)
 class SourceLoop:
-    """A ``for`` or ``while`` statement of a jitted function.
-
-    Attributes:
-        lines: its own first line, after the lines of the calls that lead to it, outermost first.
-    """
+    """A ``for`` or ``while`` statement of a jitted function."""
 
     function: str
-    lines: tuple[tuple[str, int], ...]
+    lines: tuple[tuple[str, int], ...]  # its own first line, after those of the calls that lead to it, outermost first
 
     @property
     def order(self) -> tuple[int, ...]:

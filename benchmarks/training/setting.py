@@ -1,6 +1,6 @@
 """The model, the data and the training arguments that every trainer gets alike."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,35 +8,25 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from benchmarks.batches import random_pairs, word
+from benchmarks.peers.trainers import Record
 from humanline_fused.training.data.plan import BatchPlan, BatchSizes
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
-Record = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One size of model and batch.
-
-    Attributes:
-        architecture: a name of transformers' ``AutoConfig``.
-        sizes: of its config; the weights are random.
-        dtype: of the weights, and what is computed in.
-        pairs: of one optimizer step, which is one forward pass of ``2 * pairs`` sequences.
-        T: tokens of the longest sequence.
-        shortest: tokens of the shortest sequence, as a share of T.
-        checkpointing: whether layers are computed again in backward, to save their activations.
-        learning_rate: such that steps move the loss, and no token's log-ratio as far as a bound in the first two.
-    """
+    """One size of model and batch. Its rate moves the loss, and in two steps no token's log-ratio as far as a bound."""
 
     name: str
-    architecture: str
-    sizes: dict[str, Any]
-    dtype: torch.dtype
-    pairs: int
-    T: int
-    shortest: float = 0.5
-    checkpointing: bool = False
+    architecture: str  # a name of transformers' AutoConfig
+    sizes: dict[str, Any]  # of its config; the weights are random
+    dtype: torch.dtype  # of the weights and the computation
+    pairs: int  # of one optimizer step, which is one forward pass of 2 * pairs sequences
+    T: int  # tokens of the longest sequence
+    shortest: float = 0.5  # tokens of the shortest sequence, as a share of T
+    checkpointing: bool = False  # layers are computed again in backward, to save their activations
     learning_rate: float = 1e-5
 
     @property
@@ -52,7 +42,7 @@ class Setting:
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """A token for every word; words stand apart by spaces."""
-        words = [*SPECIAL, *(_word(i) for i in range(len(SPECIAL), self.V))]
+        words = [*SPECIAL, *map(word, range(len(SPECIAL), self.V))]
         tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         return PreTrainedTokenizerFast(
@@ -60,25 +50,8 @@ class Setting:
         )
 
     def records(self, steps: int) -> list[Record]:
-        """Pairs of random words for so many steps, each met once.
-
-        A prompt takes an eighth to a half of T. Prompt, completion and its end-of-sequence token take ``shortest`` to
-        the whole of it, so nothing is truncated.
-        """
-        generator = torch.Generator().manual_seed(0)
-
-        def draw(low: int, high: int) -> int:
-            return int(torch.randint(low, high + 1, (1,), generator=generator))
-
-        def text(length: int) -> str:
-            return " ".join(map(_word, torch.randint(len(SPECIAL), self.V, (length,), generator=generator).tolist()))
-
-        def completion(prompt: int) -> str:
-            length = draw(max(int(self.shortest * self.T), prompt + 2), self.T)
-            return f" {text(length - prompt - 1)}"
-
-        prompts = [draw(self.T // 8, self.T // 2) for _ in range(self.pairs * steps)]
-        return [{"prompt": text(p), "chosen": completion(p), "rejected": completion(p)} for p in prompts]
+        """Pairs for so many steps, each met once."""
+        return random_pairs(self.pairs * steps, self.T, self.V, self.shortest)
 
     def steps_of(self, records: Sequence[Record]) -> list[list[Record]]:
         """The pairs of every optimizer step, as HumanlineTrainer's plan deals them."""
@@ -114,56 +87,24 @@ def tokens_of(step: Sequence[Record]) -> int:
     return sum(words) + 2 * len(step)
 
 
-def _word(token_id: int) -> str:
-    return f"w{token_id}"
+SIZES = "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
 
 
-TOY = Setting(
-    "toy",
-    "llama",
-    {
-        "vocab_size": 100,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    },
-    torch.float32,
-    pairs=2,
-    T=32,
-    learning_rate=3e-3,
-)
+def _sizes(*sizes: int) -> dict[str, Any]:
+    return dict(zip(SIZES, sizes, strict=True))
+
+
+TOY = Setting("toy", "llama", _sizes(100, 32, 48, 2, 2), torch.float32, pairs=2, T=32, learning_rate=3e-3)
 
 SETTINGS = {
     setting.name: setting
     for setting in (
         TOY,
-        Setting(
-            "cpu",
-            "llama",
-            {
-                "vocab_size": 32000,
-                "hidden_size": 768,
-                "intermediate_size": 2048,
-                "num_hidden_layers": 8,
-                "num_attention_heads": 12,
-            },
-            torch.float32,
-            pairs=2,
-            T=64,
-        ),
-        Setting(
+        Setting("cpu", "llama", _sizes(32000, 768, 2048, 8, 12), torch.float32, pairs=2, T=64),
+        Setting(  # Qwen2.5-1.5B
             "1.5b",
             "qwen2",
-            {  # Qwen2.5-1.5B
-                "vocab_size": 151936,
-                "hidden_size": 1536,
-                "intermediate_size": 8960,
-                "num_hidden_layers": 28,
-                "num_attention_heads": 12,
-                "num_key_value_heads": 2,
-                "tie_word_embeddings": True,
-            },
+            {**_sizes(151936, 1536, 8960, 28, 12), "num_key_value_heads": 2, "tie_word_embeddings": True},
             torch.bfloat16,
             pairs=8,
             T=1024,

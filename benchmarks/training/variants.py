@@ -2,115 +2,75 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from transformers import Trainer
 
+from benchmarks.objectives import OBJECTIVES
 from benchmarks.peers import trainers
 from benchmarks.peers.installed import TRL_VERSION
-from benchmarks.training.setting import Record, Setting
+from benchmarks.peers.trainers import Task
 from humanline_fused import __version__
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer
 
-Build = Callable[[Setting, Any, Any, list[Record], dict[str, Any]], Trainer]
-"""Of a setting, its model, its tokenizer, its records and the arguments that all have in common."""
+Build = Callable[[Task], Trainer]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One trainer.
+    """One trainer."""
 
-    Attributes:
-        key: what ``--variants`` calls it.
-        name: what the tables call it.
-        source: whose code runs, with which settings.
-        obstacle: why it cannot run here, or None.
-        preload: imports what is no part of its memory.
-        same_gradients: in how many steps, from the first, its gradients are humanline's by definition; None: in all.
-        same_bits: whether on a CPU they are so to the last bit.
-    """
-
-    key: str
-    name: str
-    source: str
+    key: str  # for --variants
+    name: str  # in the tables
+    source: str  # whose code runs, with which settings
     build: Build
-    obstacle: Callable[[], str | None] = lambda: None
-    preload: Callable[[], object] = lambda: None
-    same_gradients: int | None = None
-    same_bits: bool = False
+    obstacle: Callable[[], str | None] = lambda: None  # why it cannot run here, or None
+    preload: Callable[[], object] = lambda: None  # imports modules that are no part of its memory
+    same_gradients: int | None = None  # first steps in which they are humanline's by definition; None: all
+    same_bits: bool = False  # on a CPU they are so to the last bit
 
 
-def _ours(
-    setting: Setting, model: Any, tokenizer: Any, records: list[Record], arguments: dict[str, Any], **settings: Any
-) -> Trainer:
-    common = {"objective": "dpo", "beta": trainers.DPO.settings["beta"], "max_length": setting.T}
-    config = HumanlineConfig(**arguments, **common, **settings)
-    return HumanlineTrainer(model, config, train_dataset=records, processing_class=tokenizer)
+def _ours(**settings: Any) -> tuple[str, Build]:
+    """Source and build of HumanlineTrainer with these settings."""
+
+    def build(task: Task) -> Trainer:
+        common = {"objective": "dpo", "beta": OBJECTIVES["dpo"].settings["beta"], "max_length": task.max_length}
+        config = HumanlineConfig(**task.arguments, **common, **settings)
+        return HumanlineTrainer(task.model, config, train_dataset=task.records, processing_class=task.tokenizer)
+
+    shown = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+    return f"humanline_fused {__version__}: HumanlineTrainer, {shown}", build
 
 
-def _peers(build: Callable[..., Trainer]) -> Build:
-    """Of one that takes the records in their order."""
-
-    def build_in_order(
-        setting: Setting, model: Any, tokenizer: Any, records: list[Record], arguments: dict[str, Any]
-    ) -> Trainer:
-        in_order = [record for step in setting.steps_of(records) for record in step]
-        return build(model, tokenizer, in_order, setting.T, arguments)
-
-    return build_in_order
-
-
-PLAIN, COPY, LOOKAHEAD, TRL, HALOS = (
-    "plain loss, frozen model",
-    "humanline, copy",
-    "humanline, look-ahead",
-    f"TRL {TRL_VERSION}, synced reference",
-    "as HALOs",
-)
-OURS = f"humanline_fused {__version__}: HumanlineTrainer"
+PLAIN, COPY, LOOKAHEAD = "plain loss, frozen model", "humanline, copy", "humanline, look-ahead"
+TRL, HALOS = f"TRL {TRL_VERSION}, synced reference", "as HALOs"
 
 VARIANTS = (
-    Variant(
-        "plain",
-        PLAIN,
-        f"{OURS}, clamp=False, reference='frozen'",
-        partial(_ours, clamp=False, reference="frozen"),
-        same_gradients=2,  # the policy at the start is humanline's reference in the second step too
-    ),
-    Variant(
-        "copy",
-        COPY,
-        f"{OURS}, reference='copy', sync_every=1",
-        partial(_ours, reference="copy", sync_every=1),
-        same_bits=True,
-    ),
-    Variant(
-        "lookahead",
-        LOOKAHEAD,
-        f"{OURS}, reference='lookahead', sync_every=1",
-        partial(_ours, reference="lookahead", sync_every=1),
-        same_bits=True,
-    ),
+    # The policy at the start is humanline's reference in the second step too.
+    Variant("plain", PLAIN, *_ours(clamp=False, reference="frozen"), same_gradients=2),
+    Variant("copy", COPY, *_ours(reference="copy", sync_every=1), same_bits=True),
+    Variant("lookahead", LOOKAHEAD, *_ours(reference="lookahead", sync_every=1), same_bits=True),
     Variant(
         "trl",
         TRL,
         trainers.TRL,
-        _peers(trainers.trl_trainer),
+        trainers.trl_trainer,
         trainers.trl_obstacle,
         trainers.import_trl,
         same_gradients=1,  # it syncs after the update, so from the second step on every log-ratio is 0
     ),
-    Variant("halos", HALOS, trainers.HALOS, _peers(trainers.halos_trainer)),
+    Variant("halos", HALOS, trainers.HALOS, trainers.halos_trainer),
 )
 
 KEYS = tuple(variant.key for variant in VARIANTS)
 
 
-def available(keys: Sequence[str]) -> tuple[list[Variant], list[str]]:
-    """The variants of these keys that can run here, and a line on each that cannot."""
-    obstacles = [(variant, variant.obstacle()) for variant in VARIANTS if variant.key in keys]
-    return (
-        [variant for variant, obstacle in obstacles if obstacle is None],
-        [f"Left out: {variant.name}: {obstacle}" for variant, obstacle in obstacles if obstacle],
-    )
+def available(keys: Sequence[str]) -> list[Variant]:
+    """The variants of these keys that can run here; a line is printed on each that cannot."""
+    here = []
+    for variant in (variant for variant in VARIANTS if variant.key in keys):
+        if obstacle := variant.obstacle():
+            print(f"Left out: {variant.name}: {obstacle}")
+        else:
+            here.append(variant)
+    return here

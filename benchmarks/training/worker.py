@@ -1,4 +1,4 @@
-"""One variant's run, in this process: ``python -m benchmarks.training.worker`` and what :func:`main` takes."""
+"""One variant's run, in this process: ``python -m benchmarks.training.worker`` with the arguments of :func:`main`."""
 
 import itertools
 import sys
@@ -11,27 +11,21 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from benchmarks.measure import first_line
-from benchmarks.training.memory import MIB, PeakMemory
-from benchmarks.training.runs import Run, write
+from benchmarks.measure import MIB, PeakMemory, first_line
+from benchmarks.peers.trainers import Task
+from benchmarks.results import write
+from benchmarks.training.runs import Run
 from benchmarks.training.setting import SETTINGS, Setting, tokens_of
 from benchmarks.training.variants import VARIANTS, Variant
 
 WARM_UP = 2
 """Steps before the first that is timed: the optimizer's state and the look-ahead's first scores are made in them."""
 
-LOGGED = {
-    "loss": "loss",
-    "grad_norm": "grad_norm",
-    "logps_chosen": "logps/chosen",
-    "logps_rejected": "logps/rejected",
-}
-
 
 class StepLog(TrainerCallback):
-    """When the steps ended, and what was logged of them.
+    """The times at which the steps ended, and their log lines.
 
-    A step is timed from the end of the one before it, so that what a trainer does between two steps is in it.
+    A step is timed from the end of the one before it, so that a trainer's work between two steps is in it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -66,7 +60,8 @@ def train(variant: Variant, setting: Setting, device: torch.device, timed: int, 
     steps = WARM_UP + timed + 1
     variant.preload()
     tokenizer, records = setting.tokenizer(), setting.records(steps)
-    tokens = [tokens_of(step) for step in setting.steps_of(records)]
+    dealt = setting.steps_of(records)
+    in_order = [record for step in dealt for record in step]
     run = blank(variant, setting, turn)
     peak = PeakMemory(device)
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +69,8 @@ def train(variant: Variant, setting: Setting, device: torch.device, timed: int, 
         try:
             model = setting.model(device)
             weights = sum(parameter.nbytes for parameter in model.parameters()) / MIB
-            trainer = variant.build(setting, model, tokenizer, records, setting.arguments(folder, steps, device))
+            arguments = setting.arguments(folder, steps, device)
+            trainer = variant.build(Task(model, tokenizer, records, in_order, setting.T, arguments))
             trainer.add_callback(log)
             trainer.train()
         except Exception as error:
@@ -84,9 +80,12 @@ def train(variant: Variant, setting: Setting, device: torch.device, timed: int, 
         weights_mib=weights,
         seconds=log.seconds(clock=0),
         cpu_seconds=log.seconds(clock=1) if device.type == "cpu" else [],
-        tokens=tokens[WARM_UP:-1],
+        tokens=[tokens_of(step) for step in dealt[WARM_UP:-1]],
         peak_mib=peak.mib(),
-        **{name: log.logged(key) for name, key in LOGGED.items()},
+        loss=log.logged("loss"),
+        grad_norm=log.logged("grad_norm"),
+        logps_chosen=log.logged("logps/chosen"),
+        logps_rejected=log.logged("logps/rejected"),
     )
 
 
@@ -99,7 +98,7 @@ def blank(variant: Variant, setting: Setting, turn: int) -> Run:
 def main(variant: str, setting: str, device: str, timed: str, turn: str, file: str) -> None:
     """Train a variant by its key in a setting by its name, and write the run to a file."""
     chosen = next(known for known in VARIANTS if known.key == variant)
-    write(Path(file), {}, [train(chosen, SETTINGS[setting], torch.device(device), int(timed), int(turn))])
+    write(Path(file), Run, {}, [train(chosen, SETTINGS[setting], torch.device(device), int(timed), int(turn))])
 
 
 if __name__ == "__main__":

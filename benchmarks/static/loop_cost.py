@@ -1,50 +1,40 @@
-"""One row of the report: what one loop of one compiled kernel costs."""
+"""One row of the report: the cost of one loop of one compiled kernel."""
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.static.machine_code import Kind, Loop, MachineCode
-from benchmarks.static.roofline import DEVICES, LIMITS, Prediction, predict, resident_programs
+from benchmarks.static.roofline import DEVICES, LIMITS, predict, resident_programs
 from benchmarks.static.specialisations import Specialisation
 
 
 @dataclass(frozen=True)
-class Row:
-    """Figures of a loop, beside those of its kernel. A kernel without a loop has one row, with an empty ``loop``.
+class LoopCost:
+    """Figures of a loop, beside those of its kernel. A kernel without a loop has one row, with an empty ``loop``."""
 
-    Attributes:
-        kernel: with its specialisation.
-        loop: the jitted function whose loop it is, numbered where a kernel has several.
-        source: the lines that lead to it, outermost first.
-        load_bits, store_bits: widths of its accesses to global memory by one thread.
-        registers: per thread.
-        spills: bytes of memory per thread.
-        shared: bytes per program.
-        programs_per_sm: that one SM holds at a time.
-        bytes_in_flight: that one SM has asked for and not yet got, at most.
-        predicted: by GPU.
-    """
-
-    kernel: str
+    kernel: str  # with its specialisation
     arch: str
-    loop: str
-    source: str
+    loop: str  # the jitted function whose loop it is, numbered where a kernel has several
     instructions_per_element: float | None
     exp_per_element: float | None
-    load_bits: tuple[int, ...]
+    load_bits: tuple[int, ...]  # widths of its accesses to global memory by one thread
     store_bits: tuple[int, ...]
     shuffles: int
     barriers: int
-    registers: int
-    spills: int
-    shared: int
-    programs_per_sm: int
-    bytes_in_flight: int
-    predicted: dict[str, Prediction]
+    registers: int  # per thread
+    spills: int  # bytes of memory per thread
+    shared: int  # bytes per program
+    programs_per_sm: int  # that one SM holds at a time
+    bytes_in_flight: int  # that one SM has asked for and not yet got, at most
+    gpus: tuple[str, ...]  # of the architecture, for which a share of each of the following is predicted
+    bandwidth: tuple[float, ...]
+    issue: tuple[float, ...]
+    exp_unit: tuple[float, ...]
+    source: str  # the lines that lead to the loop, outermost first
 
 
-def rows(spec: Specialisation, arch: str, code: MachineCode) -> list[Row]:
+def loop_costs(spec: Specialisation, arch: str, code: MachineCode) -> list[LoopCost]:
     loops = code.loops()
     calls = Counter(loop.source.function for loop in loops if loop.source)
     seen: Counter[str] = Counter()
@@ -52,33 +42,31 @@ def rows(spec: Specialisation, arch: str, code: MachineCode) -> list[Row]:
     for loop in loops:
         name = loop.source.function if loop.source else "unnamed"
         seen[name] += 1
-        found.append(row(spec, arch, code, loop, f"{name} {seen[name]}" if calls[name] > 1 else name))
-    return found or [row(spec, arch, code, Loop((), None), "")]
+        found.append(loop_cost(spec, arch, code, loop, f"{name} {seen[name]}" if calls[name] > 1 else name))
+    return found or [loop_cost(spec, arch, code, Loop((), None), "")]
 
 
-def row(spec: Specialisation, arch: str, code: MachineCode, loop: Loop, name: str) -> Row:
+def loop_cost(spec: Specialisation, arch: str, code: MachineCode, loop: Loop, name: str) -> LoopCost:
     programs = resident_programs(arch, spec.num_warps, code.registers, code.shared)
     programs = min(programs, spec.launched_per_sm or programs)
-    threads = spec.num_warps * LIMITS[arch].warp
+    bytes_in_flight = programs * spec.num_warps * LIMITS[arch].warp * loop.bits_in_flight() // 8
     elements = elements_per_thread(spec, loop)
     instructions = exp = None
-    predicted: dict[str, Prediction] = {}
+    predicted = {}
     if elements:
         instructions = round(len(loop.body) / elements, 2)
         exp = round(loop.count(Kind.EXP) / elements, 2)
         read_bits = 0 if loop.source and loop.source.function in spec.cached_loops else loop.bits(Kind.LOAD)
         memory_bytes = (read_bits + loop.bits(Kind.STORE)) / 8 / elements
-        in_flight = programs * threads * loop.bits_in_flight() // 8 if read_bits else None
         predicted = {
-            device.name: predict(device, instructions, exp, memory_bytes, in_flight)
+            device.name: predict(device, instructions, exp, memory_bytes, bytes_in_flight if read_bits else None)
             for device in DEVICES
             if device.arch == arch
         }
-    return Row(
+    return LoopCost(
         kernel=spec.name,
         arch=arch,
         loop=name,
-        source=" > ".join(f"{Path(path).name}:{line}" for path, line in loop.source.lines) if loop.source else "",
         instructions_per_element=instructions,
         exp_per_element=exp,
         load_bits=loop.widths(Kind.LOAD),
@@ -89,8 +77,12 @@ def row(spec: Specialisation, arch: str, code: MachineCode, loop: Loop, name: st
         spills=code.spills,
         shared=code.shared,
         programs_per_sm=programs,
-        bytes_in_flight=programs * threads * loop.bits_in_flight() // 8,
-        predicted=predicted,
+        bytes_in_flight=bytes_in_flight,
+        gpus=tuple(predicted),
+        bandwidth=tuple(shares.bandwidth for shares in predicted.values()),
+        issue=tuple(shares.issue for shares in predicted.values()),
+        exp_unit=tuple(shares.exp_unit for shares in predicted.values()),
+        source=" > ".join(f"{Path(path).name}:{line}" for path, line in loop.source.lines) if loop.source else "",
     )
 
 

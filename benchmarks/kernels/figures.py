@@ -1,0 +1,119 @@
+"""One provider's figures for one case and mode, and the tables made of such rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.kernels.cases import HEAD_CASES, LOGITS_CASES, Mode
+from benchmarks.results import read
+from benchmarks.tables import Line, filled, percent_range, piped
+
+
+@dataclass(frozen=True)
+class Row:
+    """Times and bytes are empty where the note says why."""
+
+    case: str
+    mode: str
+    provider: str
+    B: int
+    T: int
+    V: int
+    dtype: str
+    rows: int  # of the B·T, those that count
+    H: int | None = None  # empty on logits
+    floor_bytes: int | None = None  # the least that a case on logits reads and writes
+    floor_flops: int | None = None  # the least that a case on hidden states multiplies and adds
+    ms_20: float | None = None
+    ms_median: float | None = None
+    ms_80: float | None = None
+    ceiling_ms: float | None = None  # of the loads and stores (empty without a GPU) or the products, in the same turns
+    peak_mib: float | None = None  # the most that was held at once beyond the inputs, gradients included
+    value_error: float | None = None  # relative, against float64: of logp or the loss
+    gradient_error: float | None = None  # of the gradients
+    note: str = ""  # why there are no figures, or a warning that belongs to them
+
+    @property
+    def gb_per_s(self) -> float | None:
+        """The floor's bytes over the median: more passes than the floor's show as fewer GB/s."""
+        return None if self.ms_median is None or not self.floor_bytes else self.floor_bytes / self.ms_median / 1e6
+
+    @property
+    def tflop_per_s(self) -> float | None:
+        """The floor's flops over the median: products beyond the floor's show as fewer TFLOP/s."""
+        return None if self.ms_median is None or not self.floor_flops else self.floor_flops / self.ms_median / 1e9
+
+    @property
+    def ceiling_share(self) -> float | None:
+        return None if self.ms_median is None or self.ceiling_ms is None else self.ceiling_ms / self.ms_median
+
+    @property
+    def itemsize(self) -> int:
+        return getattr(torch, self.dtype).itemsize
+
+    @property
+    def logits_mib(self) -> float:
+        """One [B, T, V] in the logits' dtype."""
+        return self.B * self.T * self.V * self.itemsize / 2**20
+
+    @property
+    def shape(self) -> str:
+        hidden = f" H={self.H}" if self.H else ""
+        return f"B={self.B} T={self.T}{hidden} V={self.V}, {self.rows} rows count, {self.dtype}"
+
+    def cells(self) -> Line:
+        times = ""
+        if self.ms_20 is not None and self.ms_median is not None and self.ms_80 is not None:
+            times = percent_range((self.ms_20, self.ms_median, self.ms_80), ".0f" if self.ms_median >= 10 else ".2f")
+        return {
+            "case": self.case,
+            "mode": self.mode,
+            "provider": self.provider,
+            "ms, median (20-80 %)": ", ".join(filter(None, (times, self.note))),
+            "GB/s": _cell(self.gb_per_s, ".0f" if (self.gb_per_s or 0) >= 10 else ".1f"),
+            "TFLOP/s": _cell(self.tflop_per_s, ".0f" if (self.tflop_per_s or 0) >= 10 else ".2f"),
+            "of ceiling": _cell(self.ceiling_share, ".0%"),
+            "peak MiB": _cell(self.peak_mib, ".0f"),
+            "value error": _cell(self.value_error, ".0e"),
+            "gradient error": _cell(self.gradient_error, ".0e"),
+        }
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def figures(rows: Sequence[Row]) -> list[Line]:
+    return filled([row.cells() for row in rows])
+
+
+def markdown(path: Path, name: str, words: Sequence[str] = ()) -> str:
+    """A file's rows whose case and mode are among the words (all without a word), and where they come from."""
+    facts, rows = read(path, Row)
+    rows = [row for row in rows if not words or {row.case, row.mode} <= set(words)]
+    lines = figures(rows)
+    if len({row.mode for row in rows}) == 1:
+        lines = [{heading: cell for heading, cell in line.items() if heading != "mode"} for line in lines]
+    shapes = "; ".join(sorted({row.shape for row in rows}))
+    source = f"`{name}`: {facts['machine']}; torch {facts['torch']}; triton {facts['triton']}; {shapes}."
+    return f"{piped(lines)}\n\n{source}"
+
+
+def floors(kind: str) -> str:
+    """The least work of the cases on ``"logits"``, in passes, or on hidden states (``"head"``), in products."""
+    if kind == "head":
+        headings: dict[Mode, str] = {"nograd": "value", "frozen": "frozen head", "full": "trained head"}
+        return piped(
+            [
+                {"case": f"`{name}`", **{headings[mode]: str(case.products.get(mode, "")) for mode in headings}}
+                for name, case in HEAD_CASES.items()
+            ]
+        )
+    lines = []
+    for case in LOGITS_CASES.values():
+        (reads, writes), value = case.passes["full"], sum(case.passes.get("nograd", ())) or ""
+        passes = {"value": str(value), "with its gradient": str(reads + writes)}
+        lines.append({"case": f"`{case.name}`", **passes, "of these reads": str(reads), "writes": str(writes)})
+    return piped(lines)

@@ -1,0 +1,126 @@
+"""``python -m benchmarks static``: cross-compile every kernel, without a GPU, and hold its loops to their budgets."""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import environment, run_module
+from benchmarks.results import cells, from_text, read, write
+from benchmarks.static.budgets import allowed, broken
+from benchmarks.static.loop_cost import LoopCost
+from benchmarks.static.roofline import DEVICES, EXP_PER_CLOCK, ISSUE_SLOTS_PER_CLOCK, LATENCY
+from benchmarks.static.specialisations import Specialisation
+from benchmarks.tables import Line, columns, piped
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
+def measure(
+    architectures: Sequence[str],
+    specialisations: Sequence[Specialisation] | None = None,
+    max_registers: int | None = None,
+) -> list[LoopCost]:
+    """The loops of every kernel on every architecture, from a child process that has the compiler.
+
+    Args:
+        architectures: of :data:`ARCHITECTURES`.
+        specialisations: None for all that users' calls compile.
+        max_registers: per thread, as the compiler's ``maxnreg``; None leaves the choice to it.
+
+    Raises:
+        RuntimeError: a kernel does not compile; the message ends with the compiler's.
+    """
+    request = {
+        "architectures": architectures,
+        "specialisations": specialisations and [asdict(spec) for spec in specialisations],
+        "max_registers": max_registers,
+    }
+    with tempfile.TemporaryDirectory() as cache:
+        # The interpreter would replace the compiler, and loops are named by line info.
+        changes = {"TRITON_INTERPRET": None, "TRITON_DISABLE_LINE_INFO": None, "TRITON_CACHE_DIR": cache}
+        child = run_module(
+            "benchmarks.static", changes=changes, input=json.dumps(request), capture_output=True, text=True
+        )
+    if child.returncode:
+        raise RuntimeError(f"cross-compilation failed:\n{child.stderr[-4000:]}")
+    return from_text(LoopCost, child.stdout)[1]
+
+
+ASSUMPTIONS = [
+    {
+        "GPU": device.name,
+        "SMs": str(device.num_sms),
+        "GHz, assumed": f"{device.clock:.2f}",
+        "TB/s, data sheet": f"{device.data_sheet_bandwidth:.2f}",
+        "TB/s, 90 % of it": f"{device.bandwidth:.2f}",
+    }
+    for device in DEVICES
+]
+
+MODEL = f"""\
+The share of bandwidth is a model: the least of 1, 1 / issue, 1 / exp unit, and the bytes in flight over what a latency
+of {LATENCY} ns takes at full bandwidth. An SM issues {ISSUE_SLOTS_PER_CLOCK} instructions, slower integer ones counted
+alike, and {EXP_PER_CLOCK} exp operations per clock (CUDA programming guide); of the data sheet's bandwidth a copy was
+measured to reach 90 %, on an H200; clocks and latency under load are assumed."""
+
+
+def table(rows: Sequence[LoopCost]) -> str:
+    """The rows beside their budgets, and the model's assumptions, for a terminal."""
+    lines = [{**cells(row), "budget": str(allowed(row) or "")} for row in rows]
+    return f"{columns(lines)}\n\n{MODEL}\n{columns(ASSUMPTIONS)}"
+
+
+def markdown(path: Path, name: str, words: Sequence[str] = ()) -> str:
+    """A file's loops as a table, where they come from, and the model's assumptions.
+
+    A cell of an architecture: instructions per element, and KB in flight per SM.
+    """
+    facts, rows = read(path, LoopCost)
+    loops: dict[tuple[str, str], dict[str, LoopCost]] = {}
+    for row in rows:
+        if row.instructions_per_element is not None:
+            loops.setdefault((row.kernel, row.loop), {})[row.arch] = row
+    lines: list[Line] = []
+    for (kernel, loop), on in loops.items():
+        counts = {arch: _count(on[arch]) if arch in on else "" for arch in dict.fromkeys(row.arch for row in rows)}
+        shares = {gpu: share for row in on.values() for gpu, share in zip(row.gpus, row.bandwidth, strict=True)}
+        predicted = ", ".join(f"{gpu} {share:.0%}" for gpu, share in shares.items())
+        lines.append({"kernel": kernel, "loop": loop, **counts, "predicted share of bandwidth": predicted})
+    spills = sum(row.spills for row in rows)
+    source = (
+        f"Instructions per element, KB in flight per SM. Bytes spilt by all of them: {spills}. "
+        f"`{name}`: `{facts['command']}`, triton {facts['triton']}. {MODEL}"
+    )
+    return f"{piped(lines)}\n\n{source}\n\n{piped(ASSUMPTIONS)}"
+
+
+def _count(row: LoopCost) -> str:
+    in_flight = f", {row.bytes_in_flight / 1024:.0f}" if row.bytes_in_flight else ""
+    return f"{row.instructions_per_element:.2f}{in_flight}"
+
+
+def main(arguments: list[str]) -> None:
+    """Exits with 1 where a budget is exceeded."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks static", description=__doc__)
+    parser.add_argument("--arch", nargs="+", default=["sm_90"], choices=ARCHITECTURES)
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows, and the versions, to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the same as JSON")
+    options = parser.parse_args(arguments)
+    facts = {**environment(torch.device("cpu")), "command": " ".join(["python -m benchmarks static", *arguments])}
+    rows = measure(options.arch)
+    over = broken(rows)
+    verdict = "\n".join(["Over budget:", *over]) if over else "Every budget is met (benchmarks/static/budgets.py)."
+    print(f"triton {facts['triton']}\n\n{table(rows)}\n\n{verdict}")
+    if options.csv:
+        write(options.csv, LoopCost, facts, rows)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    if over:
+        sys.exit(1)
