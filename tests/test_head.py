@@ -18,7 +18,7 @@ from humanline_fused.model.fused_head import restore_forward_, score_in_forward_
 from humanline_fused.model.recorder import LogitsRecorder
 from humanline_fused.scores import LMHead, Logits
 from humanline_fused.targets import shift_targets
-from humanline_fused.training.probe import probe
+from humanline_fused.model.probe import probe
 from tests.error_budget import assert_within_budget
 from tests.tiny_model import tiny_model
 

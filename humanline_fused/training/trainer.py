@@ -41,7 +41,7 @@ from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import check_parts
 from humanline_fused.training.online.reward import RolloutError, the_reward
 from humanline_fused.training.online.rollout import Rounds, make_rounds
-from humanline_fused.training.probe import probe
+from humanline_fused.model.probe import probe
 from humanline_fused.training.run.checkpoint import step_of
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.failure_signs import FailureSigns
