@@ -15,10 +15,10 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from humanline_fused.functional import token_logp
 from humanline_fused.model.fused_head import restore_forward_, score_in_forward_
+from humanline_fused.model.probe import probe
 from humanline_fused.model.recorder import LogitsRecorder
 from humanline_fused.scores import LMHead, Logits
 from humanline_fused.targets import shift_targets
-from humanline_fused.model.probe import probe
 from tests.error_budget import assert_within_budget
 from tests.tiny_model import tiny_model
 
@@ -360,7 +360,7 @@ def test_the_probe_accepts_what_rounding_explains(name: str, autocast: bool):
     model = random_model(name)
     score_in_forward_(model)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        probe(model, model, tokens(), "auto")
+        probe(model, model, **tokens(), impl="auto")
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -375,4 +375,4 @@ def test_the_probe_refuses_another_softmax_and_names_the_logits_path(
         torch.autocast("cpu", torch.bfloat16, enabled=autocast),
         pytest.raises(ValueError, match=r"expected the log-probs of the model's own logits within .*head='logits'"),
     ):
-        probe(model, model, tokens(), "auto")
+        probe(model, model, **tokens(), impl="auto")

@@ -9,20 +9,19 @@ from humanline_fused.functional import token_logp
 from humanline_fused.model.fused_head import INSTEAD, causal_lm
 from humanline_fused.scores import LMHead, Logits
 from humanline_fused.targets import shift_targets
-from humanline_fused.training.data.batch import Batch
 from humanline_fused.types import Impl
 
 PROBED_TOKENS = 32
 
 
 @torch.no_grad()
-def probe(wrapped: nn.Module, model: nn.Module, batch: Batch, impl: Impl) -> float:
+def probe(wrapped: nn.Module, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, impl: Impl) -> float:
     """Score the first tokens of a batch both ways with the wrapped, placed and cast model. Leaves eval mode on.
 
     Args:
         wrapped: the trained module.
         model: the transformers or PEFT model in it, after :func:`humanline_fused.model.fused_head.score_in_forward_`.
-        batch: its ``input_ids`` and ``attention_mask``, [B, T], are used.
+        input_ids, attention_mask: [B, T], int64.
         impl: the implementation.
 
     Returns:
@@ -32,7 +31,7 @@ def probe(wrapped: nn.Module, model: nn.Module, batch: Batch, impl: Impl) -> flo
         ValueError: the log-probs differ by more than rounding explains.
     """
     wrapped.eval()
-    ids, attention_mask = (part[:1, :PROBED_TOKENS] for part in (batch.input_ids, batch.attention_mask))
+    ids, attention_mask = (part[:1, :PROBED_TOKENS] for part in (input_ids, attention_mask))
     inputs = {"input_ids": ids, "attention_mask": attention_mask, "use_cache": False}
     targets = shift_targets(ids, attention_mask.bool())
     products: list[tuple[Tensor, torch.dtype]] = []

@@ -17,7 +17,7 @@ from humanline_fused.training.data.plan import MicroBatch, evaluation_plan
 from humanline_fused.training.initial_scores import InitialScores
 from humanline_fused.training.objectives.metrics import with_margins
 from humanline_fused.training.run.clock import Clock
-from humanline_fused.training.run.metrics import Meter
+from humanline_fused.training.run.metrics_log import Meter
 from humanline_fused.training.run.resumable import ResumableTrainer
 from humanline_fused.training.scoring import Scorer
 

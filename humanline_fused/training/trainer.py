@@ -22,6 +22,7 @@ from transformers.trainer_utils import TrainOutput
 
 from humanline_fused.impl import choose_impl
 from humanline_fused.model.fused_head import score_in_forward_
+from humanline_fused.model.probe import probe
 from humanline_fused.reference import AdapterReference, CopyReference, LookaheadReference
 from humanline_fused.reference.adapter import trained_adapter
 from humanline_fused.reference.lookahead import TokenScores
@@ -41,12 +42,11 @@ from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import check_parts
 from humanline_fused.training.online.reward import RolloutError, the_reward
 from humanline_fused.training.online.rollout import Rounds, make_rounds
-from humanline_fused.model.probe import probe
 from humanline_fused.training.run.checkpoint import step_of
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.failure_signs import FailureSigns
 from humanline_fused.training.run.identity import check_identity, run_identity
-from humanline_fused.training.run.metrics import Meter, MetricsFile
+from humanline_fused.training.run.metrics_log import Meter, MetricsFile
 from humanline_fused.training.run.reference_sync import ReferenceSync
 from humanline_fused.training.run.settings import write_settings
 from humanline_fused.training.run.sharding import prepare_reference, refuse_engine
@@ -298,8 +298,9 @@ class HumanlineTrainer(EvaluatedTrainer):
     def _begin(self, batch: Batch) -> None:
         """Once the model is wrapped and placed: try its head, and say what runs."""
         assert self.model is not None
-        fused = self.args.head == "fused"
-        difference = probe(self._policy, self.model, batch, self.args.impl) if fused else None
+        difference = None
+        if self.args.head == "fused":
+            difference = probe(self._policy, self.model, batch.input_ids, batch.attention_mask, self.args.impl)
         self.scorer.try_objective(self._policy, batch)
         if self.args.process_index == 0:
             tqdm.write(describe_model(self.args, self.objective, self.model, difference))  # beside Trainer's bar
