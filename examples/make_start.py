@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from humanline_fused.demo import task
-from humanline_fused.demo.answers import sample
 from humanline_fused.demo.comparison import one_thread
+from humanline_fused.demo.model_answers import sample
 from humanline_fused.demo.start_model import fine_tune, make_model, make_tokenizer
 
 Group = dict[str, Any]

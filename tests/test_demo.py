@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from humanline_fused.demo import task
-from humanline_fused.demo.answers import preference_pairs, sample
 from humanline_fused.demo.comparison import HELDOUT_REWARD, TRAIN_SECONDS, Demo, run_demo, table
+from humanline_fused.demo.model_answers import preference_pairs, sample
 from humanline_fused.demo.start_model import make_model, make_tokenizer
 from humanline_fused.looking.curves import read_metrics, series
 
@@ -78,7 +78,7 @@ def test_samples_are_determined_by_the_seed_and_keep_torchs_global_generator() -
 
 def test_a_prompt_gives_a_pair_only_if_its_answers_differ_in_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = iter([["abc", "cb", "a"], ["cba", "bc", "b"]])
-    monkeypatch.setattr("humanline_fused.demo.answers.sample", lambda *_: next(drawn))
+    monkeypatch.setattr("humanline_fused.demo.model_answers.sample", lambda *_: next(drawn))
     model = tokenizer = None
     prompts = ["sort cab: ", "sort bc: ", "sort d: "]
     pairs = list(preference_pairs(model, tokenizer, prompts, 0, samples=2))  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""The arrows of the house: who may import whom, checked in the source and in a fresh interpreter."""
+"""Import layers and file names, checked in the source and in a fresh interpreter."""
 
 import os
 import subprocess
@@ -10,6 +10,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "CUDA_VISIBLE_DEVICES": ""}
 ENVIRONMENT.pop("TRITON_INTERPRET", None)
+
+
+ONE_THING_IN_SEVERAL_LAYERS = {
+    *("token_logp", "log_ratio", "dpo_loss", "kto_loss", "grpo_loss", "grpo_one_launch"),
+    *("epilogue", "scores", "sequences", "softmax"),
+}
+"""Operations and words that every layer has its part of."""
 
 
 def run_python(code: str) -> str:
@@ -47,10 +54,16 @@ for device in ("cpu", "cuda"):
     ).splitlines()
 
 
-def test_every_import_follows_the_arrows() -> None:
+def test_every_import_follows_the_layer_contracts() -> None:
     lint_imports = Path(sys.executable).with_name("lint-imports")
     linted = subprocess.run([lint_imports, "--no-cache"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+def test_a_file_name_that_several_rooms_have_means_one_thing() -> None:
+    files = [*ROOT.glob("humanline_fused/**/*.py"), *ROOT.glob("kernels/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]
+    names = [file.stem for file in files if not file.stem.startswith("__")]
+    assert {name for name in names if names.count(name) > 1} <= ONE_THING_IN_SEVERAL_LAYERS
 
 
 def test_importing_the_package_imports_neither_triton_nor_transformers_nor_trl(imported: set[str]) -> None:

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, set_seed
 
 from humanline_fused.demo import task
-from humanline_fused.demo.answers import mean_reward, preference_pairs
+from humanline_fused.demo.model_answers import mean_reward, preference_pairs
 from humanline_fused.demo.start_model import fine_tune, make_model, make_tokenizer
 from humanline_fused.looking.curves import Points, read_metrics, series
 from humanline_fused.looking.pictures import Panel, draw
