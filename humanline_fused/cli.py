@@ -101,7 +101,7 @@ def train(argv: Sequence[str]) -> None:
         trainer.train()
     except (FloatingPointError, OSError, RolloutError) as error:
         raise RunError(str(error)) from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         if trainer.begun:
             raise
         raise UserError(str(error)) from error

@@ -20,7 +20,8 @@ library = torch.library.Library("aten", "IMPL")
 def product(a: Tensor, b: Tensor) -> Tensor:
     """[…, M, K] · […, K, N], in float32 at least, as the sum of two products: M and N decide where K is cut."""
     dtype = torch.promote_types(a.dtype, torch.float32) if a.dtype.is_floating_point else a.dtype
-    x, y = (np.from_dlpack(factor.detach().to(dtype)) for factor in (a, b))
+    factors: list[Any] = [np.from_dlpack(factor.detach().to(dtype)) for factor in (a, b)]
+    x, y = factors
     (M, K), N = x.shape[-2:], y.shape[-1]
     cut = (M + N) % max(K, 1)
     return torch.from_dlpack(x[..., :cut] @ y[..., :cut, :] + x[..., cut:] @ y[..., cut:, :])

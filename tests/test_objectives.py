@@ -214,6 +214,24 @@ def test_a_loss_of_groups_has_its_own_default_beta(tmp_path: Path):
     assert set(Plain.seen) == {0.25}
 
 
+def test_a_loss_with_random_numbers_or_a_state_is_no_fault_and_starts_the_run_fresh(tmp_path: Path):
+    class Noisy(Objective):
+        name, form = "noisy", PAIRS
+
+        def __init__(self) -> None:
+            self.steps = 0
+
+        def loss(self, tokens: Any, config: Any) -> Any:
+            if torch.is_grad_enabled():
+                self.steps += 1
+            noise = torch.rand_like(tokens.log_ratio)
+            return -(noise * tokens.log_ratio).sum() / tokens.num_items, {}
+
+    noisy = Noisy()
+    trainer_with(noisy, tmp_path).train()
+    assert noisy.steps == 6
+
+
 # Bad input: an error that names the part, before the first step
 
 
@@ -257,8 +275,8 @@ def loss_that(compute: Any) -> type[Objective]:
         ),
         (
             loss_that(lambda self, tokens, config: (tokens.columns["desirable"].sum(), {}))(),
-            KeyError,
-            "Mine.loss failed on the first batch: 'desirable'",
+            ValueError,
+            "Mine.loss failed on the first batch: KeyError: 'desirable'",
         ),
     ],
 )

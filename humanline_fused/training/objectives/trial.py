@@ -1,5 +1,6 @@
 """A trial of somebody's own loss on a batch, before the first step."""
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,7 @@ def check_loss(objective: Objective, inputs: LossInputs, config: Any) -> None:
             leaves out.
     """
     assert isinstance(inputs.policy, TokenLogp)
+    objective = copy.deepcopy(objective)  # a loss with a state begins the run without the trial's
     logp = inputs.policy.logp.detach().where(inputs.loss_mask, 0.0)
     loss, gradient = _loss(objective, replace(inputs, reference=TokenLogp(logp)), logp, config)
     finite = bool(gradient.isfinite().all())
@@ -42,6 +44,9 @@ def check_loss(objective: Objective, inputs: LossInputs, config: Any) -> None:
     positions = torch.arange(logp.numel(), device=logp.device, dtype=logp.dtype).view(logp.shape)
     moved = replace(inputs, reference=TokenLogp(logp + RATIO * (positions + 1).sin()))
     loss, gradient = _loss(objective, moved, logp, config)
+    again, _ = _loss(objective, moved, logp, config)
+    if again != loss:  # a loss that draws random numbers has others with other shapes
+        return
     width = math.ceil(PADDING * logp.shape[1])
     padded, padded_gradient = _loss(objective, _padded(moved, width), _pad(logp, width, 0.0), config)
     # The sums of both have the same terms; what differs is how zeros are grouped with them.
@@ -73,8 +78,10 @@ def _loss(objective: Objective, inputs: LossInputs, logp: Tensor, config: Any) -
 def _checked(objective: Objective, inputs: LossInputs, config: Any) -> LossResult:
     try:
         out = objective.compute(inputs, config)
-    except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as error:
-        raise type(error)(f"{_method(objective)} failed on the first batch: {error}") from error
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        said = f"{type(error).__name__}: {error}"
+        raise kind(f"{_method(objective)} failed on the first batch: {said}") from error
     if not isinstance(out, LossResult):
         raise TypeError(f"{_method(objective)}: expected a LossResult, got {type(out).__name__}")
     if not isinstance(out.loss, Tensor) or out.loss.ndim:
