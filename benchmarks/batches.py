@@ -10,14 +10,11 @@ from torch import Tensor
 MASKED_SHARE = 0.3
 
 SPREAD = 2.0  # nats: standard deviation of a row's logits, which shrinks to the next exact scale in HeadBatch.exact
-
 LOGITS_NOISE, HEAD_NOISE = 0.25, 0.1
 """How far the reference's logits, or its hidden states and weight, are from the policy's, in standard deviations."""
 
 PEAKS = 5.0, 10.0  # a peaked row's target stands so many standard deviations above its other logits: between the two
-
 CHUNK_BYTES = 2**27  # of float32 logits, while the given log-probs of the reference are made
-
 FIRST_WORD = 3  # token ids below are the special tokens of benchmarks.training.setting.Setting.tokenizer
 
 

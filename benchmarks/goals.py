@@ -7,7 +7,6 @@ from typing import Any
 from benchmarks.tables import Line
 
 Figures = Mapping[Any, Any]  # rows by their distinguishing fields
-
 Figure = Callable[[Figures], float]
 """The number that is judged, from rows; raises :class:`NotMeasuredError` where one is missing."""
 

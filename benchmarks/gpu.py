@@ -30,15 +30,14 @@ from benchmarks.kernels.compare import FINAL, WRONG, compare
 from benchmarks.kernels.figures import Row, figures
 from benchmarks.kernels.kernel_goals import HEAD_GOALS, LOGITS_GOALS, judged
 from benchmarks.kernels.providers import KEYS, OURS, Provider, announced, sources
-from benchmarks.machine import environment, machine_with_cache, run_module, slug
-from benchmarks.measure import give_back_memory
+from benchmarks.machine import environment, run_module, slug
+from benchmarks.measure import MIB, give_back_memory
 from benchmarks.peers.installed import missing, use_wheels
 from benchmarks.results import RESULTS, Facts, agrees, read, write
 from benchmarks.tables import columns
 
 B, T, H = 8, 1024, 4096
 TOY_B, TOY_T, TOY_FACTOR = 4, 6, 64  # at toy size V and H are this many times smaller, and as odd or even as they were
-
 SAME = ("machine", "torch", "triton", "source", "repeats", "providers")
 """Facts that a file shares with the rows that are added to it; a commit would not tell one changed tree from the
 next."""
@@ -193,7 +192,10 @@ def is_complete(part: Part, session: Session) -> bool:
 
 def _judge(session: Session) -> bool:
     """Print the goals beside the figures; whether one of our answers is wrong or missing."""
-    where = "none is measured at toy size" if session.toy else machine_with_cache(session.device)
+    where = "none is measured at toy size"
+    if not session.toy:  # the size of L2 decides which rows one launch can hold
+        cache = torch.cuda.get_device_properties(session.device).L2_cache_size / MIB
+        where = f"{session.facts['machine']}, {cache:.0f} MiB of L2"
     print(f"\nGoals of a GPU; {where}\n")
     rows = session.rows
     if session.toy:

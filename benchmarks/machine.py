@@ -46,12 +46,6 @@ def machine(device: torch.device) -> str:
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
-def machine_with_cache(device: torch.device) -> str:
-    """The card and its L2, whose size decides which rows one launch can hold."""
-    cache = torch.cuda.get_device_properties(device).L2_cache_size / 2**20
-    return f"{machine(device)}, {cache:.0f} MiB of L2"
-
-
 def slug(machine_name: str) -> str:
     """The name as part of a file's."""
     return re.sub(r"[^a-z0-9]+", "-", machine_name.lower()).strip("-")

@@ -21,7 +21,6 @@ from humanline_fused.scores import Scores
 
 LOG_EPSILON = 1.5
 SOFTCAP = 30.0  # of Gemma's final logits
-
 Mode = Literal["nograd", "frozen", "full"]
 """The value alone under ``torch.no_grad()``; forward and backward with a head that is not trained; or with all."""
 

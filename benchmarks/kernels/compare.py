@@ -19,7 +19,6 @@ from benchmarks.kernels.providers import OURS, Provider
 from benchmarks.measure import MIB, Call, Times, first_line, give_back_memory, interleaved_times, peak_bytes
 
 LARGEST_LOGP = 32.0  # nats; of the log-probs of benchmarks.batches
-
 VALUE_LIMIT = 1e-5
 """Relative error that a right value may have: a log-ratio is ten times smaller than its log-probs, which are rounded to
 1e-6."""
@@ -28,7 +27,6 @@ ROUNDINGS = 3
 """In the dtype of the hidden states on the way to a gradient: of dlogits, of the side that is scaled, of the sum."""
 
 APPROXIMATE_LIMIT = 0.5  # relative error beyond which an approximation is one of something else
-
 WRONG, CHECKED, HOST_BOUND = "wrong answer", "checked, not timed", "host-bound"
 APPROXIMATE = "approximate answer"
 TWO_LAUNCHES = "two launches here"

@@ -35,19 +35,21 @@ class Row:
     gradient_error: float | None = None  # of the gradients
     note: str = ""  # why there are no figures, or a warning that belongs to them
 
+    def per_ms(self, work: float | None) -> float | None:
+        """Work over the median: passes or products beyond the floor's show as fewer GB/s or TFLOP/s."""
+        return None if self.ms_median is None or work is None else work / self.ms_median
+
     @property
     def gb_per_s(self) -> float | None:
-        """The floor's bytes over the median: more passes than the floor's show as fewer GB/s."""
-        return None if self.ms_median is None or not self.floor_bytes else self.floor_bytes / self.ms_median / 1e6
+        return self.per_ms(self.floor_bytes and self.floor_bytes / 1e6)
 
     @property
     def tflop_per_s(self) -> float | None:
-        """The floor's flops over the median: products beyond the floor's show as fewer TFLOP/s."""
-        return None if self.ms_median is None or not self.floor_flops else self.floor_flops / self.ms_median / 1e9
+        return self.per_ms(self.floor_flops and self.floor_flops / 1e9)
 
     @property
     def ceiling_share(self) -> float | None:
-        return None if self.ms_median is None or self.ceiling_ms is None else self.ceiling_ms / self.ms_median
+        return self.per_ms(self.ceiling_ms)
 
     @property
     def itemsize(self) -> int:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 ISSUE_SLOTS_PER_CLOCK = 4 * 32  # of one SM: four schedulers, each one instruction for 32 threads
-
 EXP_PER_CLOCK = 16
 """Results of one SM's exp unit (MUFU): CUDA programming guide, throughput of native arithmetic instructions."""
 

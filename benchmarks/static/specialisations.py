@@ -9,27 +9,17 @@ VOCABULARY, SHORT_VOCABULARY = 128256, 32000
 
 @dataclass(frozen=True)
 class Specialisation:
-    """One kernel as a call compiles it.
+    """One kernel as a call compiles it."""
 
-    Attributes:
-        kernel: module and function, with a colon between.
-        dtype: of the logits.
-        constants: flags and blocks; a flag that is not named is False.
-        read_bytes, written_bytes: of one element, in a loop that reads or writes its elements.
-        cached_loops: those whose reads come from the L2 cache.
-        launched_per_sm: programs, where the launch asks for fewer than an SM can hold.
-        note: what else tells it from others.
-    """
-
-    kernel: str
-    dtype: str
-    constants: dict[str, int | bool | str]
+    kernel: str  # module and function, with a colon between
+    dtype: str  # of the logits
+    constants: dict[str, int | bool | str]  # flags and blocks; a flag that is not named is False
     num_warps: int
-    read_bytes: int
-    written_bytes: int
-    cached_loops: tuple[str, ...] = ()
-    launched_per_sm: int | None = None
-    note: str = ""
+    read_bytes: int  # of one element, in a loop that reads its elements
+    written_bytes: int  # the same where it writes them
+    cached_loops: tuple[str, ...] = ()  # loops that read from the L2 cache
+    launched_per_sm: int | None = None  # programs, where the launch asks for fewer than an SM can hold
+    note: str = ""  # distinguishes it from others
 
     @property
     def name(self) -> str:
