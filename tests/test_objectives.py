@@ -312,7 +312,7 @@ def test_an_objective_that_cannot_be_found_is_said(name: str, arguments: Any, er
 
 
 def test_settings_of_another_objective_or_two_objectives_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"epsilon: expected 0.2 \(it is grpo's, and this is apo_zero\), got 0.1"):
+    with pytest.raises(ValueError, match=r"epsilon: expected 0.2 \(a setting of grpo, not of apo_zero\), got 0.1"):
         tiny_config(tmp_path, objective="tests.test_objectives:APOZero", epsilon=0.1)
     with pytest.raises(ValueError, match=r"objective_kwargs: expected None with objective='dpo'"):
         tiny_config(tmp_path, objective_kwargs={"margin": 1})

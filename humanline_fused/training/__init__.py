@@ -1,4 +1,4 @@
-"""The trainer: transformers' Trainer with humanline's losses and a reference that follows the policy."""
+"""Transformers' Trainer with humanline losses and a synced reference."""
 
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.forms import GROUPS, LABELS, PAIRS

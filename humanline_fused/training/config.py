@@ -1,4 +1,4 @@
-"""Every setting of a run: transformers' TrainingArguments, humanline's own, and defaults that do not hurt."""
+"""Settings of a training run: transformers' TrainingArguments, humanline's own fields, and defaults for both."""
 
 import json
 from dataclasses import dataclass, field, fields
@@ -31,7 +31,7 @@ ROLLOUT = (
     "rollout_batch_size",
     "reward_timeout",
 )
-"""Settings that online rounds have."""
+"""Settings that apply only to online rounds."""
 
 
 def _help(text: str) -> dict[str, str]:
@@ -49,7 +49,7 @@ def _json_mapping(name: str, text: str) -> dict[str, Any]:
 
 
 def _columns() -> str:
-    """The columns of every objective's data."""
+    """Return the data columns of each objective as text."""
     return "; ".join(
         f"{name}: {' or '.join(', '.join(kind.columns) for kind in objective.form.types)}"
         for name, objective in OBJECTIVES.items()
@@ -60,12 +60,12 @@ def _columns() -> str:
 class HumanlineConfig(ObjectiveSettings, TrainingArguments):
     """Settings of a :class:`HumanlineTrainer`; every field is also a command-line option and a YAML key.
 
-    The clamp and the sync are switched separately: ``clamp`` takes the one, ``reference="frozen"`` the other, and
-    ``clamp=False, reference="frozen"`` is the plain loss (the four combinations of the paper's ablation).
+    ``clamp=False`` turns the clamp off and ``reference="frozen"`` turns the sync off. The four combinations are the
+    paper's ablation; with both off the loss is the plain one.
     ``per_device_train_batch_size`` counts examples: pairs, or completions (KTO, GRPO).
 
     Raises:
-        ValueError: a setting has no meaning; the message says what was expected and what came.
+        ValueError: a setting is invalid; the message gives the expected and the actual value.
 
     Source: arXiv 2509.24207, sections 4 and 5.
 
@@ -74,116 +74,118 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
     """
 
     model: str | None = field(
-        default=None, metadata=_help("The policy at the start: a folder that save_pretrained wrote, or a name.")
+        default=None, metadata=_help("The initial policy: a folder written by save_pretrained, or a model name.")
     )
     model_dtype: str = field(
         default="float32",
         metadata=_help(
-            "Data type of the weights. bfloat16 weights lose the updates of small learning rates; "
-            "bf16=true computes in bfloat16 either way."
+            "Data type of the weights. Updates with a small learning rate are lost in bfloat16 weights; "
+            "bf16=true computes in bfloat16 with weights of any type."
         ),
     )
     dataset: str | None = field(
         default=None,
         metadata=_help(
-            "Training data: a JSONL, JSON, CSV, TSV or Parquet file, a folder that datasets saved, or a name. "
-            f"Columns: {_columns()}. `humanline data FILE` says what is in it."
+            "Training data: a JSONL, JSON, CSV, TSV or Parquet file, a folder saved by datasets, or a dataset name. "
+            f"Columns: {_columns()}. `humanline data FILE` checks and describes it."
         ),
     )
-    dataset_split: str = field(default="train", metadata=_help("Split of the training data, where it has several."))
-    eval_dataset: str | None = field(default=None, metadata=_help("Held-out data, in the same columns."))
-    eval_dataset_split: str = field(default="test", metadata=_help("Split of the held-out data, where it has several."))
+    dataset_split: str = field(default="train", metadata=_help("Split of the training data, if it has several."))
+    eval_dataset: str | None = field(default=None, metadata=_help("Held-out data with the same columns."))
+    eval_dataset_split: str = field(default="test", metadata=_help("Split of the held-out data, if it has several."))
     max_length: int = field(
         default=1024,
         metadata=_help(
-            "Tokens of prompt and completion. Longer ones keep their start; a prompt that fills it alone is dropped."
+            "Maximum tokens of prompt and completion together. Longer sequences are cut at the end; an example whose "
+            "prompt alone has as many is dropped."
         ),
     )
 
     objective: str = field(
         default=DEFAULT,
-        metadata=_help(f"The loss: {', '.join(OBJECTIVES)}, or module:Class of your own (docs/losses.md)."),
+        metadata=_help(f"The loss: {', '.join(OBJECTIVES)}, or your own as module:Class (docs/losses.md)."),
     )
     objective_kwargs: dict | str | None = field(
-        default=None, metadata=_help("Arguments of an objective of your own, as JSON or as a mapping in YAML.")
+        default=None, metadata=_help("Arguments of your own objective, as JSON or as a YAML mapping.")
     )
     reference: Reference = field(
         default="lookahead",
         metadata=_help(
-            "Who plays the reference. lookahead: the policy of up to sync_every updates ago, scored ahead, without a "
-            "second model. copy: a second model that is overwritten in place; the same numbers. adapter: the same "
-            "for a LoRA policy, as a second adapter on its base weights. frozen: the policy at the start (no sync)."
+            "The reference. lookahead: the policy of up to sync_every updates ago, which scores the coming batches "
+            "ahead; no second model. copy: a second model that is overwritten in place; the same numbers. adapter: "
+            "the same for a LoRA policy, as a second adapter on its base weights. frozen: the initial policy, no sync."
         ),
     )
     sync_every: int | None = field(
         default=None,
-        metadata=_help("k: optimizer steps between two syncs of the reference. Default 1; none with reference=frozen."),
+        metadata=_help("k: optimizer steps between two syncs of the reference. Default 1; unset if reference=frozen."),
     )
     scale_rewards: ScaleRewards = field(
         default="group",
         metadata=_help(
-            "Data with rewards: the divisor of advantages: the standard deviation of their group's rewards, that of "
-            "all rewards of the optimizer step (batch), or nothing."
+            "Divisor of the advantages of data with rewards. group: the standard deviation of the group's rewards. "
+            "batch: that of all rewards of the optimizer step. none: no divisor."
         ),
     )
     rollout_every: int | None = field(
         default=None,
         metadata=_help(
-            "Online rounds: every so many optimizer steps the policy answers new prompts and learns from its answers. "
-            "1 is online training, 64 the paper's stale setting. Default: the dataset's completions (offline). "
-            "The dataset needs a prompt column alone."
+            "Online rounds: optimizer steps per round. A round begins with completions that the policy samples for new "
+            "prompts, and trains on them. 1 is online training, 64 the paper's stale setting. Default: no rounds; the "
+            "run trains on the dataset's completions (offline). With rounds the dataset needs only a prompt column."
         ),
     )
     reward: str | None = field(
         default=None,
         metadata=_help(
-            "rounds: module:function, called as function(prompts=[...], completions=[...], **columns) -> list of float."
+            "rounds: the reward function as module:function, called as "
+            "function(prompts=[...], completions=[...], **columns) -> list of float."
         ),
     )
-    num_generations: int = field(default=8, metadata=_help("rounds: samples of a prompt, >= 2."))
-    max_completion_length: int = field(default=256, metadata=_help("rounds: tokens of a sample."))
+    num_generations: int = field(default=8, metadata=_help("rounds: samples per prompt, >= 2."))
+    max_completion_length: int = field(default=256, metadata=_help("rounds: maximum tokens of a sample."))
     temperature: float = field(
-        default=1.0, metadata=_help("rounds: of the sampling; at 1 (and top_p 1) samples are the policy's own.")
+        default=1.0, metadata=_help("rounds: sampling temperature; 1 (with top_p 1) samples from the policy itself.")
     )
-    top_p: float = field(default=1.0, metadata=_help("rounds: share of the probability that is sampled from."))
+    top_p: float = field(default=1.0, metadata=_help("rounds: probability mass of nucleus sampling."))
     rollout_batch_size: int = field(
-        default=64, metadata=_help("rounds: samples drawn at once on a process, >= num_generations.")
+        default=64, metadata=_help("rounds: samples generated at once on each process, >= num_generations.")
     )
-    reward_timeout: float = field(default=600.0, metadata=_help("rounds: seconds that the reward function may take."))
+    reward_timeout: float = field(default=600.0, metadata=_help("rounds: time limit of the reward function, seconds."))
     head: Head = field(
         default="fused",
         metadata=_help(
-            "How logits come about. fused: the loss multiplies the hidden states with the model's head, a chunk of the "
-            "rows that count at a time. logits: the model multiplies them all, for a head that is more than a linear "
-            "layer (an adapter on it, quantised, sharded by itself)."
+            "Computation of the logits. fused: the loss multiplies hidden states by the model's head, in chunks of the "
+            "rows that count. logits: the model computes all logits; for a head that is more than a linear layer "
+            "(with an adapter, quantised, sharded by itself)."
         ),
     )
     dry_run: bool = field(
         default=False,
         metadata=_help(
-            "Load everything, check the head, say what would run, and stop before step 0. With rounds: sample "
-            "and score one."
+            "Load everything, check the head, print a summary of the run, and stop before step 0. With rounds: sample "
+            "and score one round."
         ),
     )
     disable_dropout: bool = field(
-        default=True, metadata=_help("Turn dropout off, so that policy and reference differ by the updates alone.")
+        default=True, metadata=_help("Turn dropout off, so that policy and reference differ only by the updates.")
     )
 
     learning_rate: float = field(
-        default=1e-6, metadata=_help("Initial learning rate. Retune by 0.1x to 4x when clamp or sync change.")
+        default=1e-6, metadata=_help("Initial learning rate. Retune by 0.1x to 4x when clamp or sync changes.")
     )
     lr_scheduler_type: str = field(default="constant_with_warmup", metadata=_help("Learning-rate schedule."))
-    warmup_steps: float = field(default=0.1, metadata=_help("Warm-up in steps; below 1, as a share of all steps."))
+    warmup_steps: float = field(default=0.1, metadata=_help("Warm-up steps; a value below 1 is a share of all steps."))
     weight_decay: float = field(default=0.01, metadata=_help("Weight decay of AdamW."))
     logging_steps: float = field(default=10, metadata=_help("Steps between two log lines."))
     logging_first_step: bool = field(default=True, metadata=_help("Log the first step."))
     logging_nan_inf_filter: bool = field(default=False, metadata=_help("Hide NaN and infinite losses from the log."))
-    remove_unused_columns: bool = field(default=False, metadata=_help("Has no effect: the data are read by column."))
+    remove_unused_columns: bool = field(default=False, metadata=_help("No effect: columns are read by name."))
     report_to: None | str | list[str] = field(  # noqa: RUF036 (HfArgumentParser wants None first)
-        default="none", metadata=_help("tensorboard, wandb, trackio ... metrics.jsonl is always there.")
+        default="none", metadata=_help("tensorboard, wandb, trackio ... metrics.jsonl is always written.")
     )
     bf16: bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default=None, metadata=_help("Compute in bfloat16. Default: where the GPU supports it, unless fp16 is set.")
+        default=None, metadata=_help("Compute in bfloat16. Default: on if the GPU supports it and fp16 is off.")
     )
 
     def __post_init__(self) -> None:
@@ -194,7 +196,7 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
             self.save_strategy = self.eval_strategy = "no"
             self.eval_on_start = self.load_best_model_at_end = False
         super().__post_init__()
-        if isinstance(self.scale_rewards, bool):  # as TRL takes it
+        if isinstance(self.scale_rewards, bool):  # TRL accepts booleans
             self.scale_rewards = "group" if self.scale_rewards else "none"
         choices = {"reference": Reference, "impl": Impl, "head": Head, "scale_rewards": ScaleRewards}
         for name, kind in choices.items():
@@ -214,10 +216,10 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
         self._refuse()
 
     def make_objective(self) -> Objective:
-        """The objective that ``objective`` names, with ``objective_kwargs``.
+        """Return the objective named by ``objective``, constructed with ``objective_kwargs``.
 
         Raises:
-            ValueError, TypeError: there is none of that name, or it lacks a part.
+            ValueError, TypeError: no objective has this name, or it is incomplete.
         """
         if self.objective_kwargs and self.objective in OBJECTIVES:
             raise ValueError(
@@ -228,10 +230,10 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
         return find_objective(self.objective, self.objective_kwargs)
 
     def take_objective(self, objective: Objective) -> None:
-        """Name an objective that a trainer was given, and check its settings.
+        """Set ``objective`` to the name of a given objective, and check its settings.
 
         Raises:
-            ValueError: ``objective`` names another already, or a setting does not belong to it.
+            ValueError: ``objective`` already names another one, or a setting does not belong to it.
         """
         path = path_of(objective)
         if self.objective not in (DEFAULT, path):
@@ -248,7 +250,7 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
         for name, owner in foreign_settings(objective).items():
             if getattr(self, name) != defaults[name]:
                 raise ValueError(
-                    f"{name}: expected {defaults[name]!r} (it is {owner}'s, and this is {objective.name}), "
+                    f"{name}: expected {defaults[name]!r} (a setting of {owner}, not of {objective.name}), "
                     f"got {getattr(self, name)!r}"
                 )
         objective.check(self)
@@ -283,20 +285,20 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
         )
 
     def _refuse(self) -> None:
-        """What transformers offers and a run that reads its batches ahead cannot have."""
+        """Refuse settings of transformers that conflict with batches read ahead."""
         reasons = {
             "enable_jit_checkpoint": "it saves in the middle of a step, where the reference cannot be restored",
             "auto_find_batch_size": "it changes the batches that were scored ahead",
-            "label_smoothing_factor": "it is another loss's; DPO's is label_smoothing",
+            "label_smoothing_factor": "it applies to cross-entropy; DPO's is label_smoothing",
             "parallelism_config": "tensor, context and sequence parallelism are not supported yet",
         }
         for name, reason in reasons.items():
             if getattr(self, name, None):
                 raise ValueError(f"{name}: expected it to be off ({reason}), got {getattr(self, name)!r}")
         ignored = {
-            "dataloader_drop_last": "an epoch always leaves out what fills no global batch",
+            "dataloader_drop_last": "an epoch always leaves out an incomplete global batch",
             "dataloader_num_workers": "the data are tokenised before the first step",
-            "ignore_data_skip": "there is nothing to skip on resume",
+            "ignore_data_skip": "a resumed run has no data to skip",
             "train_sampling_strategy": "every epoch is a new permutation",
         }
         defaults = {field.name: field.default for field in fields(self)}
@@ -305,17 +307,17 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
                 raise ValueError(f"{name}: expected {defaults[name]!r} ({reason}), got {getattr(self, name)!r}")
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(
-                "push_to_hub: expected hub_strategy='end' (a checkpoint moves when it is complete, which "
+                "push_to_hub: expected hub_strategy='end' (a checkpoint is renamed when it is complete, which "
                 f"would break an upload), got {self.hub_strategy!r}"
             )
 
     @property
     def drop_no_signal(self) -> bool:
-        """Whether groups of equal rewards are left out of the data: their gradient may be 0."""
+        """True if groups of equal rewards are left out of the data, because their gradient is 0."""
         return self.make_objective().drops_ties(self)
 
     @property
     def device(self) -> torch.device:
-        """The device of this process; a CPU has no index, with which torch and transformers 5.17 cannot resume."""
+        """The device of this process. A CPU has no index: torch and transformers 5.17 cannot resume with one."""
         device = super().device
         return torch.device("cpu") if device.type == "cpu" else device

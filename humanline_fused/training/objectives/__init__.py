@@ -1,4 +1,4 @@
-"""One record per objective: its data, batches, rounds, settings, loss, metrics and names for viewers."""
+"""Objectives: the data form, settings, loss and metrics of DPO, KTO, GRPO and user-defined losses."""
 
 from humanline_fused.training.objectives.objective import LossInputs, LossResult, Objective, ScoredTokens
 from humanline_fused.training.objectives.table import OBJECTIVES, find_objective

@@ -25,15 +25,15 @@ class DPOSettings(LossSettings):
 
     loss_type: str = field(
         default="sigmoid",
-        metadata={"help": f"dpo: loss of a pair, by TRL's name: {', '.join(get_args(DPOLossType))}."},
+        metadata={"help": f"dpo: loss of a pair (TRL's names): {', '.join(get_args(DPOLossType))}."},
     )
     label_smoothing: float = field(
-        default=0.0, metadata={"help": "dpo: share of pairs whose preference is the wrong way round, in [0, 0.5]."}
+        default=0.0, metadata={"help": "dpo: assumed share of pairs with a reversed preference, in [0, 0.5]."}
     )
 
 
 class DPO(Objective):
-    """``−log σ(β (R(y_w) − R(y_l)))``, or another loss of the margin (``loss_type``), mean over pairs."""
+    """``−log σ(β (R(y_w) − R(y_l)))``, or another loss of the margin (``loss_type``), averaged over pairs."""
 
     name = "dpo"
     form = PAIRS

@@ -22,11 +22,13 @@ class GRPOSettings(LossSettings):
     epsilon: float = field(
         default=0.2, metadata={"help": "grpo: PPO's clip of the ratio to [1 - epsilon, 1 + epsilon_high]."}
     )
-    epsilon_high: float | None = field(default=None, metadata={"help": "grpo: upper end of the clip; default epsilon."})
+    epsilon_high: float | None = field(
+        default=None, metadata={"help": "grpo: PPO's upper clip bound is 1 + epsilon_high; default epsilon."}
+    )
 
 
 class GRPO(Objective):
-    """``−min(A r_t, A clip(r_t, 1 − ε, 1 + ε_high)) + β k3_t``, mean over the tokens of the optimizer step."""
+    """``−min(A r_t, A clip(r_t, 1 − ε, 1 + ε_high)) + β k3_t``, averaged over the tokens of the optimizer step."""
 
     name = "grpo"
     form = GROUPS
@@ -40,7 +42,7 @@ class GRPO(Objective):
         expect(config, "epsilon_high", high is None or 0 <= high < float("inf"), "a finite number >= 0")
 
     def drops_ties(self, config: GRPOSettings) -> bool:
-        """Without a KL penalty the gradient of equal rewards is 0."""
+        """True without a KL penalty: the gradient of a group with equal rewards is then 0."""
         return config.beta == 0
 
     def compute(self, inputs: LossInputs, config: GRPOSettings) -> LossResult:

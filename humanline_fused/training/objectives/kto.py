@@ -1,4 +1,4 @@
-"""KTO: completions that are desirable or undesirable (arXiv 2509.24207, section 4)."""
+"""KTO: desirable and undesirable completions (arXiv 2509.24207, section 4)."""
 
 from dataclasses import dataclass, field
 
@@ -20,14 +20,12 @@ from humanline_fused.training.objectives.objective import (
 class KTOSettings(LossSettings):
     """Settings of KTO."""
 
-    desirable_weight: float = field(default=1.0, metadata={"help": "kto: weight of the desirable completions' loss."})
-    undesirable_weight: float = field(
-        default=1.0, metadata={"help": "kto: weight of the undesirable completions' loss."}
-    )
+    desirable_weight: float = field(default=1.0, metadata={"help": "kto: loss weight of desirable completions."})
+    undesirable_weight: float = field(default=1.0, metadata={"help": "kto: loss weight of undesirable completions."})
 
 
 class KTO(Objective):
-    """``λ_D (1 − σ(β (R − z0)))`` or ``λ_U (1 − σ(β (z0 − R)))``, mean over completions."""
+    """``λ_D (1 − σ(β (R − z0)))`` or ``λ_U (1 − σ(β (z0 − R)))``, averaged over completions."""
 
     name = "kto"
     form = LABELS

@@ -1,4 +1,4 @@
-"""Metrics of a micro-batch as sums with weights (TRL's names, and humanline's)."""
+"""Metrics of a micro-batch as weighted sums, with the names of TRL and humanline."""
 
 from typing import NamedTuple
 
@@ -9,26 +9,26 @@ from humanline_fused.types import ClampedOutput
 
 
 class Weighted(NamedTuple):
-    """A sum and the weight that divides it, both []."""
+    """A sum and its divisor, both []; sums and divisors of micro-batches and ranks can be added."""
 
     total: Tensor
     weight: Tensor
 
     @classmethod
     def of(cls, mean: Tensor, number: int) -> "Weighted":
-        """A mean over ``number`` things."""
+        """Return the sum and weight of a mean over ``number`` values."""
         weight = torch.full((), number, device=mean.device)
         return cls(mean * weight, weight)
 
 
 def mean(values: Tensor, counts: Tensor | None = None) -> Weighted:
-    """The mean of the values that count; of all of them by default."""
+    """Return the mean of the values where ``counts`` is True; by default of all values."""
     counted = torch.ones_like(values, dtype=torch.bool) if counts is None else counts
     return Weighted(values.where(counted, 0.0).sum(), counted.sum())
 
 
 def clamp_metrics(out: ClampedOutput, loss_mask: Tensor) -> dict[str, Weighted]:
-    """``humanline/*``: shares of the tokens that count."""
+    """Return ``humanline/*``: shares of unclamped and clamped tokens among the tokens that count."""
     return token_shares(
         loss_mask,
         {
@@ -40,17 +40,17 @@ def clamp_metrics(out: ClampedOutput, loss_mask: Tensor) -> dict[str, Weighted]:
 
 
 def token_shares(loss_mask: Tensor, shares: dict[str, Tensor]) -> dict[str, Weighted]:
-    """Means over the tokens that count."""
+    """Return the shares of a micro-batch, weighted with its number of tokens that count."""
     tokens = loss_mask.sum()
     return {name: Weighted(share * tokens, tokens) for name, share in shares.items()}
 
 
 def pair_metrics(rewards: Tensor, logps: Tensor) -> dict[str, Weighted]:
-    """Metrics of pairs.
+    """Return the metrics of pairs.
 
     Args:
-        rewards: [2P], against the reference that the loss saw; chosen first.
-        logps: [2P], sums over a completion, nats.
+        rewards: [2P], implicit rewards against the loss's reference; chosen first.
+        logps: [2P], log-probs of completions, nats.
     """
     chosen, rejected = rewards.detach().chunk(2)
     chosen_logps, rejected_logps = logps.detach().chunk(2)
@@ -65,11 +65,11 @@ def pair_metrics(rewards: Tensor, logps: Tensor) -> dict[str, Weighted]:
 
 
 def label_metrics(rewards: Tensor, logps: Tensor, desirable: Tensor) -> dict[str, Weighted]:
-    """Metrics of labelled completions.
+    """Return the metrics of labelled completions.
 
     Args:
-        rewards: [B], against the reference that the loss saw.
-        logps: [B], sums over a completion, nats.
+        rewards: [B], implicit rewards against the loss's reference.
+        logps: [B], log-probs of completions, nats.
         desirable: [B], bool.
     """
     metrics = {}
@@ -80,17 +80,17 @@ def label_metrics(rewards: Tensor, logps: Tensor, desirable: Tensor) -> dict[str
 
 
 def distance(logp: Tensor, ref_logp: Tensor, loss_mask: Tensor) -> Weighted:
-    """k3 of the reference against the policy: ``exp(d) − d − 1`` with ``d = ref_logp − logp``, over the tokens.
+    """Return the mean k3 estimate over the tokens: ``exp(d) − d − 1`` with ``d = ref_logp − logp``.
 
-    On completions that the policy did not sample it is a distance, ≥ 0 and 0 where both agree, and no unbiased estimate
-    of KL(policy ‖ reference).
+    It is ≥ 0, and 0 where both agree. On completions that the policy did not sample it is a distance, not an unbiased
+    estimate of KL(policy ‖ reference).
     """
     difference = (ref_logp - logp).where(loss_mask, 0.0)
     return Weighted((torch.expm1(difference) - difference).sum(), loss_mask.sum())
 
 
 def with_margins(means: dict[str, float]) -> dict[str, float]:
-    """Add ``rewards/margins`` of labelled completions: their sides differ in number, so only means can be compared."""
+    """Add ``rewards/margins`` of labelled completions: a difference of means, because their sides differ in number."""
     if "rewards/margins" in means or not {"rewards/chosen", "rewards/rejected"} <= means.keys():
         return means
     return means | {"rewards/margins": means["rewards/chosen"] - means["rewards/rejected"]}

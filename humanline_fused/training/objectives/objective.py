@@ -1,4 +1,4 @@
-"""An objective: all that a loss means to data, batches, rounds, settings, metrics and viewers."""
+"""Base class of objectives: a loss with its data form, settings, metrics and display names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -17,7 +17,7 @@ from humanline_fused.types import ClampedOutput, HumanlineClamp, Impl
 
 @dataclass
 class LossSettings:
-    """The settings that every objective has; :class:`humanline_fused.training.HumanlineConfig` inherits them."""
+    """Settings common to all objectives; :class:`humanline_fused.training.HumanlineConfig` inherits them."""
 
     clamp: bool = field(
         default=True, metadata={"help": "Clamp every token's log-ratio to [log_epsilon_P, log_epsilon_R]."}
@@ -26,18 +26,18 @@ class LossSettings:
     log_epsilon_R: float = field(default=1.5, metadata={"help": "Upper bound of the log-ratio, nats, >= 0."})
     beta: float | None = field(
         default=None,
-        metadata={"help": "Weight of the implicit reward, or of a KL penalty. The default is the objective's."},
+        metadata={"help": "Weight of the implicit reward, or of the KL penalty. The default depends on the objective."},
     )
-    impl: Impl = field(default="auto", metadata={"help": "Who computes the loss: auto, triton or eager."})
+    impl: Impl = field(default="auto", metadata={"help": "Implementation of the loss: auto, triton or eager."})
 
     @property
     def humanline_clamp(self) -> HumanlineClamp | None:
-        """The bounds as the losses take them; None where ``clamp`` is off."""
+        """The bounds as an argument of the losses; None if ``clamp`` is off."""
         return HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R) if self.clamp else None
 
 
 def expect(settings: object, name: str, holds: bool, expected: str) -> None:
-    """Raise ValueError with the setting's name, what was expected and what came, unless it holds."""
+    """Raise ValueError with the setting's name, the expected and the actual value, unless ``holds``."""
     if not holds:
         raise ValueError(f"{name}: expected {expected}, got {getattr(settings, name)!r}")
 
@@ -52,7 +52,7 @@ class LossInputs:
         target_ids: [B, T].
         loss_mask: [B, T], bool.
         columns: as of :class:`~humanline_fused.training.data.batch.Batch`.
-        num_items: [], the divisor of a sum over tokens; None: the number of tokens that count here.
+        num_items: [], the divisor of a sum over tokens; None: the number of tokens that count in this micro-batch.
         kl: [], nats, detached: the mean log-ratio of the mismatched pairs, ≥ 0; None for an objective without them.
     """
 
@@ -72,12 +72,12 @@ class LossInputs:
 
 @dataclass(frozen=True, eq=False)
 class LossResult:
-    """What a micro-batch's loss came to.
+    """The loss of a micro-batch, its log-probs and its metrics.
 
     Attributes:
         loss: [], with a graph.
         logp, ref_logp: [B, T], nats, detached.
-        metrics: sums and their weights, by name.
+        metrics: weighted sums, by name.
     """
 
     loss: Tensor
@@ -88,7 +88,7 @@ class LossResult:
 
 @dataclass(frozen=True, eq=False)
 class ScoredTokens:
-    """The completions of a micro-batch as a loss on log-ratios sees them. All are 0 where the mask is False.
+    """The inputs of a loss on log-ratios. ``log_ratio``, ``logp`` and ``ref_logp`` are 0 where the mask is False.
 
     Attributes:
         log_ratio: [B, T], nats: ``log π_θ − log π_ref``, clamped, with a graph to the policy.
@@ -96,7 +96,7 @@ class ScoredTokens:
         ref_logp: [B, T], nats: log-probs under the reference.
         loss_mask: [B, T], bool: the tokens that count.
         columns, kl: as of :class:`LossInputs`.
-        num_items: [], the divisor of a sum over tokens, for their mean over the optimizer step or evaluation batch.
+        num_items: [], the divisor that makes a sum over tokens their mean over the optimizer step or evaluation batch.
     """
 
     log_ratio: Tensor
@@ -108,7 +108,7 @@ class ScoredTokens:
     kl: Tensor | None = None
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sum over the tokens of each sequence: [B] of [B, T]."""
+        """Return the sum over the tokens of each sequence: [B, T] to [B]."""
         return sequence_sum(values, None)
 
     @property
@@ -118,23 +118,23 @@ class ScoredTokens:
 
     @property
     def counts(self) -> Tensor:
-        """Which sequences have a token that counts, [B], bool."""
+        """True for each sequence with a token that counts, [B], bool."""
         return sequence_counts(self.loss_mask, None)
 
 
 class Objective:
-    """A loss, its data and its settings. A loss of your own is a subclass (docs/losses.md).
+    """A loss, its data form and its settings. Subclass it for your own loss (docs/losses.md).
 
     A subclass sets :attr:`name` and :attr:`form` and defines :meth:`loss`, or :meth:`compute` for a loss that has its
     own kernels.
 
     Attributes:
-        name: as in settings and messages.
-        form: of its data.
-        default_beta: ``beta`` where none is given.
-        settings: the dataclass of the settings that this objective alone has; None: it has none.
-        mismatched: whether the loss needs :attr:`LossInputs.kl`, which costs a second forward pass under both models.
-        has_implicit_reward: whether ``β · Σ log_ratio`` is a reward that a reader should see.
+        name: name in settings and messages.
+        form: form of the data.
+        default_beta: ``beta`` if none is given.
+        settings: dataclass of the objective's own settings; None if it has none.
+        mismatched: True if the loss needs :attr:`LossInputs.kl`, which costs a second forward pass of both models.
+        has_implicit_reward: True if ``β · Σ log_ratio`` is a reward to show to the user.
     """
 
     name: str
@@ -145,20 +145,20 @@ class Objective:
     has_implicit_reward: bool = True
 
     def loss(self, tokens: ScoredTokens, config: Any) -> tuple[Tensor, Mapping[str, Tensor | Weighted]]:
-        """The mean loss of a micro-batch, and its metrics.
+        """Return the mean loss of a micro-batch, and its metrics.
 
         Args:
             tokens: log-probs and log-ratios.
             config: the run's :class:`humanline_fused.training.HumanlineConfig`.
 
         Returns:
-            The loss, [], with a graph; and metrics by name: a tensor is reported by the mean of its entries, a
-            :class:`~humanline_fused.training.objectives.metrics.Weighted` by its total over its weight.
+            The loss, [], with a graph; and metrics by name. A tensor is reported as the mean of its entries, a
+            :class:`~humanline_fused.training.objectives.metrics.Weighted` as its total divided by its weight.
         """
         raise NotImplementedError
 
     def compute(self, inputs: LossInputs, config: Any) -> LossResult:
-        """The loss of a micro-batch and its metrics, from any scores."""
+        """Return the loss of a micro-batch and its metrics, from any kind of scores."""
         ids, mask, impl = inputs.target_ids, inputs.loss_mask, config.impl
         logp = token_logp(inputs.policy, ids, mask, impl=impl)
         ratio = token_log_ratio(TokenLogp(logp), inputs.reference, ids, mask, clamp=config.humanline_clamp, impl=impl)
@@ -176,11 +176,11 @@ class Objective:
 
     @property
     def types(self) -> tuple[DataType, ...]:
-        """The types of data that it takes."""
+        """The types of data that the objective accepts."""
         return self.form.types
 
     def takers(self, kind: DataType) -> list[str]:
-        """The names of the objectives that take a type of data."""
+        """Return the names of the objectives that accept a type of data."""
         from humanline_fused.training.objectives.table import names_taking
 
         names = names_taking(kind)
@@ -188,25 +188,25 @@ class Objective:
 
     @classmethod
     def own_settings(cls) -> list[str]:
-        """The names of the settings that not every objective has."""
+        """Return the names of the settings that are not common to all objectives."""
         common = {field.name for field in fields(LossSettings)}
         own = [] if cls.settings is None else [f.name for f in fields(cls.settings) if f.name not in common]
         return [*own, *(["scale_rewards"] if cls.form.has_rewards else [])]
 
     def check(self, config: Any) -> None:
-        """Raise ValueError where a setting of its own has no meaning."""
+        """Raise ValueError if one of the objective's own settings is invalid."""
 
     def drops_ties(self, config: Any) -> bool:
-        """Whether groups of equal rewards are left out of a dataset."""
+        """Return True if groups of equal rewards are left out of a dataset."""
         return False
 
     def role(self, side: int, weight: float) -> str:
-        """The name of a sequence for a reader."""
+        """Return the display name of a sequence."""
         return self.form.role(side, weight)
 
 
 def result(loss: Tensor, out: ClampedOutput, inputs: LossInputs, metrics: Mapping[str, Weighted]) -> LossResult:
-    """A loss with the metrics of its clamp beside its own."""
+    """Return a loss with its own metrics and those of the clamp."""
     shares = clamp_metrics(out, inputs.loss_mask)
     return LossResult(loss, out.logp, out.ref_logp, {**metrics, **shares})
 

@@ -1,4 +1,4 @@
-"""The table of objectives, and how a setting names one."""
+"""The table of built-in objectives, and lookup of an objective by its setting."""
 
 import inspect
 from collections.abc import Mapping
@@ -14,30 +14,30 @@ from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.validation.values import nearest
 
 OBJECTIVES: dict[str, type[Objective]] = {kind.name: kind for kind in (DPO, KTO, GRPO)}
-"""By name; the first is the default."""
+"""Built-in objectives by name; the first is the default."""
 
 DEFAULT = next(iter(OBJECTIVES))
 
 
 class ObjectiveSettings(DPOSettings, KTOSettings, GRPOSettings):
-    """The settings of every objective of the table."""
+    """Settings of all built-in objectives."""
 
 
 def names_taking(kind: DataType) -> list[str]:
-    """The objectives of the table that take a type of data."""
+    """Return the names of the built-in objectives that accept a type of data."""
     return [name for name, objective in OBJECTIVES.items() if kind in objective.form.types]
 
 
 def find_objective(name: str, arguments: Mapping[str, Any] | None = None) -> Objective:
-    """The objective that a setting names.
+    """Return the objective with the given name.
 
     Args:
-        name: of the table, or ``module:Class`` of a subclass of :class:`Objective`.
-        arguments: of the class.
+        name: a name of the table, or ``module:Class`` of a subclass of :class:`Objective`.
+        arguments: keyword arguments of the class.
 
     Raises:
-        ValueError: there is no such objective; the message lists the table and the nearest name.
-        TypeError: it is no objective, lacks a part, or does not take the arguments.
+        ValueError: no objective has this name; the message lists the table and the nearest name.
+        TypeError: the class is not an objective, is incomplete, or does not accept the arguments.
 
     >>> find_objective("kto").mismatched
     True
@@ -59,7 +59,7 @@ def find_objective(name: str, arguments: Mapping[str, Any] | None = None) -> Obj
 
 
 def check_parts(objective: object) -> None:
-    """Raise TypeError, with the name of the part, unless the object has all that an objective needs."""
+    """Raise TypeError unless the object is an objective with all its parts; the message names the missing part."""
     if not isinstance(objective, Objective):
         raise TypeError(
             f"objective: expected an instance of humanline_fused.training.Objective, got {type(objective).__name__}"
@@ -75,18 +75,18 @@ def check_parts(objective: object) -> None:
 
 
 def path_of(objective: Objective) -> str:
-    """The setting that names an objective: its name in the table, or ``module:Class``."""
+    """Return the setting for an objective: its name in the table, or ``module:Class``."""
     kind = type(objective)
     return kind.name if is_in_table(objective) else f"{kind.__module__}:{kind.__qualname__}"
 
 
 def is_in_table(objective: Objective) -> bool:
-    """Whether the package itself has this objective."""
+    """Return True for a built-in objective."""
     return OBJECTIVES.get(objective.name) is type(objective)
 
 
 def foreign_settings(objective: Objective) -> dict[str, str]:
-    """The settings that this objective does not have, each with the name of one that has it."""
+    """Return the settings that belong only to other objectives, each with the name of its objective."""
     mine = set(objective.own_settings())
     return {
         setting: other.name for other in OBJECTIVES.values() for setting in other.own_settings() if setting not in mine
@@ -94,13 +94,13 @@ def foreign_settings(objective: Objective) -> dict[str, str]:
 
 
 class Round:
-    """Takes the prompts of a dataset, to sample completions for any objective."""
+    """Consumer of the prompts of a dataset; a round samples their completions, for any objective."""
 
     name = "a round"
     types = (PROMPTS,)
 
     def takers(self, kind: DataType) -> list[str]:
-        """The objectives that take this type of data without rounds."""
+        """Return the names of the objectives that accept this type of data without rounds."""
         return names_taking(kind)
 
 

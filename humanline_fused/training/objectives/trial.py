@@ -1,4 +1,4 @@
-"""A trial of somebody's own loss on a batch, before the first step."""
+"""Check of a user-defined loss on the first batch, before the first step."""
 
 import copy
 import math
@@ -12,24 +12,23 @@ from humanline_fused.scores import TokenLogp
 from humanline_fused.training.objectives.objective import LossInputs, LossResult, Objective
 
 PADDING = 1.0
-"""Share of a batch's length that is added as padding, where no token counts: the loss must not change."""
+"""Padding added in the check, as a share of the batch's length. No token of it counts, so the loss must not change."""
 
 RATIO = 0.1
-"""Largest log-ratio of the trial, nats: away from 0, where many losses do not depend on their tokens."""
+"""Largest log-ratio of the check, nats. At 0 many losses do not depend on their tokens."""
 
 WITHOUT_GRAPH = "expected a loss with a graph to the policy's log-probs, got one without"
 
 
 def check_loss(objective: Objective, inputs: LossInputs, config: Any) -> None:
-    """Compute a loss of given log-probs, as at step 0, and with more padding.
+    """Compute a loss as at step 0, where policy and reference are equal, and then with and without more padding.
 
     Args:
-        inputs: with the policy's log-probs as ``TokenLogp``.
+        inputs: the tokens, with the policy's log-probs as ``TokenLogp``.
 
     Raises:
-        TypeError: the loss is no scalar tensor with a graph, or the metrics are not tensors by name.
-        ValueError: loss or gradient are not finite where the policy is the reference, or depend on tokens that the mask
-            leaves out.
+        TypeError: the loss is not a scalar tensor with a graph, or the metrics are not tensors by name.
+        ValueError: loss or gradient is not finite at step 0, or depends on tokens that the mask excludes.
     """
     assert isinstance(inputs.policy, TokenLogp)
     objective = copy.deepcopy(objective)  # a loss with a state begins the run without the trial's
@@ -49,7 +48,7 @@ def check_loss(objective: Objective, inputs: LossInputs, config: Any) -> None:
         return
     width = math.ceil(PADDING * logp.shape[1])
     padded, padded_gradient = _loss(objective, _padded(moved, width), _pad(logp, width, 0.0), config)
-    # The sums of both have the same terms; what differs is how zeros are grouped with them.
+    # Both sums have the same terms; only the grouping with zeros, and so the rounding, differs.
     eps = torch.finfo(logp.dtype).eps * logp.numel()
     same = torch.allclose(padded, loss, rtol=eps, atol=eps)
     if not same or not torch.allclose(padded_gradient[:, : logp.shape[1]], gradient, rtol=eps, atol=eps):
@@ -65,7 +64,7 @@ def _method(objective: Objective) -> str:
 
 
 def _loss(objective: Objective, inputs: LossInputs, logp: Tensor, config: Any) -> tuple[Tensor, Tensor]:
-    """Detached loss and gradient of the log-probs."""
+    """Return the detached loss, and its gradient in the log-probs."""
     with torch.enable_grad():
         logp = logp.detach().requires_grad_()
         out = _checked(objective, replace(inputs, policy=TokenLogp(logp)), config)
