@@ -5,6 +5,7 @@ compiled tests.
 """
 
 import gc
+import importlib.metadata
 import os
 
 import pytest
@@ -18,12 +19,20 @@ from tests.other_processor import multiply_as_another_processor_if_asked
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+REPORTED = ("torch", "triton", "transformers", "accelerate", "datasets", "tokenizers", "peft", "trl")
+"""Packages whose versions a run begins with: a failure may be theirs."""
+
 multiply_as_another_processor_if_asked()
 
 # In CI a failure must be caused by the commit, so hypothesis searches for new examples only on developers' machines.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+def pytest_report_header() -> str:
+    installed = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
+    return ", ".join(f"{name} {installed.get(name, 'not installed')}" for name in REPORTED)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -36,3 +36,11 @@ def assert_within_budget(
     excess = (actual - oracle).abs() - (own + store + rounding)
     assert not excess.isnan().any(), f"{what}: NaN where the oracle is finite"
     assert (excess <= 0).all(), f"{what}: {excess.max():.3e} over the budget"
+
+
+def rounding_of_sum(*terms: float) -> float:
+    """How far apart two float32 sums of the same terms may be, whatever the order, and after a division by one number.
+
+    Each addition rounds by half an epsilon of a partial sum, and no partial sum exceeds Σ |term|.
+    """
+    return len(terms) * FLOAT32_EPSILON * sum(map(abs, terms))

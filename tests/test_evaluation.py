@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,39 +42,61 @@ def evaluated(output_dir: Path, objective: str) -> tuple[HumanlineTrainer, list[
     return trainer, lines
 
 
+def assert_reported(
+    trainer: HumanlineTrainer,
+    line: dict[str, float],
+    name: str,
+    value_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    """``value_of(log_ratio, loss_mask)`` stands in the line: within the budget of the longest sequence's log-probs."""
+    ratios = [held_out_log_ratios(trainer, dtype)[1:] for dtype in (torch.float32, torch.float64)]
+    eager, oracle = (value_of(*ratio) for ratio in ratios)
+    assert_within_budget(torch.tensor(line[name]), eager, oracle, name, log_probs=size_of_log_probs(ratios[0][1]))
+
+
+def size_of_log_probs(loss_mask: torch.Tensor) -> float:
+    """Nats of a sequence, by both policies, each over a hundred words."""
+    return 2 * math.log(100) * float(loss_mask.sum(-1).max())
+
+
+def mean_k3(log_ratio: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+    return (torch.exp(-log_ratio) + log_ratio - 1).sum() / loss_mask.sum()
+
+
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
 def test_evaluation_rewards_compare_with_the_initial_policy(tmp_path: Path, objective: str):
     trainer, lines = evaluated(tmp_path, objective)
     assert lines[0]["eval_rewards_initial/margins"] == 0
-    batch, log_ratio, _ = held_out_log_ratios(trainer)
-    rewards = 0.5 * log_ratio.clamp(-1.5, 1.5).sum(-1)
+    batch, _, _ = held_out_log_ratios(trainer)
     desirable = batch.columns["desirable"] if objective == "kto" else torch.arange(16) < 8
-    for name, members in (("chosen", desirable), ("rejected", ~desirable)):
-        reported = torch.tensor(lines[-1][f"eval_rewards_initial/{name}"])
-        torch.testing.assert_close(reported, rewards[members].mean())
+
+    def rewards(log_ratio: torch.Tensor) -> torch.Tensor:
+        return 0.5 * log_ratio.clamp(-1.5, 1.5).sum(-1)
+
+    assert_reported(trainer, lines[-1], "eval_rewards_initial/chosen", lambda r, _: rewards(r)[desirable].mean())
+    assert_reported(trainer, lines[-1], "eval_rewards_initial/rejected", lambda r, _: rewards(r)[~desirable].mean())
     if objective == "dpo":
-        assert lines[0]["eval_loss"] == pytest.approx(math.log(2))
+        assert lines[0]["eval_loss"] == pytest.approx(math.log(2), rel=torch.finfo(torch.float32).eps)
         assert lines[0]["eval_rewards_initial/accuracies"] == 0  # a tie is not a preference
-        chosen, rejected = rewards.chunk(2)
-        loss = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
-        torch.testing.assert_close(torch.tensor(lines[-1]["eval_loss"]), loss)
+
+        def loss(log_ratio: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            chosen, rejected = rewards(log_ratio).chunk(2)
+            return -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+
+        assert_reported(trainer, lines[-1], "eval_loss", loss)
 
 
 def test_evaluation_of_grpo_compares_with_the_initial_policy(tmp_path: Path):
     trainer, lines = evaluated(tmp_path, "grpo")
     assert lines[0]["eval_kl"] == 0
-    _, log_ratio, loss_mask = held_out_log_ratios(trainer)
-    k3 = (torch.exp(-log_ratio) + log_ratio - 1).sum() / loss_mask.sum()
-    torch.testing.assert_close(torch.tensor(lines[-1]["eval_kl"]), k3)
+    assert_reported(trainer, lines[-1], "eval_kl", mean_k3)
 
 
 def test_evaluation_gives_the_kl_to_the_initial_policy_without_a_second_model(tmp_path: Path, objective: str):
     trainer, lines = evaluated(tmp_path, objective)
     assert lines[0]["eval_kl_initial"] == 0
     assert all("eval_humanline/unclamped" in line for line in lines)
-    _, log_ratio, loss_mask = held_out_log_ratios(trainer)
-    k3 = (torch.exp(-log_ratio) + log_ratio - 1).sum() / loss_mask.sum()
-    torch.testing.assert_close(torch.tensor(lines[-1]["eval_kl_initial"]), k3)
+    assert_reported(trainer, lines[-1], "eval_kl_initial", mean_k3)
 
 
 def test_evaluation_does_not_depend_on_the_batches_of_the_held_out_data(tmp_path: Path):
@@ -87,8 +110,8 @@ def test_evaluation_does_not_depend_on_the_batches_of_the_held_out_data(tmp_path
     chosen, rejected = (0.5 * log_ratio.clamp(-1.5, 1.5).sum(-1)).chunk(2)
     loss = -torch.nn.functional.logsigmoid(chosen - rejected)
     oracle = torch.stack([loss.mean(), chosen.mean(), (chosen - rejected).mean()])
-    log_probs = 2 * math.log(100) * float(loss_mask.sum(-1).max())  # of both policies, with a vocabulary of 100
-    assert_within_budget(evaluations[0], evaluations[1], oracle, "evaluation", log_probs=log_probs)
+    size = size_of_log_probs(loss_mask)
+    assert_within_budget(evaluations[0], evaluations[1], oracle, "evaluation", log_probs=size)
 
 
 def test_evaluating_a_finished_run_again_compares_with_its_initial_policy(tmp_path: Path):

@@ -3,14 +3,34 @@
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 from transformers.utils.import_utils import KERNELS_MIN_VERSION, is_kernels_available
 
 ROOT = Path(__file__).parent.parent
 SOURCE_ROOTS = {"humanline_fused": ROOT, "humanline_kernels": ROOT / "kernels"}
+
+# Stands for any function, class, flag or decorator.
+STUB = """
+class Anything:
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything()
+
+    def __call__(self, *args, **kwargs):
+        return lambda decorated: decorated
+
+    def __or__(self, other):
+        return self
+
+__getattr__ = Anything().__getattr__
+"""
 
 
 def run_python(code: str, cwd: Path, *path: Path) -> subprocess.CompletedProcess[str]:
@@ -38,10 +58,7 @@ def stub_kernels(tmp_path: Path) -> Path:
     package, metadata = tmp_path / "kernels", tmp_path / f"kernels-{KERNELS_MIN_VERSION}.dist-info"
     package.mkdir()
     metadata.mkdir()
-    (package / "__init__.py").write_text(
-        "def __getattr__(name):\n    if name.startswith('__'):\n        raise AttributeError(name)\n"
-        "    return lambda *args, **kwargs: lambda decorated: decorated\n"
-    )
+    (package / "__init__.py").write_text(STUB)
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: kernels\nVersion: {KERNELS_MIN_VERSION}\n")
     return tmp_path
 
@@ -85,3 +102,31 @@ def test_transformers_imports_a_model_from_the_checkout_without_such_a_distribut
 
     assert LlamaForCausalLM.__module__.startswith("transformers.models.")
     assert not is_kernels_available()
+
+
+# Versions
+
+
+def requirements() -> list[Requirement]:
+    """What a user installs, with the extras that are libraries."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    return [Requirement(line) for line in (*project["dependencies"], *extras["peft"], *extras["trl"])]
+
+
+def pinned(file: str) -> dict[str, Version]:
+    lines = (ROOT / file).read_text().splitlines()
+    pins = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {name.lower(): Version(version) for name, version in pins}
+
+
+def test_the_oldest_versions_that_are_tested_are_the_floors_of_the_ranges() -> None:
+    oldest = pinned("versions/oldest.txt")
+    floors = {r.name: Version(s.version) for r in requirements() for s in r.specifier if s.operator == ">="}
+    assert floors == {r.name: oldest[r.name] for r in requirements()}
+
+
+@pytest.mark.parametrize("file", ["constraints.txt", "versions/newest.txt"])
+def test_the_ranges_allow_the_versions_that_are_tested(file: str) -> None:
+    pins = pinned(file)
+    assert [r.name for r in requirements() if not r.specifier.contains(pins[r.name])] == []

