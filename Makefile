@@ -1,5 +1,5 @@
-# Everything a fresh clone needs: `make demo` trains two small models and compares them, `make test` checks the tree.
-# Only Python 3.11 or newer and make have to be there; `make PYTHON=python3.12 …` names another interpreter.
+# Commands for a fresh clone: `make demo` trains two small models and compares them, `make test` runs linters and tests.
+# Requires only make and Python 3.11 or newer; `make PYTHON=python3.12 …` chooses the interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -11,8 +11,8 @@ INSTALLED := .venv/.installed
 demo: install
 	$(BIN)/python -m humanline_fused demo
 
-# A process per core, each file in one of them, and one thread in each: the tests' tensors are tiny, and threads that wait
-# for a busy core cost minutes.
+# One process per core with one thread each, and each test file in one process: the tests' tensors are tiny, and threads
+# that wait for a busy core cost minutes.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
@@ -24,7 +24,7 @@ lint: install
 
 install: $(INSTALLED)
 
-# Every pip call is constrained, so a range never pulls another torch; without build isolation that holds for the build too.
+# Every pip call has constraints, so that no version range pulls another torch; build isolation would ignore them.
 $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d: make PYTHON=python3.11" % v[:2])'
