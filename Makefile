@@ -1,5 +1,5 @@
-# Everything a fresh clone needs: `make demo` trains two small models and compares them, `make test` checks the tree.
-# Only Python 3.11 or newer and make have to be there; `make PYTHON=python3.12 …` names another interpreter.
+# Commands for a fresh clone: `make demo` trains two small models and compares them, `make test` runs linters and tests.
+# Requires only make and Python 3.11 or newer; `make PYTHON=python3.12 …` chooses the interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check
@@ -20,9 +20,9 @@ PRODUCTS := $(addprefix tests/test_,$(addsuffix .py,evaluation head head_work lm
 demo: install
 	$(BIN)/python -m humanline_fused demo
 
-# A process per core, each file in one of them, and one thread in each: the tests' tensors are tiny, and threads that wait
-# for a busy core cost minutes.
-# Once more on products with other last bits: no test may ask for bits that only some processors give.
+# One process per core with one thread each, and each test file in one process: the tests' tensors are tiny, and threads
+# that wait for a busy core cost minutes.
+# Then once more on products with other last bits: no test may depend on bits that only some processors give.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 	OMP_NUM_THREADS=1 OTHER_PROCESSOR=1 $(BIN)/python $(PYTEST) -q -k 'not triton' $(PRODUCTS)
@@ -48,7 +48,7 @@ lint: install
 
 install: $(INSTALLED)
 
-# Every pip call is constrained, so a range never pulls another torch; without build isolation that holds for the build too.
+# Every pip call has constraints, so that no version range pulls another torch; build isolation would ignore them.
 $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d: make PYTHON=python3.11" % v[:2])'

@@ -1,4 +1,4 @@
-"""The command ``humanline``. Each of its commands imports what it needs, so that ``--help`` stays quick."""
+"""The command ``humanline``. Each subcommand imports its own modules, so that ``--help`` stays fast."""
 
 import argparse
 import dataclasses
@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; default those of the process.
 
     Returns:
-        The exit status: 0; 2 for a setting or a file that cannot be used, 1 for a run that could not go on. Either is
-        said in one line on stderr.
+        The exit status: 0 for success, 2 for an unusable setting or file, 1 for a run that failed. Errors are one line
+        on stderr.
 
     >>> main(["info"])  # doctest: +SKIP
     0
@@ -53,19 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class UserError(Exception):
-    """A setting or a file that cannot be used. Its text is for the person at the terminal."""
+    """A setting or a file that cannot be used. The text is shown to the user."""
 
     status = 2
 
 
 class RunError(UserError):
-    """A run that could not go on."""
+    """A run that failed after it began."""
 
     status = 1
 
 
 def train(argv: Sequence[str]) -> None:
-    """Train a model: a YAML file of settings, each of which `--field value` overrides."""
+    """Train a model with the settings of a YAML file; `--field value` overrides a setting."""
     from transformers import HfArgumentParser
 
     from humanline_fused.training import HumanlineConfig, HumanlineTrainer
@@ -118,12 +118,12 @@ def train(argv: Sequence[str]) -> None:
 
 
 def read_settings(file: Path, fields: Sequence[str]) -> list[str]:
-    """The settings of a YAML file as command-line arguments, so that one parser converts and checks both.
+    """Return the settings of a YAML file as command-line arguments, so that one parser converts and checks both.
 
-    (PyYAML reads ``1e-6`` as text, which an option's own type turns into a number.)
+    PyYAML reads ``1e-6`` as text; the option's type converts it to a number.
 
     Raises:
-        UserError: the file cannot be read, is no mapping, or has a key that is not in ``fields``.
+        UserError: the file cannot be read, is not a mapping, or has a key that is not in ``fields``.
     """
     import yaml
 
@@ -144,7 +144,7 @@ def read_settings(file: Path, fields: Sequence[str]) -> list[str]:
 
 
 def as_arguments(key: str, value: Any) -> list[str]:
-    """One setting as command-line arguments; none for ``null``, which leaves the default.
+    """Return one setting as command-line arguments; none for ``null``, which leaves the default.
 
     >>> as_arguments("clamp", False), as_arguments("lr_scheduler_kwargs", {"power": 2})
     (['--clamp=false'], ['--lr_scheduler_kwargs={"power": 2}'])
@@ -157,14 +157,14 @@ def as_arguments(key: str, value: Any) -> list[str]:
 
 
 def plot(argv: Sequence[str]) -> None:
-    """Draw runs beside each other: reward, margin, unclamped share and KL, by steps and by seconds."""
+    """Plot several runs together: reward, margin, unclamped share and KL, over steps and over seconds."""
     parser = argparse.ArgumentParser(prog="humanline plot", description=plot.__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="A run's folder (its output_dir).")
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="The ending chooses the format. Default: RUN/plot.png for one run, plot.png for several",
+        help="The file extension gives the format. Default: RUN/plot.png for one run, plot.png for several",
     )
     options = parser.parse_args(argv)
 
@@ -177,15 +177,15 @@ def plot(argv: Sequence[str]) -> None:
 
 
 def show(argv: Sequence[str]) -> None:
-    """Make an HTML page of the tokens of one step or example, coloured by their log-ratios."""
+    """Write an HTML page of the tokens of one step or example, coloured by their log-ratios."""
     parser = argparse.ArgumentParser(prog="humanline show", description=show.__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN", help="The run's folder (its output_dir).")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--step", type=int, metavar="N", help="The examples of optimizer step N; needs checkpoint-N.")
     which.add_argument("--example", type=int, metavar="I", help="Example I of the training data, from 0.")
-    parser.add_argument("--checkpoint", type=int, metavar="N", help="With --example. Default: the newest complete one")
-    parser.add_argument("--model", help="The policy at the start, where the run's settings name none.")
-    parser.add_argument("--dataset", help="The training data, where the run's settings name none.")
+    parser.add_argument("--checkpoint", type=int, metavar="N", help="With --example. Default: the newest complete one.")
+    parser.add_argument("--model", help="The initial policy, if the run's settings name none.")
+    parser.add_argument("--dataset", help="The training data, if the run's settings name none.")
     parser.add_argument("--output", type=Path, metavar="FILE", help="Default: RUN/show-step-N.html")
     options = parser.parse_args(argv)
     if options.checkpoint is not None and options.step is not None:
@@ -200,17 +200,19 @@ def show(argv: Sequence[str]) -> None:
 
 
 def data(argv: Sequence[str]) -> None:
-    """Say what a dataset holds, which objective takes it and what is wrong with it, before any training."""
+    """Check a dataset before training: data type, matching objectives, lengths and bad rows."""
     parser = argparse.ArgumentParser(prog="humanline data", description=data.__doc__, allow_abbrev=False)
     parser.add_argument(
-        "file", help="A JSONL, JSON, CSV, TSV or Parquet file, a folder that datasets saved, or a name."
+        "file", help="A JSONL, JSON, CSV, TSV or Parquet file, a folder saved by datasets, or a dataset name."
     )
-    parser.add_argument("--objective", help="Its name, or module:Class. Default: the first that takes the data.")
+    parser.add_argument("--objective", help="Its name, or module:Class. Default: the first that accepts the data.")
     parser.add_argument(
-        "--model", "--tokenizer", help="Folder or name of the tokenizer: lengths in tokens, and what would be cut."
+        "--model", "--tokenizer", help="Folder or name of the tokenizer, for lengths in tokens and counts of cut rows."
     )
-    parser.add_argument("--max_length", type=int, default=1024, help="Tokens of a sequence. Default: %(default)s")
-    parser.add_argument("--split", default="train", help="Where there are several. Default: %(default)s")
+    parser.add_argument(
+        "--max_length", type=int, default=1024, help="Maximum tokens of a sequence. Default: %(default)s"
+    )
+    parser.add_argument("--split", default="train", help="The split, if there are several. Default: %(default)s")
     options = parser.parse_args(argv)
 
     from transformers import AutoTokenizer
@@ -229,13 +231,13 @@ def data(argv: Sequence[str]) -> None:
     print(report(found))
     if found.num_wrong:
         rows = f"{found.num_wrong} of {found.num_rows} rows cannot be used"
-        raise UserError(f"{rows}: a training would stop at the first")
+        raise UserError(f"{rows}: training would stop at the first")
     if tokenizer and found.objective and not found.prepared.examples:
-        raise UserError("nothing would be left to learn from")
+        raise UserError("no training example would be left")
 
 
 def demo(argv: Sequence[str]) -> None:
-    """Train a small model on a CPU, plainly and with humanline, and compare (about two minutes)."""
+    """Train a small model on a CPU with the plain loss and with humanline, and compare them (about two minutes)."""
     parser = argparse.ArgumentParser(prog="humanline demo", description=demo.__doc__, allow_abbrev=False)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="Default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="Default: %(default)s")
@@ -247,7 +249,7 @@ def demo(argv: Sequence[str]) -> None:
 
 
 def info(argv: Sequence[str]) -> None:
-    """Print versions, the device, and which implementation each operation would use and why."""
+    """Print versions, the device, and the implementation that each operation would use, with the reason."""
     argparse.ArgumentParser(prog="humanline info", description=info.__doc__).parse_args(argv)
     import torch
 

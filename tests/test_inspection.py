@@ -64,7 +64,7 @@ def test_rows_that_cannot_be_used_are_listed_and_are_status_2(tmp_path: Path, ca
     file = written(tmp_path / "pairs.jsonl", [PAIR, *wrong, PAIR])
     assert main(["data", file]) == 2
     said = capsys.readouterr()
-    assert said.err == "humanline data: error: 4 of 6 rows cannot be used: a training would stop at the first\n"
+    assert said.err == "humanline data: error: 4 of 6 rows cannot be used: training would stop at the first\n"
     lines = said.out.splitlines()
     listed = lines[lines.index("rows that cannot be used") + 1 :]
     reasons = ["looks like prompt-only", "one JSON object per line", "all to be text", "looks like unpaired preference"]
@@ -141,7 +141,7 @@ def test_what_no_objective_takes_is_named_and_so_are_columns_that_nobody_knows()
     ("rows", "options", "said"),
     [
         ([], [], "expected at least one row, got none"),
-        ([PAIR], ["--max_length", "2", "--model", "model"], "nothing would be left to learn from"),
+        ([PAIR], ["--max_length", "2", "--model", "model"], "no training example would be left"),
         ([PAIR], ["--model", "."], "--model: expected a tokenizer at .: "),
     ],
 )

@@ -1,4 +1,4 @@
-"""Scored sequences as a page shows them: each token's text and log-ratio, and what the clamp does to the sum."""
+"""Scored sequences for a page: text, log-ratio and clamped log-ratio of each token, and the reward."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from humanline_fused.training.data.examples import Example
 from humanline_fused.training.objectives.objective import Objective
 
 CONTEXT = 8
-"""Tokens before one that decide its text (a space, half a letter)."""
+"""Number of preceding tokens that may affect a token's text (a space, part of a character)."""
 
 UNKNOWN = "\ufffd"
-"""What a tokenizer gives for half a letter."""
+"""Replacement character, the decoded text of an incomplete character."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +28,13 @@ class ScoredSequence:
 
     Attributes:
         example: index into the training data.
-        role: its name: chosen or rejected, desirable or undesirable, or the advantage.
-        ids: of all tokens.
-        texts: of all tokens; joined they are the text.
-        first: index of the first token that counts; the n from there on do.
+        role: display name: chosen or rejected, desirable or undesirable, or the advantage.
+        ids: ids of all tokens.
+        texts: texts of all tokens; joined they are the whole text.
+        first: index of the first of the n tokens that count.
         logp, ref_logp: [n], nats.
         log_ratio, clamped: [n], nats: before and after the clamp.
-        low, high: [n], bool: below and above the bounds.
+        low, high: [n], bool: True below and above the bounds.
         reward: β · Σ clamped; None for an objective without an implicit reward.
     """
 
@@ -60,7 +60,7 @@ def sequences_of(
     objective: Objective,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[ScoredSequence]:
-    """The sequences of the examples ``ids``, in their order."""
+    """Yield the sequences of the examples ``ids``, in their order."""
     bounds = bounds_of(config.humanline_clamp)
     for i in ids:
         example = examples[i]
@@ -88,7 +88,7 @@ def sequences_of(
 
 
 def texts_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds to those before it; its name in the vocabulary where it adds none."""
+    """Return the text that each token adds to the preceding ones, or its name in the vocabulary if it adds none."""
 
     def decode(start: int, stop: int) -> str:
         options: Mapping[str, bool] = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}

@@ -1,4 +1,4 @@
-"""The tokens of an optimizer step, or of an example, as a page: what the loss compares, and what the clamp does."""
+"""HTML page of the log-ratios and clamped tokens of an optimizer step or an example."""
 
 import math
 from collections.abc import Sequence
@@ -24,18 +24,18 @@ def show_run(
 
     Args:
         run: the run's folder.
-        step: show the examples of this optimizer step (from 0), under the weights before it: ``checkpoint-STEP``.
-        example: or show this example of the training data (from 0, without those that were dropped).
-        checkpoint: with ``example``: under these weights; default the newest complete checkpoint's.
-        model, dataset: in place of those that the run's settings name; needed where they were given in memory.
-        output: default ``show-step-STEP.html`` or ``show-example-EXAMPLE.html`` in the run's folder.
+        step: optimizer step (from 0) whose examples to show, scored with the weights before it, ``checkpoint-STEP``.
+        example: alternatively, index of one example in the training data (from 0, dropped examples not counted).
+        checkpoint: with ``example``: step of the checkpoint; default the newest complete one.
+        model, dataset: replace those in the run's settings; needed if they were given in memory.
+        output: the file; default ``show-step-STEP.html`` or ``show-example-EXAMPLE.html`` in the run's folder.
 
     Returns:
-        Where the page is.
+        Path of the page.
 
     Raises:
-        ValueError, OSError: neither or both of ``step`` and ``example`` were asked for, the run has no such checkpoint
-            or example, its data have changed, or something it was made of is not named.
+        ValueError, OSError: ``step`` and ``example`` are both given or both missing, the run has no such checkpoint or
+            example, its data have changed, or the settings name no model or dataset.
 
     >>> show_run(Path("runs/demo/humanline"), step=20)  # doctest: +SKIP
     PosixPath('runs/demo/humanline/show-step-20.html')
@@ -54,7 +54,7 @@ def show_run(
 
 
 def summarise(run: StoredRun, compared: Compared, sequences: Sequence[ScoredSequence], example: int | None) -> Summary:
-    """What the page says of the run and of the whole of its tokens."""
+    """Return the page's summary of the run and of all tokens."""
     config, step = run.config, run.step
     tokens = sum(len(s.log_ratio) for s in sequences)
     low, high = (
@@ -83,7 +83,7 @@ def summarise(run: StoredRun, compared: Compared, sequences: Sequence[ScoredSequ
 
 
 def share(part: int, whole: int) -> str:
-    """A count of a whole, and its share.
+    """Return a count with its total and its percentage.
 
     >>> share(3, 8)
     '3 of 8 (37.50 %)'

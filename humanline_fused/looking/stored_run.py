@@ -1,4 +1,4 @@
-"""A run as its folder keeps it: settings, a checkpoint, and the data that it was trained on."""
+"""Settings, a checkpoint and the training data of a run, read from its folder."""
 
 import json
 import re
@@ -28,16 +28,16 @@ class StoredRun:
     """A run at one of its checkpoints.
 
     Attributes:
-        folder: the run's.
+        folder: the run's folder.
         checkpoint: the folder with the weights before optimizer step ``step``.
-        step: optimizer steps that are behind the checkpoint.
-        settings: as the run's folder keeps them, by field.
-        config: those of humanline's own fields, for whoever computes here: ``model`` and ``dataset`` as they were asked
-            for, if they were.
-        objective: the one of the config.
-        identity: what the checkpoint belongs to (model, data, batches).
-        tokenizer: the checkpoint's.
-        device: where to compute: as the run did, if there is such a device.
+        step: number of optimizer steps before the checkpoint.
+        settings: the settings stored in the run's folder, by field.
+        config: humanline's own fields of them, for computation on this machine; ``model`` and ``dataset`` are replaced
+            if others were given.
+        objective: the config's objective.
+        identity: model, data and batches that the checkpoint belongs to.
+        tokenizer: the checkpoint's tokenizer.
+        device: the run's device if this machine has one, else the CPU.
     """
 
     folder: Path
@@ -51,14 +51,14 @@ class StoredRun:
     device: torch.device
 
     def state(self) -> dict[str, Any]:
-        """The checkpoint's reference: weights, or log-probs that wait for their step."""
+        """Return the checkpoint's reference: its weights, or log-probs of coming steps."""
         return load_run_state(self.checkpoint)
 
     def examples(self) -> list[Example]:
-        """The training data, read again.
+        """Read the training data again.
 
         Raises:
-            ValueError: no data are named, they cannot be read, or they are not what the run was trained on.
+            ValueError: the settings name no data, the data cannot be read, or they differ from the run's.
         """
         config = self.config
         data = prepare(
@@ -73,10 +73,10 @@ class StoredRun:
         return self._unchanged(data.examples)
 
     def prompts(self) -> list[Example]:
-        """The prompts of a run in rounds, read again.
+        """Read the prompts of a run in rounds again.
 
         Raises:
-            ValueError: as :meth:`examples`.
+            ValueError: as in :meth:`examples`.
         """
         length, split = self.config.max_length, self.config.dataset_split
         return self._unchanged(
@@ -102,13 +102,15 @@ class StoredRun:
 def open_run(
     folder: Path, step: int | None = None, *, model: str | None = None, dataset: str | None = None
 ) -> StoredRun:
-    """A run at the checkpoint of ``step``; default its newest complete one.
+    """Return a run at the checkpoint of ``step``; default its newest complete one.
 
     Args:
-        model, dataset: in place of those that the run's settings name.
+        folder: the run's folder.
+        step: step of the checkpoint.
+        model, dataset: replace those in the run's settings.
 
     Raises:
-        ValueError, OSError: it has no settings, or no such checkpoint; the message lists those it has.
+        ValueError, OSError: the folder has no settings or no such checkpoint; the message lists the checkpoints.
     """
     settings = read_settings(folder)
     checkpoint = _checkpoint(folder, step)
@@ -133,11 +135,11 @@ def open_run(
 def _config(
     settings: dict[str, Any], identity: Mapping[str, Any], folder: Path, device: torch.device
 ) -> HumanlineConfig:
-    """Humanline's own fields. The rest of a Trainer's settings is about training, on that run's machines."""
+    """Return a config with humanline's own fields; Trainer's fields concern training on the run's machines."""
     own = {f.name for f in fields(HumanlineConfig)} - {f.name for f in fields(TrainingArguments)}
     kept = {name: settings[name] for name in own & settings.keys()}
     kept |= {name: identity["batches"][name] for name in ("objective", "max_length")}
-    if settings["model"] is None:  # it was given in memory, in a data type of its own
+    if settings["model"] is None:  # given in memory, so model_dtype does not describe it
         kept["model_dtype"] = "auto"
     if kept.get("impl") == "triton" and device.type == "cpu":
         kept["impl"] = "auto"
@@ -164,10 +166,10 @@ def _checkpoint(folder: Path, step: int | None) -> Path:
 
 
 def examples_of(run: StoredRun, step: int) -> tuple[list[Example], list[MicroBatch]]:
-    """The training data, and which of them optimizer step ``step`` takes: its micro-batches, of all ranks in turn.
+    """Return the training data, and the micro-batches of optimizer step ``step``, of all ranks in order.
 
     Raises:
-        ValueError: as :meth:`StoredRun.examples`; of a run in rounds, nobody kept the samples of this step.
+        ValueError: as in :meth:`StoredRun.examples`; or the samples of this step are missing, for a run in rounds.
     """
     batches, settings = run.identity["batches"], run.settings
     size, accumulation = settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"]
@@ -181,7 +183,7 @@ def examples_of(run: StoredRun, step: int) -> tuple[list[Example], list[MicroBat
 
 
 def _round_of(run: StoredRun, step: int, sizes: BatchSizes, seed: int) -> tuple[list[Example], RoundPlan]:
-    """The samples that ``step`` trained on, as the run's folder keeps them."""
+    """Return the examples of ``step``'s round from the run's folder, and the plan of the rounds."""
     config, prompts = run.config, run.prompts()
     assert config.rollout_every is not None
     plan = round_plan(config, run.objective, len(prompts), sizes, seed)
@@ -196,10 +198,10 @@ def _round_of(run: StoredRun, step: int, sizes: BatchSizes, seed: int) -> tuple[
 
 
 def example_of(run: StoredRun, index: int) -> tuple[list[Example], list[MicroBatch]]:
-    """The training data, and a micro-batch of example ``index`` alone.
+    """Return the training data, and a micro-batch with only example ``index``.
 
     Raises:
-        ValueError: as :meth:`StoredRun.examples`, or there is no such example.
+        ValueError: as in :meth:`StoredRun.examples`, or the index is out of range.
     """
     if run.config.rollout_every:
         raise ValueError("--example: expected --step of a run in rounds, which samples its examples anew")

@@ -1,4 +1,4 @@
-"""What a stored run's policy and reference say of each token, as the loss of a step compares them."""
+"""Log-probs of tokens under a stored run's policy and reference, as the loss of a step compares them."""
 
 import copy
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ from humanline_fused.training.start import disable_dropout_, identify, load_poli
 
 @dataclass(frozen=True)
 class Compared:
-    """Log-probs of the examples that were asked for.
+    """Log-probs of the requested examples.
 
     Attributes:
-        policy, reference: under ``ref_logp``; entry t of a sequence is the log-prob of its token t + 1, nats.
-        who: who played the reference, in words.
-        as_trained: whether the loss of the step compares with the same.
+        policy, reference: named ``ref_logp``; entry t of a sequence is the log-prob of its token t + 1, nats.
+        who: description of the reference.
+        as_trained: True if the loss of the step uses the same reference.
     """
 
     policy: ByExample
@@ -40,17 +40,17 @@ class Compared:
 
 
 class Comparison:
-    """Scores micro-batches of a stored run, in the training's own grouping: another padding moves last bits."""
+    """Scores micro-batches of a stored run, grouped as in training because another padding changes the last bits."""
 
     def __init__(self, run: StoredRun, examples: Sequence[Example], micros: Sequence[MicroBatch]) -> None:
         self.run, self.examples, self.micros = run, examples, micros
         self.scorer = Scorer(run.config, run.objective)
 
     def compare(self) -> Compared:
-        """Policy and reference, each by example.
+        """Return the log-probs of policy and reference, by example.
 
         Raises:
-            ValueError, OSError: weights that are needed cannot be loaded.
+            ValueError, OSError: weights cannot be loaded.
         """
         state, kind = self.run.state(), self.run.config.reference
         policy = self._by_example(self._scores(self.policy))
@@ -68,10 +68,10 @@ class Comparison:
 
     @cached_property
     def policy(self) -> nn.Module:
-        """The checkpoint's weights.
+        """The model with the checkpoint's weights.
 
         Raises:
-            ValueError: they are not those of the run's model.
+            ValueError: the checkpoint belongs to another model.
         """
         run = self.run
         peft_made = run.identity["model"]["class"].startswith("Peft")
@@ -123,7 +123,7 @@ class Comparison:
         return f"{kind}: the policy as it was before step {since}, whose weights the checkpoint keeps"
 
     def _start(self) -> tuple[ByExample, str]:
-        """Scores of the policy at the start of the run, and what to call it."""
+        """Return scores under the initial policy, and its description."""
         name, adapter_off = self.run.config.model, getattr(self.policy, "disable_adapter", None)
         if adapter_off:
             with adapter_off():
@@ -140,7 +140,7 @@ class Comparison:
 
 
 def synced_at(step: int, k: int) -> int:
-    """Before which step the policy was what step ``step`` takes for its reference; syncs happen at 0, k, 2k …
+    """Return s such that the policy before step s is the reference of step ``step``; syncs happen at 0, k, 2k …
 
     >>> [synced_at(step, 3) for step in (0, 1, 2, 3, 4)]
     [0, 0, 0, 0, 3]
@@ -149,7 +149,7 @@ def synced_at(step: int, k: int) -> int:
 
 
 def _load_adapted(run: StoredRun) -> nn.Module:
-    """A PEFT model: the adapter of the checkpoint on its base."""
+    """Return the PEFT model: the checkpoint's adapter on its base model."""
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as missing:

@@ -1,4 +1,4 @@
-"""Held-out data under the policy at the start of the run and as it stands; no second model is kept for it."""
+"""Evaluation of the current policy against the initial policy on held-out data, without a second model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,10 +26,10 @@ class HeldOut:
     """This rank's share of the held-out data, scored by the policy before its first step.
 
     Args:
-        examples: all of them; none where the run has no held-out data.
-        collate: makes the batch of a micro-batch of them.
-        initial: their scores, made once and kept with the run.
-        batch_size: examples of a micro-batch.
+        examples: all held-out examples; empty if the run has none.
+        collate: makes the batch of a micro-batch.
+        initial: scores under the initial policy, computed once and stored in the run's folder.
+        batch_size: examples per micro-batch.
     """
 
     def __init__(
@@ -52,12 +52,14 @@ class HeldOut:
         fresh: bool,
         keep: bool,
     ) -> None:
-        """Have the initial scores: those that are known, else the run's, else from ``model`` as it is. A collective.
+        """Load the initial scores from the run's folder, or compute them with ``model``, unless they are in memory.
+
+        Collective.
 
         Args:
-            model, score: who scores, and how.
-            fresh: a run is about to take its first step: what its folder holds is an earlier run's.
-            keep: write what was made here into the run's folder.
+            model, score: the model, and the function that scores batches with it.
+            fresh: the run is about to take its first step, so scores in its folder belong to an earlier run.
+            keep: write computed scores to the run's folder.
         """
         if self.initial.scores is not None or not self.examples:
             return
@@ -69,7 +71,7 @@ class HeldOut:
             self.initial.save()
 
     def dataloader(self) -> DataLoader:
-        """This rank's micro-batches in order, with ``index``; ``repeated`` marks those that do not count."""
+        """Return this rank's micro-batches in order, with ``index``; ``repeated`` marks those that do not count."""
 
         def batch(index: Any) -> Batch:
             micro, counts = self.dealt[index]
@@ -80,7 +82,7 @@ class HeldOut:
 
 
 class EvaluatedTrainer(ResumableTrainer):
-    """A trainer whose evaluation compares with the policy at the start of the run.
+    """A trainer whose evaluation compares with the initial policy.
 
     A subclass sets :attr:`scorer`, :attr:`held_out`, :attr:`meters` and :attr:`clock`, and computes the loss.
     """
@@ -97,7 +99,7 @@ class EvaluatedTrainer(ResumableTrainer):
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """This rank's share of the held-out data, in order."""
+        """Return this rank's share of the held-out data, in order."""
         if not self.held_out.examples:
             raise ValueError("evaluate: expected an eval_dataset (held-out data in the training's columns), got none")
         if eval_dataset is not None and eval_dataset is not self.held_out.examples:
@@ -107,7 +109,7 @@ class EvaluatedTrainer(ResumableTrainer):
         return self.held_out.dataloader()
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """There is none."""
+        """Raise NotImplementedError: the initial policy has not scored other data."""
         raise NotImplementedError(
             "predict: expected evaluate(), on the eval_dataset that the policy at the start has scored; "
             "the model's answers come from model.generate()"
@@ -116,7 +118,7 @@ class EvaluatedTrainer(ResumableTrainer):
     def prediction_step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor, None, None]:
-        """The loss of one micro-batch against the initial policy."""
+        """Return the loss of one micro-batch against the initial policy."""
         self._score_initially(model)
         assert inputs.index is not None
         inputs = inputs.with_scores(self.held_out.initial[inputs.index])
@@ -125,7 +127,7 @@ class EvaluatedTrainer(ResumableTrainer):
             return loss.detach(), None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Trainer's, with weighted means against the initial policy: loss, ``rewards_initial/*``, ``kl_initial``."""
+        """Run Trainer's loop and add means against the initial policy: loss, ``rewards_initial/*``, ``kl_initial``."""
         with self.clock.spent_on("evaluation"):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         means = self._drain("eval")

@@ -15,11 +15,11 @@ INITIAL_SCORES = "initial_eval_logp.pt"
 
 
 class InitialScores:
-    """Scores computed once by the policy before its first step, and kept in the run's folder for later evaluations.
+    """Scores computed once by the initial policy, and stored in the run's folder for later evaluations.
 
     Args:
         run_dir: the run's folder.
-        made_of: data and settings that determine the scores, besides the policy. A file with others is refused.
+        made_of: data and settings that determine the scores, besides the policy. A file with other values is refused.
         rank, world_size: micro-batch i of the held-out data belongs to rank ``i % world_size``.
     """
 
@@ -45,7 +45,7 @@ class InitialScores:
         """Read the scores from ``run_dir``, by default the run's own.
 
         Raises:
-            ValueError: the file is missing, or has scores of other data or settings.
+            ValueError: the file is missing, or its scores belong to other data or settings.
         """
         file = run_dir / INITIAL_SCORES if run_dir else self.file
         if not file.is_file():

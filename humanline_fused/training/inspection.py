@@ -1,4 +1,4 @@
-"""What a dataset holds, before any training: its type and who takes it, lengths, what would be lost, what is wrong."""
+"""Report on a dataset before training: data type, matching objectives, lengths, dropped examples and bad rows."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,23 +26,23 @@ from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import ROUND, find_objective, names_taking
 
 SHOWN = 10
-"""Rows that cannot be used, of which the reason is listed."""
+"""Maximum number of bad rows that are listed with their reason."""
 
 
 @dataclass
 class Inspection:
-    """What was seen in a dataset.
+    """Counts, lengths and errors of a dataset.
 
     Attributes:
-        objective: its columns were read; None for prompts alone.
-        columns: how many rows have each.
-        wrong: why a row cannot be used, beginning with its place; of the first ten.
-        num_wrong: rows that cannot be used; at the first of them a training would stop.
-        repeated_prompts: completions that begin with their prompt again, as none should.
+        objective: the objective whose columns were read; None for prompts alone.
+        columns: number of rows with each column.
+        wrong: place and reason of the first ten rows that cannot be used.
+        num_wrong: number of rows that cannot be used. Training would stop at the first of them.
+        repeated_prompts: completions that wrongly begin with their prompt.
         values: labels or rewards of each row's completions.
-        prompt_lengths, completion_lengths: in tokens where there is a tokenizer, else in characters.
-        first: name and text of the parts of the first example.
-        prepared: what a training would learn from; empty without a tokenizer.
+        prompt_lengths, completion_lengths: in tokens if there is a tokenizer, else in characters.
+        first: names and texts of the parts of the first example.
+        prepared: the training examples; empty without a tokenizer.
     """
 
     objective: Objective | None
@@ -63,10 +63,10 @@ class Inspection:
     prepared: PreparedData = field(default_factory=PreparedData)
 
     def add(self, where: str, record: Any) -> None:
-        """Count a record in.
+        """Add a record to the counts.
 
         Raises:
-            ValueError: it cannot be used.
+            ValueError: the record cannot be used.
         """
         if isinstance(record, ValueError):
             raise record
@@ -143,16 +143,16 @@ def inspect_data(
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int = 1024,
 ) -> Inspection:
-    """Read a whole dataset as a training would, going on after what is wrong.
+    """Read a whole dataset as training does, but continue after a bad row.
 
     Args:
-        source, split: as :func:`~humanline_fused.training.data.sources.read_records`.
-        objective: its name, or ``module:Class``; default the first that takes the type of the first row.
-        tokenizer: measures in tokens, and finds what would be dropped or cut.
-        max_length: tokens of prompt and completion.
+        source, split: as in :func:`~humanline_fused.training.data.sources.read_records`.
+        objective: its name, or ``module:Class``; default the first that accepts the type of the first row.
+        tokenizer: gives lengths in tokens, and the examples that would be dropped or cut.
+        max_length: maximum tokens of prompt and completion together.
 
     Raises:
-        ValueError, TypeError: there is no such source or objective, or the source is empty.
+        ValueError, TypeError: the source or objective does not exist, or the source is empty.
 
     >>> print(report(inspect_data([{"prompt": "2 + 2 = ", "chosen": "4", "rejected": "5"}])).splitlines()[0])
     type              preference data (prompt, chosen, rejected), for objective='dpo' or objective='kto'
@@ -175,7 +175,7 @@ def _first_taking(kind: DataType | None) -> Objective | None:
 
 
 def report(found: Inspection) -> str:
-    """An inspection as aligned text."""
+    """Return an inspection as aligned text."""
     blocks = ["\n".join(f"{name:<18}{value}" for name, value in _facts(found))]
     if found.prompt_lengths:
         blocks.append(_lengths(found))

@@ -1,4 +1,4 @@
-"""Python objects named in a setting, as ``module:name``."""
+"""Import of Python objects that a setting names as ``module:name``."""
 
 import importlib
 import os
@@ -10,12 +10,12 @@ def import_named(setting: str, path: str, kind: str) -> Any:
     """Import ``module:name``. The current directory is searched last.
 
     Args:
-        setting: its name, with which an error begins.
+        setting: name of the setting, for error messages.
         path: the module and the object in it.
-        kind: of object that is expected: function, class.
+        kind: kind of object for error messages: function, class.
 
     Raises:
-        ValueError: the path has another form, or there is no such object.
+        ValueError: the path has another format, or the object cannot be imported.
 
     >>> import_named("reward", "math:sqrt", "function")(4.0)
     2.0

@@ -1,4 +1,4 @@
-"""Scores that wait for their step, by example instead of by batch: what any number of processes can continue from."""
+"""Look-ahead scores of coming steps, stored in checkpoints by example so that any number of processes can resume."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,8 +11,8 @@ from humanline_fused.training.data.forms import Learner
 from humanline_fused.training.data.plan import MicroBatch
 
 ByExample = dict[int, dict[str, list[Tensor]]]
-"""By example id, then by name (``ref_logp``, ``kl_ref_logp``): a [T] for each of the example's sequences, without
-padding, float32, nats, on the CPU."""
+"""Log-probs by example id, then by name (``ref_logp``, ``kl_ref_logp``): one tensor [T] for each sequence of the
+example, without padding, float32, nats, on the CPU."""
 
 
 def by_example(
@@ -22,7 +22,7 @@ def by_example(
     objective: Learner,
     max_length: int,
 ) -> ByExample:
-    """Take one step's scores of one rank apart."""
+    """Split one step's scores of one rank into scores by example."""
     taken: ByExample = {}
     for scores, micro in zip(scored, window, strict=True):
         for prefix, pairs in sequences(examples, micro, objective):
@@ -36,7 +36,7 @@ def by_example(
 def in_batches(
     taken: Mapping[int, Mapping[str, list[Tensor]]], window: Sequence[MicroBatch], objective: Learner
 ) -> list[TokenScores]:
-    """Put one step's scores together again for one rank, right-padded with 0.
+    """Return one step's scores for the micro-batches of one rank, right-padded with 0.
 
     Raises:
         KeyError: an example of ``window`` has no scores.
@@ -53,6 +53,6 @@ def in_batches(
 
 
 def joined(parts: Sequence[Mapping[int, ByExample]]) -> dict[int, ByExample]:
-    """The pending steps of all ranks together."""
+    """Merge the pending steps of all ranks."""
     steps = sorted({step for part in parts for step in part})
     return {step: {i: s for part in parts for i, s in part[step].items()} for step in steps}

@@ -1,4 +1,4 @@
-"""The data of a run: what it trains on, and what it is evaluated on."""
+"""Training and held-out data of a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +17,12 @@ from humanline_fused.training.objectives.table import ROUND
 
 @dataclass(frozen=True)
 class RunData:
-    """
+    """Tokenised training and held-out data.
+
     Attributes:
         train: the training data, or the prompts of online rounds.
-        held_out: None where the run has no held-out data.
-        held_out_examples: those of ``held_out``, with the weights that evaluation uses.
+        held_out: the held-out data; None if there are none.
+        held_out_examples: the examples of ``held_out`` with the weights for evaluation.
     """
 
     train: PreparedData | PreparedPrompts
@@ -30,7 +31,7 @@ class RunData:
 
 
 def scales_by_batch(config: HumanlineConfig, objective: Objective) -> bool:
-    """Whether advantages are divided by the deviation of all rewards of an optimizer step."""
+    """Return True if advantages are divided by the standard deviation of all rewards of the optimizer step."""
     return objective.form.has_rewards and config.scale_rewards == "batch"
 
 
@@ -46,11 +47,11 @@ def read_run_data(
     """Read and tokenise the data of a run.
 
     Args:
-        train_dataset, eval_dataset: default those that the config names.
-        prompts_alone: the run samples its completions itself.
+        train_dataset, eval_dataset: default those named by the config.
+        prompts_alone: read only prompts, because the run samples its completions itself.
 
     Raises:
-        ValueError, TypeError: there are no training data, or a record does not fit.
+        ValueError, TypeError: there are no training data, or a record is invalid.
     """
     train_dataset = config.dataset if train_dataset is None else train_dataset
     eval_dataset = config.eval_dataset if eval_dataset is None else eval_dataset
@@ -67,6 +68,6 @@ def read_run_data(
     held_out = prepare(eval_dataset, tokenizer, objective, split=config.eval_dataset_split, **rewards, **shared)
     if not scales_by_batch(config, objective):
         return RunData(train, held_out, held_out.examples)
-    # Held-out data are one batch, whatever the number of ranks and micro-batches.
+    # All held-out data are one batch, so that evaluation does not depend on the number of ranks and micro-batches.
     scale = batch_scale([example.reward for example in held_out.examples])
     return RunData(train, held_out, [replace(e, weight=e.weight / scale) for e in held_out.examples])

@@ -1,4 +1,4 @@
-"""Log-probs and losses of the wrapped model's forward passes: inside its forward, or from its logits."""
+"""Log-probs and losses of the wrapped model, computed inside its forward pass or from its logits."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,22 +19,22 @@ from humanline_fused.training.objectives.trial import check_loss
 
 
 class Targets(NamedTuple):
-    """``target_ids`` and ``loss_mask``, [B, T], of a batch."""
+    """``target_ids`` and ``loss_mask`` of a batch, [B, T]."""
 
     ids: Tensor
     loss_mask: Tensor
 
 
 def targets_of(batch: Batch) -> Targets:
-    """The tokens that the batch's rows score."""
+    """Return the targets of a batch."""
     return Targets(*shift_targets(batch.input_ids, batch.completion_mask))
 
 
 class Scorer:
-    """Scores and losses of micro-batches, as the config has them.
+    """Computes scores and losses of micro-batches, with the settings of a config.
 
-    With ``head="fused"`` the model has been given to
-    :func:`humanline_fused.model.fused_head.score_in_forward_`, however it is wrapped.
+    With ``head="fused"`` the model must have been changed by
+    :func:`humanline_fused.model.fused_head.score_in_forward_` before it was wrapped.
     """
 
     def __init__(self, config: HumanlineConfig, objective: Objective) -> None:
@@ -42,14 +42,17 @@ class Scorer:
 
     @torch.no_grad()
     def score(self, model: nn.Module, batches: list[Batch]) -> list[TokenScores]:
-        """Log-probs of the micro-batches' tokens, in the training's own grouping: another padding moves last bits."""
+        """Return the log-probs of the micro-batches' tokens.
+
+        The micro-batches are those of training, because another padding changes the last bits.
+        """
         model.eval()
         return [
             {f"{prefix}ref_logp": self._logp(model, part) for prefix, part in batch.passes.items()} for batch in batches
         ]
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossResult, Tensor]:
-        """The loss of a micro-batch that has ``ref_logp``, with a graph; its result; the tokens that it counts."""
+        """Return the loss of a micro-batch that has ``ref_logp``, with a graph; its result; and its loss mask."""
         kl = None if batch.kl is None else self._kl(model, batch.kl)
         targets = targets_of(batch)
 
@@ -57,15 +60,15 @@ class Scorer:
             return self.objective.compute(self._inputs(scores, batch, targets, kl), self.config)
 
         out, loss = self._forward(model, batch, compute)
-        if loss.dtype != out.loss.dtype:  # FSDP2's output_dtype: its graph, with the value as it was
+        if loss.dtype != out.loss.dtype:  # FSDP2's output_dtype: keep its graph and the unrounded value
             loss = out.loss.detach() + (loss - loss.detach())
         return loss, out, targets.loss_mask
 
     def try_objective(self, model: nn.Module, batch: Batch) -> None:
-        """Check a loss of the user's own on a batch.
+        """Check a user-defined loss on a batch.
 
         Raises:
-            TypeError, ValueError: it is no loss that a step can take; the message names the part.
+            TypeError, ValueError: a training step cannot use the loss; the message names the faulty part.
         """
         if is_in_table(self.objective):
             return
@@ -76,17 +79,13 @@ class Scorer:
         check_loss(self.objective, self._inputs(TokenLogp(batch.ref_logp), batch, targets_of(batch), kl), self.config)
 
     def _inputs(self, scores: Scores, batch: Batch, targets: Targets, kl: Tensor | None) -> LossInputs:
-        """The inputs of the objective's loss.
-
-        Args:
-            batch: with ``ref_logp``.
-        """
+        """Return the inputs of the objective's loss on a batch that has ``ref_logp``."""
         assert batch.ref_logp is not None
         return LossInputs(scores, TokenLogp(batch.ref_logp), *targets, batch.columns, batch.num_items, kl)
 
     @torch.no_grad()
     def _kl(self, model: nn.Module, mismatched: Batch) -> Tensor:
-        """KTO's z0, of log-probs that are scored as their reference's are, without dropout."""
+        """Return KTO's z0, from log-probs scored without dropout, like those of the reference."""
         training = model.training
         group = None if training else "local"  # evaluation's micro-batches are the same for any number of ranks
         policy = TokenLogp(self._logp(model.eval(), mismatched))
@@ -100,13 +99,13 @@ class Scorer:
         return self._forward(model, batch, lambda scores: token_logp(scores, *targets, impl=self.config.impl))[0]
 
     def _forward(self, model: nn.Module, batch: Batch, compute: Callable[[Scores], Any]) -> tuple[Any, Any]:
-        """The result of ``compute`` on the model's scores, and its ``loss``, if it has one, to start backward from.
+        """Return the result of ``compute`` on the model's scores, and the ``loss`` that backward starts from, if any.
 
-        The hooks of DDP and FSDP2 have to see that tensor leave the model, and mixed precision may round it there. So
-        nothing else passes through them, and no numbers pass in.
+        Only the loss leaves the model through its outputs: the hooks of DDP and FSDP2 must see it, and mixed precision
+        may round it. All other values bypass these hooks.
         """
-        # No mask: padding stands behind the tokens, where a causal model's attention does not reach. With one, a model
-        # would ask the device twice whether it matters, and could not take the faster causal attention.
+        # No attention mask: padding follows the tokens, so causal attention never reads it. With a mask, a model would
+        # wait for the device twice to test it, and could not use the faster causal attention.
         inputs = {"input_ids": batch.input_ids, "use_cache": False}
         if self.config.head == "logits":
             result = compute(Logits(model(**inputs).logits))

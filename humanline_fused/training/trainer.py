@@ -1,8 +1,8 @@
-"""transformers' Trainer with a reference that follows the policy.
+"""transformers' Trainer with a synced reference.
 
-The loop, the optimizer, mixed precision, distribution, callbacks and logging are transformers'. Replaced is what
-humanline needs otherwise: the batches come from a plan that can be read ahead, the loss has a reference, a checkpoint
-appears whole and holds that reference, and evaluation compares with the policy as it was at the start.
+The loop, the optimizer, mixed precision, distribution, callbacks and logging are transformers'. Humanline replaces four
+parts: batches come from a plan that can be read ahead, the loss has a reference, checkpoints are atomic and include the
+reference, and evaluation compares with the initial policy.
 """
 
 import copy
@@ -58,23 +58,24 @@ from humanline_fused.training.start import check_token_ids, load_policy, pad_tok
 
 
 class HumanlineTrainer(EvaluatedTrainer):
-    """Trains a causal language model with humanline DPO, KTO, GRPO or a loss of your own.
+    """Trains a causal language model with humanline DPO, KTO, GRPO or a user-defined loss.
 
     Args:
-        model: the policy at the start, or its name or folder; default ``args.model``.
+        model: the initial policy, or its name or folder; default ``args.model``.
         args: the settings.
         train_dataset: a path, a name, a ``datasets.Dataset`` or a list of mappings; default ``args.dataset``. With
-            ``args.rollout_every`` only its prompts are trained on, and what the policy answers.
-        eval_dataset: default ``args.eval_dataset``. Scored by the initial policy before the first step; the evaluation
-            loss and ``rewards_initial/*`` compare with that.
-        processing_class: the tokenizer; default the one beside the model.
+            ``args.rollout_every`` only its prompts are used; the policy samples the completions.
+        eval_dataset: default ``args.eval_dataset``. The initial policy scores it before the first step; the evaluation
+            loss and ``rewards_initial/*`` compare with these scores.
+        processing_class: the tokenizer; default the one in the model's folder.
         reference_model: for ``reference="copy"`` and ``"frozen"``; default a copy of the policy.
-        reward_function: scores the samples of online rounds; default the one that ``args.reward`` names.
-        callbacks, optimizers: as transformers' Trainer.
-        objective: a loss of your own (docs/losses.md); default the one that ``args.objective`` names.
+        reward_function: scores the samples of online rounds; default the one named by ``args.reward``.
+        callbacks, optimizers: as in transformers' Trainer.
+        objective: your own loss (docs/losses.md); default the one named by ``args.objective``.
 
     Raises:
-        ValueError, TypeError: before anything is written; the message says what was expected and what came.
+        ValueError, TypeError: bad input, before anything is written; the message gives the expected and the actual
+            value.
 
     Source: arXiv 2509.24207, section 4.
 
@@ -129,7 +130,7 @@ class HumanlineTrainer(EvaluatedTrainer):
 
     @staticmethod
     def _checked(args: Any, objective: Objective | None, reference_model: nn.Module | None) -> HumanlineConfig:
-        """The settings, if a run can have them on this machine and with the other arguments."""
+        """Return the settings, checked against this machine and the other arguments."""
         if not isinstance(args, HumanlineConfig):
             raise TypeError(f"args: expected a HumanlineConfig, got {type(args).__name__}")
         if args.n_gpu > 1:
@@ -148,7 +149,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         return args
 
     def _prepare_model(self, policy: PreTrainedModel, args: HumanlineConfig) -> None:
-        """Let the model score in its forward, and hold the data's token ids to its vocabulary."""
+        """Fuse the model's head if asked, and check the data's token ids against its vocabulary."""
         if args.reference == "adapter":
             trained_adapter(policy)
         if args.head == "fused":
@@ -158,7 +159,7 @@ class HumanlineTrainer(EvaluatedTrainer):
     def _plan_steps(
         self, reward: Callable[..., Any] | None, tokenizer: PreTrainedTokenizerBase, args: HumanlineConfig
     ) -> None:
-        """Decide which examples each optimizer step takes: of the dataset, or of the rounds."""
+        """Make the plan of the examples of each optimizer step, from the dataset or from rounds."""
         sizes = BatchSizes(args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
         seed = args.seed if args.data_seed is None else args.data_seed
         self.rounds = None
@@ -176,7 +177,7 @@ class HumanlineTrainer(EvaluatedTrainer):
             )
 
     def _watch(self) -> None:
-        """Add the callbacks of a run: SIGTERM, the metrics' file, and the signs of failure."""
+        """Add the callbacks for SIGTERM, the metrics file and the signs of failure."""
         self.termination = Termination()
         self.add_callback(self.termination)
         self.metrics_file = MetricsFile(Path(str(self.args.output_dir)) / "metrics.jsonl")
@@ -186,7 +187,7 @@ class HumanlineTrainer(EvaluatedTrainer):
 
     @property
     def train_examples(self) -> Sequence[Example]:
-        """What the ids of the plan stand for: the dataset, or the samples of the round."""
+        """The examples that the plan's ids index: those of the dataset, or of the current round."""
         if self.rounds:
             return self.rounds.examples
         assert isinstance(self.train_data, PreparedData)
@@ -239,7 +240,11 @@ class HumanlineTrainer(EvaluatedTrainer):
         return collate(examples, micro, self.objective, **sizes).to(self.args.device)
 
     def _window(self, step: int) -> list[Batch]:
-        """Kept for this step and the next: what is scored is what is trained on. (All k steps could be the run.)"""
+        """Return the batches of a step on this rank.
+
+        Those of this step and the next are kept, so that scoring and training use the same tensors. Keeping all k
+        steps could mean keeping the whole run.
+        """
         if step in self._windows:
             return self._windows[step]
         window = [self._collate(self.train_examples, m) for m in self.plan.window(step, self.args.process_index)]
@@ -249,14 +254,14 @@ class HumanlineTrainer(EvaluatedTrainer):
         return window
 
     def get_train_dataloader(self) -> DataLoader:
-        """Only a length: the batches come from the plan, in :meth:`get_batch_samples`."""
+        """Return a loader that gives Trainer the length; :meth:`get_batch_samples` takes batches from the plan."""
         plan: Any = self.plan
         return DataLoader(self.train_data.examples, batch_sampler=plan, collate_fn=list)  # pyright: ignore[reportArgumentType]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], None]:
-        """The micro-batches of the optimizer step about to begin, with the reference's log-probs."""
+        """Return the micro-batches of the next optimizer step, with the reference's log-probs."""
         step = self.state.global_step
         if step >= self.state.max_steps:  # Trainer would take one more step when a finished run is resumed
             self.control.should_training_stop = True
@@ -272,7 +277,7 @@ class HumanlineTrainer(EvaluatedTrainer):
             self._score_initially(self._policy)
         window, scores = self._window(step), self.reference.scores(step, self.state.max_steps - 1)
         examples = [self.train_examples[i] for ids in self.plan.global_window(step) for i in ids]
-        # Trainer averages over micro-batches and DDP over ranks: divided by this, sums become the mean over the step.
+        # Trainer averages over micro-batches and DDP over ranks, so this divisor gives the mean over the step.
         per_micro_batch = sum(map(num_loss_tokens, examples)) / (len(window) * self.args.world_size)
         num_items = torch.full((), per_micro_batch, device=self.args.device)
         inputs = [
@@ -287,7 +292,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         return inputs, None
 
     def _sample(self, step: int, rounds: Rounds) -> None:
-        """Have the samples that ``step`` trains on. Where that fails, the run up to here is kept."""
+        """Draw the samples of ``step``'s round unless they exist. If that fails, save a checkpoint first."""
         policy: Any = self.accelerator.unwrap_model(self._policy)
         try:
             if rounds.begin(step, policy, self.clock):
@@ -296,7 +301,7 @@ class HumanlineTrainer(EvaluatedTrainer):
             raise RolloutError(f"{error}{'' if self.args.dry_run else self.keep_run()}") from error
 
     def _begin(self, batch: Batch) -> None:
-        """Once the model is wrapped and placed: try its head, and say what runs."""
+        """Check the head and the loss on the wrapped and placed model, and print what runs."""
         assert self.model is not None
         difference = None
         if self.args.head == "fused":
@@ -307,25 +312,25 @@ class HumanlineTrainer(EvaluatedTrainer):
         self.begun = True
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As they are: on the device, and float32 under DeepSpeed too, where Trainer would round the log-probs."""
+        """Return the inputs unchanged: they are on the device, and Trainer would round log-probs under DeepSpeed."""
         return inputs
 
     def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean over the optimizer step's pairs (DPO), sequences (KTO) or tokens (GRPO), and its metrics."""
+        """Return the mean loss over pairs (DPO), sequences (KTO) or tokens of the step (GRPO); record its metrics."""
         meter = self.meters["train" if model.training else "eval"]
         loss, out, loss_mask = self.scorer.loss(model, inputs)
         metrics = dict(out.metrics)
         if not model.training:
             metrics["kl_initial"] = distance(out.logp, out.ref_logp, loss_mask)
-        if inputs.repeated:  # nothing, by the same names: the ranks add up alike
+        if inputs.repeated:  # zeros under the same names, so that all ranks reduce the same metrics
             metrics = {name: Weighted(*map(torch.zeros_like, weighted)) for name, weighted in metrics.items()}
         meter.update(metrics)
         return (loss, out) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's log line with the objective's metrics."""
+        """Write Trainer's log line with the objective's metrics."""
         if "loss" in logs:
             sampled = self.rounds.drain() if self.rounds else {}
             done = {"num_tokens": self.state.num_input_tokens_seen, **self.clock.seconds()}
@@ -335,7 +340,7 @@ class HumanlineTrainer(EvaluatedTrainer):
     # Checkpoints
 
     def before_training(self, resume: str | None) -> None:
-        """Say what runs, and have the initial scores of the run that is continued."""
+        """Print the summary of the run, and load the initial scores of a resumed run."""
         initial, run_dir = self.held_out.initial, Path(str(self.args.output_dir))
         initial.scores = None
         self.clock.start()

@@ -1,1 +1,1 @@
-"""Records to token ids to batches: sources, checks, tokenisation, padding, and the plan of the steps."""
+"""Data pipeline: sources, record checks, tokenisation, padding, and the plan of the steps."""

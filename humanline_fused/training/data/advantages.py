@@ -1,14 +1,14 @@
-"""From the rewards of a group to the advantages of its completions."""
+"""Advantages of completions, computed from the rewards of their group."""
 
 import math
 from collections.abc import Sequence
 
 ADVANTAGE_EPSILON = 1e-2
-"""Added to the standard deviation of rewards (HALOs at aa02f66; TRL has 1e-4)."""
+"""Added to the standard deviation of rewards (HALOs at aa02f66; TRL adds 1e-4)."""
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Population standard deviation; TRL takes the sample's.
+    """Return the population standard deviation; TRL uses the sample standard deviation.
 
     >>> deviation([0.0, 2.0])
     1.0
@@ -18,12 +18,12 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def advantages(rewards: Sequence[float], scale: str) -> list[float]:
-    """``s − mean`` within a group, divided by the group's ``population standard deviation + 1e-2`` if asked.
+    """Return ``s − mean`` of a group, divided by its ``population standard deviation + 1e-2`` if ``scale="group"``.
 
     Args:
-        rewards: of the completions of one prompt.
-        scale: ``"group"`` divides; ``"none"`` does not, and neither does ``"batch"``, whose divisor is known when the
-            examples of a step are (:func:`batch_scale`).
+        rewards: rewards of the completions of one prompt.
+        scale: ``"group"`` divides; ``"none"`` does not. ``"batch"`` does not divide here, because its divisor depends
+            on all examples of the step (:func:`batch_scale`).
 
     Source: arXiv 2509.24207, section 5; HALOs at aa02f66.
 
@@ -32,17 +32,17 @@ def advantages(rewards: Sequence[float], scale: str) -> list[float]:
     """
     mean = math.fsum(rewards) / len(rewards)
     divisor = deviation(rewards) + ADVANTAGE_EPSILON if scale == "group" else 1.0
-    noise = len(rewards) * math.ulp(max(map(abs, rewards)))  # a mean of equal rewards is not always one of them
+    noise = len(rewards) * math.ulp(max(map(abs, rewards)))  # the rounded mean of equal rewards may differ from them
     return [0.0 if abs(reward - mean) <= noise else (reward - mean) / divisor for reward in rewards]
 
 
 def batch_scale(rewards: Sequence[float]) -> float:
-    """What ``scale_rewards="batch"`` divides the advantages of one optimizer step by.
+    """Return the divisor of the advantages of one optimizer step under ``scale_rewards="batch"``.
 
-    The standard deviation of the rewards as they are, not of their distances from the groups' means, as in TRL.
+    As in TRL, it is the standard deviation of the rewards themselves, not of their distances from the group means.
 
     Args:
-        rewards: of all completions of the step, on all processes.
+        rewards: rewards of all completions of the step, on all processes.
 
     >>> batch_scale([0.0, 2.0])
     1.01

@@ -1,4 +1,4 @@
-"""From examples to the padded tensors of one forward pass."""
+"""Padded tensors of one forward pass, made from examples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,23 +14,23 @@ from humanline_fused.training.data.plan import MicroBatch
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One forward pass: padded sequences and what their loss needs.
+    """Padded sequences of one forward pass, with the other inputs of their loss.
 
-    transformers' Trainer asks for ``input_ids`` and ``attention_mask`` by name, with ``in`` and ``[]``.
+    transformers' Trainer looks up ``input_ids`` and ``attention_mask`` by name, with ``in`` and ``[]``.
 
     Attributes:
         input_ids: [B, T], int64.
         attention_mask: [B, T], int64.
         completion_mask: [B, T], bool.
-        rows: [n], int64: the positions ``b · T + t`` whose targets count, always on the CPU.
-        columns: tensors with one entry for each example, by name: ``desirable`` (bool) of labelled data,
-            ``advantages`` (float32) of groups.
-        kl: the mismatched pairs of the same examples, for an objective that scores them.
-        ref_logp: [B, T], float32, nats: the reference's log-probs, once they are known.
-        num_items: []: the divisor of a sum over tokens: tokens of the optimizer step, on average over its
+        rows: [n], int64: positions ``b · T + t`` whose targets count, always on the CPU.
+        columns: tensors with one entry per example, by name: ``desirable`` (bool) for labelled data,
+            ``advantages`` (float32) for groups.
+        kl: the mismatched pairs of the same examples, for an objective that scores them; else None.
+        ref_logp: [B, T], float32, nats: the reference's log-probs; None before scoring.
+        num_items: []: the divisor of a sum over tokens: tokens of the optimizer step, averaged over its
             micro-batches.
         index: position of the micro-batch in an evaluation.
-        repeated: True if the micro-batch was dealt out twice and does not count.
+        repeated: True if the micro-batch is a repetition that does not count.
     """
 
     input_ids: Tensor
@@ -52,11 +52,11 @@ class Batch:
 
     @property
     def passes(self) -> "dict[str, Batch]":
-        """The forward passes, by the prefix of their scores' names: this one, and ``kl_`` for mismatched pairs."""
+        """The forward passes by the prefix of their scores' names: "" for this one, ``kl_`` for mismatched pairs."""
         return {"": self} if self.kl is None else {"": self, "kl_": self.kl}
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device. ``rows`` stay on the CPU, so that counting them waits for no device."""
+        """Return the batch on a device. ``rows`` stay on the CPU, so that the host can count them without waiting."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
@@ -70,7 +70,7 @@ class Batch:
         return replace(self, **tensors, columns=columns, kl=None if self.kl is None else self.kl.to(device))
 
     def with_scores(self, scores: dict[str, Tensor]) -> "Batch":
-        """The batch with the reference's log-probs: ``ref_logp``, and ``kl_ref_logp`` of the mismatched pairs."""
+        """Return the batch with the reference's log-probs: ``ref_logp``, and ``kl_ref_logp`` for mismatched pairs."""
         device = self.input_ids.device
         parts = {
             prefix: replace(part, ref_logp=scores[f"{prefix}ref_logp"].to(device, non_blocking=True))
@@ -87,10 +87,10 @@ class Sequences(NamedTuple):
 
 
 def sequences(examples: Sequence[Example], micro: MicroBatch, objective: Learner) -> list[Sequences]:
-    """The sequences of a micro-batch's forward passes.
+    """Return the sequences of a micro-batch's forward passes.
 
-    Of pairs the first half is chosen, the second half rejected. Mismatched pairs are a second pass, ``kl_``: each
-    prompt with the completion of the example that follows in the global micro-batch (arXiv 2509.24207, section 4).
+    In a batch of pairs the first half is chosen, the second half rejected. Mismatched pairs are a second pass, ``kl_``:
+    each prompt with the completion of the next example in the global micro-batch (arXiv 2509.24207, section 4).
     """
     rows, sides = [examples[i] for i in micro.ids], range(objective.form.sides)
     passes = [Sequences("", [(row.prompt_ids, row.completions[side]) for side in sides for row in rows])]
@@ -104,7 +104,7 @@ def sequences(examples: Sequence[Example], micro: MicroBatch, objective: Learner
 def pad(
     pairs: Sequence[tuple[Tensor, Tensor]], pad_token_id: int, max_length: int, columns: dict[str, Tensor]
 ) -> Batch:
-    """Right-pad (prompt, completion) pairs to the longest of them; longer than ``max_length`` keeps the start."""
+    """Cut (prompt, completion) pairs at ``max_length`` tokens, and right-pad them to the longest."""
     lengths = [length_of(prompt, completion, max_length) for prompt, completion in pairs]
     shape = len(pairs), max(lengths)
     input_ids = torch.full(shape, pad_token_id, dtype=torch.int64)
@@ -115,13 +115,13 @@ def pad(
         input_ids[row, :length] = torch.cat([prompt, completion])[:length]
         attention_mask[row, :length] = 1
         completion_mask[row, len(prompt) : length] = True
-        # Each row scores the token after it.
+        # Each row scores the next token.
         rows.append(torch.arange(max(len(prompt), 1) - 1, length - 1) + row * shape[1])
     return Batch(input_ids, attention_mask, completion_mask, torch.cat(rows), columns)
 
 
 def length_of(prompt: Tensor, completion: Tensor, max_length: int) -> int:
-    """Tokens that a sequence keeps."""
+    """Return the length of a sequence after the cut at ``max_length``."""
     return min(len(prompt) + len(completion), max_length)
 
 
@@ -133,7 +133,7 @@ def collate(
     pad_token_id: int,
     max_length: int,
 ) -> Batch:
-    """The batch of one micro-batch, a pure function of it."""
+    """Return the batch of one micro-batch, a pure function of the arguments."""
     columns = objective.form.columns([examples[i].weight for i in micro.ids])
     first, *rest = (
         pad(part.pairs, pad_token_id, max_length, {} if part.prefix else columns)
@@ -143,5 +143,5 @@ def collate(
 
 
 def num_loss_tokens(example: Example) -> int:
-    """Tokens of the example that a loss counts: its completions', less a sequence's first, which nothing predicts."""
+    """Return the number of completion tokens that a loss counts: all but the first token of a sequence."""
     return sum(len(c) - (len(example.prompt_ids) == 0 and len(c) > 0) for c in example.completions)

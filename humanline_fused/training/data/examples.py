@@ -1,4 +1,4 @@
-"""Examples: token ids to learn from, and the samples of a round that become examples."""
+"""Training examples as token ids, and the samples of a round that become examples."""
 
 import struct
 import zlib
@@ -15,10 +15,10 @@ class Example:
     """A unit of training data: a pair, or a completion.
 
     Attributes:
-        prompt_ids: int32.
-        completions: int32 each; one for each side of the data's form.
+        prompt_ids: [n], int32.
+        completions: token ids, [n] each, int32; one completion for each side of the data's form.
         weight: labelled data: 1 desirable, 0 undesirable; groups: the advantage; pairs: unused.
-        reward: groups: as it was given; else unused.
+        reward: groups: the given reward; else unused.
     """
 
     prompt_ids: Tensor
@@ -33,10 +33,10 @@ class Sample:
 
     Attributes:
         prompt: index of its prompt in the dataset.
-        completion_ids: int32.
-        completion: as text, or as the message of an assistant.
-        reward: from the reward function.
-        advantage: against the other samples of its prompt.
+        completion_ids: [n], int32.
+        completion: text, or a list with the assistant's message.
+        reward: result of the reward function.
+        advantage: advantage over the other samples of the prompt.
     """
 
     prompt: int
@@ -47,7 +47,7 @@ class Sample:
 
 
 def fingerprint(examples: Sequence[Example]) -> int:
-    """CRC-32 over token ids, lengths, weights and rewards: data that differ are told apart."""
+    """Return a CRC-32 of token ids, lengths, weights and rewards, to detect changed data."""
     code = 0
     for example in examples:
         for ids in (example.prompt_ids, *example.completions):

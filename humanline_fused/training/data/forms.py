@@ -1,6 +1,6 @@
-"""The forms of training data: what a row becomes, how many sequences an example has, what a round's samples become.
+"""Forms of training data: pairs, labelled completions, and groups with rewards.
 
-An objective learns from one of three: pairs, labelled completions, or groups with rewards. A form knows no loss.
+A form converts rows and the samples of a round to examples. It does not depend on the loss.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ from humanline_fused.training.data.records import IMPLICIT, PREFERENCE, REWARDED
 
 
 class Draft(NamedTuple):
-    """An example before its texts are token ids."""
+    """An example before tokenisation."""
 
     completions: list[Text]
     weight: float = 0.0
@@ -24,13 +24,13 @@ class Draft(NamedTuple):
 
 
 class Form(ABC):
-    """How rows, and the samples of a round, become examples.
+    """Converts rows, and the samples of a round, to examples.
 
     Attributes:
-        types: of data that have this form; an error names the first.
-        sides: sequences of an example.
-        has_rewards: whether examples have a reward, which ``scale_rewards`` is about.
-        learns_from_ties: whether a prompt whose samples have equal rewards gives examples.
+        types: data types with this form; an error message names the first.
+        sides: sequences per example.
+        has_rewards: True if examples have a reward, so that ``scale_rewards`` applies.
+        learns_from_ties: True if a prompt whose samples have equal rewards gives examples.
     """
 
     types: tuple[DataType, ...]
@@ -40,43 +40,44 @@ class Form(ABC):
 
     @abstractmethod
     def drafts(self, row: Row, scale_rewards: str) -> list[Draft]:
-        """The examples of a row.
+        """Return the examples of a row.
 
         Args:
-            scale_rewards: as :func:`humanline_fused.training.data.advantages.advantages`.
+            row: the row.
+            scale_rewards: as in :func:`humanline_fused.training.data.advantages.advantages`.
         """
 
     @abstractmethod
     def examples_of(self, prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
-        """The examples of the samples of one prompt."""
+        """Yield the examples made from the samples of one prompt."""
 
     @abstractmethod
     def examples_per_prompt(self, num_generations: int) -> int:
-        """Examples that a round plans for, of the samples of one prompt."""
+        """Return the number of examples that a round expects from the samples of one prompt."""
 
     @abstractmethod
     def role(self, side: int, weight: float) -> str:
-        """The name of a sequence for a reader: chosen, desirable, its advantage.
+        """Return the display name of a sequence: chosen, desirable, its advantage.
 
         Args:
             side: index of the sequence in its example.
-            weight: of the example.
+            weight: weight of the example.
         """
 
     @abstractmethod
     def headings(self, row: Row) -> list[str]:
-        """The names of a row's completions for a reader."""
+        """Return the display names of a row's completions."""
 
     def columns(self, weights: Sequence[float]) -> dict[str, Tensor]:
-        """The tensors of a batch that depend on its examples' weights, [examples] each, by name."""
+        """Return the tensors of a batch that depend on its examples' weights, [examples] each, by name."""
         return {}
 
     def values(self, row: Row) -> list[float]:
-        """The labels or rewards of a row's completions; none of a pair."""
+        """Return the labels or rewards of a row's completions; empty for a pair."""
         return row.values
 
     def facts(self, values: Sequence[Sequence[float]]) -> list[tuple[str, str]]:
-        """Names and descriptions of a dataset, from the :meth:`values` of its rows."""
+        """Return lines of a dataset's report, as name and text, from the :meth:`values` of its rows."""
         return []
 
 
@@ -90,7 +91,7 @@ class Pairs(Form):
         return [Draft(row.completions)]
 
     def examples_of(self, prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
-        """The first of the best as chosen, the first of the worst as rejected; none where all rewards are equal."""
+        """Yield the first best sample as chosen with the first worst as rejected; nothing if all rewards are equal."""
         best, worst = (choose(group, key=lambda one: one.reward) for choose in (max, min))
         if best.reward > worst.reward:
             yield Example(prompt.prompt_ids, (best.completion_ids, worst.completion_ids))
@@ -106,7 +107,7 @@ class Pairs(Form):
 
 
 class Labels(Form):
-    """Completions that are desirable or undesirable: weights 1 and 0. A pair is one of each."""
+    """Desirable and undesirable completions, with weights 1 and 0. A pair gives one of each."""
 
     types = (UNPAIRED, PREFERENCE, IMPLICIT)
 
@@ -117,7 +118,7 @@ class Labels(Form):
         return [Draft([text], label) for text, label in zip(row.completions, self.values(row), strict=True)]
 
     def examples_of(self, prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
-        """Desirable above the group's mean reward, undesirable below it; a sample at the mean is left out."""
+        """Yield samples above the group's mean reward as desirable and below it as undesirable; skip those at it."""
         for one in group:
             if one.advantage:
                 yield Example(prompt.prompt_ids, (one.completion_ids,), float(one.advantage > 0))
@@ -140,7 +141,7 @@ class Labels(Form):
 
 
 class Groups(Form):
-    """Completions of one prompt with rewards: each is an example, whose weight is its advantage."""
+    """Completions of one prompt with rewards. Each completion is an example with its advantage as weight."""
 
     types = (REWARDED,)
     has_rewards = True
@@ -151,7 +152,7 @@ class Groups(Form):
         return [Draft([t], w, r) for t, w, r in zip(row.completions, weights, row.values, strict=True)]
 
     def examples_of(self, prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
-        """Every sample. Equal rewards give advantages of 0, and their tokens count, as in training with TRL."""
+        """Yield every sample. Samples with equal rewards have advantage 0, and their tokens count, as in TRL."""
         for one in group:
             yield Example(prompt.prompt_ids, (one.completion_ids,), one.advantage, one.reward)
 
@@ -184,7 +185,7 @@ PAIRS, LABELS, GROUPS = Pairs(), Labels(), Groups()
 
 
 class Learner(Taker, Protocol):
-    """Learns from rows of one form: an objective."""
+    """Consumer of data of one form: an objective."""
 
     @property
     def form(self) -> Form:
@@ -193,5 +194,5 @@ class Learner(Taker, Protocol):
 
     @property
     def mismatched(self) -> bool:
-        """Whether its loss needs each prompt with the completion of another example too."""
+        """True if the loss also needs each prompt with the completion of another example."""
         ...

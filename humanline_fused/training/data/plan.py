@@ -1,4 +1,4 @@
-"""Which examples an optimizer step takes: a pure function of the step, so the coming steps can be read ahead."""
+"""Plan of the examples of each optimizer step: a pure function of the step, so coming steps can be read ahead."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,8 @@ class MicroBatch:
 
     Attributes:
         ids: indices into the dataset.
-        following: for each of ``ids`` the next one of the *global* micro-batch (all ranks, cyclic). KTO pairs the
-            prompt of the one with the completion of the other to estimate its reference point.
+        following: for each of ``ids`` the next id in the *global* micro-batch (all ranks, cyclic). KTO pairs the
+            prompt of the first with the completion of the second to estimate its reference point.
     """
 
     ids: tuple[int, ...]
@@ -34,12 +34,12 @@ def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 class BatchSizes(NamedTuple):
-    """How an optimizer step's examples are spread.
+    """Division of an optimizer step's examples among forward passes and ranks.
 
     Attributes:
-        batch_size: examples of one forward pass on one rank.
-        accumulation: forward passes of one optimizer step.
-        world_size: ranks, each with its own share of the data.
+        batch_size: examples in one forward pass on one rank.
+        accumulation: forward passes per optimizer step.
+        world_size: number of ranks; each has its own share of the data.
     """
 
     batch_size: int
@@ -48,12 +48,12 @@ class BatchSizes(NamedTuple):
 
     @property
     def micro_batch(self) -> int:
-        """Examples of one global micro-batch: a forward pass on every rank."""
+        """Examples in one global micro-batch: one forward pass on every rank."""
         return self.batch_size * self.world_size
 
     @property
     def global_batch(self) -> int:
-        """Examples of one optimizer step over all ranks."""
+        """Examples per optimizer step over all ranks."""
         return self.micro_batch * self.accumulation
 
     def __str__(self) -> str:
@@ -69,45 +69,45 @@ class StepPlan(ABC):
     @property
     @abstractmethod
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch."""
+        """Optimizer steps per epoch."""
 
     @abstractmethod
     def examples(self, step: int) -> Sequence[int]:
-        """The ids of optimizer step ``step`` (from 0): ``sizes.global_batch`` of them."""
+        """Return the ``sizes.global_batch`` ids of optimizer step ``step`` (from 0)."""
 
     def global_window(self, step: int) -> list[tuple[int, ...]]:
-        """The global micro-batches of optimizer step ``step``, each ``sizes.micro_batch`` ids."""
+        """Return the global micro-batches of optimizer step ``step``, each with ``sizes.micro_batch`` ids."""
         ids, width = self.examples(step), self.sizes.micro_batch
         return [tuple(ids[start : start + width]) for start in range(0, len(ids), width)]
 
     def window(self, step: int, rank: int) -> list[MicroBatch]:
-        """What ``rank`` computes in optimizer step ``step``: ``accumulation`` micro-batches of ``batch_size``."""
+        """Return the micro-batches of ``rank`` in a step: ``accumulation`` micro-batches of ``batch_size``."""
         start = rank * self.sizes.batch_size
         return [micro_batch(ids, start, start + self.sizes.batch_size) for ids in self.global_window(step)]
 
     def __len__(self) -> int:
-        """Micro-batches of one epoch on one rank: the length of a data loader."""
+        """Micro-batches per epoch on one rank: the length of a data loader."""
         return self.steps_per_epoch * self.sizes.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        """What a loader needs to count batches; the examples themselves come from :meth:`window`."""
+        """Placeholders, so that a loader can count batches; the examples come from :meth:`window`."""
         return iter([[0]] * len(self))
 
 
 @dataclass(frozen=True)
 class BatchPlan(StepPlan):
-    """Every epoch is a new permutation, cut into global batches; what does not fill one is left out of that epoch.
+    """Every epoch is a new permutation, cut into global batches; an incomplete last batch is left out of the epoch.
 
-    The examples of a step depend on ``sizes.global_batch`` alone, so more processes with less
-    accumulation see the same examples. There is nothing to fast-forward on resume.
+    The examples of a step depend only on ``sizes.global_batch``, so more processes with less accumulation see the same
+    examples. On resume no data are skipped, because any step can be computed directly.
 
     Args:
         num_examples: length of the dataset.
-        sizes: of the batches.
-        seed: of the permutations, ≥ 0.
+        sizes: sizes of the batches.
+        seed: seed of the permutations, ≥ 0.
 
     Raises:
-        ValueError: the dataset does not fill one global batch.
+        ValueError: the dataset has fewer examples than one global batch.
 
     >>> plan = BatchPlan(num_examples=8, sizes=BatchSizes(batch_size=2, accumulation=2), seed=0)
     >>> plan.steps_per_epoch, [len(micro.ids) for micro in plan.window(step=0, rank=0)]
@@ -137,19 +137,19 @@ class BatchPlan(StepPlan):
 
 @dataclass(frozen=True)
 class RoundPlan(StepPlan):
-    """Rounds of ``rollout_every`` optimizer steps, each on the samples of its own prompts, in the order they come in.
+    """Rounds of ``rollout_every`` optimizer steps, each trained on the samples of its own prompts, in order.
 
-    The prompts of the rounds follow each other through one permutation after the other. An example's id is its place
-    among its round's.
+    Rounds take their prompts in turn from one permutation of the dataset after another. An example's id is its index
+    in its round.
 
     Args:
         num_prompts: length of the dataset.
-        per_prompt: examples that the samples of a prompt make.
-        rollout_every: optimizer steps of a round.
-        sizes, seed: as :class:`BatchPlan`.
+        per_prompt: examples made from the samples of one prompt.
+        rollout_every: optimizer steps per round.
+        sizes, seed: as in :class:`BatchPlan`.
 
     Raises:
-        ValueError: a round's examples are no whole number of prompts.
+        ValueError: the examples of a round are not a whole number of prompts.
 
     >>> plan = RoundPlan(6, per_prompt=4, rollout_every=2, sizes=BatchSizes(8), seed=0)
     >>> plan.prompts_per_round, sorted({*plan.prompts(0)} | {*plan.prompts(1)}), list(plan.examples(3))
@@ -171,12 +171,12 @@ class RoundPlan(StepPlan):
 
     @property
     def examples_per_round(self) -> int:
-        """Examples of all steps of a round over all ranks."""
+        """Examples per round, over all its steps and all ranks."""
         return self.sizes.global_batch * self.rollout_every
 
     @property
     def prompts_per_round(self) -> int:
-        """Prompts that are sampled from at the start of a round."""
+        """Prompts per round."""
         return self.examples_per_round // self.per_prompt
 
     @property
@@ -184,7 +184,7 @@ class RoundPlan(StepPlan):
         return max(1, self.num_prompts * self.per_prompt // self.sizes.global_batch)
 
     def prompts(self, number: int) -> list[int]:
-        """The prompts of round ``number`` (from 0)."""
+        """Return the indices of the prompts of round ``number`` (from 0)."""
         first = number * self.prompts_per_round
         places = (divmod(place, self.num_prompts) for place in range(first, first + self.prompts_per_round))
         return [int(_permutation(self.seed, epoch, self.num_prompts)[place]) for epoch, place in places]
@@ -195,11 +195,11 @@ class RoundPlan(StepPlan):
 
 
 def evaluation_plan(num_examples: int, batch_size: int, rank: int, world_size: int) -> list[tuple[MicroBatch, bool]]:
-    """The dataset in order, dealt to the ranks in micro-batches, each with whether it counts.
+    """Return this rank's micro-batches of a dataset in order, each with True if it counts.
 
-    The micro-batches are the same for any number of ranks. Each rank gets as many as any other, because a forward
-    pass may be a collective; what is dealt beyond the end is a repetition that does not count. ``following`` is cyclic
-    over the whole set, so a last micro-batch of one example has a mismatched pair too.
+    The micro-batches are the same for any number of ranks. All ranks get the same number, because a forward pass may be
+    a collective; a micro-batch past the end repeats the last one and does not count. ``following`` is cyclic over the
+    whole dataset, so a last micro-batch of one example also has a mismatched pair.
     """
     ids = tuple(range(num_examples))
     starts = range(0, num_examples, batch_size)

@@ -1,4 +1,4 @@
-"""From preference data in TRL's columns to token ids: read, check, tokenise."""
+"""Reading, checking and tokenisation of datasets in TRL's columns."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: Text, **template: Any) -> lis
 
 
 def prompt_ids_of(tokenizer: PreTrainedTokenizerBase, prompt: Text, **template: Any) -> list[int]:
-    """Token ids of a prompt alone, up to where the answer begins."""
+    """Return the token ids of a prompt alone, up to the beginning of the answer."""
     if isinstance(prompt, str):
         return _ids(tokenizer, prompt)
     return _ids(tokenizer, prompt, add_generation_prompt=True, **template)
@@ -36,11 +36,11 @@ def _common_prefix(first: list[int], second: list[int]) -> int:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, prompt: Text, completions: Sequence[Text], **template: Any
 ) -> tuple[list[int], list[list[int]]]:
-    """Token ids of a prompt and of its completions, equal to TRL 1.16's.
+    """Return the token ids of a prompt and of its completions, equal to TRL 1.16's.
 
-    A completion is tokenised together with its prompt and begins where the two part, which is not always at the
-    prompt's end. Plain text gets an end-of-sequence token if it has none; a chat template, which is given ``template``,
-    brings its own.
+    Each completion is tokenised together with its prompt. It begins at the first token that differs from the prompt
+    alone, which may be before the prompt's end. Plain text gets an end-of-sequence token if it has none; messages get
+    the one of the chat template, which receives ``template``.
     """
     if isinstance(prompt, str):
         eos = str(tokenizer.eos_token or "")
@@ -56,10 +56,10 @@ def tokenize(
 def tokenized(
     where: str, row: Row, tokenizer: PreTrainedTokenizerBase, objective: Learner, scale_rewards: str = "group"
 ) -> Iterator[tuple[Example, int]]:
-    """The whole examples of a row, not cut, each with the number of its completions that have no content.
+    """Yield the uncut examples of a row, each with the number of its completions that have no content.
 
     Raises:
-        ValueError: the chat template does not take the row's messages.
+        ValueError: the chat template rejects the row's messages.
     """
     end = str(tokenizer.eos_token or "")
     for draft in objective.form.drafts(row, scale_rewards):
@@ -73,10 +73,10 @@ def tokenized(
 
 
 def tokenized_prompt(where: str, row: Row, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """The prompt of a row without a completion.
+    """Return the prompt of a row as an example without completions.
 
     Raises:
-        ValueError: the chat template does not take its messages.
+        ValueError: the chat template rejects its messages.
     """
     try:
         ids = prompt_ids_of(tokenizer, row.prompt, **row.template)
@@ -87,16 +87,16 @@ def tokenized_prompt(where: str, row: Row, tokenizer: PreTrainedTokenizerBase) -
 
 @dataclass
 class PreparedData:
-    """What became of a dataset.
+    """Examples of a dataset, and counts of dropped and truncated ones.
 
     Attributes:
-        examples: what is left to learn from.
-        dropped: examples whose prompt alone fills ``max_length``.
-        empty: examples with a completion that has no token to learn; dropped.
-        bare_ends: completions that are empty but for the end of sequence; kept.
-        truncated: completions that lost their end, with the end-of-sequence token, to ``max_length``.
+        examples: the training examples.
+        dropped: dropped examples whose prompt alone has ``max_length`` tokens or more.
+        empty: dropped examples with a completion that has no token to learn.
+        bare_ends: kept completions that are empty except for the end of sequence.
+        truncated: completions cut at ``max_length``, which lost their end-of-sequence token.
         groups_without_signal: groups of equal rewards, whose advantages are all 0.
-        groups_dropped: those of them that were dropped.
+        groups_dropped: groups without signal that were dropped.
     """
 
     examples: list[Example] = field(default_factory=list)
@@ -108,13 +108,15 @@ class PreparedData:
     groups_dropped: int = 0
 
     def add(self, example: Example, max_length: int, blank: int = 0) -> None:
-        """Keep a whole example, cut at ``max_length`` tokens, or count why not.
+        """Add an example, cut at ``max_length`` tokens, or count the reason for dropping it.
 
         Args:
-            blank: how many of its completions say nothing.
+            example: the uncut example.
+            max_length: maximum tokens of prompt and completion together.
+            blank: number of its completions without content.
         """
         prompt = example.prompt_ids
-        first = int(len(prompt) == 0)  # without a prompt, nothing predicts a completion's first token
+        first = int(len(prompt) == 0)  # without a prompt, a completion's first token is not predicted
         if len(prompt) >= max_length:
             self.dropped += 1
         elif any(len(c) <= first for c in example.completions):
@@ -127,12 +129,12 @@ class PreparedData:
             self.examples.append(Example(prompt, kept, example.weight, example.reward))
 
     def summary(self) -> str:
-        """How many examples there are, and what was left out or cut."""
+        """Return the numbers of examples, and of dropped and cut ones, as text."""
         notes = (f"{what}: {count}" for what, count in self.notes() if count)
         return ", ".join([f"{len(self.examples)} examples", *notes])
 
     def notes(self) -> list[tuple[str, int]]:
-        """What there is to say besides the examples, with how many times it was so."""
+        """Return descriptions and counts of dropped, empty and truncated examples."""
         return [
             ("dropped (prompt >= max_length)", self.dropped),
             ("dropped (a completion without a token)", self.empty),
@@ -157,17 +159,17 @@ def prepare(
     """Read, check and tokenise a dataset.
 
     Args:
-        source, split: as :func:`~humanline_fused.training.data.sources.read_records`, in the columns of the objective's
-            data types, as text or as lists of messages. A pair without a prompt begins with it.
-        tokenizer: its chat template renders messages.
-        objective: decides the form of the data.
-        max_length: tokens of prompt and completion; longer sequences keep their start.
-        scale_rewards: as :func:`~humanline_fused.training.data.advantages.advantages`.
+        source, split: as in :func:`~humanline_fused.training.data.sources.read_records`, with the columns of one of the
+            objective's data types, as text or lists of messages. Pairs may contain the prompt instead of a column.
+        tokenizer: the tokenizer; its chat template renders messages.
+        objective: gives the form of the data.
+        max_length: maximum tokens of prompt and completion together; longer sequences are cut at the end.
+        scale_rewards: as in :func:`~humanline_fused.training.data.advantages.advantages`.
         drop_no_signal: leave out groups of equal rewards.
         progress: show a progress bar.
 
     Raises:
-        ValueError, TypeError: a record does not fit (file and line number), or nothing is left.
+        ValueError, TypeError: a record is invalid (with file and line number), or no example is left.
     """
     data, like = PreparedData(), None
     for where, record in tqdm(read_records(source, split), desc="Tokenizing", unit=" rows", disable=not progress):

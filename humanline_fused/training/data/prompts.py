@@ -1,4 +1,4 @@
-"""What online rounds sample from: prompts, with the columns that their rewards need."""
+"""Prompts of online rounds, with the columns for the reward function."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from humanline_fused.training.data.records import Taker, Text, read_row
 from humanline_fused.training.data.sources import read_records
 
 NOT_HANDED_ON = ("prompt", "prompts", "completion", "completions")
-"""Columns that a reward function gets from the round instead."""
+"""Columns that are not passed on to the reward function; the round passes its own prompts and completions."""
 
 
 @dataclass(frozen=True)
 class PreparedPrompts:
-    """What became of a dataset.
+    """Prompts of a dataset, and the number of dropped ones.
 
     Attributes:
         examples: token ids, without completions.
-        texts: the prompts as they came, text or messages.
-        columns: of each prompt, the dataset's others, for the reward function.
-        dropped: prompts that fill ``max_length``.
+        texts: the prompts as given, text or messages.
+        columns: for each prompt, the dataset's other columns, for the reward function.
+        dropped: dropped prompts with ``max_length`` tokens or more.
     """
 
     examples: list[Example]
@@ -33,7 +33,7 @@ class PreparedPrompts:
     dropped: int = 0
 
     def summary(self) -> str:
-        """How many there are, and what was left out."""
+        """Return the numbers of kept and dropped prompts as text."""
         dropped = f", dropped (prompt >= max_length): {self.dropped}" if self.dropped else ""
         return f"{len(self.examples)} prompts{dropped}"
 
@@ -50,14 +50,14 @@ def prepare_prompts(
     """Read, check and tokenise the prompts of a dataset.
 
     Args:
-        source, split: as :func:`read_records`; the column ``prompt`` is text or a list of messages.
-        tokenizer: its chat template renders messages, up to where the answer begins.
-        taker: of prompts.
-        max_length: tokens of prompt and completion.
+        source, split: as in :func:`read_records`; the column ``prompt`` is text or a list of messages.
+        tokenizer: the tokenizer; its chat template renders messages up to the beginning of the answer.
+        taker: the consumer of the prompts, for error messages.
+        max_length: maximum tokens of prompt and completion together.
         progress: show a progress bar.
 
     Raises:
-        ValueError, TypeError: a record does not fit (file and line number), or nothing is left.
+        ValueError, TypeError: a record is invalid (with file and line number), or no prompt is left.
     """
     examples, texts, columns, dropped = [], [], [], 0
     for where, record in tqdm(read_records(source, split), desc="Tokenizing", unit=" rows", disable=not progress):

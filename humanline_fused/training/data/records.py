@@ -1,4 +1,4 @@
-"""What a record says: which type of data it is, its prompt, its completions, and what is known of them."""
+"""Checks of records: data type, prompt, completions, and labels or rewards."""
 
 import json
 import math
@@ -17,10 +17,10 @@ IMAGE_COLUMNS = ("image", "images")
 
 @dataclass(frozen=True)
 class DataType:
-    """A type of data, by TRL's names and columns; the groups with rewards are ours.
+    """A type of data, with TRL's name and columns; only the groups with rewards are not TRL's.
 
     Attributes:
-        user: of data that no objective takes, in words.
+        user: text that names the consumer of data that no objective takes.
     """
 
     name: str
@@ -41,40 +41,40 @@ MESSAGES = DataType("language modeling", ("messages",))
 TEXT = DataType("language modeling", ("text",))
 PROMPTS = DataType("prompt-only", ("prompt",), "every objective with rounds (--rollout_every)")
 TYPES = (UNPAIRED, REWARDED, PREFERENCE, IMPLICIT, STEPWISE, SUPERVISED, PROMPTS, MESSAGES, TEXT)
-"""The first that fits is the type."""
+"""The types in order of detection: a record has the first type whose columns it has."""
 
 
 class Taker(Protocol):
-    """Takes rows of some types of data: an objective, or a round, which takes prompts."""
+    """Consumer of rows of certain data types: an objective, or a round, which takes prompts."""
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The name in messages."""
         ...
 
     @property
     def types(self) -> tuple[DataType, ...]:
-        """The types of data that it takes; an error names the columns of the first."""
+        """The accepted types of data; an error message names the columns of the first."""
         ...
 
     def takers(self, kind: DataType) -> list[str]:
-        """The names of the objectives that take this type of data."""
+        """Return the names of the objectives that accept this type of data."""
         ...
 
 
 def takers_of(kind: DataType, taker: Taker) -> str:
-    """The objectives that take this type of data, in words."""
+    """Return the objectives that accept this type of data, as text."""
     return " or ".join(f"objective={name!r}" for name in taker.takers(kind)) or kind.user
 
 
 @dataclass(frozen=True)
 class Row:
-    """A record that was checked.
+    """A checked record.
 
     Attributes:
-        completions: chosen and rejected of a pair, else those of the row.
-        values: of the completions: the label, 1 desirable or 0 undesirable; the rewards; none for a pair.
-        template: arguments of the chat template beside the messages.
+        completions: chosen and rejected for a pair, else the row's completions.
+        values: one per completion: labels, 1 desirable or 0 undesirable, or rewards; empty for a pair.
+        template: arguments of the chat template besides the messages.
     """
 
     type: DataType
@@ -85,7 +85,7 @@ class Row:
 
 
 def type_of(record: Record, among: Sequence[DataType] = TYPES) -> DataType | None:
-    """The type of data of a record, out of ``among``; None if it has none of them."""
+    """Return the data type of a record; None if it is not in ``among``."""
     for kind in TYPES:
         missing = [column for column in kind.columns if record.get(column) is None]
         if missing or kind not in among:
@@ -95,7 +95,7 @@ def type_of(record: Record, among: Sequence[DataType] = TYPES) -> DataType | Non
             and _is_text(record["prompt"])
             and all(map(_is_messages, (record["chosen"], record["rejected"])))
         ):
-            return IMPLICIT  # the prompt is there once more, as text
+            return IMPLICIT  # the messages contain the prompt, which the text column repeats
         if kind is PROMPTS and any(record.get(name) is not None for name in ("chosen", "rejected", "completions")):
             continue
         return kind
@@ -103,15 +103,16 @@ def type_of(record: Record, among: Sequence[DataType] = TYPES) -> DataType | Non
 
 
 def read_row(where: str, record: Any, taker: Taker, like: DataType | None = None) -> Row:
-    """Check a record and take it apart.
+    """Check a record and split it into prompt, completions and values.
 
     Args:
-        where: an error begins with it.
-        taker: takes the row; a round takes the prompt of any record.
-        like: the type of the rows before it.
+        where: place of the record, for error messages.
+        record: the record.
+        taker: the consumer of the row; a round takes the prompt of any record.
+        like: the type of the preceding rows.
 
     Raises:
-        ValueError: the record lacks a column that the taker needs, or a column has another kind of content.
+        ValueError: the record lacks a column that the consumer needs, or a column has the wrong content.
     """
     columns = taker.types[0].columns
     if not isinstance(record, Mapping):
@@ -181,10 +182,10 @@ def _values(record: Record, kind: DataType, number: int) -> list[float]:
 
 
 def _split_prompt(chosen: Any, rejected: Any) -> tuple[Any, list[Any]]:
-    """The prompt is what the two begin with alike, less a space at its end; TRL 1.16's rule.
+    """Split off the prompt: the common beginning of both, without a space at its end. This is TRL 1.16's rule.
 
-    Of two that are equal, or of which one goes on where the other ends, the last character or message of the shorter
-    belongs to the completions.
+    If both are equal, or one is the beginning of the other, the last character or message of the shorter one belongs
+    to the completions.
     """
     shorter = min(len(chosen), len(rejected))
     if not shorter:
@@ -235,7 +236,7 @@ def _is_messages(value: Any) -> bool:
 
 
 def is_blank(text: Text, end: str) -> bool:
-    """Whether a completion says nothing but, perhaps, its end of sequence.
+    """Return True for a completion that has no content, or only the end of sequence.
 
     >>> is_blank("</s>", "</s>"), is_blank([{"role": "assistant", "content": "yes"}], "</s>")
     (True, False)

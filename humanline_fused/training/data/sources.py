@@ -1,4 +1,4 @@
-"""Where records come from: files of several kinds, datasets by folder or name, and what is in memory already."""
+"""Sources of records: files, datasets by folder or name, and data in memory."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
 
 Rows = Iterator[tuple[str, Any]]
-"""The words that say where a record stands, and the record, or the ValueError that says why there is none."""
+"""Pairs of a record's place, as text, and the record, or the ValueError for a row that cannot be read."""
 
 JSON_CELLS = ("completions", "rewards", "tools", "chat_template_kwargs")
 MESSAGE_CELLS = ("prompt", "chosen", "rejected", "completion")
@@ -18,16 +18,16 @@ MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
 
 
 def read_records(source: Any, split: str = "train") -> Rows:
-    """Each record with the words that say where it stands.
+    """Yield each record with its place as text.
 
     Args:
-        source: a JSONL, JSON, CSV, TSV or Parquet file; a folder that ``datasets`` saved, or one of data files; the
+        source: a JSONL, JSON, CSV, TSV or Parquet file; a folder saved by ``datasets``, or a folder of data files; the
             name of a dataset, or ``name:config``; a ``Dataset`` or ``DatasetDict``; a sequence of mappings.
-        split: which split of a source that has several.
+        split: the split of a source that has several.
 
     Raises:
-        TypeError: the source cannot be read by index, so the coming batches could not be seen ahead.
-        ValueError: there is no such source, or a row of it does not parse (file and line number).
+        TypeError: the source cannot be read by index, so the coming batches cannot be read ahead.
+        ValueError: the source does not exist, or a row cannot be parsed (with file and line number).
     """
     for where, record in read_rows(source, split):
         if isinstance(record, ValueError):
@@ -36,7 +36,7 @@ def read_records(source: Any, split: str = "train") -> Rows:
 
 
 def read_rows(source: Any, split: str = "train") -> Rows:
-    """As :func:`read_records`, going on after a row that does not parse: its record is the ValueError."""
+    """Yield rows as :func:`read_records`, but continue after a row that cannot be parsed: its record is the error."""
     name = "dataset"
     if isinstance(source, str | Path):
         name, path = str(source), Path(source)
@@ -72,7 +72,7 @@ def _load(name: str) -> Any:
     tried = "load_from_disk" if saved else "load_dataset"
     try:
         return load_from_disk(name) if saved else load_dataset(name, config or None)
-    except Exception as error:  # each storage and the hub have their own
+    except Exception as error:  # each storage and the hub raise their own types
         reason = (str(error).strip().splitlines() or [""])[0]
         found = "a folder" if path.is_dir() else f"no file or folder of that name in {Path.cwd()}"
         raise ValueError(
@@ -119,7 +119,7 @@ def _read_json(path: Path) -> Rows:
 
 
 def _read_table(path: Path, delimiter: str) -> Rows:
-    csv.field_size_limit(2**31 - 1)  # its default, 128 KiB, is less than a long conversation
+    csv.field_size_limit(2**31 - 1)  # long conversations exceed the default of 128 KiB
     table = csv.reader(_lines(path), delimiter=delimiter, strict=True)
     header: list[str] = []
     while True:
@@ -147,7 +147,7 @@ def _read_table(path: Path, delimiter: str) -> Rows:
 
 
 def _value(column: str, cell: str) -> Any:
-    """What a cell holds. A text that looks like JSON is a text, unless it is a list of messages."""
+    """Return the value of a cell. In text columns JSON stays text, unless it is a list of messages."""
     if column in (*JSON_CELLS, "label") and not cell.strip():
         return None
     if (column in JSON_CELLS and cell.strip()[0] in "[{") or (column in MESSAGE_CELLS and MESSAGES.match(cell)):
@@ -169,7 +169,7 @@ def _read_tsv(path: Path) -> Rows:
 def _read_parquet(path: Path) -> Rows:
     try:
         table = load_dataset("parquet", data_files=str(path), split="train")
-    except Exception as error:  # pyarrow's, wrapped by datasets
+    except Exception as error:  # pyarrow's error, wrapped by datasets
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(f"{path}: expected a Parquet file: {reason}") from None
     for index, record in enumerate(table):

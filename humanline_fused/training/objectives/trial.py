@@ -31,7 +31,7 @@ def check_loss(objective: Objective, inputs: LossInputs, config: Any) -> None:
         ValueError: loss or gradient is not finite at step 0, or depends on tokens that the mask excludes.
     """
     assert isinstance(inputs.policy, TokenLogp)
-    objective = copy.deepcopy(objective)  # a loss with a state begins the run without the trial's
+    objective = copy.deepcopy(objective)  # the run must begin with a stateful loss in its initial state
     logp = inputs.policy.logp.detach().where(inputs.loss_mask, 0.0)
     loss, gradient = _loss(objective, replace(inputs, reference=TokenLogp(logp)), logp, config)
     finite = bool(gradient.isfinite().all())
@@ -44,7 +44,7 @@ def check_loss(objective: Objective, inputs: LossInputs, config: Any) -> None:
     moved = replace(inputs, reference=TokenLogp(logp + RATIO * (positions + 1).sin()))
     loss, gradient = _loss(objective, moved, logp, config)
     again, _ = _loss(objective, moved, logp, config)
-    if again != loss:  # a loss that draws random numbers has others with other shapes
+    if again != loss:  # a loss with random numbers draws other ones for another shape
         return
     width = math.ceil(PADDING * logp.shape[1])
     padded, padded_gradient = _loss(objective, _padded(moved, width), _pad(logp, width, 0.0), config)

@@ -1,4 +1,4 @@
-"""Online rounds: every R optimizer steps the policy answers new prompts, and learns from its answers."""
+"""Online rounds: every R optimizer steps the policy samples completions of new prompts, then trains on them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,16 +24,16 @@ from humanline_fused.training.run import json_lines
 from humanline_fused.training.run.clock import Clock
 
 ATTEMPTS = 4
-"""Times that a round is drawn before it is given up, where no two samples of a prompt differ in reward."""
+"""Number of attempts to sample a round in which two samples of some prompt differ in reward."""
 
 COMPLETIONS = "completions.jsonl"
-"""Every sample with its reward, in the run's folder."""
+"""File in the run's folder with every sample and its reward."""
 
 
 def fill(examples: Sequence[Example], plan: RoundPlan) -> list[Example]:
-    """The round's examples by their id: repeated from the start where some prompts gave fewer than planned.
+    """Return the round's examples by id, repeated from the start if some prompts gave fewer than planned.
 
-    Within a step, neighbours are of different prompts as far as possible: KTO's mismatched pairs are neighbours.
+    KTO takes neighbours as mismatched pairs, so neighbours in a step come from different prompts where possible.
     """
     filled = [examples[i % len(examples)] for i in range(plan.examples_per_round)]
     size, ordered = plan.sizes.global_batch, []
@@ -50,11 +50,11 @@ def fill(examples: Sequence[Example], plan: RoundPlan) -> list[Example]:
 def round_examples(
     groups: Sequence[Sequence[Sample]], prompts: Sequence[Example], objective: Objective, plan: RoundPlan
 ) -> tuple[list[Example], int]:
-    """What a round trains on, and how many of them are repetitions.
+    """Return the training examples of a round, and the number of repetitions among them.
 
     Raises:
-        RolloutError: nothing is left, as no two samples of a prompt differ in reward, from which alone the objective
-            learns.
+        RolloutError: no example is left, because the objective learns only from differences in reward and no two
+            samples of a prompt differ.
     """
     made = (objective.form.examples_of(prompts[group[0].prompt], group) for group in groups)
     examples = [example for examples in made for example in examples]
@@ -62,7 +62,7 @@ def round_examples(
         raise RolloutError(
             f"{objective.name} learns from samples of one prompt with different rewards, and this round has none: each "
             f"of its {len(groups)} prompts got {len(groups[0])} samples of equal reward, {ATTEMPTS} times over: raise "
-            "temperature, or take a reward that tells more apart"
+            "temperature, or use a reward that distinguishes more samples"
         )
     return fill(examples, plan), max(0, plan.examples_per_round - len(examples))
 
@@ -70,14 +70,14 @@ def round_examples(
 def round_plan(
     config: HumanlineConfig, objective: Objective, num_prompts: int, sizes: BatchSizes, seed: int
 ) -> RoundPlan:
-    """The plan of a config's rounds."""
+    """Return the plan of a config's rounds."""
     assert config.rollout_every is not None
     per_prompt = objective.form.examples_per_prompt(config.num_generations)
     return RoundPlan(num_prompts, per_prompt, config.rollout_every, sizes, seed)
 
 
 def logged_groups(file: Path, step: int, size: int) -> list[list[Sample]]:
-    """The samples that the round which began at ``step`` left in ``file``, ``size`` of each prompt; maybe none."""
+    """Read from ``file`` the samples of the round that began at ``step``, ``size`` per prompt; empty if it has none."""
     samples = [
         Sample(
             line["prompt_index"],
@@ -93,20 +93,20 @@ def logged_groups(file: Path, step: int, size: int) -> list[list[Sample]]:
 
 
 class Rounds:
-    """The samples that the policy trains on, drawn anew at steps 0, R, 2R …
+    """Draws and scores the training samples of the policy at steps 0, R, 2R …
 
-    Every process samples its share of the round's prompts, and all train on all of them.
+    Every process samples its share of the round's prompts; all processes train on all samples.
 
     Args:
-        prompts: the dataset.
-        plan: which prompts a round takes, and which of their examples a step.
-        objective: its form turns a prompt's samples into examples.
-        sampling: how they are drawn.
-        reward: scores them.
-        tokenizer: makes text of token ids.
-        scale: what advantages are divided by, as in :func:`~humanline_fused.training.data.advantages.advantages`.
-        file: gets a line for every sample; None where another process writes it.
-        rank: of this process.
+        prompts: the prompts of the dataset.
+        plan: the prompts of each round, and the examples of each step.
+        objective: its form converts a prompt's samples to examples.
+        sampling: the sampling settings.
+        reward: the reward function.
+        tokenizer: decodes token ids.
+        scale: divisor of the advantages, as in :func:`~humanline_fused.training.data.advantages.advantages`.
+        file: file that gets one line per sample; None if another process writes it.
+        rank: rank of this process.
     """
 
     def __init__(
@@ -131,20 +131,21 @@ class Rounds:
         self.metrics: list[dict[str, float]] = []
 
     def summary(self) -> str:
-        """What a round is, in a line."""
+        """Return a description of the rounds in one line."""
         plan, sampling = self.plan, self.sampling
         samples = f"{plan.prompts_per_round} prompts x {sampling.num_generations} samples"
         every = "every step" if plan.rollout_every == 1 else f"every {plan.rollout_every} steps"
         return f"rounds: {every} {samples}, scored by {self.reward.name}"
 
     def begin(self, step: int, model: PreTrainedModel, clock: Clock) -> bool:
-        """Draw and score the samples of ``step``'s round, unless they are there. A collective.
+        """Draw and score the samples of ``step``'s round, unless they exist. Collective.
 
         Returns:
-            Whether :attr:`examples` are new.
+            True if :attr:`examples` are new.
 
         Raises:
-            RolloutError: on every process: the reward function failed on one, or told no two samples apart.
+            RolloutError: on every process, if the reward function failed on one, or gave equal rewards to all samples
+                of each prompt.
         """
         number = step // self.plan.rollout_every
         if number == self.number:
@@ -161,7 +162,7 @@ class Rounds:
         return True
 
     def _sample(self, number: int, attempt: int, model: PreTrainedModel, clock: Clock) -> list[list[Sample]]:
-        """The scored samples of all processes. What goes wrong on one is raised on all, so that none waits for it."""
+        """Return the scored samples of all processes. An error on one is raised on all, so that none waits forever."""
         places = self.plan.prompts(number)
         share = -(-len(places) // self.plan.sizes.world_size)
         mine = places[self.rank * share : (self.rank + 1) * share]
@@ -227,18 +228,18 @@ class Rounds:
         return {"step": step, **shown, **scored, **ids}
 
     def drain(self) -> dict[str, float]:
-        """Means over the rounds since the last call."""
+        """Return the mean metrics of the rounds since the last call."""
         rounds, self.metrics = self.metrics, []
         return {name: fmean(one[name] for one in rounds) for name in rounds[0]} if rounds else {}
 
     def restart(self, step: int) -> None:
-        """Begin a run at ``step``: what the file has of later ones is cut off."""
+        """Begin a run at ``step``, and remove samples of later steps from the file."""
         self.number = -1
         if self.file is not None:
             json_lines.rewrite(self.file, [line for line in json_lines.read(self.file) if line["step"] < step])
 
     def identity(self) -> dict[str, Any]:
-        """What a run that goes on has to have in common with this one."""
+        """Return the settings that a resumed run must share with this one."""
         return {
             "rollout_every": self.plan.rollout_every,
             "per_prompt": self.plan.per_prompt,
@@ -246,12 +247,12 @@ class Rounds:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to hold: the samples of the round, as examples."""
+        """Return the state for a checkpoint: the samples of the round, as examples."""
         rows = [(example.prompt_ids, example.completions, example.weight, example.reward) for example in self.examples]
         return {"number": self.number, "examples": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the samples of :meth:`state_dict`."""
+        """Continue with the samples of a :meth:`state_dict`."""
         self.number = state["number"]
         self.examples = [Example(prompt, tuple(completions), *rest) for prompt, completions, *rest in state["examples"]]
 
@@ -266,7 +267,7 @@ def make_rounds(
     sizes: BatchSizes,
     seed: int,
 ) -> Rounds:
-    """The rounds of a config; the seed is that of the order of the prompts."""
+    """Return the rounds of a config; ``seed`` determines the order of the prompts."""
     writes = config.process_index == 0 and not config.dry_run
     return Rounds(
         prompts,
