@@ -123,7 +123,7 @@ class Part:
     name: str
     measures: str
     cost: str
-    run: Callable[[Session], bool]  # adds to its file what that lacks; whether the file is complete
+    run: Callable[[Session], bool]  # fills its file; whether the file is complete
 
 
 def comparisons(V: int, masked: float = 0.0, H: int | None = None) -> Part:
@@ -139,9 +139,15 @@ def training_step(session: Session) -> bool:
     if absent := missing("accelerate", "datasets", "transformers"):
         print(f"Left out: it needs {', '.join(absent)}")
         return True
-    from benchmarks.training.train import part
+    from benchmarks.training.setting import SETTINGS
+    from benchmarks.training.train import TIMED, TURNS, Plan
 
-    return part(session.results, session.machine, session.toy, session.minutes, session.facts["commit"])
+    turns, timed = (1, 2) if session.toy else (TURNS, TIMED)
+    setting = SETTINGS["toy" if session.toy else "1.5b"]
+    plan = Plan(setting, session.device, turns, timed, commit=session.facts["commit"])
+    file = session.results / f"training-{session.machine}-{setting.name}.csv"
+    print(file.name, flush=True)
+    return plan.measure(file, time.monotonic() + 60 * session.minutes)
 
 
 PARTS = (
@@ -200,8 +206,8 @@ def _judge(session: Session) -> bool:
     rows = session.rows
     if session.toy:
         rows = [replace(row, ms_median=None, ceiling_ms=None, peak_mib=None) for row in rows]
-    print(columns(judged([row for row in rows if not row.H], LOGITS_GOALS)))
-    print(columns(judged([row for row in rows if row.H], HEAD_GOALS)))
+    on_logits, on_hidden_states = ([row for row in rows if bool(row.H) is of_head] for of_head in (False, True))
+    print(columns(judged(on_logits, LOGITS_GOALS) + judged(on_hidden_states, HEAD_GOALS)))
     wrong = [row for row in rows if row.provider.startswith(OURS) and row.note not in FINAL - {WRONG}]
     for row in wrong:
         print(f"\n{row.provider}, {row.case} {row.mode}, V={row.V}: {row.note}")

@@ -1,4 +1,4 @@
-"""What figures depend on: the machine, the versions, the code; and the processes that are started to measure."""
+"""The machine, the versions and the code that figures depend on; and child processes."""
 
 import hashlib
 import importlib.metadata

@@ -55,7 +55,7 @@ def interleaved_times(calls: list[Call], repeats: int, device: torch.device) -> 
             except Exception as error:
                 errors[i] = first_line(error)
             if i in errors:
-                give_back_memory(device)  # only here is free what the error's traceback held
+                give_back_memory(device)  # the error's traceback held memory until here
     return [errors.get(i) or _times(taken) for i, taken in enumerate(samples)]
 
 
@@ -67,7 +67,7 @@ class _Events:
 
     Before each call a buffer of sixteen times the L2 cache is read: no call finds its inputs where the last one left
     them, and the lines it evicts need no write-back (those of a zeroed buffer would). Then the device sleeps while the
-    host queues the call's launches: what it had not queued by then is timed with them.
+    host queues the call's launches; the time to queue the rest is measured with them.
     """
 
     SLEEP = 4_000_000  # clock cycles: about 2 ms, as long as the host needs for hundreds of launches
@@ -106,7 +106,7 @@ def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def first_line(error: BaseException) -> str:
-    """Of what started it: Triton wraps an error of a kernel once for each function that it was called in."""
+    """Of the first cause: Triton wraps an error of a kernel once for each function that it was called in."""
     while error.__cause__:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [""]
@@ -114,13 +114,13 @@ def first_line(error: BaseException) -> str:
 
 
 def give_back_memory(device: torch.device) -> None:
-    """What the allocator keeps of one provider is not there for the next one's larger blocks."""
+    """To the device: blocks that the allocator keeps of one provider may be too small for the next one."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """The most bytes the call held at once beyond what was there before, by the allocator's own record."""
+    """The most bytes the call held at once beyond those held before, by the allocator's own record."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -145,9 +145,9 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 class PeakMemory:
     """The most memory that training held at once.
 
-    On a GPU what its allocator had handed out at the most. Elsewhere what the process had resident at the most
-    (``VmHWM``), less what it had resident when this was made: the interpreter, the libraries, the data. To be made
-    before the model is: weights, gradients, the optimizer's state, a reference and every activation count.
+    On a GPU the allocator's peak. Elsewhere the process's resident peak (``VmHWM``), less its resident memory when this
+    was made: the interpreter, the libraries, the data. Make it before the model: weights, gradients, the optimizer's
+    state, a reference and every activation count.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Who computes a case: ours and the peers, each told by whose code it runs."""
+"""The implementations of a case: ours and the peers, each named with the source of its code."""
 
 import importlib.util
 import os
@@ -27,7 +27,7 @@ UNCLAMPED, HEAD_UNCLAMPED = frozenset({"grpo_unclamped"}), frozenset({"head_dpo_
 
 @dataclass(frozen=True)
 class Provider:
-    """One who computes; in bfloat16, float16 and float32, all that a case comes in."""
+    """An implementation, in bfloat16, float16 and float32."""
 
     key: str  # for --providers; the forms of one provider share it
     name: str  # in the tables
@@ -127,5 +127,5 @@ def announced(keys: Sequence[str], device: torch.device) -> list[Provider]:
 
 
 def sources(providers: Sequence[Provider]) -> dict[str, str]:
-    """Whose code the figures are of, for the head of their file."""
+    """The sources by name, for the head of a file."""
     return {provider.name: provider.source for provider in providers}

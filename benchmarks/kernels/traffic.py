@@ -30,7 +30,7 @@ TILES = (
 def traffic_kernel(
     policy_ptr,  # [num_words]
     reference_ptr,  # [num_words], read if HAS_REFERENCE
-    written_ptr,  # [num_written] if WRITES, dlogits; else [programs], what was read, folded
+    written_ptr,  # [num_written] if WRITES, dlogits; else [programs], the words read, folded
     num_words,
     num_written,
     HAS_REFERENCE: tl.constexpr,
@@ -79,7 +79,7 @@ def bare_traffic(case: Case, mode: Mode, batch: Batch) -> list[Callable[[], Tens
 
 
 def _words(logits: Tensor) -> Tensor:
-    """The storage of [B, T, V] as int32, without what is left over of 64 bytes."""
+    """The storage of [B, T, V] as int32, cut to a multiple of 64 bytes."""
     flat = logits.detach().flatten()
     words_of_16 = flat.numel() * flat.itemsize // 64 * 16
     return flat[: words_of_16 * 4 // flat.itemsize].view(torch.int32)

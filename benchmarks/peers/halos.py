@@ -86,7 +86,7 @@ def halos(case: Any, batch: Any, scores: Tensor, weight: Tensor | None = None) -
 
 @functools.lru_cache(maxsize=1)
 def _compiled(case_name: str, shape: torch.Size) -> Callable[[Any, Any], Tensor]:
-    torch.compiler.reset()  # or what was compiled before counts as recompilation, which ends in eager
+    torch.compiler.reset()  # or earlier compilations count as recompilations, which end in eager
     return torch.compile(halos, dynamic=False)
 
 

@@ -1,1 +1,1 @@
-"""Every kernel cross-compiled, without a GPU: what its loops cost, and the share of a GPU's bandwidth that predicts."""
+"""Every kernel cross-compiled, without a GPU: the cost of its loops, and a predicted share of a GPU's bandwidth."""

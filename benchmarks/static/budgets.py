@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from benchmarks.static.loop_cost import LoopCost
 
 OVER_THE_VOCABULARY = ("token_logp_forward", "token_logp_backward", "grpo_one_launch", "scale_dlogits")
-BYTES_IN_FLIGHT = 40 * 1024  # per SM: what the latency of memory costs at full bandwidth
+BYTES_IN_FLIGHT = 40 * 1024  # per SM: needed to hide the latency of memory at full bandwidth
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def allowed(row: LoopCost) -> float | None:
 
 
 def broken(rows: Sequence[LoopCost]) -> list[str]:
-    """What is over its budget, and which budget of these architectures finds no loop to hold; a line each."""
-    over = [f"{row.kernel} on {row.arch}, {row.loop}: {what}" for row in rows for what in _broken_by(row)]
+    """A line for each loop over its budget, and for each budget of these architectures without a loop."""
+    over = [f"{row.kernel} on {row.arch}, {row.loop}: {excess}" for row in rows for excess in _broken_by(row)]
     there = {(row.kernel, row.arch, row.loop) for row in rows}
     idle = [
         f"{budget.kernel} on {arch}, {loop}: no such loop"

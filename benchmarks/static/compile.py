@@ -17,7 +17,7 @@ from benchmarks.static.source_lines import number_locations
 from benchmarks.static.specialisations import Specialisation
 
 POINTERS = {"target_ids_ptr": "i64", "loss_mask_ptr": "i1", "desirable_ptr": "i1", "cu_seqlens_ptr": "i32"}
-"""What the pointers point to that are neither logits nor float32."""
+"""Element types of the pointers that are neither logits nor float32."""
 
 
 def source(spec: Specialisation) -> ASTSource:
@@ -47,7 +47,7 @@ def argument_type(argument: str, dtype: str, annotation: str | None) -> str:
 
 
 def numbering_stages(*arguments: Any) -> tuple[str, str] | None:
-    """Triton's hook: called without arguments for what it adds to the cache's key, else to change the stages."""
+    """Triton's hook: called without arguments for its part of the cache's key, else to change the stages."""
     if not arguments:
         return "numbered locations", "numbered locations"
     _, stages, *_ = arguments

@@ -1,4 +1,4 @@
-"""A kernel's machine code, whatever the machine: its instructions by what they do, its loops, its resources."""
+"""A kernel's machine code on any machine: its instructions by kind, its loops, its resources."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -1,1 +1,1 @@
-"""What a user's optimizer step costs: whole trainers beside each other, each in a process of its own."""
+"""The cost of an optimizer step: whole trainers beside each other, each in a process of its own."""

@@ -60,7 +60,7 @@ class Setting:
         return [[records[i] for ids in window for i in ids] for window in windows]
 
     def arguments(self, output_dir: str, steps: int, device: torch.device) -> dict[str, Any]:
-        """What transformers' ``TrainingArguments`` takes, and every trainer's own arguments call alike."""
+        """Of transformers' ``TrainingArguments``, and of every trainer's own."""
         checkpointing = {"gradient_checkpointing": True} if self.checkpointing else {}
         return checkpointing | {
             "output_dir": output_dir,

@@ -23,7 +23,7 @@ from benchmarks.results import Facts, agrees, read, write
 from benchmarks.training.answers import WRONG, checked
 from benchmarks.training.runs import Run
 from benchmarks.training.runs_table import text
-from benchmarks.training.setting import SETTINGS, TOY, Setting
+from benchmarks.training.setting import SETTINGS, Setting
 from benchmarks.training.variants import KEYS, Variant, available
 from benchmarks.training.worker import WARM_UP, blank
 
@@ -120,13 +120,3 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if not plan.measure(options.csv or Path(folder) / "runs.csv"):
             sys.exit(1)
-
-
-def part(results: Path, machine_name: str, toy: bool, minutes: float, commit: str | None) -> bool:
-    """A part of ``python -m benchmarks gpu``: all variants on its device; whether every run is there and right."""
-    plan = Plan(SETTINGS["1.5b"], torch.device("cuda"), commit=commit)
-    if toy:
-        plan = Plan(TOY, torch.device("cpu"), turns=1, timed=2, commit=commit)
-    file = results / f"training-{machine_name}-{plan.setting.name}.csv"
-    print(f"training: {file.name}", flush=True)
-    return plan.measure(file, time.monotonic() + 60 * minutes)
