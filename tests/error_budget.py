@@ -1,8 +1,9 @@
-"""The one tolerance policy: against the float64 oracle, an implementation may err as much as eager does, and round.
+"""The tolerance of all tests: the error against the float64 oracle is at most eager's own error plus rounding.
 
-Rounding is half a unit in the last place of the result's own dtype, for the one store that ends every operation, and
-two float32 epsilons of each log-prob on the way, one for its exponentials and their sum, one for the logarithm and the
-difference: what follows carries that on as it stands, whatever cancels, so its size is theirs, not the result's.
+Rounding is half a unit in the last place of the result's dtype, for the final store of an operation, plus two float32
+epsilons of each log-prob in the computation: one for its exponentials and their sum, one for the logarithm and the
+difference. Later operations keep this absolute error even if values cancel, so it scales with the log-probs, not with
+the result.
 """
 
 import torch
@@ -14,11 +15,11 @@ FLOAT32_EPSILON = torch.finfo(torch.float32).eps
 def assert_within_budget(
     actual: Tensor, eager: Tensor, oracle: Tensor, what: str, *, log_probs: float = 0.0, unit: float = 1.0
 ) -> None:
-    """``actual`` errs no more than allowed; where the oracle is not finite, it holds the same thing.
+    """Assert that ``actual`` is within the budget, and equal to the oracle where that is not finite.
 
     Args:
-        log_probs: sum of the absolute log-probs that one result is made of, nats.
-        unit: the scale of what the result is a difference of: 1 for nats, max |dlogp| for dlogits.
+        log_probs: sum of the absolute log-probs that one result is computed from, nats.
+        unit: scale of the two terms if the result is a difference: 1 for nats, max |dlogp| for dlogits.
     """
     assert actual.dtype == eager.dtype, f"{what}: {actual.dtype} where eager gives {eager.dtype}"
     assert actual.shape == oracle.shape, f"{what}: {tuple(actual.shape)} where the oracle gives {tuple(oracle.shape)}"

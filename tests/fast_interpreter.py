@@ -1,7 +1,7 @@
-"""Triton's interpreter without the work that it repeats for every operation; the answers keep their bits.
+"""Caches for Triton's interpreter, which repeats much work in every operation; the results keep their bits.
 
-The tests' tensors are tiny, so an operation costs what Python does about it: types that are built anew, a table of all
-dtypes that is hashed, a check for overflow that is computed in full and dropped because ``debug`` is off.
+The tests' tensors are tiny, so most of the time is Python overhead: types are built again, a table of all dtypes is
+hashed, and a check for overflow is computed in full and dropped because ``debug`` is off.
 """
 
 import inspect
@@ -36,7 +36,7 @@ def check_overflow_where_it_is_told(self: Any, *operation: Any) -> None:
 
 
 def make_tensor(self: Any, handle: Any, type: Any) -> None:
-    """With the one object that says a shape."""
+    """Initialise a tensor with one cached object per shape."""
     sizes = tuple(type.shape.values) if type.is_block() else ()
     if sizes not in shapes:
         shapes[sizes] = tl.constexpr(type.numel), core.tuple([tl.constexpr(size) for size in sizes])
@@ -45,7 +45,7 @@ def make_tensor(self: Any, handle: Any, type: Any) -> None:
 
 
 def with_element_ty(self: Any, element_ty: Any) -> Any:
-    """Remembered for scalars, which are what their name says; a pointer is more."""
+    """Cache the type of a block by its element's name; the name of a pointer does not identify it."""
     if type(element_ty) is not tl.dtype:
         return tl.block_type(element_ty, self.shape)
     others = vars(self).setdefault("others", {})
@@ -77,6 +77,6 @@ def remember() -> None:
     core._unwrap_if_constexpr = lambda value: value if type(value) is int else unwrap(value)
     core.tensor.__init__ = make_tensor
     core.block_type.with_element_ty = with_element_ty
-    core.block_type.to_ir = lambda self, builder: self  # the interpreter's own is an equal one, built anew
+    core.block_type.to_ir = lambda self, builder: self  # the original builds an equal type again
     core.dtype.__eq__ = lambda self, other: self is other or equal_dtypes(self, other)
     core.dtype.is_int = lambda self: self.name in INTEGERS

@@ -1,4 +1,4 @@
-"""Hidden states and heads for the tests, and every loss on them with every kind of source."""
+"""Hidden states and heads for the tests, and every loss on them with every kind of scores."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,7 +16,7 @@ Kind = Literal["head", "logits", "logp"]
 
 @dataclass(frozen=True)
 class HeadBatch:
-    """Hidden states [B, T, H] and heads of policy and reference, and the tokens of a loss."""
+    """Hidden states [B, T, H] and heads of policy and reference, and the other inputs of a loss."""
 
     hidden: Tensor
     weight: Tensor
@@ -34,7 +34,7 @@ class HeadBatch:
 
     @property
     def packed(self) -> "HeadBatch":
-        """The same sequences behind one another in one row [1, N]."""
+        """The same sequences concatenated in one row [1, N]."""
         B, T, _ = self.hidden.shape
         device = self.hidden.device
         flat = {name: getattr(self, name).flatten(0, 1)[None] for name in ("hidden", "ref_hidden")}
@@ -46,7 +46,7 @@ class HeadBatch:
 def head_batch(
     device: torch.device | str, B: int = 4, T: int = 6, H: int = 16, V: int = 37, bias: bool = True, seed: int = 0
 ) -> HeadBatch:
-    """Logits of scale 3, and a reference near enough for both humanline bounds to bind on some tokens only."""
+    """Return heads with logits of scale 3, and a reference so near that both humanline bounds bind on some tokens."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -74,7 +74,7 @@ def head_batch(
 def source(
     kind: Kind, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Batch, impl: str, **options: Any
 ) -> Scores:
-    """The same scores as one of three kinds of source; ``options`` of a head alone are left out for the others."""
+    """Return the same scores as one of three kinds; logits and log-probs ignore ``options`` that only a head has."""
     softmax = {name: value for name, value in options.items() if name in ("temperature", "softcap", "scale")}
     if kind == "head":
         return LMHead(hidden, weight, bias, **options)
@@ -97,7 +97,7 @@ def answer(
     options: dict[str, Any] | None = None,
     **settings: Any,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The results of a loss, and its gradients, by the names of the policy's tensors.
+    """Return the results of a loss, and its gradients by the names of the policy's tensors.
 
     Args:
         frozen: weight and bias need no gradient.

@@ -27,7 +27,7 @@ def random_batch(
     spread: float = 1.5,
     seed: int = 0,
 ) -> Batch:
-    """Logits of scale 3 and a reference ``spread`` away: with 1.5 both humanline bounds bind on some tokens."""
+    """Return logits of scale 3 and a reference ``spread`` away: with 1.5 both humanline bounds bind on some tokens."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(B, T, V, generator=generator)
     return Batch(
@@ -57,7 +57,7 @@ def loss_of(
     impl: str = "auto",
     **settings: Any,
 ) -> Any:
-    """The output of one loss, with settings that exercise every term of it."""
+    """Return the output of one loss, with settings that exercise all its terms."""
     settings = {**SETTINGS[objective], **settings, "clamp": clamp, "impl": impl}
     ids, mask = batch.target_ids, batch.loss_mask
     match objective:
@@ -82,10 +82,10 @@ def loss_and_gradient(
     lay_out: Callable[[Tensor], Tensor] = lambda logits: logits,
     **settings: Any,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """All results of a loss on logits, by name, and its gradient in the policy's logits.
+    """Return all results of a loss on logits, by name, and its gradient in the policy's logits.
 
     Args:
-        lay_out: puts logits elsewhere in memory.
+        lay_out: gives logits another memory layout.
     """
     logits = batch.logits.detach().clone().requires_grad_()
     policy, reference = Logits(lay_out(logits)), Logits(lay_out(batch.ref_logits))
@@ -101,7 +101,7 @@ def token_batch(
     mask: list[list[int]] | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, TokenLogp, Tensor, Tensor]:
-    """Hand-written log-probs: policy (a leaf with a gradient), reference, ids that are not read, mask."""
+    """Return given log-probs of policy (a leaf with a gradient) and reference, ids that are never read, and a mask."""
     policy = torch.tensor(logp, device=device, requires_grad=True)
     loss_mask = torch.ones(policy.shape, dtype=torch.bool) if mask is None else torch.tensor(mask, dtype=torch.bool)
     ids = torch.zeros(policy.shape, dtype=torch.long, device=device)

@@ -1,8 +1,8 @@
-"""Triton's interpreter, made to round as the hardware does: once in ``tl.fma``, to nearest even in fp32 -> bf16.
+"""Triton's interpreter with the rounding of the hardware: once in ``tl.fma``, to nearest even in fp32 -> bf16.
 
-Left as it is, it rounds the fma twice and truncates to bf16, and the kernels' error budget would measure that. It would
-also patch the language anew in every call of a device function, which takes longer than what the function does, and
-repeat other work in every operation (fast_interpreter.py).
+Without this change it rounds the fma twice and truncates to bf16, and the kernels' error budget would measure that. It
+also patches the language again in every call of a device function, which takes longer than the function itself, and
+repeats other work in every operation (fast_interpreter.py).
 """
 
 from typing import Any
@@ -42,13 +42,13 @@ def restore_all() -> None:
 
 
 def patch_once_a_launch(fn: Any) -> Any:
-    """What a launch has patched stays so until it ends, for all the functions that see the same modules of Triton's."""
+    """Keep a launch's patches until it ends, for all functions that use the same modules of Triton."""
     if fn not in modules_of:
         seen = fn.__globals__.values()
         modules_of[fn] = frozenset(value.__name__ for value in seen if value is tl or value is tl.core)
     modules = modules_of[fn]
     if modules in patched_for:
-        return None  # a device function's scope is not asked for again
+        return None  # Triton does not use the scope of a device function
     patched_for.add(modules)
     scopes.append(patch_language(fn))
     scopes[-1].restore = restore_all
@@ -61,5 +61,5 @@ def round_as_hardware_does() -> None:
         remember()
     interpreter.InterpreterBuilder.create_fma = create_fma
     interpreter._convert_float = convert_to_nearest
-    # Infinities and NaN are answers here, as on a GPU, and no occasion for numpy's warnings.
+    # Infinities and NaN are valid results, as on a GPU, so numpy must not warn.
     np.seterr(invalid="ignore", over="ignore", divide="ignore")

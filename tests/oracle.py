@@ -1,4 +1,4 @@
-"""The oracle: eager in float64. Compares all results of a loss, and its gradient, within the error budget."""
+"""Comparison of a loss and its gradient with the oracle, eager in float64, within the error budget."""
 
 import torch
 
@@ -20,7 +20,7 @@ def assert_matches_oracle(objective: str, batch: Batch, **kwargs) -> None:
     settings = {name: value for name, value in kwargs.items() if name not in ("one_launch", "lay_out")}
     double = loss_of(objective, TokenLogp(policy), TokenLogp(oracle["ref_logp"]), batch.to(torch.float64), **settings)
     (dlogp,) = torch.autograd.grad(double.loss, policy)
-    # dlogp is a difference itself (of k3's two terms, of two sigmoids), of things the size of beta.
+    # dlogp is itself a difference (of k3's two terms, of two sigmoids) of values as large as beta.
     num_items = {"dpo": len(dlogp) // 2, "kto": len(dlogp), "grpo": batch.loss_mask.sum().item()}[objective]
     unit = max(dlogp.abs().max().item(), (SETTINGS[objective] | settings)["beta"] / max(num_items, 1))
     size = per_token if objective == "grpo" else 2 * per_sequence

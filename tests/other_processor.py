@@ -32,7 +32,7 @@ def multiplied(a: Tensor, b: Tensor) -> Tensor:
 
 
 def multiplied_and_added(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """Rounded to the factors' dtype once, as everywhere."""
+    """Return the product, rounded once to the factors' dtype, as on every processor."""
     total = alpha * product(a, b)
     return (total if beta == 0 else beta * c + total).to(a.dtype)
 

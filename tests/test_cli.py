@@ -1,4 +1,4 @@
-"""The command line: one parser for file and options, and one clear line for what cannot be used."""
+"""The command line: one parser for file and options, and one-line error messages."""
 
 import json
 import os
@@ -46,12 +46,12 @@ def logged(run: str) -> list[dict[str, float]]:
 
 
 def error_line(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The last line on stderr of a command that has to fail with status 2."""
+    """Return the last line on stderr of a command that must fail with status 2."""
     assert main(argv) == 2
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_train_on_ten_messages_format_pairs_leaves_a_model_that_loads_and_its_metrics(here: Path) -> None:
+def test_train_on_ten_pairs_of_messages_writes_a_loadable_model_and_its_metrics(here: Path) -> None:
     assert main(["train", "--config", "config.yaml"]) == 0
     trained, start = AutoModelForCausalLM.from_pretrained("run"), AutoModelForCausalLM.from_pretrained("start")
     assert any(not torch.equal(a, b) for a, b in zip(trained.parameters(), start.parameters(), strict=True))
@@ -131,7 +131,7 @@ def test_a_value_of_the_wrong_kind_in_the_file_is_refused(
     assert f"--sync_every: invalid int value: '{value}'" in capsys.readouterr().err.replace("/--sync-every", "")
 
 
-def test_info_says_who_computes_each_operation_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_prints_the_implementation_of_each_operation_and_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert f"humanline-fused  {__version__}" in lines
@@ -163,7 +163,7 @@ def test_a_dry_run_ends_before_the_first_step_and_leaves_nothing(
     assert list(Path("run").rglob("*")) == []
 
 
-def test_a_run_that_cannot_go_on_is_one_line_and_status_1(
+def test_the_error_of_a_failed_run_is_one_line_and_status_1(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: Any, **kwargs: Any) -> None:

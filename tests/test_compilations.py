@@ -1,4 +1,4 @@
-"""A kernel is compiled once for all lengths, strides and addresses: counted by the compiler's key, without a GPU."""
+"""A kernel is compiled once for all lengths, strides and addresses; the compiler's keys are counted without a GPU."""
 
 import json
 import os
@@ -82,7 +82,7 @@ KERNELS = {
 
 @pytest.fixture(scope="module")
 def compilations() -> dict[str, dict[str, int]]:
-    """By case, how often each kernel would be compiled; all of them in one process without the interpreter."""
+    """Compilations of each kernel by case, counted in one process without the interpreter."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     cases = {"lengths": TWENTY_LENGTHS, "strides": STRIDES_AND_ADDRESSES, "vocabularies": TWO_VOCABULARIES}

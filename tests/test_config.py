@@ -1,4 +1,4 @@
-"""The settings of a run: what has no meaning is refused, with what was expected and what came."""
+"""The settings of a run: defaults, and refusal of invalid values with the expected and the given value."""
 
 import math
 from pathlib import Path
@@ -52,23 +52,23 @@ def test_the_policy_may_be_named_by_a_path(tmp_path: Path):
         ({"push_to_hub": True}, "expected hub_strategy='end'"),
     ],
 )
-def test_a_setting_without_meaning_is_refused(tmp_path: Path, setting: dict[str, Any], said: str):
+def test_an_invalid_setting_is_refused(tmp_path: Path, setting: dict[str, Any], said: str):
     with pytest.raises(ValueError, match=said):
         tiny_config(tmp_path, **setting)
 
 
 @pytest.mark.parametrize(("objective", "beta"), [("dpo", 0.1), ("kto", 0.1), ("grpo", 0.0)])
-def test_beta_defaults_to_the_objectives(tmp_path: Path, objective: str, beta: float):
+def test_beta_defaults_to_that_of_the_objective(tmp_path: Path, objective: str, beta: float):
     assert tiny_config(tmp_path, objective=objective, beta=None).beta == beta
 
 
-def test_every_reference_but_a_frozen_one_is_synced_at_every_step_unless_said_otherwise(tmp_path: Path):
+def test_every_reference_except_a_frozen_one_is_synced_at_every_step_by_default(tmp_path: Path):
     cadence = {name: tiny_config(tmp_path, reference=name).sync_every for name in ("lookahead", "copy", "frozen")}
     assert cadence == {"lookahead": 1, "copy": 1, "frozen": None}
     assert tiny_config(tmp_path, sync_every=4).sync_every == 4
 
 
-def test_scale_rewards_may_be_said_as_trl_says_it(tmp_path: Path):
+def test_scale_rewards_accepts_the_booleans_of_trl(tmp_path: Path):
     said = {
         value: tiny_config(tmp_path, objective="grpo", scale_rewards=value).scale_rewards for value in (True, False)
     }

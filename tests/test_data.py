@@ -1,4 +1,4 @@
-"""From preference data to padded batches."""
+"""Conversion of datasets to token ids and padded batches."""
 
 from pathlib import Path
 from typing import Any
@@ -47,18 +47,18 @@ def test_plain_text_ends_with_one_end_of_sequence_token():
     assert tokenize(TOKENIZER, "w1 w2", [" w3", " w4 <eos>"]) == (ids("w1 w2"), [ids("w3 <eos>"), ids("w4 <eos>")])
 
 
-def test_a_chat_template_brings_its_own_end_and_the_generation_prompt_belongs_to_the_prompt():
+def test_a_chat_template_adds_the_end_and_the_prompt_has_the_generation_prompt():
     prompt, completions = tokenize(TOKENIZER, MESSAGES["prompt"], [MESSAGES["chosen"], MESSAGES["rejected"]])
     assert prompt == ids("<user> w1 <eos> <assistant>")
     assert completions == [ids("w2 <eos>"), ids("w3 w4 <eos>")]
 
 
-def test_a_completion_begins_where_either_side_parts_from_the_prompt():
+def test_a_completion_begins_where_either_side_differs_from_the_prompt():
     # "w1" + "2 w3" becomes the token "w12", so the prompt's last token belongs to neither prompt.
     assert tokenize(TOKENIZER, "w9 w1", ["2 w3", " w4"]) == (ids("w9"), [ids("w12 w3 <eos>"), ids("w1 w4 <eos>")])
 
 
-def test_a_prompt_that_fills_max_length_is_dropped_and_counted_and_longer_completions_keep_their_start():
+def test_a_prompt_of_max_length_is_dropped_and_long_completions_keep_their_start():
     long = {"prompt": "w1 w2 w3 w4", "chosen": " w5", "rejected": " w6"}
     data = prepared([PAIR, long], max_length=4)
     assert data.dropped == 1
@@ -67,12 +67,12 @@ def test_a_prompt_that_fills_max_length_is_dropped_and_counted_and_longer_comple
     assert [c.tolist() for c in example.completions] == [ids("w3 <eos>"), ids("w4 w5")]
 
 
-def test_what_was_cut_and_what_teaches_nothing_is_counted():
+def test_cut_completions_and_groups_without_signal_are_counted():
     assert prepared([PAIR, PAIR | {"chosen": " w3 w4 w5 w6"}], max_length=5).truncated == 1
     assert prepared(GROUPS, "grpo").groups_without_signal == 1
 
 
-def test_a_group_of_equal_rewards_is_dropped_where_it_has_no_gradient_and_kept_where_the_kl_has_one():
+def test_groups_of_equal_rewards_are_dropped_with_drop_no_signal_and_else_kept():
     kept, dropped = (prepared(GROUPS, "grpo", drop_no_signal=drop) for drop in (False, True))
     assert (len(kept.examples), kept.groups_dropped) == (4, 0)
     assert (len(dropped.examples), dropped.groups_dropped, dropped.groups_without_signal) == (2, 1, 1)
@@ -80,7 +80,7 @@ def test_a_group_of_equal_rewards_is_dropped_where_it_has_no_gradient_and_kept_w
         prepared(GROUPS[:1], "grpo", drop_no_signal=True)
 
 
-def test_a_completion_without_a_token_is_dropped_and_one_that_only_ends_is_kept_and_both_are_counted():
+def test_a_completion_without_a_token_is_dropped_and_one_with_only_an_end_is_kept():
     said_nothing = PAIR | {"rejected": ""}
     data = prepared([PAIR, said_nothing])
     assert (len(data.examples), data.empty, data.bare_ends) == (2, 0, 1)
@@ -96,7 +96,7 @@ def test_a_completion_without_a_token_is_dropped_and_one_that_only_ends_is_kept_
         assert (len(data.examples), data.empty, data.bare_ends) == (left, 1, 0)
 
 
-def test_the_advantage_beside_a_dropped_completion_is_still_the_groups():
+def test_dropping_a_completion_does_not_change_the_advantages_of_its_group():
     endless = tiny_tokenizer()
     endless.eos_token = None
     row = {"prompt": "w1", "completions": ["", " w2", " w3"], "rewards": [0.0, 3.0, 3.0]}
@@ -104,12 +104,12 @@ def test_the_advantage_beside_a_dropped_completion_is_still_the_groups():
     assert [example.weight for example in data.examples] == [1.0, 1.0]
 
 
-def test_without_a_prompt_a_completion_of_one_token_teaches_nothing():
+def test_without_a_prompt_a_completion_of_one_token_is_dropped():
     data = prepared([{"prompt": "", "completion": text, "label": True} for text in ("", " w1")], "kto")
     assert ([e.completions[0].tolist() for e in data.examples], data.empty) == ([ids("w1 <eos>")], 1)
 
 
-def test_data_that_differ_in_a_token_in_a_boundary_or_in_a_weight_have_different_fingerprints():
+def test_another_token_boundary_weight_or_reward_changes_the_fingerprint():
     pairs = [PAIR, PAIR | {"chosen": " w4"}, PAIR | {"prompt": "w1", "chosen": " w2 w3"}]
     codes = [fingerprint(prepared([pair]).examples) for pair in pairs]
     liked = {"prompt": "w1", "completion": " w2", "label": True}
@@ -120,7 +120,7 @@ def test_data_that_differ_in_a_token_in_a_boundary_or_in_a_weight_have_different
     assert fingerprint(prepared([PAIR]).examples) == codes[0]
 
 
-def test_a_dataset_of_which_nothing_is_left_is_refused_with_the_count():
+def test_a_dataset_without_a_usable_example_is_refused_with_the_count():
     with pytest.raises(ValueError, match=r"got none \(1 dropped: prompt >= max_length=2\)"):
         prepared([PAIR], max_length=2)
 
@@ -133,12 +133,12 @@ def test_advantages_divide_by_the_population_standard_deviation_plus_a_hundredth
     assert advantages([0.0, 1.0], scale="none") == [-0.5, 0.5]
 
 
-def test_a_batch_scale_is_that_of_the_rewards_as_they_are_and_not_of_their_distances_from_the_means():
+def test_the_batch_scale_uses_rewards_and_not_their_distances_from_group_means():
     # Two groups, [0, 0] and [4, 4]: all distances are 0, the rewards' standard deviation is 2.
     assert batch_scale([0.0, 0.0, 4.0, 4.0]) == 2.0 + 1e-2
 
 
-def test_scaled_by_batch_an_example_waits_with_its_distance_from_the_mean_and_its_reward():
+def test_scaled_by_batch_an_example_keeps_its_distance_from_the_mean_and_its_reward():
     row = {"prompt": "w1", "completions": [" w2", " w3"], "rewards": [0.0, 3.0]}
     examples = prepared([row], "grpo", scale_rewards="batch").examples
     assert [(e.weight, e.reward) for e in examples] == [(-1.5, 0.0), (1.5, 3.0)]
@@ -157,7 +157,7 @@ def test_each_completion_of_a_group_becomes_an_example_with_its_own_advantage():
 # Batches
 
 
-def test_a_batch_is_padded_on_the_right_and_counts_the_completions_alone():
+def test_a_batch_is_padded_on_the_right_and_counts_only_the_completions():
     examples = prepared([PAIR, PAIR | {"prompt": "w7"}]).examples
     batch = collate(examples, MicroBatch((1, 0), (0, 1)), find_objective("dpo"), pad_token_id=0, max_length=64)
     chosen_first = ["w7 w3 <eos>", "w1 w2 w3 <eos>", "w7 w4 w5 <eos>", "w1 w2 w4 w5 <eos>"]
@@ -169,7 +169,7 @@ def test_a_batch_is_padded_on_the_right_and_counts_the_completions_alone():
         assert batch.completion_mask[row].tolist() == [prompt <= t < len(expected) for t in range(5)]
 
 
-def test_kto_pairs_each_prompt_with_the_completion_that_follows():
+def test_kto_pairs_each_prompt_with_the_next_completion():
     rows = [{"prompt": f"w{i}", "completion": f" w{i + 10}", "label": i == 0} for i in range(3)]
     batch = collate(
         prepared(rows, "kto").examples, MicroBatch((0, 2), (2, 1)), find_objective("kto"), pad_token_id=0, max_length=64

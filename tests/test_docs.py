@@ -1,4 +1,4 @@
-"""The code on the pages runs, and their links resolve."""
+"""The code on the documentation pages runs, and their links resolve."""
 
 import json
 import re

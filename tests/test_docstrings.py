@@ -1,4 +1,4 @@
-"""Every example in a docstring runs and gives what it shows."""
+"""Every docstring example runs and gives the stated output."""
 
 import doctest
 import importlib

@@ -1,4 +1,4 @@
-"""dpo_loss by hand (docs/math.md, equations 4 to 5c). What holds for every loss is in test_losses.py."""
+"""dpo_loss by hand (docs/math.md, equations 4 to 5c). Properties of all losses: test_losses.py."""
 
 import math
 from collections import defaultdict
@@ -124,7 +124,7 @@ def test_it_agrees_with_torch_s_own_pieces_on_unclamped_sequences(impl, device):
 
 
 def loss_by_hand(impl, device, loss_type, mask=None, **settings):
-    """The loss of the pair above, and the gradient of its four log-probs."""
+    """Return the loss of the pair above, and its gradient in the four log-probs."""
     policy, reference, ids, loss_mask = token_batch(LOGP, REF_LOGP, mask, device=device)
     out = dpo_loss(TokenLogp(policy), reference, ids, loss_mask, loss_type=loss_type, impl=impl, **settings)
     (gradient,) = torch.autograd.grad(out.loss, policy)
@@ -153,7 +153,7 @@ def test_ipo_pulls_the_margin_up_below_its_target_and_down_above_it(impl, device
     assert above[0] > 0 > below[0]
 
 
-def test_hinge_is_what_the_margin_lacks_to_1(impl, device):
+def test_hinge_is_1_minus_the_margin_where_that_is_positive(impl, device):
     loss, gradient = loss_by_hand(impl, device, "hinge", beta=0.2)
     assert loss == pytest.approx(1 - 0.2 * 3.75, rel=1e-6)
     assert gradient == pytest.approx([-0.2, 0.0, 0.2, 0.0], rel=1e-6)
@@ -204,7 +204,7 @@ def test_rewards_are_beta_times_the_sum_for_every_loss_type(impl, device):
 
 
 def trl_s_loss(loss_type: str, beta: float, logp: torch.Tensor, ref_logp: torch.Tensor, mask: torch.Tensor) -> Any:
-    """What TRL's own trainer makes of token log-probs, and the rewards that it logs: trl 1.16, dpo_trainer.py."""
+    """Return the loss of TRL's trainer on token log-probs, and its logged rewards: trl 1.16, dpo_trainer.py."""
     from trl.trainer.dpo_trainer import DPOTrainer
 
     zeros = torch.zeros_like(logp)

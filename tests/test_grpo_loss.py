@@ -1,4 +1,4 @@
-"""grpo_loss by hand (docs/math.md, equations 9 to 11). What holds for every loss is in test_losses.py."""
+"""grpo_loss by hand (docs/math.md, equations 9 to 11). Properties of all losses: test_losses.py."""
 
 import math
 

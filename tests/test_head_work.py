@@ -1,4 +1,4 @@
-"""How much work a head is: products with the weight, rows that never reach one, logits held at once."""
+"""Work of a head: products with the weight, rows left out of them, and logits in memory."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 class Products(TorchDispatchMode):
-    """Counts the multiplications of products of which one factor has the vocabulary's size and another H."""
+    """Counts the multiplications in products with one factor of the vocabulary's size and one of size H."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Products(TorchDispatchMode):
 
 
 def units(run: Any, num_rows: int) -> float:
-    """Products with the weight, of the rows that count."""
+    """Number of products of all rows that count with the weight."""
     with Products() as products:
         run()
     return products.multiplications / (num_rows * H * V)
@@ -94,7 +94,7 @@ def test_policy_and_reference_with_one_weight_are_one_product(objective):
 
 
 @pytest.mark.parametrize(("frozen", "expected"), [(False, 4), (True, 2)])
-def test_a_loss_of_the_caller_s_is_four_and_with_a_frozen_head_two(frozen, expected):
+def test_a_user_defined_loss_is_four_products_and_with_a_frozen_head_two(frozen, expected):
     batch = head_batch(CPU, H=H, V=V, bias=False)
     ids, mask = batch.tokens.target_ids, batch.tokens.loss_mask
     policy = policy_of(batch, frozen)

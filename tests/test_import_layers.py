@@ -1,4 +1,4 @@
-"""Import layers and file names, checked in the source and in a fresh interpreter."""
+"""Import layers and file names, checked in the source and in a new interpreter."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ ONE_THING_IN_SEVERAL_LAYERS = {
     *("token_logp", "log_ratio", "dpo_loss", "kto_loss", "grpo_loss", "grpo_one_launch"),
     *("epilogue", "scores", "sequences", "softmax"),
 }
-"""Operations and words that every layer has its part of."""
+"""File names that may occur in several packages: operations and terms with a part in every layer."""
 
 
 def run_python(code: str) -> str:
@@ -27,13 +27,13 @@ def run_python(code: str) -> str:
 
 @pytest.fixture(scope="module")
 def imported() -> set[str]:
-    """The modules that importing the package leaves."""
+    """Names of all modules that are loaded after an import of the package."""
     return set(run_python("import sys, humanline_fused; print(*sys.modules)").split())
 
 
 @pytest.fixture(scope="module")
 def without_triton() -> list[str]:
-    """What a process prints in which triton does not exist: the loss and if there is a gradient, then the errors."""
+    """Output of a process without triton: the loss and True if it has a gradient, then the errors."""
     return run_python(
         """
 import sys
@@ -60,7 +60,7 @@ def test_every_import_follows_the_layer_contracts() -> None:
     assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
-def test_a_file_name_that_several_rooms_have_means_one_thing() -> None:
+def test_a_file_name_used_in_several_packages_means_one_thing() -> None:
     files = [*ROOT.glob("humanline_fused/**/*.py"), *ROOT.glob("kernels/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]
     names = [file.stem for file in files if not file.stem.startswith("__")]
     assert {name for name in names if names.count(name) > 1} <= ONE_THING_IN_SEVERAL_LAYERS
@@ -71,11 +71,11 @@ def test_importing_the_package_imports_neither_triton_nor_transformers_nor_trl(i
     assert imported & {"triton", "humanline_kernels", "transformers", "trl"} == set()
 
 
-def test_the_losses_work_where_triton_does_not_exist(without_triton: list[str]) -> None:
+def test_the_losses_work_without_triton(without_triton: list[str]) -> None:
     assert without_triton[0].split() == ["0.6931", "True"]
 
 
-def test_asking_for_triton_by_name_where_it_does_not_exist_is_an_error_that_says_so(without_triton: list[str]) -> None:
+def test_impl_triton_without_triton_is_an_error_that_names_the_missing_package(without_triton: list[str]) -> None:
     errors = without_triton[1:]
     assert len(errors) == 2
     assert all(error.startswith("impl='triton' cannot run here: triton is not installed") for error in errors)
@@ -86,6 +86,6 @@ def test_the_trainers_are_not_imported_with_the_package(imported: set[str], laye
     assert [module for module in imported if layer in module.split(".")] == []
 
 
-def test_the_trainer_and_the_command_line_work_where_trl_does_not_exist() -> None:
+def test_the_trainer_and_the_command_line_work_without_trl() -> None:
     code = "import sys; sys.modules['trl'] = None; import humanline_fused.training, humanline_fused.cli; print('fine')"
     assert run_python(code).strip() == "fine"

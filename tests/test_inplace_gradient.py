@@ -1,4 +1,4 @@
-"""Logits(..., inplace_gradient=True): dlogits is written over the logits, and autograd knows."""
+"""Logits(..., inplace_gradient=True): dlogits overwrites the logits, and autograd detects misuse."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from tests.inputs import loss_and_gradient, loss_of, random_batch
 
 
 def overwritable(logits):
-    """A leaf, and logits that are another operation's result and whose values that operation does not need."""
+    """Return a leaf, and logits computed from it by an operation whose backward does not need them."""
     leaf = logits.detach().clone().requires_grad_()
     return leaf, leaf * 1
 
@@ -67,10 +67,10 @@ def test_entropy_and_softmax_settings_go_with_it(device, impl):
     assert torch.equal(*gradients)
 
 
-# Misuse is seen
+# Misuse
 
 
-def test_whoever_needs_the_logits_for_a_later_backward_is_told_that_they_are_gone(device, objective, impl):
+def test_an_operation_that_needs_the_logits_in_backward_is_an_error(device, objective, impl):
     batch = random_batch(device)
     leaf = batch.logits.detach().clone().requires_grad_()
     logits = leaf.exp()  # its backward needs its result
@@ -79,7 +79,7 @@ def test_whoever_needs_the_logits_for_a_later_backward_is_told_that_they_are_gon
         loss.backward()
 
 
-def test_a_second_backward_is_told_that_they_are_gone(device, objective, impl):
+def test_a_second_backward_through_overwritten_logits_is_an_error(device, objective, impl):
     batch = random_batch(device)
     _, logits = overwritable(batch.logits)
     loss = loss_of(objective, Logits(logits, inplace_gradient=True), Logits(batch.ref_logits), batch, impl=impl).loss

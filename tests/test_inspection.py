@@ -1,4 +1,4 @@
-"""What `humanline data` says of a dataset before any training."""
+"""Reports of `humanline data` on datasets."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def lines_of(found: Inspection) -> list[str]:
     return report(found).splitlines()
 
 
-def test_the_report_of_a_dataset_is_this(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_report_of_a_dataset_has_this_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     rows = [PAIR, PAIR | {"prompt": "w1 w2 w3", "rejected": " w3", "source": "me"}, PAIR | {"prompt": "w1 " * 9}]
     file = written(tmp_path / "pairs.jsonl", rows)
@@ -74,7 +74,7 @@ def test_rows_that_cannot_be_used_are_listed_and_are_status_2(tmp_path: Path, ca
         assert reason in line
 
 
-def test_the_first_row_that_is_listed_is_where_a_training_stops(tmp_path: Path):
+def test_training_stops_at_the_first_listed_row(tmp_path: Path):
     file = written(tmp_path / "pairs.jsonl", [PAIR, {"prompt": "w1", "chosen": "w2"}, PAIR])
     (reason,) = inspect_data(file).wrong
     with pytest.raises(ValueError, match="lacks 'rejected'") as caught:
@@ -128,7 +128,7 @@ def test_a_completion_that_repeats_its_prompt_is_counted():
     assert "repeated prompts  1 completions begin with their prompt again" in lines_of(inspect_data(rows))
 
 
-def test_what_no_objective_takes_is_named_and_so_are_columns_that_nobody_knows():
+def test_data_without_an_objective_and_unknown_columns_are_named():
     (reason,) = inspect_data([{"text": "w1"}]).wrong
     assert reason == "dataset, example 0: this looks like language modeling data (text), which no objective takes"
     (reason,) = inspect_data([{"question": "w1"}]).wrong
@@ -145,7 +145,7 @@ def test_what_no_objective_takes_is_named_and_so_are_columns_that_nobody_knows()
         ([PAIR], ["--model", "."], "--model: expected a tokenizer at .: "),
     ],
 )
-def test_what_stops_a_training_is_one_line_and_status_2(
+def test_an_error_that_would_stop_training_is_one_line_and_status_2(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -159,7 +159,7 @@ def test_what_stops_a_training_is_one_line_and_status_2(
     assert said in capsys.readouterr().err
 
 
-def test_the_counts_are_those_of_the_training(objective: str):
+def test_the_counts_are_those_of_training(objective: str):
     rows = records(objective, 12)
     found = inspect_data(rows, objective=objective, tokenizer=tiny_tokenizer(), max_length=8)
     kind = find_objective(objective)

@@ -1,4 +1,4 @@
-"""The interpreter that the tests run on (fast_interpreter.py) gives the bits of Triton's own."""
+"""The tests' interpreter (fast_interpreter.py) gives the same bits as Triton's own."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ torch.save(answers(), sys.argv[1])
 
 
 def answers() -> list[Tensor]:
-    """Losses, log-probs, entropies and gradients by the kernels."""
+    """Return losses, log-probs, entropies and gradients computed by the kernels."""
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         for objective in ("dpo", "kto", "grpo"):
@@ -39,7 +39,7 @@ def answers() -> list[Tensor]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled here")
-def test_what_it_remembers_changes_no_bit(tmp_path: Path) -> None:
+def test_caching_changes_no_bit(tmp_path: Path) -> None:
     file, root = tmp_path / "slowly.pt", Path(__file__).parents[1]
     environment = {"TRITON_INTERPRET": "1", "PYTHONPATH": f"{root}:{root / 'kernels'}"}
     subprocess.run([sys.executable, "-c", SLOWLY, str(file)], cwd=root, env=environment, check=True)

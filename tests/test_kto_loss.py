@@ -1,4 +1,4 @@
-"""kto_loss and kto_kl by hand (docs/math.md, equations 6 to 8). What holds for every loss is in test_losses.py."""
+"""kto_loss and kto_kl by hand (docs/math.md, equations 6 to 8). Properties of all losses: test_losses.py."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The head inside the loss: the answers of logits, whatever the chunks, sources, gradients and layouts."""
+"""The head inside the loss gives the results of logits, for all chunks, kinds of scores, gradients and layouts."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,10 +18,10 @@ ONE_ROW, TWO_CHUNKS = 1, 37 * 4 * 14
 
 
 def assert_matches_oracle(objective: str, batch: HeadBatch, policy: Kind, reference: Kind, impl: str, **kwargs: Any):
-    """Loss, log-probs and gradients err no more than eager on logits does, and round.
+    """Assert that the errors of loss, log-probs and gradients are at most those of eager on logits, plus rounding.
 
-    Rounding: of float32 in sums of as many terms as products and log-probs have, and half a unit of the dtype in each
-    of the two factors that products are made of, which are as large as the sums' absolute terms.
+    Rounding is that of float32 in sums with the terms of products and log-probs, and half a unit of the dtype in each
+    of a product's two factors, relative to the sums' absolute terms.
     """
     actual, gradients = answer(objective, batch, policy, reference, impl=impl, **kwargs)
     plain = {name: value for name, value in kwargs.items() if name != "options"}
@@ -48,7 +48,7 @@ def assert_matches_oracle(objective: str, batch: HeadBatch, policy: Kind, refere
 
 
 def _absolute_terms(batch: HeadBatch, oracle: dict[str, torch.Tensor], name: str) -> float:
-    """The largest sum of absolute terms that an entry of the gradient is made of, for coefficients of at most 1."""
+    """Return the largest sum of absolute terms of a gradient entry, for coefficients of at most 1."""
     logits = linear(batch.hidden.double(), batch.weight.double(), None if batch.bias is None else batch.bias.double())
     p = (logits * batch.tokens.loss_mask[..., None]).softmax(-1).flatten(0, 1)
     p.scatter_add_(-1, batch.tokens.target_ids.flatten()[:, None], torch.ones_like(p[:, :1]))
@@ -69,7 +69,7 @@ def test_every_mix_of_sources_matches_the_oracle(objective, policy, reference, f
     assert_matches_oracle(objective, batch, policy, reference, "eager", frozen=frozen, grad_output=3.0, options=options)
 
 
-# Kernels score the rows of a chunk, whichever they are and whatever wants a gradient: eager tries all four, above.
+# Kernels score the rows of a chunk in the same way for all gradients, so only eager is tested with all four, above.
 @pytest.mark.parametrize(("frozen", "packed"), [(False, True), (True, False)])
 @pytest.mark.parametrize(("policy", "reference"), [("head", "head"), ("head", "logits"), ("logits", "head")])
 def test_a_mix_scored_by_kernels_matches_the_oracle(device, objective, policy, reference, frozen, packed):
@@ -156,7 +156,7 @@ def test_log_probs_and_entropies_have_the_derivatives_of_those_of_logits(impl, f
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         results.append((out.logp.detach(), out.entropy.detach(), *torch.autograd.grad(total, wanted)))
     for actual, expected in zip(*results, strict=True):
-        # Products sum up to 37 terms in another order.
+        # Products sum up to 37 terms, in another order.
         rounding = 37 * torch.finfo(expected.dtype).eps * expected.abs().max().item()
         torch.testing.assert_close(actual, expected, rtol=0, atol=rounding)
 
@@ -218,7 +218,7 @@ def test_main_grad_takes_the_weight_s_gradient_and_keeps_what_it_held(objective,
     assert weight.grad is None
     expected = gradient(False).grad
     assert expected is not None
-    # In float32 it is what the returned gradient is before it is rounded to bfloat16.
+    # In float32 it is the returned gradient before the rounding to bfloat16.
     rounded = (weight.main_grad - 1).to(torch.bfloat16)  # pyright: ignore[reportAttributeAccessIssue]
     ulp = torch.finfo(torch.bfloat16).eps
     torch.testing.assert_close(rounded, expected, rtol=ulp, atol=ulp / 256)

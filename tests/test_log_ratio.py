@@ -43,7 +43,7 @@ def test_the_gradient_is_1_on_the_closed_interval_and_exactly_0_outside__oracle_
     assert policy.grad.tolist() == [[0.0, 1.0, 1.0, 1.0, 0.0]]
 
 
-def test_a_loss_of_one_s_own_is_written_on_it(impl, device):
+def test_a_user_defined_loss_can_be_built_on_it(impl, device):
     batch = random_batch(device)
     logits = batch.logits.requires_grad_()
     out = token_log_ratio(Logits(logits), Logits(batch.ref_logits), batch.target_ids, batch.loss_mask, impl=impl)
@@ -94,7 +94,7 @@ def test_bounds_that_exclude_0_are_refused(bounds):
 
 
 @pytest.mark.parametrize("bounds", [(math.nan, 1.0), (-1.0, math.nan), ("-1", 1.0), (True, 1.0)])
-def test_bounds_that_are_no_numbers_are_refused(bounds):
+def test_bounds_that_are_not_numbers_are_refused(bounds):
     with pytest.raises(ValueError, match="expected a number of nats, got"):
         HumanlineClamp(*bounds)
 

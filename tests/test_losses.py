@@ -1,4 +1,4 @@
-"""What holds for all three losses alike: values, gradients, sources, bounds. Rows and layouts: test_rows.py."""
+"""Properties common to all three losses: values, gradients, kinds of scores, bounds. Rows: test_rows.py."""
 
 import math
 from dataclasses import replace
@@ -157,21 +157,19 @@ def test_the_clamp_changes_the_loss_where_it_binds(device, objective, impl):
     assert not torch.equal(plain["loss"], clamped["loss"])
 
 
-def test_a_token_outside_the_bounds_gets_exactly_no_gradient_and_one_inside_gets_some__oracle_c(
-    device, objective, impl
-):
+def test_a_token_has_a_gradient_inside_the_bounds_and_exactly_none_outside__oracle_c(device, objective, impl):
     batch = random_batch(device)
     out, gradient = loss_and_gradient(objective, batch, impl=impl, **({"beta": 0.0} if objective == "grpo" else {}))
     log_ratio = out["logp"] - out["ref_logp"]
     outside = batch.loss_mask & ((log_ratio < -1.5) | (log_ratio > 1.5))
     assert outside.any()
     assert (gradient[outside] == 0).all()
-    if objective != "grpo":  # PPO's clip closes further gates of its own
+    if objective != "grpo":  # PPO's clip stops further gradients
         assert (gradient[batch.loss_mask & ~outside] != 0).any(-1).all()
 
 
 @pytest.mark.parametrize("bounds", [(-1.5, 1.5), (-1.0, 0.25), (0.0, 0.0), (-math.inf, 0.5)])
-def test_the_gradient_passes_on_the_closed_interval_and_not_one_ulp_outside__oracle_c(device, objective, impl, bounds):
+def test_the_gradient_passes_on_closed_bounds_and_not_one_ulp_outside__oracle_c(device, objective, impl, bounds):
     edges = [b for b in bounds if math.isfinite(b)]
     log_ratio = torch.tensor([edge for bound in edges for edge in (bound, *neighbours(bound))])
     inside = ((log_ratio >= bounds[0]) & (log_ratio <= bounds[1])).to(device)
@@ -208,7 +206,7 @@ def test_right_after_a_sync_bounds_of_0_let_the_whole_gradient_through(device, o
 
 
 def clamp_whose_gradient_is_0_on_the_bounds(x: torch.Tensor, min=-math.inf, max=math.inf) -> torch.Tensor:
-    """torch's own since 2.14; before, the gradient there was 1."""
+    """torch.clamp as of 2.14; in earlier versions the gradient on the bounds was 1."""
     return torch.clamp(x.where((x > min) & (x < max), x.detach()), min, max)
 
 
@@ -249,7 +247,7 @@ def test_any_shape_mask_and_bounds_match_the_oracle(device, objective, pairs, T,
     assert_matches_oracle(objective, batch, clamp=HumanlineClamp(low, high))
 
 
-# Who computes
+# Implementation
 
 
 def test_same_input_same_bits(device, objective, impl):

@@ -1,4 +1,4 @@
-"""An objective is one record, in the package or in a file of the user's own."""
+"""An objective is one class, built in or in a user's file."""
 
 import ast
 import json
@@ -22,7 +22,7 @@ EXEMPT = ("training/objectives/", "demo/", "integrations/")
 
 
 def documented_loss() -> str:
-    """The file that docs/losses.md walks through."""
+    """Return the file my_losses.py of docs/losses.md."""
     page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
     found = re.search(r"<!-- my_losses.py -->\n```python\n(.*?)```", page, flags=re.DOTALL)
     assert found
@@ -30,7 +30,7 @@ def documented_loss() -> str:
 
 
 class APOZero(Objective):
-    """The loss of the documentation, with its own name for a sequence."""
+    """The documented loss."""
 
     name = "apo_zero"
     form = PAIRS
@@ -42,7 +42,7 @@ class APOZero(Objective):
 
 
 def docstrings(tree: ast.AST) -> set[int]:
-    """The ids of the constants that are statements by themselves: docstrings of modules, functions and attributes."""
+    """Return the ids of constants that are whole statements: docstrings of modules, functions and attributes."""
     return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
 
 
@@ -64,12 +64,12 @@ def test_no_module_outside_the_table_holds_an_objectives_name():
     assert held == {}
 
 
-# A loss in a file of the user's own, without a change to the package
+# A loss in a user's file, without a change to the package
 
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a start model, pairs, prompts, the documented loss and a reward."""
+    """Folder with an initial model, pairs, prompts, the documented loss and a reward."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "my_losses.py").write_text(documented_loss(), encoding="utf-8")
@@ -126,7 +126,7 @@ def test_a_loss_in_a_file_trains_evaluates_resumes_and_is_shown(workplace: Path,
     assert all(torch.equal(whole[i]["exp_avg"], resumed[i]["exp_avg"]) for i in whole)
 
 
-def test_the_data_command_knows_a_loss_in_a_file(workplace: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_data_command_accepts_a_loss_in_a_file(workplace: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["data", "pairs.jsonl", "--objective", "my_losses:APOZero", "--model", "start"]) == 0
     out = capsys.readouterr().out
     assert "for objective='dpo' or objective='kto' or objective='apo_zero'" in out
@@ -147,7 +147,7 @@ def test_a_round_of_a_loss_in_a_file_is_replayed_as_it_was_trained_on(workplace:
         sample = json.loads(line)
         if sample["step"] == 0:
             rewards.setdefault(sample["prompt_index"], []).append(sample["reward"])
-    assert len(rewards) == 4  # a pair of each prompt, two steps of two pairs
+    assert len(rewards) == 4  # one pair per prompt, two steps of two pairs
 
 
 def test_look_ahead_and_copy_give_bitwise_the_same_losses_and_the_head_agrees(tmp_path: Path):
@@ -188,7 +188,7 @@ def test_an_object_trains_as_its_name_does(tmp_path: Path):
     assert given.args.objective == f"{APOZero.__module__}:APOZero"
 
 
-def test_a_loss_of_labels_sees_them_and_the_mismatched_pairs(tmp_path: Path):
+def test_a_loss_of_labels_gets_them_and_the_mismatched_pairs(tmp_path: Path):
     class Signed(Objective):
         name, form, mismatched, seen = "signed", LABELS, True, []
 
@@ -232,7 +232,7 @@ def test_a_loss_with_random_numbers_or_a_state_is_no_fault_and_starts_the_run_fr
     assert noisy.steps == 6
 
 
-# Bad input: an error that names the part, before the first step
+# Bad input: an error before the first step names the part
 
 
 def loss_that(compute: Any) -> type[Objective]:
@@ -306,7 +306,9 @@ def test_a_loss_that_lacks_a_part_is_refused_before_the_first_step(
         ("tests.test_objectives:APOZero", {"tau": 1}, TypeError, "APOZero does not take {'tau': 1}"),
     ],
 )
-def test_an_objective_that_cannot_be_found_is_said(name: str, arguments: Any, error: type[Exception], said: str):
+def test_an_objective_that_cannot_be_found_is_named_in_the_error(
+    name: str, arguments: Any, error: type[Exception], said: str
+):
     with pytest.raises(error, match=said):
         find_objective(name, arguments)
 
@@ -322,11 +324,13 @@ def test_settings_of_another_objective_or_two_objectives_are_refused(tmp_path: P
         HumanlineTrainer(tiny_model(), tiny_config(tmp_path, objective="kto"), objective=APOZero())
 
 
-# DPO's links in the trainer
+# DPO's loss types in the trainer
 
 
 @pytest.mark.parametrize(("loss_type", "at_the_start"), [("ipo", 1.0), ("hinge", 1.0), ("sigmoid_norm", 0.6931)])
-def test_a_link_of_dpo_trains_from_the_loss_of_a_margin_of_0(tmp_path: Path, loss_type: str, at_the_start: float):
+def test_each_loss_type_of_dpo_begins_with_the_loss_of_a_margin_of_0(
+    tmp_path: Path, loss_type: str, at_the_start: float
+):
     settings = {"loss_type": loss_type, "train_dataset": records("dpo", 10)}
     fused = tiny_trainer(tmp_path / "fused", **settings)
     fused.train()

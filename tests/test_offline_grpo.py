@@ -1,4 +1,4 @@
-"""GRPO on rewards that are given: what advantages are divided by, and which groups are learnt from."""
+"""GRPO on given rewards: the divisor of advantages, and groups without signal."""
 
 from pathlib import Path
 from statistics import pstdev
@@ -16,7 +16,7 @@ def test_grpos_advantages_may_be_scaled_over_the_steps_global_batch(tmp_path: Pa
     trainer = trained(tmp_path, max_steps=1, gradient_accumulation_steps=4, **settings)
     examples = [trainer.train_examples[i] for ids in trainer.plan.global_window(0) for i in ids]
     scale = pstdev(e.reward for e in examples) + 1e-2
-    assert scale > 2e-2  # a micro-batch of one has no deviation
+    assert scale > 2e-2  # a micro-batch of one has a standard deviation of 0
     tokens = [len(e.completions[0]) for e in examples]
     over_tokens = -sum(n * e.weight / scale for n, e in zip(tokens, examples, strict=True)) / sum(tokens)
     torch.testing.assert_close(torch.tensor(losses(trainer)[0]), torch.tensor(over_tokens))
@@ -37,19 +37,19 @@ def test_groups_of_equal_rewards_are_left_out_unless_the_kl_has_a_gradient(tmp_p
     assert len(trainer.train_examples) == left
 
 
-def test_the_run_says_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_summary_of_a_run_counts_the_groups_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     trained(tmp_path, objective="grpo", beta=0.0, max_steps=1)
     assert "data: 8 examples, groups without signal, dropped with beta=0: 1\n" in capsys.readouterr().out
 
 
-def test_equal_rewards_have_no_advantage_whatever_a_mean_rounds_to():
+def test_equal_rewards_have_no_advantage_even_if_their_mean_is_rounded():
     assert advantages([0.05] * 3, "group") == [0.0] * 3
     assert advantages([0.47] * 7, "none") == [0.0] * 7
     low, middle, high = advantages([0.1, 0.2, 0.3], "group")
     assert low < middle == 0 < high
 
 
-def test_a_run_that_scales_otherwise_does_not_go_on(tmp_path: Path):
+def test_a_run_does_not_resume_with_another_scaling(tmp_path: Path):
     settings = {"objective": "grpo", "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     trained(tmp_path, scale_rewards="none", **settings)
     with pytest.raises(ValueError, match=r"'scale_rewards': 'none'.*got.*'scale_rewards': 'batch'"):

@@ -1,4 +1,4 @@
-"""What a wheel holds, and the hazard of the import name ``kernels`` (kernels/README.md)."""
+"""Content of the wheel, and no clash with a distribution named ``kernels`` (kernels/README.md)."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ def run_python(code: str, cwd: Path, *path: Path) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope="module")
 def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    # Built from a copy: setuptools leaves build/ behind, and a stale one would put deleted modules into the wheel.
+    # Built from a copy: setuptools leaves build/ behind, and a stale one would put deleted modules in the wheel.
     tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE", "humanline_fused", "kernels"):
         (tree / name).symlink_to(ROOT / name)
@@ -54,7 +54,7 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture
 def stub_kernels(tmp_path: Path) -> Path:
-    """A site folder with a distribution ``kernels`` that has every name transformers asks of it."""
+    """Site folder with a distribution ``kernels`` that has every name that transformers imports from it."""
     package, metadata = tmp_path / "kernels", tmp_path / f"kernels-{KERNELS_MIN_VERSION}.dist-info"
     package.mkdir()
     metadata.mkdir()

@@ -11,7 +11,7 @@ LENGTHS = [3, 5, 0, 4]
 
 
 def padded_and_packed(device, dtype=torch.float32, V=37):
-    """The same four sequences, one of them empty, twice; and what bounds them."""
+    """Return the same four sequences, one of them empty, padded and packed, and cu_seqlens."""
     padded = random_batch(device, B=4, T=5, V=V, dtype=dtype)
     inside = torch.arange(5, device=device) < torch.tensor(LENGTHS, device=device)[:, None]
     padded.loss_mask.logical_and_(inside)
@@ -55,7 +55,7 @@ def test_packed_pairs_have_the_loss_of_padded_ones_for_every_loss_type(device, i
     assert packed_gradient.abs().sum() > 0
 
 
-def test_a_sequence_knows_no_other(device, objective, impl):
+def test_a_sequence_does_not_affect_any_other(device, objective, impl):
     _, packed, _, bounds = padded_and_packed(device)
     leaf = packed.logits.clone().requires_grad_()
     policy = TokenLogp(token_logp(Logits(leaf), packed.target_ids, packed.loss_mask, impl=impl))
@@ -124,10 +124,12 @@ def test_the_last_token_of_a_packed_sequence_scores_none():
 # Errors
 
 
-@pytest.mark.parametrize("objective", ["dpo", "kto"])  # to GRPO, tokens are tokens
+@pytest.mark.parametrize("objective", ["dpo", "kto"])  # GRPO does not use the bounds of sequences
 def test_bounds_past_validation_poison_the_loss(device, objective, monkeypatch):
     _, packed, _, bounds = padded_and_packed(device)
-    monkeypatch.setattr(values, "may_look_at", lambda tensor: False)  # as on a GPU, where looking would wait for it
+    monkeypatch.setattr(
+        values, "may_look_at", lambda tensor: False
+    )  # as on a GPU, where a check would wait for the device
     bounds[-1] = 1000
     out, _ = run(objective, packed, "triton", cu_seqlens=bounds)
     assert out.loss.isnan()
@@ -170,7 +172,7 @@ def test_bounds_beside_padded_input_are_refused(objective):
         run(objective, padded, "eager", cu_seqlens=bounds)
 
 
-def test_bounds_that_are_no_integers_are_refused(objective):
+def test_bounds_that_are_not_integers_are_refused(objective):
     _, packed, _, bounds = padded_and_packed(torch.device("cpu"))
     with pytest.raises(TypeError, match=r"cu_seqlens: expected int32 or int64 \[B \+ 1\], got float32 \[5\]"):
         run(objective, packed, "eager", cu_seqlens=bounds.float())

@@ -1,4 +1,4 @@
-"""Scores that wait for their step are kept by example, so that another number of processes can go on with them."""
+"""Look-ahead scores of coming steps are stored by example, so that another number of processes can resume."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ MAX_LENGTH = 9
 
 
 def scored(examples: Sequence[Example], plan: BatchPlan, rank: int, objective: str) -> list[dict[str, torch.Tensor]]:
-    """A score for every token of step 1 that tells its position and what stands before it; 0 in the padding."""
+    """Return a score for every token of step 1 that depends on all tokens up to it; 0 in the padding."""
     step = []
     for micro in plan.window(1, rank):
         batch = collate(examples, micro, find_objective(objective), pad_token_id=0, max_length=MAX_LENGTH)
@@ -36,7 +36,7 @@ LAYOUTS = [BatchSizes(*sizes) for sizes in ((4, 1, 1), (2, 1, 2), (1, 1, 4), (2,
 
 
 def moves(objective: str) -> Iterator[tuple[BatchPlan, BatchPlan]]:
-    """From any layout to any other. KTO's mismatched pairs stay within a global micro-batch, so that has to stay."""
+    """Yield all pairs of different layouts; for KTO only those with equal global micro-batches, which fix its pairs."""
     for pair in itertools.permutations(LAYOUTS, 2):
         before, after = (BatchPlan(8, sizes, seed=3) for sizes in pair)
         if objective != "kto" or before.sizes.micro_batch == after.sizes.micro_batch:
@@ -47,9 +47,7 @@ MOVES = [(objective, *plans) for objective in ("dpo", "kto", "grpo") for plans i
 
 
 @pytest.mark.parametrize(("objective", "before", "after"), MOVES)
-def test_scores_taken_apart_on_some_ranks_are_put_together_on_others(
-    objective: str, before: BatchPlan, after: BatchPlan
-):
+def test_scores_split_on_some_ranks_are_joined_on_others(objective: str, before: BatchPlan, after: BatchPlan):
     examples = prepare(
         records(objective, 8), tiny_tokenizer(), find_objective(objective), max_length=MAX_LENGTH
     ).examples

@@ -1,4 +1,4 @@
-"""Citizens of PyTorch: compiler, autocast, checkpoints, grad modes; nothing waits for a device; the same bits again."""
+"""The losses in PyTorch: compiler, autocast, checkpointing, grad modes, no host waits, reproducible bits."""
 
 from dataclasses import replace
 from unittest import mock
@@ -58,7 +58,7 @@ def test_every_compiled_loss_of_pairs_has_the_bits_of_the_loss(device, loss_type
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiled_eager_loss_is_the_loss(device, objective):
     batch = random_batch(device)
-    batch.logits[~batch.loss_mask] = torch.nan  # what does not count is not read by the compiled form either
+    batch.logits[~batch.loss_mask] = torch.nan  # the compiled loss must not read rows that do not count either
     expected = loss_and_leaf(objective, batch, "eager")
     compiled = loss_and_leaf(objective, batch, "eager", "aot_eager")
     torch.testing.assert_close(compiled, expected)
@@ -109,7 +109,7 @@ def test_a_gradient_in_place_is_compiled_too(device, impl):
 
 
 class Calls(TorchDispatchMode):
-    """The names of our operators, and their last argument."""
+    """Records the names of humanline's operators, and their last argument."""
 
     def __init__(self):
         super().__init__()
@@ -169,7 +169,7 @@ def test_a_checkpointed_loss_has_the_same_gradient(device, objective, impl, use_
 
 @pytest.fixture
 def launches(monkeypatch):
-    """The grids of the kernels that would have been launched: a launch itself waits for nobody."""
+    """Grids of the kernels that would be launched; a launch itself does not wait."""
     from humanline_kernels import dlogits, dpo_loss, grpo_loss, grpo_one_launch, kto_loss
     from humanline_kernels import token_logp as token_logp_module
 
@@ -251,7 +251,7 @@ def test_the_same_input_gives_the_same_bits(device, objective, settings):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_s_bits_do_not_depend_on_its_neighbours_where_the_vocabulary_is_a_multiple_of_8(device, dtype):
+def test_a_row_s_bits_do_not_depend_on_its_neighbours_if_8_divides_the_vocabulary(device, dtype):
     batch = random_batch(device, B=3, T=3, V=5000, dtype=dtype)
     mask = torch.ones_like(batch.loss_mask)
     whole, alone = batch.logits.clone().requires_grad_(), batch.logits[1:2, 2:3].clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""What holds for all three losses whatever a row holds: masks, extremes, layout and index width."""
+"""Properties of rows common to all three losses: masks, extreme values, memory layout and index width."""
 
 import math
 from dataclasses import replace
@@ -121,7 +121,7 @@ def test_nan_or_infinity_in_a_row_that_counts_is_visible_in_loss_and_gradient(de
 def test_an_illegal_id_past_validation_poisons_loss_and_gradient(device, objective, impl, monkeypatch):
     batch = random_batch(device)
     batch.loss_mask[1, 2], batch.target_ids[1, 2] = True, 37
-    monkeypatch.setattr(scores, "_check_ids", lambda *_: None)  # as on a GPU, where looking would wait for it
+    monkeypatch.setattr(scores, "_check_ids", lambda *_: None)  # as on a GPU, where a check would wait for the device
     out, gradient = loss_and_gradient(objective, batch, impl=impl)
     assert out["loss"].isnan()
     assert gradient[1, 2].isnan().all()
@@ -201,11 +201,11 @@ def test_rows_may_begin_anywhere_and_lie_as_far_apart_as_they_like(
 
 @pytest.mark.parametrize("first", range(9))
 @pytest.mark.parametrize("V", [13, 16])
-def test_each_row_of_dlogits_is_as_far_from_16_bytes_as_its_row_of_logits_also_in_foreign_memory(first, V):
+def test_rows_of_dlogits_are_aligned_as_those_of_logits_in_foreign_memory_too(first, V):
     from humanline_kernels.dlogits import empty_dlogits
 
     memory = torch.empty(9 + 2 * 3 * 20, dtype=torch.bfloat16)[first:]
-    logits = torch.from_dlpack(memory).as_strided((2, 3, V), (60, 20, 1))  # forgets what its storage begins with
+    logits = torch.from_dlpack(memory).as_strided((2, 3, V), (60, 20, 1))  # loses the offset in its storage
     dlogits = empty_dlogits(logits, logits.data_ptr())
     for b, t in [(0, 0), (0, 1), (1, 2)]:
         assert (dlogits[b, t].data_ptr() - logits[b, t].data_ptr()) % 16 == 0

@@ -88,11 +88,11 @@ def assert_both_match_the_oracle(batch, softmax):
     weights = [torch.randn(batch.target_ids.shape, generator=generator).to(batch.logits.device) for _ in range(2)]
     actual, eager = (both(batch, softmax, impl, weights) for impl in ("triton", "eager"))
     oracle = both(batch.to(torch.float64), softmax, "eager", weights)
-    # A capped logit is softcap · tanh, whose rounding is softcap's, whatever is left of it: ex2.approx and rsqrt.approx
-    # err by 2^-22 and 2^-22.9 of theirs (PTX ISA), their square by 2^-20 of softcap; 4 softcap are that in this budget.
+    # A capped logit is softcap · tanh, so its rounding scales with softcap, not with the result: ex2.approx and
+    # rsqrt.approx err by 2^-22 and 2^-22.9 (PTX ISA), their square by 2^-20 of softcap; in this budget 4 softcap.
     temperature = torch.as_tensor(softmax.get("temperature", 1.0)).min().item()
     capped = 4 * softmax.get("softcap", 0.0) / temperature
-    # An entropy is the difference of two numbers, each of the size of the target's log-prob: log S and Σ w log w / S.
+    # An entropy is the difference of log S and Σ w log w / S, each as large as the target's log-prob.
     log_probs = 2 * oracle["logp"].abs().max().item() + oracle["entropy"].abs().max().item() + capped
     gain = softmax.get("scale", 1.0) / temperature
     unit = {"logp": 1.0, "entropy": 1.0, "dlogits": gain * max(w.abs().max().item() for w in weights)}
@@ -155,7 +155,7 @@ EXTREMES = {
 )
 def test_rows_of_any_extremes_match_the_oracle_beside_each_other(device, V, seed, rows, softmax, dtype):
     batch = random_batch(device, 2, 2, V, dtype=dtype, seed=seed)
-    batch.target_ids.zero_()  # a target that every extreme leaves possible
+    batch.target_ids.zero_()  # this target is possible for every extreme
     for (b, t), name in zip([(0, 0), (0, 1), (1, 0), (1, 1)], rows, strict=True):
         batch.logits[b, t] = EXTREMES[name](batch.logits[b, t].cpu()).to(device)
     assert_both_match_the_oracle(batch, softmax)

@@ -1,4 +1,4 @@
-"""The same rows from every kind of source, and what is wrong with a row named by its file and line."""
+"""All kinds of source give the same rows, and errors name the file and line."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ def write(path: Path, *lines: str) -> Path:
 
 
 def write_table(path: Path, rows: list[dict[str, Any]], delimiter: str = ",") -> Path:
-    """Texts as they are, everything else as JSON."""
+    """Write texts unchanged, and everything else as JSON."""
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
         table.writeheader()
@@ -62,7 +62,7 @@ def test_jsonl_parquet_a_saved_folder_a_dataset_and_a_list_give_the_same_example
         prepared(tmp_path / "splits", split="dev")
 
 
-def test_data_that_cannot_be_read_by_index_are_refused_because_they_cannot_be_seen_ahead():
+def test_data_that_cannot_be_read_by_index_are_refused():
     stream = Dataset.from_list([PAIR]).to_iterable_dataset()
     for source in (stream, iter([PAIR])):
         with pytest.raises(TypeError, match=f"seen ahead, got {type(source).__name__}"):
@@ -97,9 +97,7 @@ def test_a_missing_file_is_named(tmp_path: Path):
         prepared(tmp_path / "nowhere.jsonl")
 
 
-def test_a_json_list_datasets_own_form_a_table_and_objects_by_line_give_the_same_examples(
-    tmp_path: Path, objective: str
-):
+def test_json_list_json_data_object_json_lines_and_tables_give_the_same_examples(tmp_path: Path, objective: str):
     rows = records(objective, 6)
     whole = write(tmp_path / "list.json", json.dumps(rows, indent=1))
     nested = write(tmp_path / "nested.json", json.dumps({"version": 1, "data": rows}))
@@ -155,7 +153,7 @@ def test_a_label_in_a_cell_may_be_spelt_in_several_ways(tmp_path: Path, label: s
         ("data.txt", ["a"], "expected a file that ends in .jsonl, .ndjson, .json, .csv, .tsv, .parquet, got "),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said_with_its_place(tmp_path: Path, name: str, lines: list[str], said: str):
+def test_an_error_in_a_file_is_reported_with_its_place(tmp_path: Path, name: str, lines: list[str], said: str):
     objective = {"label": "kto", "rewards": "grpo"}.get(lines[0].split(",")[-1], "dpo")
     with pytest.raises(ValueError, match=name) as caught:
         prepared(write(tmp_path / name, *lines), objective)
@@ -188,7 +186,7 @@ def test_a_dictionary_of_splits_in_memory_is_read_by_split():
     assert len(prepared(splits, split="test").examples) == 2
 
 
-def test_a_name_may_carry_a_configuration_and_one_that_cannot_be_loaded_says_what_was_tried(
+def test_a_name_may_have_a_configuration_and_a_failed_load_gives_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ):
     asked = []
@@ -210,12 +208,12 @@ def test_a_name_may_carry_a_configuration_and_one_that_cannot_be_loaded_says_wha
     assert str(caught.value).endswith("ConnectionError: Couldn't reach it")
 
 
-def test_a_path_is_not_looked_for_on_the_hub(tmp_path: Path):
+def test_a_path_is_not_looked_up_on_the_hub(tmp_path: Path):
     with pytest.raises(ValueError, match=r"expected a file or a folder at .*nowhere, found none"):
         prepared(tmp_path / "nowhere")
 
 
-# What an objective takes
+# Rows of another type
 
 
 @pytest.mark.parametrize(
@@ -258,7 +256,7 @@ def test_a_path_is_not_looked_for_on_the_hub(tmp_path: Path):
         ("grpo", {"prompt": "w1", "completions": "w2", "rewards": [1]}, "expected completions to be a list, got 'w2'"),
     ],
 )
-def test_a_row_that_an_objective_does_not_take_is_told_apart(
+def test_a_row_that_the_objective_cannot_use_is_refused_with_file_and_line(
     tmp_path: Path, objective: str, row: dict[str, Any], said: str
 ):
     path = write(tmp_path / "data.jsonl", json.dumps(records(objective, 2)[0]), json.dumps(row))
@@ -275,12 +273,12 @@ def test_a_row_that_an_objective_does_not_take_is_told_apart(
         ({"chosen": "w1 w2", "rejected": MESSAGES["rejected"]}, "all to be text or all to be lists"),
     ],
 )
-def test_a_pair_that_hides_no_prompt_is_refused(pair: dict[str, Any], said: str):
+def test_a_pair_without_a_common_prompt_is_refused(pair: dict[str, Any], said: str):
     with pytest.raises(ValueError, match=f"dataset, example 0: expected .*{said}"):
         prepared([pair])
 
 
-def test_messages_that_the_template_does_not_take_are_named_by_their_row():
+def test_messages_that_the_template_rejects_are_reported_with_their_row():
     bare = tiny_tokenizer()
     bare.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(ValueError, match="dataset, example 0: the tokenizer does not take it: roles must alternate"):

@@ -108,7 +108,7 @@ def test_an_instruction_outside_every_loop_belongs_to_none(source_file):
     assert source_loop(Location(((str(source_file), 2), (str(source_file), 11)))) is None
 
 
-def test_two_calls_of_one_function_are_two_loops_and_the_larger_of_its_copies_stands_for_each(source_file):
+def test_two_calls_of_a_function_are_two_loops_each_with_its_largest_copy(source_file):
     def calls(line: int) -> Location:
         return Location(((str(source_file), 7), (str(source_file), line)))
 
@@ -185,7 +185,7 @@ def parse_amdgcn() -> tuple[tuple[Instruction, ...], Flow]:
         (32, 100 * 1024, 2),  # 228 KiB / 101 KiB
     ],
 )
-def test_registers_threads_and_shared_memory_limit_the_programs_of_8_warps_on_an_h100(registers, shared, programs):
+def test_registers_threads_and_shared_memory_limit_programs_of_8_warps_on_an_h100(registers, shared, programs):
     assert resident_programs("sm_90", 8, registers, shared) == programs
 
 

@@ -29,7 +29,7 @@ def test_probabilities_of_a_half_a_third_a_sixth_are_read_back(device, impl, tar
     assert score(logits, target, impl).item() == pytest.approx(math.log(probabilities[target]), rel=1e-6)
 
 
-def test_scores_that_are_already_there_pass_through(device, impl):
+def test_given_log_probs_pass_through(device, impl):
     logp = torch.randn(2, 3, device=device)
     mask = torch.tensor([[True, False, True], [False, True, True]], device=device)
     out = token_logp(TokenLogp(logp), torch.zeros(2, 3, dtype=torch.long, device=device), mask, impl=impl)
@@ -197,7 +197,7 @@ def test_int32_ids_and_int64_ids_give_the_same_bits(device, impl):
 
 
 def test_a_stride_beyond_32_bits_is_addressed(device, impl):
-    # Two rows 2^32 bytes apart in memory that is reserved but, but for those rows, never touched.
+    # Two rows 2^32 bytes apart, in memory that is reserved but untouched except for these rows.
     storage = torch.empty(2**31 + 64, dtype=torch.bfloat16, device=device)
     logits = storage.as_strided((1, 2, 8), (0, 2**31, 1))
     logits.copy_(torch.randn(1, 2, 8, generator=torch.Generator().manual_seed(0)).to(device))
@@ -209,7 +209,7 @@ def test_a_stride_beyond_32_bits_is_addressed(device, impl):
 # Invariance
 
 
-def test_the_rows_of_a_batch_do_not_feel_each_other(device, impl):
+def test_the_rows_of_a_batch_do_not_affect_each_other(device, impl):
     batch = random_batch(device, V=64)
     mask = torch.ones_like(batch.loss_mask)
     whole = token_logp(Logits(batch.logits), batch.target_ids, mask, impl=impl)

@@ -1,4 +1,4 @@
-"""The trainer: which reference each loss sees, what a step averages, what is reported."""
+"""The trainer: the reference of each loss, the average of a step, metrics and refused input."""
 
 import itertools
 import json
@@ -39,7 +39,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 @pytest.fixture
 def outputs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the loss returned for every micro-batch, in order."""
+    """Results of the loss for every micro-batch, in order."""
     seen: list[Any] = []
     compute = Scorer.loss
 
@@ -94,7 +94,7 @@ def test_a_look_ahead_over_the_whole_run_is_the_frozen_reference(tmp_path: Path,
 
 
 def check_that_the_reference_lags(outputs: list[Any]) -> None:
-    """Step 0 compares the policy with itself; every later loss compares it with an earlier policy."""
+    """Assert that step 0 compares the policy with itself, and every later loss with an earlier policy."""
     largest = [float((out.logp - out.ref_logp).abs().max()) for out in outputs]
     assert largest[0] == 0
     assert all(log_ratio > 0 for log_ratio in largest[1:])
@@ -122,7 +122,7 @@ def test_syncing_after_the_step_is_caught_by_the_lag(
 
 
 class Witness(TrainerCallback):
-    """Keeps the policy's weights before every update."""
+    """Records the policy's weights before every update."""
 
     def __init__(self) -> None:
         self.before: list[dict[str, torch.Tensor]] = []
@@ -131,7 +131,7 @@ class Witness(TrainerCallback):
         self.before.append({name: p.detach().clone() for name, p in kwargs["model"].named_parameters()})
 
 
-def test_after_a_sync_at_step_t_the_reference_equals_theta_t_and_shares_no_storage__oracle_f(tmp_path: Path):
+def test_a_sync_at_step_t_copies_theta_t_and_shares_no_storage__oracle_f(tmp_path: Path):
     witness = Witness()
     trainer = trained(tmp_path, reference="copy", sync_every=4, callbacks=[witness])
     assert isinstance(trainer.reference, CopyReference)
@@ -153,7 +153,7 @@ def test_the_cadence_counts_optimizer_steps_not_micro_steps__oracle_g(
     assert synced == [0, 2, 4]
 
 
-def test_a_frozen_reference_is_the_policy_at_the_start(tmp_path: Path, outputs: list[Any]):
+def test_a_frozen_reference_is_the_initial_policy(tmp_path: Path, outputs: list[Any]):
     trainer = trained(tmp_path, reference="frozen")
     (batch,) = trainer._window(5)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -206,7 +206,7 @@ def test_the_tokens_of_ktos_reference_point_are_clamped_too(tmp_path: Path, outp
 # A step
 
 
-def test_a_step_averages_over_all_its_pairs_or_tokens_however_it_is_cut_up(tmp_path: Path, objective: str):
+def test_a_step_averages_over_its_pairs_or_tokens_for_any_micro_batch_size(tmp_path: Path, objective: str):
     first = {}
     for size in (4, 2, 1) if objective != "kto" else (4, 2):  # a KTO micro-batch of one has no mismatched pair
         layout = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size, "max_steps": 1}
@@ -224,13 +224,13 @@ def test_grpos_tokens_weigh_the_same_in_every_micro_batch_of_a_step(tmp_path: Pa
     examples = [trainer.train_examples[i] for ids in trainer.plan.global_window(0) for i in ids]
     tokens = [len(e.completions[0]) for e in examples]
     assert len(set(tokens)) > 1
-    # The ratio is 1 in the first step, so a token's loss is its advantage with the sign turned.
+    # The ratio is 1 in the first step, so a token's loss is minus its advantage.
     advantages = [-e.weight for n, e in zip(tokens, examples, strict=True) for _ in range(n)]
     rounding = rounding_of_sum(*advantages) / sum(tokens)
     assert losses(trainer)[0] == pytest.approx(sum(advantages) / sum(tokens), abs=rounding)
 
 
-def test_what_stands_in_the_padding_contributes_nothing(tmp_path: Path, objective: str):
+def test_padding_tokens_do_not_affect_a_run(tmp_path: Path, objective: str):
     runs = [tiny_trainer(tmp_path / str(pad), objective=objective) for pad in (0, 57)]
     runs[1].pad_token_id = 57
     assert (runs[1]._window(0)[0]["input_ids"] == 57).any()
@@ -241,7 +241,7 @@ def test_what_stands_in_the_padding_contributes_nothing(tmp_path: Path, objectiv
 
 
 @pytest.mark.parametrize("reference", ["lookahead", "copy"])
-def test_a_step_is_trained_on_the_very_batches_that_were_scored(
+def test_each_batch_is_made_once_for_scoring_and_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str
 ):
     collated: list[tuple[int, ...]] = []
@@ -268,7 +268,7 @@ def test_dropout_is_turned_off_in_modules_and_in_attention(tmp_path: Path):
     assert {m.attention_dropout for m in trainer.model.modules() if hasattr(m, "attention_dropout")} == {0.0}
 
 
-# What is left behind
+# Metrics and saved files
 
 
 METRICS = {
@@ -302,16 +302,14 @@ def test_a_log_line_is_the_mean_over_all_steps_since_the_last(tmp_path: Path):
             assert mean == pytest.approx(sum(steps) / 3, abs=rounding_of_sum(*steps))
 
 
-def test_what_is_not_finite_is_null_in_the_metrics(tmp_path: Path):
+def test_values_that_are_not_finite_are_null_in_the_metrics(tmp_path: Path):
     trainer = trained(tmp_path)
     trainer.log({"loss_of_a_broken_run": math.nan, "its_gradient": math.inf})
     last = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
     assert '"loss_of_a_broken_run": null, "its_gradient": null' in last
 
 
-def test_a_run_begins_by_saying_what_it_is_and_what_became_of_its_data(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_run_begins_with_a_summary_of_its_settings_and_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     group = {"prompt": "w1 w2", "completions": [" w3", " w4 w5 w6"], "rewards": [1, 1]}
     long = group | {"prompt": "w1 w2 w3 w4 w5"}
     settings = {"objective": "grpo", "sync_every": 4, "max_steps": 1, "max_length": 5, "impl": "eager"}
@@ -339,7 +337,7 @@ def test_the_saved_model_loads_with_its_tokenizer_and_gives_the_same_logits(tmp_
         assert torch.equal(model.eval()(ids).logits, trainer.model.eval()(ids).logits)
 
 
-def test_a_run_is_described_by_its_config_alone(tmp_path: Path):
+def test_a_config_alone_describes_a_run(tmp_path: Path):
     start, data = tmp_path / "start", tmp_path / "pairs.jsonl"
     tiny_model().save_pretrained(start)
     tiny_tokenizer().save_pretrained(start)
@@ -360,7 +358,7 @@ def test_a_reference_model_of_another_shape_is_refused_before_the_run(tmp_path: 
 
 
 @pytest.mark.parametrize("reference", ["copy", "frozen"])
-def test_a_reference_model_that_is_the_policy_is_refused_and_the_policy_stays_trainable(tmp_path: Path, reference: str):
+def test_the_policy_as_its_own_reference_is_refused_and_stays_trainable(tmp_path: Path, reference: str):
     policy = tiny_model()
     with pytest.raises(ValueError, match="expected the reference to have its own storage"):
         tiny_trainer(tmp_path, model=policy, reference=reference, reference_model=policy)
@@ -372,7 +370,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_with_both_number
         tiny_trainer(tmp_path, model=tiny_model(vocab_size=90))
 
 
-def test_data_that_cannot_be_seen_ahead_are_refused_before_anything_is_written(tmp_path: Path):
+def test_data_that_cannot_be_read_ahead_are_refused_before_anything_is_written(tmp_path: Path):
     stream = Dataset.from_list(records("dpo", 10)).to_iterable_dataset()
     config = tiny_config(tmp_path / "run")
     with pytest.raises(TypeError, match="seen ahead"):
@@ -380,7 +378,7 @@ def test_data_that_cannot_be_seen_ahead_are_refused_before_anything_is_written(t
     assert not (tmp_path / "run").exists()
 
 
-def test_several_gpus_in_one_process_are_refused_with_the_line_to_launch(
+def test_several_gpus_in_one_process_are_refused_with_the_launch_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(HumanlineConfig, "n_gpu", 4)

@@ -1,4 +1,4 @@
-"""The trainer with the head inside the loss (its default) is the trainer on logits, but for rounding."""
+"""The trainer with the head inside the loss (the default) equals the trainer on logits, except for rounding."""
 
 import math
 import re
@@ -16,18 +16,18 @@ from humanline_fused.training.data.batch import Batch
 from humanline_fused.training.scoring import Scorer
 from tests.tiny_model import losses, records, tiny_model, tiny_trainer, trained
 
-# Plain gradient descent: Adam would divide a gradient that is nothing but rounding by itself.
+# Plain gradient descent, because Adam would scale a gradient of pure rounding error up to a full update.
 DESCENT: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1}
 CLOCK = re.compile(r"time/|.*(runtime|per_second)$")
-# Both ways add up the same products, perhaps in another order: float32 roundings of a metric, which is a sum of at most
-# six tokens' log-probs of a few nats each ...
+# Both sum the same products, perhaps in another order: float32 roundings of a metric, a sum of at most six log-probs of
+# a few nats each ...
 ROUNDING = 16 * torch.finfo(torch.float32).eps
 # ... and of six steps' gradients, of norm 1 at most (max_grad_norm).
 DRIFT = 6 * DESCENT["learning_rate"] * ROUNDING
 
 
 def numbers(trainer: HumanlineTrainer) -> torch.Tensor:
-    """Every number of the log that does not depend on the clock."""
+    """Return all numbers of the log that do not depend on the clock."""
     lines = trainer.state.log_history
     return torch.tensor([v for line in lines for k, v in sorted(line.items()) if not CLOCK.match(k)])
 
@@ -96,7 +96,7 @@ def test_under_mixed_precision_the_first_step_compares_the_policy_with_itself(
 
 
 class Products(TrainerCallback):
-    """What the head of the model returned, by type."""
+    """Records the types that the model's head returned."""
 
     def __init__(self) -> None:
         self.seen: list[type] = []
@@ -105,14 +105,14 @@ class Products(TrainerCallback):
         kwargs["model"].lm_head.register_forward_hook(lambda *call: self.seen.append(type(call[2])))
 
 
-def test_logits_exist_for_the_probe_alone(tmp_path: Path):
+def test_only_the_probe_computes_logits(tmp_path: Path):
     products = Products()
     trained(tmp_path, objective="kto", callbacks=[products], eval_dataset=records("kto", 4, 5))
     assert products.seen[0] is torch.Tensor
     assert set(products.seen[1:]) == {LogitsRecorder}
 
 
-def test_the_rows_that_count_are_listed_on_the_cpu_before_the_batch_leaves_it(tmp_path: Path, objective: str):
+def test_a_batch_lists_the_rows_that_count_on_the_cpu(tmp_path: Path, objective: str):
     trainer = tiny_trainer(tmp_path, objective=objective)
     (batch,) = trainer._window(0)
     assert (batch.kl is not None) == (objective == "kto")
@@ -123,7 +123,7 @@ def test_the_rows_that_count_are_listed_on_the_cpu_before_the_batch_leaves_it(tm
         assert part.rows.tolist() == [b * length + t - 1 for b, t in counted]
 
 
-def test_a_head_that_does_not_fit_is_refused_before_anything_is_written_unless_logits_are_asked_for(tmp_path: Path):
+def test_an_adapter_on_the_head_is_refused_before_writing_unless_head_is_logits(tmp_path: Path):
     config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "lm_head"])
     with pytest.raises(ValueError, match=r"adapter on the head.*head='logits' \(--head logits\)"):
         tiny_trainer(tmp_path / "run", model=peft.get_peft_model(tiny_model(), config))

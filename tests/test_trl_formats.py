@@ -1,4 +1,4 @@
-"""The examples of TRL's page "Dataset formats and types" are taken unchanged, and token for token as TRL takes them."""
+"""The examples of TRL's page "Dataset formats and types" are accepted unchanged, and give TRL's token ids."""
 
 import json
 import re
@@ -65,7 +65,7 @@ BEYOND_THE_PAGE = {
 
 
 def byte_pair_tokenizer() -> PreTrainedTokenizerFast:
-    """Learnt from the page's own sentences; its template shows tools, calls and a setting."""
+    """Return a tokenizer trained on the page's sentences; its template renders tools, calls and a setting."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -98,13 +98,13 @@ def written(path: Path, *rows: Any) -> Path:
 
 
 def ours(path: Path, objective: str, max_length: int = 200) -> list[tuple[Any, ...]]:
-    """Prompt, completions and weight of every example."""
+    """Return prompt, completions and weight of every example."""
     examples = prepare(path, TOKENIZER, find_objective(objective), max_length=max_length).examples
     return [(e.prompt_ids.tolist(), *(c.tolist() for c in e.completions), e.weight) for e in examples]
 
 
 def trls(trainer: Any, rows: Sequence[Any], max_length: int = 200) -> list[dict[str, Any]]:
-    """What TRL's trainer makes of them before its first step."""
+    """Return the rows as TRL's trainer prepares them before its first step."""
     itself = SimpleNamespace(_tokenizer=TOKENIZER, calculate_KL=False, desirable_weight=1.0, undesirable_weight=1.0)
     args = SimpleNamespace(dataset_num_proc=None, max_length=max_length, truncation_mode="keep_start")
     return list(trainer._prepare_dataset(itself, Dataset.from_list(list(rows)), TOKENIZER, args, "train"))
@@ -121,14 +121,14 @@ def test_a_pair_has_trls_tokens_for_dpo_and_for_kto(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize("name", [name for name, row in (PREFERENCE | BEYOND_THE_PAGE).items() if "prompt" not in row])
-def test_a_prompt_inside_is_the_text_that_trl_finds(name: str):
+def test_the_prompt_split_from_a_pair_is_that_of_trl(name: str):
     record = (PREFERENCE | BEYOND_THE_PAGE)[name]
     row, found = read_row("line 1", record, find_objective("dpo")), extract_prompt(record)
     assert (row.prompt, *row.completions) == (found["prompt"], found["chosen"], found["rejected"])
 
 
-def test_with_nothing_in_common_the_prompt_is_empty_even_where_chosen_ends_with_a_space():
-    """TRL looks at the character before the first, which Python takes for the last, and makes a prompt of chosen."""
+def test_without_a_common_start_the_prompt_is_empty_even_if_chosen_ends_in_a_space():
+    """TRL compares the character at index -1, in Python the last one, and makes chosen the prompt."""
     record = {"chosen": "Blue ", "rejected": "Green"}
     assert extract_prompt(record)["prompt"] == "Blue"
     row = read_row("line 1", record, find_objective("dpo"))

@@ -1,4 +1,4 @@
-"""A head whose vocabulary is spread over processes gives the answers of the whole one (gloo, on a CPU)."""
+"""A head with its vocabulary split among processes gives the results of the whole head (gloo, on a CPU)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ CASES = [
 def answers(
     batch: HeadBatch, group: Any, part: slice, case: tuple[str, bool, int | None, dict[str, Any]]
 ) -> list[Tensor]:
-    """Loss, log-probs and gradients of hidden, weight and bias, from this part of the vocabulary."""
+    """Return loss, log-probs and gradients of hidden, weight and bias, from this part of the vocabulary."""
     objective, frozen, workspace_bytes, softmax = case
     assert batch.bias is not None
     hidden = batch.hidden.clone().requires_grad_()
@@ -43,7 +43,7 @@ def answers(
 
 
 def padded(batch: HeadBatch) -> HeadBatch:
-    """A bias of -inf on all but what the first of three parts holds, as for ids that no tokenizer has."""
+    """Return a bias of -inf outside the first of three parts, as for ids that no tokenizer has."""
     assert batch.bias is not None
     real = part_of(1, 3).start
     tokens = replace(batch.tokens, target_ids=batch.tokens.target_ids % real)
@@ -60,7 +60,7 @@ def entropies(batch: HeadBatch, group: Any, part: slice) -> list[Tensor]:
 
 
 def part_of(rank: int, world_size: int) -> slice:
-    """As torch.chunk cuts: the last part is smaller."""
+    """Return a part of the vocabulary as torch.chunk splits it: the last part is smaller."""
     size = -(-V // world_size)
     return slice(rank * size, min((rank + 1) * size, V))
 
@@ -93,12 +93,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=[2, 3])
 def runs(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any]]:
-    """What every rank got."""
+    """Results of every rank."""
     return [torch.load(folder / f"{request.param}-{rank}.pt") for rank in range(request.param)]
 
 
 def assert_same(got: list[Tensor], expected: list[Tensor], part: slice, first_of_head: int) -> None:
-    """The same whole, and this rank's part of what belongs to the head."""
+    """Assert that a rank has the whole results, and its part of the head's gradients."""
     for i, (actual, whole) in enumerate(zip(got, expected, strict=True)):
         whole = whole[part] if i >= first_of_head and len(whole) else whole
         # float64: sums in another order, over at most 37 terms of the result's size.
@@ -140,7 +140,7 @@ def test_an_offset_of_all_logits_takes_no_digits(runs: list[dict[str, Any]]) -> 
     expected = shifted.double().log_softmax(-1).gather(-1, ids[..., None])[..., 0].where(mask, 0.0)
     own = (token_logp(LMHead(batch.hidden, batch.weight, batch.bias + 1000), ids, mask).double() - expected).abs().max()
     for results in runs:
-        # Logits of 1000 are rounded to 3e-5 (half an ulp), before anybody scores them.
+        # Logits of 1000 are rounded to 3e-5 (half an ulp) before scoring.
         assert (results["offset"].double() - expected).abs().max() <= own + 1000 * torch.finfo(torch.float32).eps
 
 
