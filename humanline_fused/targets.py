@@ -1,4 +1,4 @@
-"""Which token each row of a causal model's logits scores."""
+"""Targets of the rows of a causal model's logits."""
 
 import torch
 from torch import Tensor

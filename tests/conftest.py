@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 REPORTED = ("torch", "triton", "transformers", "accelerate", "datasets", "tokenizers", "peft", "trl")
-"""Packages whose versions a run begins with: a failure may be theirs."""
+"""Packages whose versions are printed at the start of a run, because they may cause a failure."""
 
 multiply_as_another_processor_if_asked()
 

@@ -40,7 +40,7 @@ def assert_within_budget(
 
 
 def rounding_of_sum(*terms: float) -> float:
-    """How far apart two float32 sums of the same terms may be, whatever the order, and after a division by one number.
+    """Return the largest difference of two float32 sums of the same terms in any order, also after one division.
 
     Each addition rounds by half an epsilon of a partial sum, and no partial sum exceeds Σ |term|.
     """

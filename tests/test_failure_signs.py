@@ -136,7 +136,7 @@ def test_a_nan_loss_ends_the_run_after_its_log_line_is_written(tmp_path: Path):
 
 def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path):
     trainer = trained(tmp_path, callbacks=[Poison(6)])
-    with pytest.raises(FloatingPointError, match=r"is not written: the weights are not finite\. .*start anew"):
+    with pytest.raises(FloatingPointError, match=r"is not written: the weights are not finite\. .*start a new run"):
         trainer.save_model()
     assert not (tmp_path / "model.safetensors").exists()
 

@@ -108,7 +108,7 @@ def test_transformers_imports_a_model_from_the_checkout_without_such_a_distribut
 
 
 def requirements() -> list[Requirement]:
-    """What a user installs, with the extras that are libraries."""
+    """Return the requirements that a user installs, with the extras that are libraries."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     return [Requirement(line) for line in (*project["dependencies"], *extras["peft"], *extras["trl"])]

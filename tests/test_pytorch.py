@@ -86,7 +86,7 @@ def test_one_graph_serves_every_length_forward_and_backward(device, impl):
         expected = score(batch.logits, batch.target_ids, batch.loss_mask)
         torch.testing.assert_close((logp, entropy, gradient), expected)
         graphs.append(counter.frame_count)
-    # torch 2.11 begins the first graph anew when it has seen that the softcap is a constant.
+    # torch 2.11 restarts the first graph when it detects that the softcap is a constant.
     assert graphs == [graphs[0]] * 3
 
 

@@ -1,4 +1,4 @@
-"""What a loop over the vocabulary may cost so that memory stays the limit, seen in machine code, without a GPU.
+"""Budgets of loops over the vocabulary, within which memory is the limit; read from machine code, without a GPU.
 
 An H200 at 4.3 TB/s has 13 issue slots and 1.7 exp operations per bfloat16 element that it reads.
 """

@@ -1,4 +1,4 @@
-"""What the static report reads out of assembly, on listings and figures that a hand can check."""
+"""The static report's numbers from assembly, on listings and figures that can be checked by hand."""
 
 from pathlib import Path
 

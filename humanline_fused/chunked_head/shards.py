@@ -92,7 +92,7 @@ class Shards:
         temperature = softmax.temperature_of(slice(None))
         first = logits[:, :1].to(dlogp.dtype, copy=True)
         self.epilogue.write_dlogits_(logits, ids, softmax, scores, dlogp, dentropy)
-        # Where another rank has the target, column 0 stood in for it. Here it gets its own gradient.
+        # If another rank has the target, column 0 was used as its placeholder, and gets its own gradient here.
         log_p = softmax.scores(first, temperature) - softmax.scores(scores.point[:, None], temperature)
         log_p = (log_p - scores.log2_total[:, None] * math.log(2)).clamp(min=-1e4)
         slope = -dlogp[:, None]

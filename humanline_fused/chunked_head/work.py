@@ -15,7 +15,7 @@ from humanline_fused.tokens import Tokens
 
 
 class Needs(NamedTuple):
-    """Which inputs need a gradient."""
+    """True for each input that needs a gradient."""
 
     hidden: bool
     weight: bool

@@ -95,12 +95,12 @@ def _same_softmax(policy: Logits | LMHead, reference: Logits | LMHead) -> bool:
 
 
 def _read_alike(policy: Logits, reference: Logits) -> bool:
-    """Whether one launch can read the logits of both."""
+    """Return True if one launch can read the logits of both."""
     return policy.logits.dtype == reference.logits.dtype and _same_softmax(policy, reference)
 
 
 def _share_a_head(policy: LMHead, reference: LMHead) -> bool:
-    """Whether the hidden states of both can go through one product."""
+    """Return True if one product can take the hidden states of both."""
     if policy.hidden.dtype != reference.hidden.dtype:
         return False
     same = policy.weight is reference.weight and policy.bias is reference.bias and policy.group is reference.group

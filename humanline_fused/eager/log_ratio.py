@@ -11,9 +11,9 @@ class ClampedLogRatio(NamedTuple):
     raw: Tensor
     """The same before the clamp."""
     low: Tensor
-    """How many tokens lie below the lower bound, []."""
+    """Number of tokens below the lower bound, []."""
     high: Tensor
-    """How many lie above the upper bound, []."""
+    """Number of tokens above the upper bound, []."""
 
 
 def clamped_log_ratio(

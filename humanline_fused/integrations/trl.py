@@ -68,7 +68,7 @@ class Humanline(HumanlineClamp):
 
     @property
     def is_off(self) -> bool:
-        """Whether neither clamp nor sync is on, which is TRL's own training."""
+        """True if clamp and sync are both off, so that training is TRL's own."""
         return self.log_epsilon_P == -torch.inf and self.log_epsilon_R == torch.inf and self.sync_every is None
 
 

@@ -204,7 +204,7 @@ def example_of(run: StoredRun, index: int) -> tuple[list[Example], list[MicroBat
         ValueError: as in :meth:`StoredRun.examples`, or the index is out of range.
     """
     if run.config.rollout_every:
-        raise ValueError("--example: expected --step of a run in rounds, which samples its examples anew")
+        raise ValueError("--example: expected --step for a run in rounds, which samples new examples in every round")
     examples = run.examples()
     if not 0 <= index < len(examples):
         raise ValueError(f"--example: expected 0 to {len(examples) - 1}, got {index}")

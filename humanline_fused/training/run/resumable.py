@@ -138,7 +138,7 @@ class ResumableTrainer(Trainer):
             newest = checkpoint.newest_complete(str(self.args.output_dir))
             raise FloatingPointError(
                 f"{name} is not written: the weights are not finite. Lower learning_rate (0.1x to 0.5x) or "
-                f"max_grad_norm (0.5), and {f'resume from {newest}' if newest else 'start anew'}"
+                f"max_grad_norm (0.5), and {f'resume from {newest}' if newest else 'start a new run'}"
             )
 
     def keep_run(self) -> str:
