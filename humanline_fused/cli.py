@@ -206,6 +206,7 @@ def data(argv: Sequence[str]) -> None:
         "file", help="A JSONL, JSON, CSV, TSV or Parquet file, a folder saved by datasets, or a dataset name."
     )
     parser.add_argument("--objective", help="Its name, or module:Class. Default: the first that accepts the data.")
+    parser.add_argument("--objective_kwargs", type=json.loads, metavar="JSON", help="Arguments of your own objective.")
     parser.add_argument(
         "--model", "--tokenizer", help="Folder or name of the tokenizer, for lengths in tokens and counts of cut rows."
     )
@@ -218,13 +219,15 @@ def data(argv: Sequence[str]) -> None:
     from transformers import AutoTokenizer
 
     from humanline_fused.training.inspection import inspect_data, report
+    from humanline_fused.training.objectives import find_objective
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model) if options.model else None
     except (ValueError, OSError) as error:
         raise UserError(f"--model: expected a tokenizer at {options.model}: {error}") from error
     try:
-        settings = {"objective": options.objective, "split": options.split, "max_length": options.max_length}
+        objective = find_objective(options.objective, options.objective_kwargs) if options.objective else None
+        settings = {"objective": objective, "split": options.split, "max_length": options.max_length}
         found = inspect_data(options.file, tokenizer=tokenizer, **settings)
     except (ValueError, TypeError, OSError) as error:
         raise UserError(str(error)) from error

@@ -94,7 +94,7 @@ def test_groups_are_reported_with_sizes_rewards_and_those_without_signal():
     lines = lines_of(inspect_data(rows))
     assert "groups            3, each of 2 to 3 completions, 7 in all" in lines
     assert "rewards           -1 to 2" in lines
-    assert "  without signal  1 with equal rewards: dropped with beta=0, else kept" in lines
+    assert "  without signal  1 with equal rewards: no gradient without a KL penalty" in lines
     assert lines[-4:] == ["  completion (reward 0.5)", "     w2", "  completion (reward -1)", "     w3 w4"]
 
 

@@ -37,8 +37,10 @@ if Version(trl.__version__).release[:2] != (1, 16):
     raise ImportError(f"expected trl>=1.16,<1.17, got {trl.__version__}: pip install 'humanline-fused[trl]'")
 
 REFERENCE_FILE = "trl_reference.pt"
-EARLIER_REFERENCE_FILE = "reference.pt"
 """File that a checkpoint has besides TRL's own files."""
+
+EARLIER_REFERENCE_FILE = "reference.pt"
+"""Former name of this file; checkpoints that have it stay readable."""
 
 
 @dataclass(frozen=True)

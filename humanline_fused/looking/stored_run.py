@@ -16,7 +16,7 @@ from humanline_fused.training.data.plan import BatchPlan, BatchSizes, MicroBatch
 from humanline_fused.training.data.prepare import prepare
 from humanline_fused.training.data.prompts import prepare_prompts
 from humanline_fused.training.objectives.objective import Objective
-from humanline_fused.training.objectives.table import ROUND
+from humanline_fused.training.objectives.table import ROUND, recorded_objective
 from humanline_fused.training.online.rollout import COMPLETIONS, logged_groups, round_examples, round_plan
 from humanline_fused.training.run.checkpoint import faults, step_of
 from humanline_fused.training.run.resumable import IDENTITY, load_run_state
@@ -138,7 +138,8 @@ def _config(
     """Return a config with humanline's own fields; Trainer's fields concern training on the run's machines."""
     own = {f.name for f in fields(HumanlineConfig)} - {f.name for f in fields(TrainingArguments)}
     kept = {name: settings[name] for name in own & settings.keys()}
-    kept |= {name: identity["batches"][name] for name in ("objective", "max_length")}
+    kept |= {"max_length": identity["batches"]["max_length"], "objective_kwargs": None}
+    kept["objective"] = recorded_objective(identity["batches"], settings["objective"], settings.get("objective_kwargs"))
     if settings["model"] is None:  # given in memory, so model_dtype does not describe it
         kept["model_dtype"] = "auto"
     if kept.get("impl") == "triton" and device.type == "cpu":

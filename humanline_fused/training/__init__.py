@@ -2,7 +2,7 @@
 
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.forms import GROUPS, LABELS, PAIRS
-from humanline_fused.training.objectives import OBJECTIVES, Objective, ScoredTokens
+from humanline_fused.training.objectives import OBJECTIVES, LossInputs, LossResult, Objective, ScoredTokens
 from humanline_fused.training.objectives.metrics import Weighted, label_metrics, pair_metrics
 from humanline_fused.training.trainer import HumanlineTrainer
 
@@ -13,6 +13,8 @@ __all__ = [
     "PAIRS",
     "HumanlineConfig",
     "HumanlineTrainer",
+    "LossInputs",
+    "LossResult",
     "Objective",
     "ScoredTokens",
     "Weighted",

@@ -1,8 +1,9 @@
 """Settings of a training run: transformers' TrainingArguments, humanline's own fields, and defaults for both."""
 
+import copy
 import json
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -12,11 +13,16 @@ from humanline_fused.training.objectives.table import (
     DEFAULT,
     OBJECTIVES,
     ObjectiveSettings,
+    check_parts,
     find_objective,
     foreign_settings,
-    path_of,
 )
 from humanline_fused.types import HumanlineClamp, Impl
+
+if TYPE_CHECKING:
+    ObjectiveSetting = str | Objective
+else:
+    ObjectiveSetting = str  # an option has one type
 
 Reference = Literal["lookahead", "copy", "adapter", "frozen"]
 Head = Literal["fused", "logits"]
@@ -101,7 +107,7 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
         ),
     )
 
-    objective: str = field(
+    objective: ObjectiveSetting = field(
         default=DEFAULT,
         metadata=_help(f"The loss: {', '.join(OBJECTIVES)}, or your own as module:Class (docs/losses.md)."),
     )
@@ -216,30 +222,49 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
         self._refuse()
 
     def make_objective(self) -> Objective:
-        """Return the objective named by ``objective``, constructed with ``objective_kwargs``.
+        """Return the objective: the given one, or the one named, constructed with ``objective_kwargs``.
 
         Raises:
             ValueError, TypeError: no objective has this name, or it is incomplete.
         """
-        if self.objective_kwargs and self.objective in OBJECTIVES:
+        given = self.objective
+        if self.objective_kwargs and (given in OBJECTIVES or isinstance(given, Objective)):
             raise ValueError(
-                f"objective_kwargs: expected None with objective={self.objective!r}, which has settings of its own, "
-                f"got {self.objective_kwargs!r}"
+                f"objective_kwargs: expected None with objective={self.objective_name!r}, which takes no arguments "
+                f"here, got {self.objective_kwargs!r}"
             )
+        if isinstance(given, Objective):
+            check_parts(given)
+            return given
         assert not isinstance(self.objective_kwargs, str)
-        return find_objective(self.objective, self.objective_kwargs)
+        return find_objective(given, self.objective_kwargs)
 
-    def take_objective(self, objective: Objective) -> None:
-        """Set ``objective`` to the name of a given objective, and check its settings.
+    def with_objective(self, objective: Objective) -> "HumanlineConfig":
+        """Return a copy with this objective.
 
         Raises:
             ValueError: ``objective`` already names another one, or a setting does not belong to it.
         """
-        path = path_of(objective)
-        if self.objective not in (DEFAULT, path):
-            raise ValueError(f"objective: expected one, got {self.objective!r} in args and {path!r} as an argument")
-        self.objective = path
-        self._take(objective)
+        if self.objective not in (DEFAULT, objective):
+            raise ValueError(
+                f"objective: expected one, got {self.objective_name!r} in args and {objective.name!r} as an argument"
+            )
+        config = copy.copy(self)
+        config.objective = objective
+        config._take(config.make_objective())
+        return config
+
+    @property
+    def objective_name(self) -> str:
+        """The objective's name, or ``module:Class``."""
+        return self.objective.name if isinstance(self.objective, Objective) else self.objective
+
+    def to_dict(self) -> dict[str, Any]:
+        """As TrainingArguments', with an objective by its name."""
+        return super().to_dict() | {"objective": self.objective_name}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"objective": self.objective_name}  # a class of a script cannot be pickled
 
     def _take(self, objective: Objective) -> None:
         if not self._beta_given:
@@ -254,6 +279,7 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
                     f"got {getattr(self, name)!r}"
                 )
         objective.check(self)
+        self._drop_no_signal = objective.drops_ties(self)
 
     def _expect(self, name: str, holds: bool, expected: str) -> None:
         expect(self, name, holds, expected)
@@ -314,7 +340,7 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
     @property
     def drop_no_signal(self) -> bool:
         """True if groups of equal rewards are left out of the data, because their gradient is 0."""
-        return self.make_objective().drops_ties(self)
+        return self._drop_no_signal
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
@@ -16,6 +17,8 @@ from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.plan import MicroBatch, evaluation_plan
 from humanline_fused.training.initial_scores import InitialScores
 from humanline_fused.training.objectives.metrics import with_margins
+from humanline_fused.training.objectives.objective import Objective
+from humanline_fused.training.objectives.table import is_in_table
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.metrics_log import Meter
 from humanline_fused.training.run.resumable import ResumableTrainer
@@ -88,6 +91,7 @@ class EvaluatedTrainer(ResumableTrainer):
     """
 
     args: HumanlineConfig
+    objective: Objective
     scorer: Scorer
     held_out: HeldOut
     meters: dict[str, Meter]
@@ -135,4 +139,13 @@ class EvaluatedTrainer(ResumableTrainer):
         return output._replace(metrics=(output.metrics or {}) | renamed, num_samples=len(self.held_out.examples))
 
     def _drain(self, meter: str) -> dict[str, float]:
+        """Means over all ranks since the last call.
+
+        Raises:
+            ValueError: the metrics of a user-defined loss have other names on another rank.
+        """
+        if self.args.world_size > 1 and not is_in_table(self.objective):
+            names = gather_object([list(self.meters[meter].sums)])
+            if any(other != names[0] for other in names):
+                raise ValueError(f"{self.objective.name}: expected metrics of the same names on all ranks, got {names}")
         return with_margins(self.meters[meter].drain(lambda sums: self.accelerator.reduce(sums, "sum")))  # pyright: ignore

@@ -138,7 +138,7 @@ class Inspection:
 def inspect_data(
     source: Any,
     *,
-    objective: str | None = None,
+    objective: str | Objective | None = None,
     split: str = "train",
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int = 1024,
@@ -147,7 +147,7 @@ def inspect_data(
 
     Args:
         source, split: as in :func:`~humanline_fused.training.data.sources.read_records`.
-        objective: its name, or ``module:Class``; default the first that accepts the type of the first row.
+        objective: itself, its name, or ``module:Class``; default the first that accepts the type of the first row.
         tokenizer: gives lengths in tokens, and the examples that would be dropped or cut.
         max_length: maximum tokens of prompt and completion together.
 
@@ -157,7 +157,7 @@ def inspect_data(
     >>> print(report(inspect_data([{"prompt": "2 + 2 = ", "chosen": "4", "rejected": "5"}])).splitlines()[0])
     type              preference data (prompt, chosen, rejected), for objective='dpo' or objective='kto'
     """
-    found = Inspection(find_objective(objective) if objective else None, tokenizer, max_length)
+    found = Inspection(find_objective(objective) if isinstance(objective, str) else objective, tokenizer, max_length)
     for where, record in read_rows(source, split):
         found.num_rows += 1
         try:

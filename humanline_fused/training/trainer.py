@@ -100,7 +100,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         objective: Objective | None = None,
     ) -> None:
         args = self._checked(args, objective, reference_model)
-        self.objective = args.make_objective() if objective is None else objective
+        self.objective = args.make_objective()
         policy, tokenizer = load_policy(model, processing_class, args)
         self.pad_token_id = pad_token_id_of(tokenizer)
         reward = the_reward(args.reward, reward_function, rounds=args.rollout_every is not None)
@@ -145,7 +145,7 @@ class HumanlineTrainer(EvaluatedTrainer):
             )
         if objective is not None:
             check_parts(objective)
-            args.take_objective(objective)
+            return args.with_objective(objective)
         return args
 
     def _prepare_model(self, policy: PreTrainedModel, args: HumanlineConfig) -> None:
@@ -195,7 +195,7 @@ class HumanlineTrainer(EvaluatedTrainer):
 
     def _make_held_out(self) -> HeldOut:
         args, size = self.args, self.args.per_device_eval_batch_size
-        made_of = {"objective": args.objective, "max_length": args.max_length, "batch_size": size}
+        made_of = {"objective": self.objective.name, "max_length": args.max_length, "batch_size": size}
         made_of["data"] = fingerprint(self.eval_examples)
         initial = InitialScores(Path(str(args.output_dir)), made_of, args.process_index, args.world_size)
         return HeldOut(self.eval_examples, self._collate, initial, size)

@@ -177,11 +177,12 @@ class Groups(Form):
         return [
             ("groups", f"{len(sizes)}, each of {size} completions, {sum(sizes)} in all"),
             ("rewards", f"{min(rewards):g} to {max(rewards):g}"),
-            ("  without signal", f"{ties} with equal rewards: dropped with beta=0, else kept"),
+            ("  without signal", f"{ties} with equal rewards: no gradient without a KL penalty"),
         ]
 
 
 PAIRS, LABELS, GROUPS = Pairs(), Labels(), Groups()
+FORMS: dict[str, Form] = {"pairs": PAIRS, "labels": LABELS, "groups": GROUPS}
 
 
 class Learner(Taker, Protocol):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 Text = str | list[dict[str, Any]]
 Record = Mapping[str, Any]
 
-LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 IMAGE_COLUMNS = ("image", "images")
 
@@ -166,7 +166,7 @@ def _parts(record: Record, kind: DataType) -> tuple[Text, list[Text], list[float
 
 def _values(record: Record, kind: DataType, number: int) -> list[float]:
     if kind is UNPAIRED:
-        label = LABELS.get(str(record["label"]).strip().lower())
+        label = BOOLEANS.get(str(record["label"]).strip().lower())
         if label is None:
             raise ValueError(f"expected label to be true or false, got {record['label']!r}")
         return [float(label)]

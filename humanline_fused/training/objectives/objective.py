@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from humanline_fused.eager.sequences import sequence_counts, sequence_sum
@@ -13,6 +14,9 @@ from humanline_fused.training.data.forms import Form
 from humanline_fused.training.data.records import DataType
 from humanline_fused.training.objectives.metrics import Weighted, clamp_metrics, mean
 from humanline_fused.types import ClampedOutput, HumanlineClamp, Impl
+
+Metric = Tensor | Weighted | float
+"""A metric of a user-defined loss."""
 
 
 @dataclass
@@ -132,9 +136,12 @@ class Objective:
         name: name in settings and messages.
         form: form of the data.
         default_beta: ``beta`` if none is given.
-        settings: dataclass of the objective's own settings; None if it has none.
+        settings: dataclass of the own settings of a built-in objective, which are fields of the run's config; your own
+            take arguments instead (``objective_kwargs``).
         mismatched: True if the loss needs :attr:`LossInputs.kl`, which costs a second forward pass of both models.
         has_implicit_reward: True if ``β · Σ log_ratio`` is a reward to show to the user.
+        token_mean: True if the loss is a sum over tokens divided by :attr:`ScoredTokens.num_items`: an evaluation then
+            weights micro-batches by tokens, not by examples.
     """
 
     name: str
@@ -143,8 +150,9 @@ class Objective:
     settings: type[LossSettings] | None = None
     mismatched: bool = False
     has_implicit_reward: bool = True
+    token_mean: bool = False
 
-    def loss(self, tokens: ScoredTokens, config: Any) -> tuple[Tensor, Mapping[str, Tensor | Weighted]]:
+    def loss(self, tokens: ScoredTokens, config: Any) -> tuple[Tensor, Mapping[str, Metric]]:
         """Return the mean loss of a micro-batch, and its metrics.
 
         Args:
@@ -152,8 +160,9 @@ class Objective:
             config: the run's :class:`humanline_fused.training.HumanlineConfig`.
 
         Returns:
-            The loss, [], with a graph; and metrics by name. A tensor is reported as the mean of its entries, a
-            :class:`~humanline_fused.training.objectives.metrics.Weighted` as its total divided by its weight.
+            The loss, [], with a graph; and metrics by name, the same names for every batch. A tensor is reported as
+            the mean of its entries, a :class:`~humanline_fused.training.objectives.metrics.Weighted` as its total
+            divided by its weight.
         """
         raise NotImplementedError
 
@@ -170,9 +179,9 @@ class Objective:
         loss, metrics = given
         if not isinstance(loss, Tensor):
             raise TypeError(f"expected a scalar loss, a tensor of shape [], got {type(loss).__name__}")
-        weighted = {name: _weighted(name, value) for name, value in metrics.items()}
-        number = len(tokens.lengths) // self.form.sides
-        return result(loss, ratio, inputs, {"loss": Weighted.of(loss, number), **weighted})
+        weighted = {name: _weighted(name, value, loss.device) for name, value in metrics.items()}
+        number = mask.sum() if self.token_mean else torch.full_like(num_items, len(mask) // self.form.sides)
+        return result(loss, ratio, inputs, {"loss": Weighted(loss.detach() * number, number), **weighted})
 
     @property
     def types(self) -> tuple[DataType, ...]:
@@ -211,9 +220,11 @@ def result(loss: Tensor, out: ClampedOutput, inputs: LossInputs, metrics: Mappin
     return LossResult(loss, out.logp, out.ref_logp, {**metrics, **shares})
 
 
-def _weighted(name: str, value: Tensor | Weighted) -> Weighted:
+def _weighted(name: str, value: Metric, device: torch.device) -> Weighted:
     if isinstance(value, Weighted):
         return value
+    if isinstance(value, int | float):
+        value = torch.full((), float(value), device=device)
     if not isinstance(value, Tensor) or value.numel() == 0:
-        raise TypeError(f"metric {name!r}: expected a tensor with entries or a Weighted, got {value!r:.80}")
+        raise TypeError(f"metric {name!r}: expected a number, a tensor with entries or a Weighted, got {value!r:.80}")
     return mean(value.detach().float())

@@ -2,15 +2,16 @@
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from humanline_fused.training.data.forms import Form
+from humanline_fused.training.data.forms import FORMS, Form
 from humanline_fused.training.data.records import PROMPTS, DataType
 from humanline_fused.training.named import import_named
 from humanline_fused.training.objectives.dpo import DPO, DPOSettings
 from humanline_fused.training.objectives.grpo import GRPO, GRPOSettings
 from humanline_fused.training.objectives.kto import KTO, KTOSettings
-from humanline_fused.training.objectives.objective import Objective
+from humanline_fused.training.objectives.objective import Objective, ScoredTokens
 from humanline_fused.validation.values import nearest
 
 OBJECTIVES: dict[str, type[Objective]] = {kind.name: kind for kind in (DPO, KTO, GRPO)}
@@ -19,6 +20,7 @@ OBJECTIVES: dict[str, type[Objective]] = {kind.name: kind for kind in (DPO, KTO,
 DEFAULT = next(iter(OBJECTIVES))
 
 
+@dataclass
 class ObjectiveSettings(DPOSettings, KTOSettings, GRPOSettings):
     """Settings of all built-in objectives."""
 
@@ -74,12 +76,6 @@ def check_parts(objective: object) -> None:
         raise TypeError(f"objective: {kind}.loss: expected a method loss(tokens, config), got none")
 
 
-def path_of(objective: Objective) -> str:
-    """Return the setting for an objective: its name in the table, or ``module:Class``."""
-    kind = type(objective)
-    return kind.name if is_in_table(objective) else f"{kind.__module__}:{kind.__qualname__}"
-
-
 def is_in_table(objective: Objective) -> bool:
     """Return True for a built-in objective."""
     return OBJECTIVES.get(objective.name) is type(objective)
@@ -105,3 +101,41 @@ class Round:
 
 
 ROUND = Round()
+
+
+class Recorded(Objective):
+    """An objective known from a checkpoint alone, whose class cannot be imported: enough to score and show its tokens.
+
+    Args:
+        identity: ``objective``, ``form`` and ``mismatched``, as in a run's identity.
+    """
+
+    def __init__(self, identity: Mapping[str, Any]) -> None:
+        self.name, self.form, self.mismatched = identity["objective"], FORMS[identity["form"]], identity["mismatched"]
+
+    def loss(self, tokens: ScoredTokens, config: Any) -> Any:
+        raise RuntimeError(f"{self.name}: expected the class of this objective, which cannot be imported")
+
+
+def recorded_identity(objective: Objective) -> dict[str, Any]:
+    """The name of an objective; of one outside the table also what :class:`Recorded` needs."""
+    if is_in_table(objective):
+        return {"objective": objective.name}
+    form = type(objective.form).__name__.lower()
+    return {"objective": objective.name, "form": form, "mismatched": objective.mismatched}
+
+
+def recorded_objective(identity: Mapping[str, Any], name: str, arguments: Mapping[str, Any] | None) -> Objective:
+    """The objective of a run, from its identity and from ``objective`` and ``objective_kwargs`` in its settings.
+
+    Raises:
+        ValueError, TypeError: its class cannot be imported, and neither can the form of its data.
+    """
+    if identity["objective"] in OBJECTIVES and "form" not in identity:
+        return find_objective(identity["objective"])
+    try:
+        return find_objective(name, arguments)
+    except (ValueError, TypeError):
+        if identity.get("form") not in FORMS:
+            raise
+        return Recorded(identity)

@@ -10,6 +10,7 @@ from humanline_fused.training.data.plan import StepPlan
 from humanline_fused.training.data.prepare import PreparedData
 from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.objectives.objective import Objective
+from humanline_fused.training.objectives.table import recorded_identity
 from humanline_fused.training.online.rollout import Rounds
 from humanline_fused.training.start import identify
 
@@ -30,7 +31,7 @@ def run_identity(
         **({"scale_rewards": config.scale_rewards} if objective.form.has_rewards else {}),
         "global_batch_size": plan.sizes.global_batch,
         "seed": plan.seed,
-        "objective": config.objective,
+        **recorded_identity(objective),
         "max_length": config.max_length,
     }
     if objective.mismatched:  # the mismatched pairs stay within a global micro-batch

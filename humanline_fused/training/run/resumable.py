@@ -22,10 +22,8 @@ RUN_STATE = "run_state.pt"
 
 IDENTITY = "run.json"
 """File with the result of :meth:`ResumableTrainer.identity`: the run that a checkpoint belongs to."""
-
-
 EARLIER_RUN_STATE = "reference.pt"
-"""Its name in checkpoints up to version 0.1.0's first; such checkpoints stay readable."""
+"""Former name of the run state's file; checkpoints that have it stay readable."""
 
 
 def load_run_state(checkpoint: Path) -> Any:
