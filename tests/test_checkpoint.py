@@ -24,6 +24,7 @@ from humanline_fused.training.run.checkpoint import (
     resolve_resume,
     save_atomically,
 )
+from humanline_fused.training.run.resumable import load_run_state
 from tests.tiny_model import records, tiny_trainer
 
 SAVING = {"save_strategy": "steps", "save_steps": 2}
@@ -185,6 +186,21 @@ def test_a_missing_or_short_file_is_named_and_auto_uses_the_previous_checkpoint(
     assert resolve_resume(run_dir, "auto") == str(run_dir / "checkpoint-4")
     with pytest.raises(ValueError, match=rf"checkpoint-6 is not a complete checkpoint: {name} is missing"):
         tiny_trainer(run_dir).train(str(file.parent))
+
+
+@pytest.mark.parametrize("reference", ["lookahead", "copy"])
+def test_a_checkpoint_with_the_former_name_of_the_run_state_is_resumed(tmp_path: Path, reference: str):
+    settings = {"reference": reference, "sync_every": 3}
+    whole = saved_run(tmp_path, **settings)
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    checkpoint = tmp_path / "checkpoint-4"
+    (checkpoint / "run_state.pt").rename(checkpoint / "reference.pt")
+    files = checkpoint / "files.json"
+    files.write_text(files.read_text().replace("run_state.pt", "reference.pt"))
+    resumed = tiny_trainer(tmp_path, **SAVING | settings)
+    resumed.train("auto")
+    assert all(torch.equal(mine, other) for mine, other in zip(weights(resumed), weights(whole), strict=True))
+    assert load_run_state(checkpoint).keys() == load_run_state(tmp_path / "checkpoint-6").keys()
 
 
 def test_a_checkpoint_without_optimizer_cannot_be_resumed_from(tmp_path: Path):

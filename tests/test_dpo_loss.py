@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from humanline_fused import HumanlineClamp, TokenLogp, dpo_loss
+from humanline_fused.eager.dpo_loss import LINKS as eager_links
 from humanline_fused.types import DPOLossType
+from humanline_kernels.dpo_loss import LINKS as kernel_links
 from tests.error_budget import assert_within_budget
 from tests.inputs import random_batch, token_batch
 from tests.oracle import assert_matches_oracle
@@ -290,12 +292,17 @@ def test_eager_s_gradient_of_every_loss_of_pairs_is_its_derivative(loss_type):
     assert torch.autograd.gradgradcheck(loss, logp)
 
 
+def test_eager_and_kernel_have_the_same_links():
+    assert set(eager_links) == set(kernel_links) == set(get_args(DPOLossType))
+    assert all(eager_links[name].per_token == kernel_links[name]["PER_TOKEN"] for name in eager_links)
+
+
 # Other losses of pairs: errors
 
 
 def test_an_unknown_loss_type_is_refused_with_all_names_and_the_nearest():
     policy, reference, ids, mask = token_batch(LOGP, REF_LOGP)
-    message = r"loss_type: expected one of 'sigmoid', 'ipo', 'hinge', 'sigmoid_norm', got 'hing'; .* is 'hinge'"
+    message = r"loss_type: expected one of 'sigmoid', 'ipo', 'hinge', 'sigmoid_norm', got 'hing'; did you mean hinge\?"
     wrong: Any = "hing"
     with pytest.raises(ValueError, match=message):
         dpo_loss(TokenLogp(policy), reference, ids, mask, loss_type=wrong)

@@ -266,6 +266,16 @@ def test_a_resumed_run_ends_with_the_uninterrupted_weights(objective: str, lora:
     assert losses(resumed) == losses(whole)
 
 
+def test_a_checkpoint_with_the_former_name_of_the_reference_is_resumed(tmp_path: Path):
+    def trainer() -> Any:
+        return ours("dpo", tmp_path, humanline=Humanline(sync_every=3), max_steps=4, **SAVING)
+
+    whole = run(trainer())
+    (tmp_path / "checkpoint-2" / "trl_reference.pt").rename(tmp_path / "checkpoint-2" / "reference.pt")
+    resumed = run(trainer(), resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert losses(resumed) == losses(whole)
+
+
 def test_a_checkpoint_without_reference_or_with_another_sync_interval_is_refused(tmp_path: Path):
     run(ours("dpo", tmp_path, max_steps=2, humanline=Humanline(sync_every=3), **SAVING))
     checkpoint = tmp_path / "checkpoint-2"
