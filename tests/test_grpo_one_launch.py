@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from humanline_fused import Logits, TokenLogp, grpo_loss, token_logp
-from humanline_kernels.launch import one_launch_programs
+from humanline_kernels.tiles import one_launch_programs
 from tests.inputs import SETTINGS, loss_and_gradient, loss_of, random_batch
 from tests.oracle import assert_matches_oracle
 

@@ -45,7 +45,7 @@ def specialisations(arch: str) -> Iterator[Specialisation]:
 
 
 def token_logp(dtype: str, *flags: str, warp: int = 32) -> Iterator[Specialisation]:
-    from humanline_kernels.launch import vocabulary_tiles
+    from humanline_kernels.tiles import vocabulary_tiles
 
     itemsize = ITEMSIZE[dtype]
     tiles = vocabulary_tiles(VOCABULARY, itemsize, warp)
@@ -58,7 +58,7 @@ def token_logp(dtype: str, *flags: str, warp: int = 32) -> Iterator[Specialisati
 
 
 def grpo_one_launch(dtype: str, *flags: str, vocabulary: int = VOCABULARY) -> Specialisation:
-    from humanline_kernels.launch import one_launch_per_multiprocessor, one_launch_tiles
+    from humanline_kernels.tiles import one_launch_per_multiprocessor, one_launch_tiles
 
     itemsize = ITEMSIZE[dtype]
     tiles = one_launch_tiles(vocabulary, itemsize)
@@ -77,7 +77,7 @@ def grpo_one_launch(dtype: str, *flags: str, vocabulary: int = VOCABULARY) -> Sp
 
 
 def scale_dlogits(dtype: str) -> Specialisation:
-    from humanline_kernels.launch import vocabulary_tiles
+    from humanline_kernels.tiles import vocabulary_tiles
 
     itemsize = ITEMSIZE[dtype]
     tiles = vocabulary_tiles(VOCABULARY, itemsize)
@@ -87,7 +87,7 @@ def scale_dlogits(dtype: str) -> Specialisation:
 
 
 def token_loss(loss: str) -> Specialisation:
-    from humanline_kernels.launch import TOKEN_TILES
+    from humanline_kernels.tiles import TOKEN_TILES
 
     constants: dict[str, int | bool | str] = {"NEEDS_GRADIENT": True, "BLOCK_T": TOKEN_TILES["BLOCK_T"]}
     if loss == "dpo":

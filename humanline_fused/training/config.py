@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from transformers import TrainingArguments
 
-from humanline_fused.training.objectives.objective import Objective, expect
+from humanline_fused.training.objectives.objective import Objective
+from humanline_fused.training.objectives.settings import expect
 from humanline_fused.training.objectives.table import (
     DEFAULT,
     OBJECTIVES,
@@ -68,7 +69,8 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
 
     ``clamp=False`` turns the clamp off and ``reference="frozen"`` turns the sync off. The four combinations are the
     paper's ablation; with both off the loss is the plain one.
-    ``per_device_train_batch_size`` counts examples: pairs, or completions (KTO, GRPO).
+    ``per_device_train_batch_size`` counts examples: pairs, or completions (KTO, GRPO). The losses' own fields are inherited
+    from ``training/objectives``.
 
     Raises:
         ValueError: a setting is invalid; the message gives the expected and the actual value.

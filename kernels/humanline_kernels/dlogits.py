@@ -5,7 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from humanline_kernels.launch import vocabulary_tiles
 from humanline_kernels.softmax import (
     LN2,
     NEGLIGIBLE,
@@ -18,6 +17,7 @@ from humanline_kernels.softmax import (
     row_parts,
     weight_constant,
 )
+from humanline_kernels.tiles import vocabulary_tiles
 
 
 def empty_dlogits(logits: Tensor, address: int) -> Tensor:

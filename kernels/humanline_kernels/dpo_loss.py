@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from humanline_kernels.launch import TOKEN_TILES
 from humanline_kernels.sequences import (
     empty_outputs,
     fake_sequence_loss,
@@ -19,6 +18,7 @@ from humanline_kernels.sequences import (
     store_sequence_coefficient,
     store_sequence_partials,
 )
+from humanline_kernels.tiles import TOKEN_TILES
 
 LINKS = {
     "sigmoid": {"LINK": "sigmoid", "PER_TOKEN": False},
@@ -69,6 +69,7 @@ def loss_of_pair(margin, beta, label_smoothing, LINK: tl.constexpr):
     elif LINK == "hinge":
         loss, slope = hinge_link(margin)
     else:
+        tl.static_assert(LINK == "sigmoid", "expected the link 'sigmoid', 'squared' or 'hinge'")
         loss, slope = sigmoid_link(margin, label_smoothing)
     return loss, slope
 

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from humanline_kernels.launch import TOKEN_TILES
 from humanline_kernels.log_ratio import clamp_stops, clamped_log_ratio_tile
+from humanline_kernels.tiles import TOKEN_TILES
 
 
 @triton.jit

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from humanline_kernels.dlogits import empty_dlogits, store_dlogits, store_zeros
 from humanline_kernels.grpo_loss import grpo_means, grpo_terms, store_partials
-from humanline_kernels.launch import one_launch_programs, one_launch_tiles
 from humanline_kernels.log_ratio import clamp_log_ratio
 from humanline_kernels.softmax import score_row, softmax_of_row
+from humanline_kernels.tiles import one_launch_programs, one_launch_tiles
 from humanline_kernels.token_logp import softmax_scalars
 
 

@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from humanline_kernels.launch import TOKEN_TILES
 from humanline_kernels.sequences import (
     empty_outputs,
     fake_sequence_loss,
@@ -19,6 +18,7 @@ from humanline_kernels.sequences import (
     store_sequence_coefficient,
     store_sequence_partials,
 )
+from humanline_kernels.tiles import TOKEN_TILES
 
 
 @triton.jit(do_not_specialize=["N"])

@@ -13,7 +13,8 @@ unit            1/bits  1 / (2 · sharpness · softcap)
 root            √bits   q(x) = 1 / √(unit · (1 + exp2(cap_slope · x))); with a cap z = sharpness · softcap − q²
 point           logit   the x around which the sums are taken: the target's logit, or the row's maximum
 weight          1       w(x) = exp(z(x) − z(point)) = exp2(log2_weight)
-constant        bits    the summand of log2_weight that is the same for all x of a row, rounded once
+log2_offset     bits    log2 of a factor of all weights: −log2_total makes probabilities of them
+constant        bits    the summand of log2_weight that is the same for all x of a row, with log2_offset; rounded once
 log2_point      bits    log2_weight at the point itself: not 0 but the rounding of the constant, which every weight has
 log2_total      bits    log2 Σ w − log2_point; the probability of x is exp2((z(x) − z(point)) − log2_total)
 softmax         tuple   (sharpness, unit, cap_slope) of one row
@@ -30,7 +31,7 @@ edge            the elements before and after the body
 EXACT is the order of operations in log2_weight. False: one fma of x and the constant. True: x − point first, then one
 fma; an offset common to all logits of a row then costs no digits. True for float32 dlogits, and for sums around the
 maximum. False for 16-bit dlogits, whose own rounding is coarser, and for sums around the target, where log2_point takes
-the rounding out again.
+the rounding out again. With a cap there is one order, and EXACT is ignored.
 """
 
 import triton
@@ -76,7 +77,7 @@ def edge_columns(row_ptr, V, head, body):
 
 @triton.jit
 def sum_in_thread(x, VECTOR: tl.constexpr):
-    """Sums over the elements of each 16-byte load, which one thread holds: as many adds, an eighth of the registers."""
+    """Sums over the elements of each 16-byte load, which one thread holds: as many adds, 1/VECTOR of the registers."""
     return tl.sum(tl.reshape(x, [x.shape[0] // VECTOR, VECTOR]), axis=1)
 
 
@@ -149,6 +150,7 @@ def sum_weights(
     edges_log = tl.sum(w * tl.maximum(log2_w, NEGLIGIBLE)) if HAS_ENTROPY else 0.0
 
     body_ptr = aligned(row_ptr, head)
+    # The partial tile first: it initialises the totals, and the loop needs no mask.
     offsets, inside = last_tile(body_ptr, body, BLOCK_V)
     x = tl.load(body_ptr + offsets, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
     log2_w = log2_weight(x, point, constant, softmax, HAS_SOFTCAP, EXACT)
@@ -214,7 +216,7 @@ def score_row(
     )
     log2_point = log2_weight(point, point, constant, softmax, HAS_SOFTCAP, False)
     log2_target = log2_point
-    # Below this a weight times its log2 is finite. False for NaN too.
+    # Below this, about 83 nats above the point, a weight times its log2 is finite. False for NaN too.
     if not (total < 1e36):
         # Half the tile: a rare path must not cost the kernel registers.
         point = maximum_of_row(row_ptr, V, BLOCK_V // 2)

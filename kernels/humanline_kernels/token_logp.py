@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from humanline_kernels.dlogits import empty_dlogits, store_dlogits, store_zeros
-from humanline_kernels.launch import vocabulary_tiles
 from humanline_kernels.softmax import LOG2E, score_row, softmax_of_row
+from humanline_kernels.tiles import vocabulary_tiles
 
 
 @triton.jit(
@@ -74,14 +74,14 @@ def token_logp_forward_kernel(
             sharpness /= tl.load(temperature_ptr + n)
         softmax = softmax_of_row(sharpness, softcap, cap_slope)
         logp, entropy, point, log2_total = score_row(
-            row_ptr, target_id, V, softmax, HAS_SOFTCAP, HAS_ENTROPY, BLOCK_V, ""
+            row_ptr, target_id, V, softmax, HAS_SOFTCAP, HAS_ENTROPY, BLOCK_V, EVICTION=""
         )
     tl.store(row_logp_ptr, logp)
     if program < N:
         tl.store(point_ptr + n, point)
         tl.store(log2_total_ptr + n, log2_total)
-    if HAS_ENTROPY:
-        tl.store(entropy_ptr + n, entropy)
+        if HAS_ENTROPY:
+            tl.store(entropy_ptr + n, entropy)
 
 
 @triton.jit(
@@ -113,7 +113,7 @@ def token_logp_backward_kernel(
     sharpness,
     softcap,
     cap_slope,
-    gain,  # ∂z/∂x without cap and temperature: scale · inverse_temperature
+    gain,  # ∂z/∂x without the cap's slope and temperature_ptr: scale · inverse_temperature
     # flags and blocks
     HAS_TEMPERATURE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -137,17 +137,28 @@ def token_logp_backward_kernel(
             sharpness /= temperature
             gain /= temperature
         row_ptr = logits_ptr + b * stride_logits_b + t * stride_logits_t
-        row = (point, log2_total, entropy, dlogp * gain, dentropy * gain)
+        row = (point, log2_total, entropy, dlogp * gain, dentropy * gain)  # as dlogits_tile takes it
         softmax = softmax_of_row(sharpness, softcap, cap_slope)
         store_dlogits(
-            row_ptr, drow_ptr, target_id, V, row, softmax, HAS_SOFTCAP, HAS_ENTROPY, EXACT, False, BLOCK_V, ""
+            row_ptr,
+            drow_ptr,
+            target_id,
+            V,
+            row,
+            softmax,
+            HAS_SOFTCAP,
+            HAS_ENTROPY,
+            EXACT,
+            BACKWARDS=False,
+            BLOCK_V=BLOCK_V,
+            EVICTION="",
         )
     else:
         store_zeros(drow_ptr, V, BLOCK_V)
 
 
 def softmax_scalars(scale: float, softcap: float | None, inverse_temperature: float) -> dict[str, float | bool]:
-    """The kernels' scalars for a softmax, in bits (symbols: softmax.py), before a temperature per token."""
+    """The kernels' scalars for a softmax, before a temperature per token (symbols: softmax.py)."""
     if softcap is None:
         return {"sharpness": LOG2E.value * scale * inverse_temperature, "softcap": 1.0, "cap_slope": 0.0}
     return {

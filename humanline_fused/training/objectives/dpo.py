@@ -8,14 +8,8 @@ from humanline_fused.eager.sequences import sequence_sum
 from humanline_fused.functional import dpo_loss
 from humanline_fused.training.data.forms import PAIRS
 from humanline_fused.training.objectives.metrics import Weighted, pair_metrics
-from humanline_fused.training.objectives.objective import (
-    LossInputs,
-    LossResult,
-    LossSettings,
-    Objective,
-    expect,
-    result,
-)
+from humanline_fused.training.objectives.objective import LossInputs, LossResult, Objective, result
+from humanline_fused.training.objectives.settings import LossSettings, expect
 from humanline_fused.types import DPOLossType
 
 

@@ -5,14 +5,8 @@ from dataclasses import dataclass, field
 from humanline_fused.functional import grpo_loss
 from humanline_fused.training.data.forms import GROUPS
 from humanline_fused.training.objectives.metrics import Weighted, token_shares
-from humanline_fused.training.objectives.objective import (
-    LossInputs,
-    LossResult,
-    LossSettings,
-    Objective,
-    expect,
-    result,
-)
+from humanline_fused.training.objectives.objective import LossInputs, LossResult, Objective, result
+from humanline_fused.training.objectives.settings import LossSettings, expect
 
 
 @dataclass

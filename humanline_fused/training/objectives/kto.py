@@ -6,14 +6,8 @@ from humanline_fused.eager.sequences import sequence_sum
 from humanline_fused.functional import kto_loss
 from humanline_fused.training.data.forms import LABELS
 from humanline_fused.training.objectives.metrics import Weighted, label_metrics
-from humanline_fused.training.objectives.objective import (
-    LossInputs,
-    LossResult,
-    LossSettings,
-    Objective,
-    expect,
-    result,
-)
+from humanline_fused.training.objectives.objective import LossInputs, LossResult, Objective, result
+from humanline_fused.training.objectives.settings import LossSettings, expect
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Base class of objectives: a loss with its data form, settings, metrics and display names."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -13,37 +13,11 @@ from humanline_fused.scores import Scores, TokenLogp
 from humanline_fused.training.data.forms import Form
 from humanline_fused.training.data.records import DataType
 from humanline_fused.training.objectives.metrics import Weighted, clamp_metrics, mean
-from humanline_fused.types import ClampedOutput, HumanlineClamp, Impl
+from humanline_fused.training.objectives.settings import LossSettings
+from humanline_fused.types import ClampedOutput
 
 Metric = Tensor | Weighted | float
 """A metric of a user-defined loss."""
-
-
-@dataclass
-class LossSettings:
-    """Settings common to all objectives; :class:`humanline_fused.training.HumanlineConfig` inherits them."""
-
-    clamp: bool = field(
-        default=True, metadata={"help": "Clamp every token's log-ratio to [log_epsilon_P, log_epsilon_R]."}
-    )
-    log_epsilon_P: float = field(default=-1.5, metadata={"help": "Lower bound of the log-ratio, nats, <= 0."})
-    log_epsilon_R: float = field(default=1.5, metadata={"help": "Upper bound of the log-ratio, nats, >= 0."})
-    beta: float | None = field(
-        default=None,
-        metadata={"help": "Weight of the implicit reward, or of the KL penalty. The default depends on the objective."},
-    )
-    impl: Impl = field(default="auto", metadata={"help": "Implementation of the loss: auto, triton or eager."})
-
-    @property
-    def humanline_clamp(self) -> HumanlineClamp | None:
-        """The bounds as an argument of the losses; None if ``clamp`` is off."""
-        return HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R) if self.clamp else None
-
-
-def expect(settings: object, name: str, holds: bool, expected: str) -> None:
-    """Raise ValueError with the setting's name, the expected and the actual value, unless ``holds``."""
-    if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {getattr(settings, name)!r}")
 
 
 @dataclass(frozen=True, eq=False)
