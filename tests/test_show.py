@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from humanline_fused.cli import main
 from humanline_fused.looking.show import show_run
 from humanline_fused.training import HumanlineTrainer
-from humanline_fused.training.run.settings import SETTINGS, read_settings
+from humanline_fused.training.run.settings_file import SETTINGS, read_settings
 from tests.html_page import Page
 from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer
 

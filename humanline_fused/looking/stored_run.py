@@ -20,7 +20,7 @@ from humanline_fused.training.objectives.table import ROUND, recorded_objective
 from humanline_fused.training.online.rollout import COMPLETIONS, logged_groups, round_examples, round_plan
 from humanline_fused.training.run.checkpoint import faults, step_of
 from humanline_fused.training.run.resumable import IDENTITY, load_run_state
-from humanline_fused.training.run.settings import read_settings
+from humanline_fused.training.run.settings_file import read_settings
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
 
     ``clamp=False`` turns the clamp off and ``reference="frozen"`` turns the sync off. The four combinations are the
     paper's ablation; with both off the loss is the plain one.
-    ``per_device_train_batch_size`` counts examples: pairs, or completions (KTO, GRPO). The losses' own fields are inherited
-    from ``training/objectives``.
+    ``per_device_train_batch_size`` counts examples: pairs, or completions (KTO, GRPO). The losses' own
+    fields are inherited from ``training/objectives``.
 
     Raises:
         ValueError: a setting is invalid; the message gives the expected and the actual value.

@@ -48,7 +48,7 @@ from humanline_fused.training.run.failure_signs import FailureSigns
 from humanline_fused.training.run.identity import check_identity, run_identity
 from humanline_fused.training.run.metrics_log import Meter, MetricsFile
 from humanline_fused.training.run.reference_sync import ReferenceSync
-from humanline_fused.training.run.settings import write_settings
+from humanline_fused.training.run.settings_file import write_settings
 from humanline_fused.training.run.sharding import prepare_reference, refuse_engine
 from humanline_fused.training.run.summary import describe, describe_model
 from humanline_fused.training.run.termination import Termination
