@@ -12,7 +12,7 @@ VERSIONS_DIR ?= $(HOME)/.cache/humanline-fused/versions
 VERSIONS := oldest newest
 
 # Files whose tests multiply matrices of several shapes. Triton's interpreter multiplies none.
-PRODUCTS := $(addprefix tests/test_,$(addsuffix .py,evaluation head head_work lm_head processes trainer trainer_head vocabulary_parallel))
+PRODUCTS := $(addprefix tests/test_,$(addsuffix .py,evaluation head lm_head processes trainer trainer_head))
 
 .PHONY: demo test test-versions lint install clean
 .DEFAULT_GOAL := demo

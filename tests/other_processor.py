@@ -34,7 +34,7 @@ def multiplied(a: Tensor, b: Tensor) -> Tensor:
 def multiplied_and_added(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """Return the product, rounded once to the factors' dtype, as on every processor."""
     total = alpha * product(a, b)
-    return (total if beta == 0 else beta * c + total).to(a.dtype)
+    return (total if beta == 0 else beta * c.to(total.dtype) + total).to(a.dtype)
 
 
 def into(out: Tensor, result: Tensor) -> Tensor:
