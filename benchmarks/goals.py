@@ -10,6 +10,8 @@ Figures = Mapping[Any, Any]  # rows by their distinguishing fields
 Figure = Callable[[Figures], float]
 """The number that is judged, from rows; raises :class:`NotMeasuredError` where one is missing."""
 
+ANY_V = range(2**31)
+
 
 class NotMeasuredError(LookupError):
     """A figure needs a row, or a number of it, that is not there."""
@@ -39,7 +41,7 @@ class Goal:
     bound: float  # the least that the figure may be, or the most if at_most
     form: str = ".0%"  # how the two are printed
     at_most: bool = False
-    vocabularies: range = range(2**31)  # the goal applies to these
+    vocabularies: range = ANY_V  # the goal applies to these
     nothing_masked: bool = False  # it applies only where every row counts that has a target
 
     def applies_to(self, row: Any) -> bool:

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.batches import MASKED_SHARE, random_batch
-from benchmarks.kernels.cases import CASES, HEAD_CASES, LOGITS_CASES, Case, Mode
+from benchmarks.kernels.cases import CASES, HEAD_CASES, LOGITS_CASES
 from benchmarks.kernels.compare import FINAL, WRONG, compare
 from benchmarks.kernels.figures import Row, figures
 from benchmarks.kernels.kernel_goals import HEAD_GOALS, LOGITS_GOALS, judged
@@ -77,8 +77,7 @@ class Suite:
 
     def file(self, session: Session) -> Path:
         """The newest with the session's facts, or a new one with today's date."""
-        dates = "[0-9]" * 4 + "-[0-9][0-9]" * 2
-        for file in sorted(session.results.glob(f"{session.machine}-{dates}-{self.name}.csv"), reverse=True):
+        for file in sorted(session.results.glob(f"{session.machine}-????-??-??-{self.name}.csv"), reverse=True):
             if agrees(file, session.facts, SAME):
                 return file
         file = session.results / f"{session.machine}-{date.today()}-{self.name}.csv"
@@ -99,16 +98,14 @@ class Suite:
         facts, rows = read(file, Row)
         failed = {(row.case, row.mode) for row in rows if row.note not in FINAL}
         done = {(row.case, row.mode) for row in rows} - failed
-        wanted = frozenset[str]().union(*(provider.cases for provider in session.providers)) & {*session.cases}
-        cases = [case for case in (HEAD_CASES if self.H else LOGITS_CASES).values() if case.name in wanted]
-        missing: list[tuple[Case, Mode]] = [
-            (case, mode) for case in cases for mode in case.modes if (case.name, mode) not in done
-        ]
+        answered = {name for provider in session.providers for name in provider.cases} & {*session.cases}
+        cases = [case for case in (HEAD_CASES if self.H else LOGITS_CASES).values() if case.name in answered]
+        missing = [(case, mode) for case in cases for mode in case.modes if (case.name, mode) not in done]
         if not missing:
             return True
-        factor, (sequences, tokens) = (TOY_FACTOR, (TOY_B, TOY_T)) if session.toy else (1, (B, T))
-        sizes, H = (sequences, tokens, self.V // factor), self.H and self.H // factor
-        batch = random_batch(*sizes, torch.bfloat16, session.device, self.masked, H)
+        sequences, tokens, factor = (TOY_B, TOY_T, TOY_FACTOR) if session.toy else (B, T, 1)
+        V, H = self.V // factor, self.H and self.H // factor
+        batch = random_batch(sequences, tokens, V, torch.bfloat16, session.device, self.masked, H)
         for case, mode in missing:
             if time.monotonic() > deadline:
                 return False
