@@ -17,21 +17,21 @@ class NotMeasuredError(LookupError):
     """A figure needs a row, or a number of it, that is not there."""
 
 
-def measured(figures: Figures, key: Any, name: str) -> float:
-    """The number of this name of the row at ``key``.
+def number(key: Any, name: str) -> Figure:
+    """Of this name, of the row at ``key``."""
 
-    Raises:
-        NotMeasuredError: there is none.
-    """
-    value = getattr(figures.get(key), name, None)
-    if value is None:
-        raise NotMeasuredError(f"{name} of {key}")
-    return value
+    def figure(figures: Figures) -> float:
+        value = getattr(figures.get(key), name, None)
+        if value is None:
+            raise NotMeasuredError(f"{name} of {key}")
+        return value
+
+    return figure
 
 
 def ratio(name: str, above: Any, below: Any) -> Figure:
     """Of the numbers of this name of two rows."""
-    return lambda figures: measured(figures, above, name) / measured(figures, below, name)
+    return lambda figures: number(above, name)(figures) / number(below, name)(figures)
 
 
 @dataclass(frozen=True)

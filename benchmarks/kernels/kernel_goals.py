@@ -3,7 +3,7 @@ provider."""
 
 from collections.abc import Iterator, Sequence
 
-from benchmarks.goals import ANY_V, Figure, Goal, measured, ratio
+from benchmarks.goals import ANY_V, Figure, Goal, number, ratio
 from benchmarks.kernels import providers as by
 from benchmarks.kernels.cases import HEAD_CASES
 from benchmarks.kernels.figures import Row
@@ -18,8 +18,8 @@ SPEED = (
 """Each loss; its fastest case and that one's name; the least share of the ceiling, by vocabulary, and times eager."""
 
 
-def of_ours(case: str, mode: str, number: str) -> Figure:
-    return lambda rows: measured(rows, (case, mode, by.OURS), number)
+def of_ours(case: str, mode: str, name: str) -> Figure:
+    return number((case, mode, by.OURS), name)
 
 
 def faster(case: str, mode: str, than: str) -> Figure:

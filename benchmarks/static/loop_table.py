@@ -117,7 +117,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows, and the versions, to this file")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the same as JSON")
     options = parser.parse_args(arguments)
-    facts = {**environment(torch.device("cpu")), "command": " ".join(["python -m benchmarks static", *arguments])}
+    facts = environment(torch.device("cpu"))
     rows = measure(options.arch)
     over = broken(rows)
     verdict = "\n".join(["Over budget:", *over]) if over else "Every budget is met (benchmarks/static/budgets.py)."
