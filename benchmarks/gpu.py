@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.batches import MASKED_SHARE, random_batch
-from benchmarks.kernels.cases import CASES, HEAD_CASES, LOGITS_CASES
+from benchmarks.kernels.cases import CASES, HEAD_CASES, LOGITS_CASES, Case, Mode
 from benchmarks.kernels.compare import FINAL, WRONG, compare
 from benchmarks.kernels.figures import Row, figures
 from benchmarks.kernels.kernel_goals import HEAD_GOALS, LOGITS_GOALS, judged
@@ -109,7 +109,9 @@ class Suite:
         done = {(row.case, row.mode) for row in rows} - failed
         answered = {name for provider in session.providers for name in provider.cases} & {*session.cases}
         cases = [case for case in (HEAD_CASES if self.H else LOGITS_CASES).values() if case.name in answered]
-        missing = [(case, mode) for case in cases for mode in case.modes if (case.name, mode) not in done]
+        missing: list[tuple[Case, Mode]] = [
+            (case, mode) for case in cases for mode in case.modes if (case.name, mode) not in done
+        ]
         if not missing:
             return True
         sequences, tokens, factor = (TOY_B, TOY_T, TOY_FACTOR) if session.toy else (B, T, 1)

@@ -2,10 +2,12 @@
 
 import contextlib
 import itertools
+import json
 import os
 import random
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -130,8 +132,11 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
     with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         call()
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        record.export_chrome_trace(str(trace))
+        events = [event for event in json.loads(trace.read_text())["traceEvents"] if event["name"] == "[memory]"]
+    changes = [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
     return max(itertools.accumulate(changes, initial=0))
 
 

@@ -25,9 +25,6 @@ class Budget:
         return self.gfx942 if arch == "gfx942" else self.nvidia
 
 
-NEVER_LAUNCHED = {"gfx942": {"grpo_one_launch", "scale_dlogits"}}
-"""Kernels that have no place on an architecture: no cache of AMD's holds one launch's rows in flight."""
-
 FORWARD = ("sum_weights 1",)
 FALL_BACK = ("maximum_of_row", "sum_weights 2")
 REFERENCE_AND_POLICY = ("sum_weights 1", "sum_weights 3")

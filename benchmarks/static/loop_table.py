@@ -44,7 +44,7 @@ def measure(
     work = [(spec, arch) for arch in architectures for spec in given or specialisations(arch)]
     with (
         tempfile.TemporaryDirectory() as cache,
-        ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_with_the_compiler, initargs=[cache]) as pool,
+        ProcessPoolExecutor(None, get_context("spawn"), _with_the_compiler, (cache,)) as pool,
     ):
         futures = [pool.submit(measured, spec, arch, max_registers) for spec, arch in work]
         return [row for future in futures for row in future.result()]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
+EXACT = {"bf16": (), "fp16": (), "fp32": ("EXACT",)}  # flags of the kernels that write dlogits
 VOCABULARY, SHORT_VOCABULARY = 128256, 32000
 
 
@@ -56,16 +57,12 @@ def of_logits(
     )
 
 
-def exact(dtype: str) -> tuple[str, ...]:
-    return ("EXACT",) if dtype == "fp32" else ()
-
-
 def token_logp(dtype: str, *flags: str, warp: int = 32) -> Iterator[Specialisation]:
     from humanline_kernels.launch import vocabulary_tiles
 
     tiles = vocabulary_tiles(VOCABULARY, ITEMSIZE[dtype], warp)
     yield of_logits("token_logp:token_logp_forward", dtype, tiles, *flags, writes=False)
-    yield of_logits("token_logp:token_logp_backward", dtype, tiles, *flags, *exact(dtype))
+    yield of_logits("token_logp:token_logp_backward", dtype, tiles, *flags, *EXACT[dtype])
 
 
 def grpo_one_launch(dtype: str, *flags: str, vocabulary: int = VOCABULARY) -> Specialisation:
@@ -76,7 +73,7 @@ def grpo_one_launch(dtype: str, *flags: str, vocabulary: int = VOCABULARY) -> Sp
         dtype,
         one_launch_tiles(vocabulary, ITEMSIZE[dtype]),
         *flags,
-        *exact(dtype),
+        *EXACT[dtype],
         cached_loops=("store_dlogits",),
         launched_per_sm=one_launch_per_multiprocessor(vocabulary * ITEMSIZE[dtype]),
         note="" if vocabulary == VOCABULARY else f"V={vocabulary}",
