@@ -10,26 +10,28 @@ Figures = Mapping[Any, Any]  # rows by their distinguishing fields
 Figure = Callable[[Figures], float]
 """The number that is judged, from rows; raises :class:`NotMeasuredError` where one is missing."""
 
+ANY_V = range(2**31)
+
 
 class NotMeasuredError(LookupError):
     """A figure needs a row, or a number of it, that is not there."""
 
 
-def measured(figures: Figures, key: Any, name: str) -> float:
-    """The number of this name of the row at ``key``.
+def number(key: Any, name: str) -> Figure:
+    """Of this name, of the row at ``key``."""
 
-    Raises:
-        NotMeasuredError: there is none.
-    """
-    value = getattr(figures.get(key), name, None)
-    if value is None:
-        raise NotMeasuredError(f"{name} of {key}")
-    return value
+    def figure(figures: Figures) -> float:
+        value = getattr(figures.get(key), name, None)
+        if value is None:
+            raise NotMeasuredError(f"{name} of {key}")
+        return value
+
+    return figure
 
 
 def ratio(name: str, above: Any, below: Any) -> Figure:
     """Of the numbers of this name of two rows."""
-    return lambda figures: measured(figures, above, name) / measured(figures, below, name)
+    return lambda figures: number(above, name)(figures) / number(below, name)(figures)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Goal:
     bound: float  # the least that the figure may be, or the most if at_most
     form: str = ".0%"  # how the two are printed
     at_most: bool = False
-    vocabularies: range = range(2**31)  # the goal applies to these
+    vocabularies: range = ANY_V  # the goal applies to these
     nothing_masked: bool = False  # it applies only where every row counts that has a target
 
     def applies_to(self, row: Any) -> bool:

@@ -13,6 +13,7 @@ kernels' answers checked under Triton's interpreter.
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import time
@@ -30,7 +31,7 @@ from benchmarks.kernels.compare import FINAL, WRONG, compare
 from benchmarks.kernels.figures import Row, figures
 from benchmarks.kernels.kernel_goals import HEAD_GOALS, LOGITS_GOALS, judged
 from benchmarks.kernels.providers import KEYS, OURS, Provider, announced, sources
-from benchmarks.machine import environment, run_module, slug
+from benchmarks.machine import environment, run_module
 from benchmarks.measure import MIB, give_back_memory
 from benchmarks.peers.installed import missing, use_wheels
 from benchmarks.results import RESULTS, Facts, agrees, read, write
@@ -60,7 +61,8 @@ class Session:
     @property
     def machine(self) -> str:
         """As part of a file's name."""
-        return slug("cpu-toy" if self.toy else self.facts["machine"])
+        name = "cpu-toy" if self.toy else self.facts["machine"].lower()
+        return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,16 @@ class Suite:
     def name(self) -> str:
         return ("head-" if self.H else "") + f"v{self.V}" + ("-masked" if self.masked else "")
 
+    @property
+    def measures(self) -> str:
+        elements = (B * T + self.V) * self.H if self.H else B * T * self.V
+        inputs = f"{2 * elements * torch.bfloat16.itemsize / 2**30:.1f} GiB of inputs"
+        kind = "hidden states" if self.H else "logits"
+        return f"every case on {kind}, {self.masked:.0%} of the rows masked; {inputs}"
+
     def file(self, session: Session) -> Path:
         """The newest with the session's facts, or a new one with today's date."""
-        dates = "[0-9]" * 4 + "-[0-9][0-9]" * 2
-        for file in sorted(session.results.glob(f"{session.machine}-{dates}-{self.name}.csv"), reverse=True):
+        for file in sorted(session.results.glob(f"{session.machine}-????-??-??-{self.name}.csv"), reverse=True):
             if agrees(file, session.facts, SAME):
                 return file
         file = session.results / f"{session.machine}-{date.today()}-{self.name}.csv"
@@ -99,16 +107,16 @@ class Suite:
         facts, rows = read(file, Row)
         failed = {(row.case, row.mode) for row in rows if row.note not in FINAL}
         done = {(row.case, row.mode) for row in rows} - failed
-        wanted = frozenset[str]().union(*(provider.cases for provider in session.providers)) & {*session.cases}
-        cases = [case for case in (HEAD_CASES if self.H else LOGITS_CASES).values() if case.name in wanted]
+        answered = {name for provider in session.providers for name in provider.cases} & {*session.cases}
+        cases = [case for case in (HEAD_CASES if self.H else LOGITS_CASES).values() if case.name in answered]
         missing: list[tuple[Case, Mode]] = [
             (case, mode) for case in cases for mode in case.modes if (case.name, mode) not in done
         ]
         if not missing:
             return True
-        factor, (sequences, tokens) = (TOY_FACTOR, (TOY_B, TOY_T)) if session.toy else (1, (B, T))
-        sizes, H = (sequences, tokens, self.V // factor), self.H and self.H // factor
-        batch = random_batch(*sizes, torch.bfloat16, session.device, self.masked, H)
+        sequences, tokens, factor = (TOY_B, TOY_T, TOY_FACTOR) if session.toy else (B, T, 1)
+        V, H = self.V // factor, self.H and self.H // factor
+        batch = random_batch(sequences, tokens, V, torch.bfloat16, session.device, self.masked, H)
         for case, mode in missing:
             if time.monotonic() > deadline:
                 return False
@@ -120,19 +128,11 @@ class Suite:
 
 @dataclass(frozen=True)
 class Part:
+    """Anything else that can be taken up again."""
+
     name: str
     measures: str
-    cost: str
     run: Callable[[Session], bool]  # fills its file; whether the file is complete
-
-
-def comparisons(V: int, masked: float = 0.0, H: int | None = None) -> Part:
-    """Of one vocabulary."""
-    suite = Suite(V, masked, H)
-    elements = (B * T + V) * H if H else B * T * V
-    cost = f"{2 * elements * torch.bfloat16.itemsize / 2**30:.1f} GiB of inputs"
-    measures = f"every case on {'hidden states' if H else 'logits'}, {masked:.0%} of the rows masked"
-    return Part(suite.name, measures, cost, suite.run)
 
 
 def training_step(session: Session) -> bool:
@@ -150,18 +150,18 @@ def training_step(session: Session) -> bool:
     return plan.measure(file, time.monotonic() + 60 * session.minutes)
 
 
-PARTS = (
-    comparisons(32000),
-    comparisons(50257),
-    comparisons(128256),
-    comparisons(128256, MASKED_SHARE),
-    comparisons(151936),
-    comparisons(256000),
-    comparisons(128256, H=H),
-    comparisons(128256, MASKED_SHARE, H),
-    comparisons(151936, H=H),
-    comparisons(151936, MASKED_SHARE, H),
-    Part("training", "a training step of whole trainers", "a process for each variant and turn", training_step),
+PARTS: tuple[Part | Suite, ...] = (
+    Suite(32000),
+    Suite(50257),
+    Suite(128256),
+    Suite(128256, MASKED_SHARE),
+    Suite(151936),
+    Suite(256000),
+    Suite(128256, H=H),
+    Suite(128256, MASKED_SHARE, H),
+    Suite(151936, H=H),
+    Suite(151936, MASKED_SHARE, H),
+    Part("training", "a training step of whole trainers; a process for each variant and turn", training_step),
 )
 
 
@@ -184,9 +184,9 @@ def main(arguments: list[str]) -> None:
         sys.exit(1)
 
 
-def is_complete(part: Part, session: Session) -> bool:
+def is_complete(part: Part | Suite, session: Session) -> bool:
     """Run the part; an error is printed, and the next part can run."""
-    print(f"\n{part.name}: {part.measures}; {part.cost}", flush=True)
+    print(f"\n{part.name}: {part.measures}", flush=True)
     try:
         return part.run(session)
     except Exception:

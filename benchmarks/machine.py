@@ -46,11 +46,6 @@ def machine(device: torch.device) -> str:
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
-def slug(machine_name: str) -> str:
-    """The name as part of a file's."""
-    return re.sub(r"[^a-z0-9]+", "-", machine_name.lower()).strip("-")
-
-
 def source_hash(root: Path = ROOT) -> str:
     """Of all code that the figures depend on, committed or not."""
     digest = hashlib.sha256()

@@ -1,6 +1,7 @@
 """Milliseconds and bytes of one call, and the peak memory of a process."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -135,11 +136,8 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         trace = Path(folder, "trace.json")
         record.export_chrome_trace(str(trace))
         events = [event for event in json.loads(trace.read_text())["traceEvents"] if event["name"] == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event["ts"]):
-        held += event["args"]["Bytes"]
-        peak = max(peak, held)
-    return peak
+    changes = [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
+    return max(itertools.accumulate(changes, initial=0))
 
 
 class PeakMemory:

@@ -6,7 +6,6 @@ with spaces between them for a list or tuple. A column that a file lacks has the
 """
 
 import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -19,53 +18,44 @@ Facts = dict[str, str]
 Kind = TypeVar("Kind")
 
 
-def write(path: Path, kind: type[Kind], facts: Facts, rows: Sequence[Kind] = ()) -> None:
+def write(path: Path, kind: type[Any], facts: Facts, rows: Sequence[Any] = ()) -> None:
     """All at once: an interrupted command leaves the file as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(to_text(kind, facts, rows))
+    with unfinished.open("w", newline="") as file:
+        file.writelines(f"# {name}: {value}\n" for name, value in facts.items())
+        table = csv.DictWriter(file, [field.name for field in fields(kind)], lineterminator="\n")
+        table.writeheader()
+        table.writerows(map(cells, rows))
     unfinished.replace(path)
 
 
 def read(path: Path, kind: type[Kind]) -> tuple[Facts, list[Kind]]:
-    return from_text(kind, path.read_text())
-
-
-def to_text(kind: type[Any], facts: Facts, rows: Sequence[Any]) -> str:
-    lines = io.StringIO()
-    lines.writelines(f"# {name}: {value}\n" for name, value in facts.items())
-    table = csv.DictWriter(lines, [field.name for field in fields(kind)], lineterminator="\n")
-    table.writeheader()
-    table.writerows(cells(row) for row in rows)
-    return lines.getvalue()
+    facts, lines = _split(path)
+    hints = get_type_hints(kind)
+    rows = [kind(**{name: _value(hints[name], cell) for name, cell in row.items()}) for row in csv.DictReader(lines)]
+    return facts, rows
 
 
 def cells(row: Any) -> dict[str, str]:
     return {name: _cell(value) for name, value in asdict(row).items()}
 
 
-def from_text(kind: type[Kind], text: str) -> tuple[Facts, list[Kind]]:
-    facts, lines = _split(text)
-    hints = get_type_hints(kind)
-    rows = [kind(**{name: _value(hints[name], cell) for name, cell in row.items()}) for row in csv.DictReader(lines)]
-    return facts, rows
-
-
 def first_column(path: Path) -> str:
     """Its name tells the kinds of rows apart."""
-    return _split(path.read_text())[1][0].split(",")[0]
+    return _split(path)[1][0].split(",")[0]
 
 
 def agrees(path: Path, facts: Facts, names: Sequence[str]) -> bool:
     """Whether a file is there whose facts of these names are the same, so that rows may be added to it."""
     if not path.is_file():
         return False
-    known = _split(path.read_text())[0]
+    known = _split(path)[0]
     return all(known.get(name) == facts[name] for name in names)
 
 
-def _split(text: str) -> tuple[Facts, list[str]]:
-    lines = text.splitlines()
+def _split(path: Path) -> tuple[Facts, list[str]]:
+    lines = path.read_text().splitlines()
     facts = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
     return facts, [line for line in lines if not line.startswith("# ")]
 

@@ -65,7 +65,7 @@ def test_a_part_that_fails_does_not_stop_the_next_and_is_not_complete(tmp_path, 
         raise RuntimeError("a kernel failed")
 
     session = Session(tmp_path, {}, CPU, [], 2)
-    parts = [gpu.Part(name, "", "", run) for name, run in (("one", fails), ("two", lambda session: True))]
+    parts = [gpu.Part(name, "", run) for name, run in (("one", fails), ("two", lambda session: True))]
     assert [gpu.is_complete(part, session) for part in parts] == [False, True]
     assert "a kernel failed" in capsys.readouterr().err
 

@@ -11,7 +11,6 @@ import pytest
 
 from benchmarks.static.budgets import (
     BUDGETS,
-    NEVER_LAUNCHED,
     broken,
     cost,
     is_fall_back,
@@ -24,6 +23,7 @@ from benchmarks.static.loop_cost import LoopCost
 from benchmarks.static.loop_table import ARCHITECTURES, measure
 from benchmarks.static.specialisations import Specialisation, token_logp
 
+NEVER_LAUNCHED = {"gfx942": {"grpo_one_launch", "scale_dlogits"}}  # no cache of AMD's holds one launch's rows in flight
 KERNELS = Path(__file__).parent.parent / "kernels/humanline_kernels"
 
 

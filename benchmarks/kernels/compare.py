@@ -79,14 +79,16 @@ def compare(case: Case, mode: Mode, batch: AnyBatch, providers: Sequence[Provide
         providers = [provider for provider in providers if not provider.timed]
     rows = _checked(case, mode, batch, providers)
     inputs, restore = case.writable(batch)
-    calls = {
-        provider: Call(partial(provider.answer, case, mode, inputs), prepare=restore)
-        for provider, row in rows.items()
-        if row.note in ("", APPROXIMATE)
-    }
-    times, ceiling_ms = _times(case, mode, inputs, calls, repeats)
-    for provider, taken in times.items():
-        figures = _figures(calls[provider], taken, ceiling_ms, device)
+    timed = [provider for provider, row in rows.items() if row.note in ("", APPROXIMATE)]
+    calls = [Call(partial(provider.answer, case, mode, inputs), prepare=restore) for provider in timed]
+    bare: list[Call] = []
+    with contextlib.suppress(torch.OutOfMemoryError):
+        bare = [Call(work) for work in ceilings(case, mode, inputs)] if calls else []
+    times = interleaved_times([*calls, *bare], repeats, device)
+    ceiling_ms = min((taken.median for taken in times[len(calls) :] if isinstance(taken, Times)), default=None)
+    del bare  # the memory that the ceiling holds is none of a provider's
+    for provider, call, taken in zip(timed, calls, times, strict=False):
+        figures = _figures(call, taken, ceiling_ms, device)
         figures["note"] = ", ".join(filter(None, (rows[provider].note, figures["note"])))
         rows[provider] = replace(rows[provider], **figures)
     return [*skipped, *rows.values()]
@@ -129,19 +131,6 @@ def _checked(case: Case, mode: Mode, batch: AnyBatch, providers: Sequence[Provid
             note = APPROXIMATE if provider.approximate and near else WRONG
         rows[provider] = replace(row, value_error=value, gradient_error=gradient, note=note)
     return rows
-
-
-def _times(
-    case: Case, mode: Mode, inputs: AnyBatch, calls: dict[Provider, Call], repeats: int
-) -> tuple[dict[Provider, Times | str], float | None]:
-    """Of each provider, and the ceiling's milliseconds, measured in the same turns."""
-    ceiling_calls: list[Call] = []
-    if calls:
-        with contextlib.suppress(torch.OutOfMemoryError):
-            ceiling_calls = [Call(work) for work in ceilings(case, mode, inputs)]
-    times = interleaved_times([*calls.values(), *ceiling_calls], repeats, inputs.loss_mask.device)
-    ceiling_ms = min((taken.median for taken in times[len(calls) :] if isinstance(taken, Times)), default=None)
-    return dict(zip(calls, times, strict=False)), ceiling_ms
 
 
 def _figures(call: Call, taken: Times | str, ceiling_ms: float | None, device: torch.device) -> dict[str, Any]:

@@ -7,8 +7,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.kernels.cases import HEAD_CASES, LOGITS_CASES, Mode
+from benchmarks.measure import MIB
 from benchmarks.results import read
 from benchmarks.tables import Line, filled, percent_range, piped
+
+GIB = 1024 * MIB
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,39 @@ class Row:
         return self.per_ms(self.ceiling_ms)
 
     @property
+    def over_ceiling(self) -> float | None:
+        """Time over the ceiling's."""
+        return self.ceiling_share and 1 / self.ceiling_share
+
+    @property
+    def beyond_dlogits(self) -> float | None:
+        """Peak beyond the inputs, and beyond dlogits where it is apart from them, in tensors of logits."""
+        apart = not LOGITS_CASES[self.case].inplace_gradient
+        return None if self.peak_mib is None else self.peak_mib / self.logits_mib - apart
+
+    @property
+    def workspaces(self) -> float | None:
+        """Peak beyond the inputs, their gradients and the float32 accumulator, in ``LMHead``'s default workspaces.
+
+        Weights that are trained on more than one chunk have an accumulator; where one workspace holds the logits of
+        every row there is none.
+        """
+        if self.peak_mib is None or self.H is None:
+            return None
+        workspace = min(max(2 * GIB, 4096 * self.V * self.itemsize), 4 * GIB)  # on a GPU that has the memory
+        trained = self.V * self.H if self.mode == "full" else 0
+        gradients = (self.B * self.T * self.H + trained) * self.itemsize
+        accumulator = 4 * trained if self.rows * self.V * self.itemsize > workspace else 0
+        return (self.peak_mib * MIB - gradients - accumulator) / workspace
+
+    @property
     def itemsize(self) -> int:
         return getattr(torch, self.dtype).itemsize
 
     @property
     def logits_mib(self) -> float:
         """One [B, T, V] in the logits' dtype."""
-        return self.B * self.T * self.V * self.itemsize / 2**20
+        return self.B * self.T * self.V * self.itemsize / MIB
 
     @property
     def shape(self) -> str:

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from benchmarks.kernels.cases import CASES, HEAD_CASES, LOGITS_CASES, Case, Mode
 from benchmarks.peers import halos, installed, liger, log_probs
+from benchmarks.peers.installed import Obstacle
 from humanline_fused import LMHead, Logits, TokenLogp, __version__, token_logp
 from humanline_fused.types import Impl
 
 Answer = tuple[Tensor, tuple[Tensor, ...]]
 """The value ([] for a loss, [B, T] for ``logp``) and its gradients, of :meth:`Case.leaves`; none in mode ``nograd``."""
-
-Obstacle = Callable[[torch.device], str | None]
 
 EVERY_CASE, ON_LOGITS, ON_HIDDEN_STATES = frozenset(CASES), frozenset(LOGITS_CASES), frozenset(HEAD_CASES)
 OPT_IN = frozenset(name for name, case in LOGITS_CASES.items() if case != case.by_default)
@@ -33,7 +32,7 @@ class Provider:
     name: str  # in the tables
     source: str  # whose code runs: file and version
     value: Callable[[Any, Any], Tensor]  # the differentiable value of a case on a batch of its kind
-    obstacle: Obstacle  # why it cannot run on this device, or None
+    obstacle: Obstacle
     cases: frozenset[str]  # names of those that it can answer
     timed: bool = True  # False where only its answers mean something, as under Triton's interpreter
     approximate: bool = False  # its source says what it leaves out; it is timed beside its error
@@ -85,16 +84,17 @@ OUR_SOURCE = f"humanline_fused {__version__}"
 COMPILED = f"torch {torch.__version__}", halos.compiled_halos, installed.compile_obstacle
 OURS_BY_DEFAULT = OUR_SOURCE, lambda case, batch: ours(case.by_default, batch), _none
 INTERPRETED = OUR_SOURCE, lambda case, batch: ours(case, batch, "triton"), _interpreted(_none)
-TRL_KERNEL = log_probs.TRL[0], log_probs.trl_by_kernel, _interpreted(log_probs.trl_obstacle)
-LIGER_KERNEL = liger.ON_LOGITS[0], liger.on_logits, _interpreted(liger.interpreter_obstacle)
+TRL_EITHER = log_probs.TRL, log_probs.trl_on_logits, log_probs.trl_obstacle
+TRL_KERNEL = log_probs.TRL, log_probs.trl_by_kernel, _interpreted(log_probs.trl_obstacle)
+LIGER_KERNEL = *liger.ON_LOGITS, _interpreted(liger.ANYWHERE)
 
 PROVIDERS = (
     Provider("halos", HALOS, halos.SOURCE, halos.halos, _none, EVERY_CASE),
     Provider("compile", "torch.compile of it", *COMPILED, ON_LOGITS - OPT_IN),
-    Provider("trl", TRL, *log_probs.TRL, WITHOUT_SOFTCAP),
-    Provider("liger", LIGER, *liger.ON_LOGITS, UNCLAMPED),
+    Provider("trl", TRL, *TRL_EITHER, WITHOUT_SOFTCAP),
+    Provider("liger", LIGER, *liger.ON_LOGITS, liger.ON_A_GPU, UNCLAMPED),
     Provider("trl", TRL_CHUNKED, *log_probs.TRL_CHUNKED, ON_HIDDEN_STATES),
-    Provider("liger", LIGER_LINEAR, *liger.ON_HIDDEN_STATES, HEAD_UNCLAMPED),
+    Provider("liger", LIGER_LINEAR, *liger.ON_HIDDEN_STATES, liger.WITH_TRITON, HEAD_UNCLAMPED),
     Provider("cce", CCE, *log_probs.CCE, ON_HIDDEN_STATES, approximate=True),
     Provider("cce", CCE_UNFILTERED, *log_probs.CCE_UNFILTERED, ON_HIDDEN_STATES, approximate=True),
     Provider("torch", TORCH, *log_probs.TORCH, ON_HIDDEN_STATES, approximate=True),

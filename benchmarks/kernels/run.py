@@ -78,11 +78,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 def _batch(on_hidden_states: bool, device: torch.device, dtype: torch.dtype, options: argparse.Namespace) -> AnyBatch:
     """Of the sizes that were asked for, or of defaults that suit the device."""
-    on_gpu = device.type == "cuda"
-    if on_hidden_states:
-        B, T, V = options.shape or ((8, 1024, 128256) if on_gpu else (8, 512, 32000))
-        H = options.hidden or (4096 if on_gpu else 512)
-    else:
-        B, T, V = options.shape or ((8, 1024, 128256) if on_gpu else (4, 128, 32000))
-        H = None
-    return random_batch(B, T, V, dtype, device, options.masked, H)
+    *shape, H = (8, 1024, 128256, 4096) if device.type == "cuda" else (8, 512, 32000, 512)
+    if not on_hidden_states and device.type == "cpu":
+        shape = 4, 128, 32000
+    B, T, V = options.shape or shape
+    return random_batch(B, T, V, dtype, device, options.masked, (options.hidden or H) if on_hidden_states else None)

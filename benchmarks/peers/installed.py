@@ -6,11 +6,26 @@ import shutil
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 TRL_VERSION, LIGER_VERSION, CCE_VERSION = "1.16.0", "0.8.5", "25.1.1"
+
+Obstacle = Callable[[torch.device], str | None]
+"""Why something cannot run on a device, or None."""
+
+
+def needs(distribution: str, version: str, *modules: str, gpu: str = "", compiler: bool = False) -> Obstacle:
+    """The obstacle of a peer; ``gpu`` is why it needs one, where it does."""
+
+    def obstacle(device: torch.device) -> str | None:
+        if gpu and device.type != "cuda":
+            return gpu
+        return installed_obstacle(distribution, version, *modules) or (compile_obstacle(device) if compiler else None)
+
+    return obstacle
 
 
 def installed_obstacle(distribution: str, version: str, *needed: str) -> str | None:

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from benchmarks.peers.installed import LIGER_VERSION, compile_obstacle, installed_obstacle
+from benchmarks.peers.installed import LIGER_VERSION, compile_obstacle, needs
 
 TOKEN_MEAN = "bnpo"  # its loss_type that takes the mean over tokens
 
@@ -53,26 +52,16 @@ def on_hidden_states(case: Any, batch: Any) -> Tensor:
     return grpo(batch.hidden, batch.weight, batch.target_ids, batch.loss_mask, batch.advantages, **reference)[0]
 
 
-def logits_obstacle(device: torch.device) -> str | None:
-    return interpreter_obstacle(device) if device.type == "cuda" else "its GRPO loss is a Triton kernel"
-
-
-def interpreter_obstacle(device: torch.device) -> str | None:
-    return installed_obstacle("liger-kernel", LIGER_VERSION)
-
-
-def hidden_states_obstacle(device: torch.device) -> str | None:
-    """Plain PyTorch, which runs anywhere; but the package imports Triton."""
-    return installed_obstacle("liger-kernel", LIGER_VERSION, "triton")
-
-
 KERNEL = (
     "transformers/grpo_loss.py triton_grpo_loss, fused_selective_log_softmax; "
     "inplace=False (its default is True), so its peak holds a dlogits"
 )
-ON_LOGITS = f"liger-kernel {LIGER_VERSION}: {KERNEL}", on_logits, logits_obstacle
 LINEAR = (
     "chunked_loss/dpo_loss.py LigerFusedLinearDPOLoss, "
     "chunked_loss/grpo_loss.py LigerFusedLinearGRPOLoss; compiled where there is a compiler"
 )
-ON_HIDDEN_STATES = f"liger-kernel {LIGER_VERSION}: {LINEAR}", on_hidden_states, hidden_states_obstacle
+LIGER = "liger-kernel", LIGER_VERSION
+ON_LOGITS = f"liger-kernel {LIGER_VERSION}: {KERNEL}", on_logits
+ON_HIDDEN_STATES = f"liger-kernel {LIGER_VERSION}: {LINEAR}", on_hidden_states
+ON_A_GPU, ANYWHERE = needs(*LIGER, gpu="its GRPO loss is a Triton kernel"), needs(*LIGER)
+WITH_TRITON = needs(*LIGER, "triton")  # plain PyTorch, which runs anywhere; but the package imports Triton

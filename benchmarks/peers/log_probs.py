@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers.halos import of_picked_rows, with_loss
-from benchmarks.peers.installed import CCE_VERSION, TRL_VERSION, compile_obstacle, installed_obstacle, missing
+from benchmarks.peers.installed import CCE_VERSION, TRL_VERSION, installed_obstacle, missing, needs
 
 TRL_CHUNK = 32768  # trl/trainer/utils.py, _CHUNKED_LOGPROB_CHUNK_SIZE
+OF_TRAINERS = "accelerate", "datasets", "pandas"  # modules that trl.trainer imports
 
 
 @with_loss
@@ -44,7 +45,7 @@ def trl_on_logits(case: Any, batch: Any) -> Tensor:
 def trl_on_hidden_states(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     from trl.kernels import ChunkedLogProbFunction  # pyright: ignore[reportMissingImports]
 
-    if missing("accelerate", "datasets", "pandas"):
+    if missing(*OF_TRAINERS):
         _stand_in_for_trainers()
     return ChunkedLogProbFunction.apply(hidden, weight, None, ids, 1.0, min(TRL_CHUNK, len(weight)), None, 1.0, ())[0]
 
@@ -63,18 +64,14 @@ def _stand_in_for_trainers() -> None:
 
 
 def trl_obstacle(device: torch.device) -> str | None:
-    needed = ("transformers",) if device.type == "cuda" else ("transformers", "accelerate", "datasets", "pandas")
+    needed = ("transformers",) if device.type == "cuda" else ("transformers", *OF_TRAINERS)
     return installed_obstacle("trl", TRL_VERSION, *needed)
 
 
-def trl_chunked_obstacle(device: torch.device) -> str | None:
-    return installed_obstacle("trl", TRL_VERSION, "transformers")
-
-
 KERNEL = "kernels/logprob_entropy.py on a GPU, trainer/utils.py selective_log_softmax elsewhere"
-TRL = f"trl {TRL_VERSION}: {KERNEL}", trl_on_logits, trl_obstacle
+TRL = f"trl {TRL_VERSION}: {KERNEL}"
 CHUNKED = "kernels/chunked_logprob.py ChunkedLogProbFunction, vocabulary chunks of 32768 as its trainers'"
-TRL_CHUNKED = f"trl {TRL_VERSION}: {CHUNKED}", trl_on_hidden_states, trl_chunked_obstacle
+TRL_CHUNKED = f"trl {TRL_VERSION}: {CHUNKED}", trl_on_hidden_states, needs("trl", TRL_VERSION, "transformers")
 
 
 def _cut_cross_entropy(filter_eps: str | None) -> Callable[[Any, Any], Tensor]:
@@ -86,12 +83,6 @@ def _cut_cross_entropy(filter_eps: str | None) -> Callable[[Any, Any], Tensor]:
         return -linear_cross_entropy(hidden, weight, ids, reduction="none", filter_eps=filter_eps)
 
     return value
-
-
-def cce_obstacle(device: torch.device) -> str | None:
-    if device.type != "cuda":
-        return "it is a Triton kernel for a GPU"
-    return installed_obstacle("cut-cross-entropy", CCE_VERSION) or compile_obstacle(device)
 
 
 @with_loss
@@ -107,16 +98,17 @@ def torch_obstacle(device: torch.device) -> str | None:
     return f"torch {torch.__version__} has no nn.functional.linear_cross_entropy"
 
 
+REDUCED = f"cut-cross-entropy {CCE_VERSION}: linear_cross_entropy, reduction none"
 FILTERED = (
-    f"cut-cross-entropy {CCE_VERSION}: linear_cross_entropy, reduction none, filter_eps high: a block of logits whose "
+    f"{REDUCED}, filter_eps high: a block of logits whose "
     "gradients are all below eps / 32 of the dtype (2.4e-4 in bfloat16) is left out of both gradients"
 )
-CCE = FILTERED, _cut_cross_entropy("high"), cce_obstacle
 UNFILTERED = (
-    f"cut-cross-entropy {CCE_VERSION}: linear_cross_entropy, reduction none, filter_eps None: no block is left out; "
-    "gradients are added up in the dtype of the hidden states"
+    f"{REDUCED}, filter_eps None: no block is left out; gradients are added up in the dtype of the hidden states"
 )
-CCE_UNFILTERED = UNFILTERED, _cut_cross_entropy(None), cce_obstacle
+CCE_OBSTACLE = needs("cut-cross-entropy", CCE_VERSION, gpu="it is a Triton kernel for a GPU", compiler=True)
+CCE = FILTERED, _cut_cross_entropy("high"), CCE_OBSTACLE
+CCE_UNFILTERED = UNFILTERED, _cut_cross_entropy(None), CCE_OBSTACLE
 ROUNDED = (
     f"torch {torch.__version__}: nn.functional.linear_cross_entropy, reduction none, LinearCrossEntropyOptions(); "
     "its log-probs are rounded to the dtype of the hidden states"

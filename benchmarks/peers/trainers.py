@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from benchmarks.kernels.cases import LOGITS_CASES
 from benchmarks.objectives import OBJECTIVES
 from benchmarks.peers.halos import log_probs, loss_on_log_probs
-from benchmarks.peers.installed import TRL_VERSION, installed_obstacle
+from benchmarks.peers.installed import TRL_VERSION
 from humanline_fused import shift_targets
 
 TRL = (
@@ -128,7 +128,3 @@ def trl_trainer(task: Task) -> Trainer:
     )
     data, reference = Dataset.from_list([*task.in_order]), copy.deepcopy(task.model)
     return DPOTrainer(task.model, reference, args=args, train_dataset=data, processing_class=task.tokenizer)
-
-
-def trl_obstacle() -> str | None:
-    return installed_obstacle("trl", TRL_VERSION, "accelerate", "datasets")

@@ -2,9 +2,8 @@
 
 import re
 
-from benchmarks.static.control_flow import Flow
-from benchmarks.static.machine_code import Instruction, Kind, MachineCode
-from benchmarks.static.source_lines import NOWHERE, Location, locations
+from benchmarks.static.machine_code import Instruction, Kind, MachineCode, Read, assemble
+from benchmarks.static.source_lines import Location, locations
 
 LABEL = re.compile(r"(\.L\w+):")
 INSTRUCTION = re.compile(r"\s+([a-z]\w+)(?:\s+([^;]*))?")
@@ -21,46 +20,31 @@ WIDTHS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32, "short": 16
 
 
 def parse(assembly: str, shared: int) -> MachineCode:
-    by_line = locations(assembly)
-    location = NOWHERE
-    instructions: list[Instruction] = []
-    labels: dict[str, int] = {}
-    jumps: list[tuple[int, str]] = []
-    stops = set()
-    code = assembly.partition("\t.section\t.rodata")[0]
-    for number, line in enumerate(code.splitlines(), start=1):
-        location = by_line.get(number, location)
-        if match := LABEL.match(line):
-            labels[match[1]] = len(instructions)
-        elif match := INSTRUCTION.match(line):
-            opcode, operands = match[1], match[2] or ""
-            if opcode in ("s_branch", "s_endpgm"):
-                stops.add(len(instructions))
-            if opcode.startswith(("s_branch", "s_cbranch")):
-                jumps.append((len(instructions), operands.strip()))
-            instructions.append(read(opcode, operands, location))
+    code = assembly.partition("\t.section\t.rodata")[0].splitlines()
+    instructions, flow = assemble(zip(code, locations(assembly), strict=False), LABEL, read)
     figures = {key: int(value) for key, value in re.findall(r"^\s+\.(\w+):\s+(\d+)$", assembly, re.MULTILINE)}
-    return MachineCode(
-        tuple(instructions),
-        Flow(len(instructions), tuple((origin, labels[label]) for origin, label in jumps), frozenset(stops)),
-        registers=figures["vgpr_count"],
-        # Scalar registers that are kept in the lanes of a vector register are not in memory.
-        spills=figures["private_segment_fixed_size"],
-        shared=shared,
-    )
+    # Scalar registers that are kept in the lanes of a vector register are not in memory.
+    spills = figures["private_segment_fixed_size"]
+    return MachineCode(instructions, flow, figures["vgpr_count"], spills, shared)
 
 
-def read(opcode: str, operands: str, location: Location) -> Instruction:
+def read(line: str, location: Location) -> Read | None:
+    match = INSTRUCTION.match(line)
+    if not match:
+        return None
+    opcode, operands = match[1], match[2] or ""
     kind = next((kind for pattern, kind in KINDS if re.match(pattern, opcode)), Kind.OTHER)
     groups = [
         frozenset(range(int(one or first), int(one or last) + 1))
         for one, first, last in VECTOR_REGISTERS.findall(operands)
     ]
     moves = kind in (Kind.LOAD, Kind.STORE)
-    return Instruction(
+    instruction = Instruction(
         kind,
         bits=next(bits for name, bits in WIDTHS.items() if name in opcode) if moves else 0,
         written=groups[0] if kind is Kind.LOAD else frozenset(),
         touched=frozenset().union(*groups),
         location=location,
     )
+    target = operands.strip() if opcode.startswith(("s_branch", "s_cbranch")) else ""
+    return instruction, target, opcode not in ("s_branch", "s_endpgm")

@@ -24,12 +24,6 @@ class Budget:
     def on(self, arch: str) -> float | None:
         return self.gfx942 if arch == "gfx942" else self.nvidia
 
-    def of(self, row: LoopCost) -> float | None:
-        return self.on(row.arch) if row.kernel == self.kernel and row.loop in self.loops else None
-
-
-NEVER_LAUNCHED = {"gfx942": {"grpo_one_launch", "scale_dlogits"}}
-"""Kernels that have no place on an architecture: no cache of AMD's holds one launch's rows in flight."""
 
 FORWARD = ("sum_weights 1",)
 FALL_BACK = ("maximum_of_row", "sum_weights 2")
@@ -87,7 +81,8 @@ def cost(row: LoopCost) -> float:
 
 def allowed(row: LoopCost) -> float | None:
     """Instructions per element that the row's loop may take."""
-    return min((b for budget in BUDGETS if (b := budget.of(row)) is not None), default=None)
+    bounds = [budget.on(row.arch) for budget in BUDGETS if row.kernel == budget.kernel and row.loop in budget.loops]
+    return min((bound for bound in bounds if bound is not None), default=None)
 
 
 def broken(rows: Sequence[LoopCost]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A specialisation -> machine code, without a GPU.
+"""A specialisation -> machine code -> the cost of its loops, without a GPU.
 
 Must run without ``TRITON_INTERPRET``, which replaces the compiler.
 """
@@ -12,12 +12,20 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.static import amdgcn, nvidia
+from benchmarks.static.loop_cost import LoopCost, loop_costs
 from benchmarks.static.machine_code import MachineCode
 from benchmarks.static.source_lines import number_locations
 from benchmarks.static.specialisations import Specialisation
 
 POINTERS = {"target_ids_ptr": "i64", "loss_mask_ptr": "i1", "desirable_ptr": "i1", "cu_seqlens_ptr": "i32"}
 """Element types of the pointers that are neither logits nor float32."""
+
+
+def measured(spec: Specialisation, arch: str, max_registers: int | None) -> list[LoopCost]:
+    try:
+        return loop_costs(spec, arch, compile_for(spec, arch, max_registers))
+    except Exception as error:  # the compiler's own errors cannot be sent to another process
+        raise RuntimeError(f"{spec.name}, for {arch}: {error}") from None
 
 
 def source(spec: Specialisation) -> ASTSource:

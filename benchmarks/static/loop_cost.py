@@ -1,11 +1,10 @@
 """One row of the report: the cost of one loop of one compiled kernel."""
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.static.machine_code import Kind, Loop, MachineCode
-from benchmarks.static.roofline import DEVICES, LIMITS, predict, resident_programs
+from benchmarks.static.roofline import DEVICES, LIMITS, Prediction, predict, resident_programs
 from benchmarks.static.specialisations import Specialisation
 
 
@@ -36,13 +35,11 @@ class LoopCost:
 
 def loop_costs(spec: Specialisation, arch: str, code: MachineCode) -> list[LoopCost]:
     loops = code.loops()
-    calls = Counter(loop.source.function for loop in loops if loop.source)
-    seen: Counter[str] = Counter()
-    found = []
-    for loop in loops:
-        name = loop.source.function if loop.source else "unnamed"
-        seen[name] += 1
-        found.append(loop_cost(spec, arch, code, loop, f"{name} {seen[name]}" if calls[name] > 1 else name))
+    names = [loop.source.function if loop.source else "unnamed" for loop in loops]
+    numbered = [
+        f"{name} {names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)
+    ]
+    found = [loop_cost(spec, arch, code, loop, name) for loop, name in zip(loops, numbered, strict=True)]
     return found or [loop_cost(spec, arch, code, Loop((), None), "")]
 
 
@@ -52,17 +49,15 @@ def loop_cost(spec: Specialisation, arch: str, code: MachineCode, loop: Loop, na
     bytes_in_flight = programs * spec.num_warps * LIMITS[arch].warp * loop.bits_in_flight() // 8
     elements = elements_per_thread(spec, loop)
     instructions = exp = None
-    predicted = {}
+    predicted: dict[str, Prediction] = {}
     if elements:
         instructions = round(len(loop.body) / elements, 2)
         exp = round(loop.count(Kind.EXP) / elements, 2)
         read_bits = 0 if loop.source and loop.source.function in spec.cached_loops else loop.bits(Kind.LOAD)
         memory_bytes = (read_bits + loop.bits(Kind.STORE)) / 8 / elements
-        predicted = {
-            device.name: predict(device, instructions, exp, memory_bytes, bytes_in_flight if read_bits else None)
-            for device in DEVICES
-            if device.arch == arch
-        }
+        in_flight = bytes_in_flight if read_bits else None
+        on = [device for device in DEVICES if device.arch == arch]
+        predicted = {device.name: predict(device, instructions, exp, memory_bytes, in_flight) for device in on}
     return LoopCost(
         kernel=spec.name,
         arch=arch,

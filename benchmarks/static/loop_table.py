@@ -2,20 +2,23 @@
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
-from benchmarks.machine import environment, run_module
-from benchmarks.results import cells, from_text, read, write
+from benchmarks.machine import environment
+from benchmarks.results import cells, read, write
 from benchmarks.static.budgets import allowed, broken
 from benchmarks.static.loop_cost import LoopCost
 from benchmarks.static.roofline import DEVICES, EXP_PER_CLOCK, ISSUE_SLOTS_PER_CLOCK, LATENCY
-from benchmarks.static.specialisations import Specialisation
+from benchmarks.static.specialisations import Specialisation, specialisations
 from benchmarks.tables import Line, columns, piped
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -23,33 +26,35 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 def measure(
     architectures: Sequence[str],
-    specialisations: Sequence[Specialisation] | None = None,
+    given: Sequence[Specialisation] | None = None,
     max_registers: int | None = None,
 ) -> list[LoopCost]:
-    """The loops of every kernel on every architecture, from a child process that has the compiler.
+    """The loops of every kernel on every architecture, from new processes, which have the compiler.
 
     Args:
         architectures: of :data:`ARCHITECTURES`.
-        specialisations: None for all that users' calls compile.
+        given: specialisations; None for all that users' calls compile.
         max_registers: per thread, as the compiler's ``maxnreg``; None leaves the choice to it.
 
     Raises:
         RuntimeError: a kernel does not compile; the message ends with the compiler's.
     """
-    request = {
-        "architectures": architectures,
-        "specialisations": specialisations and [asdict(spec) for spec in specialisations],
-        "max_registers": max_registers,
-    }
-    with tempfile.TemporaryDirectory() as cache:
-        # The interpreter would replace the compiler, and loops are named by line info.
-        changes = {"TRITON_INTERPRET": None, "TRITON_DISABLE_LINE_INFO": None, "TRITON_CACHE_DIR": cache}
-        child = run_module(
-            "benchmarks.static", changes=changes, input=json.dumps(request), capture_output=True, text=True
-        )
-    if child.returncode:
-        raise RuntimeError(f"cross-compilation failed:\n{child.stderr[-4000:]}")
-    return from_text(LoopCost, child.stdout)[1]
+    from benchmarks.static.compile import measured  # needs triton, which ``markdown`` does without
+
+    work = [(spec, arch) for arch in architectures for spec in given or specialisations(arch)]
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        ProcessPoolExecutor(None, get_context("spawn"), _with_the_compiler, (cache,)) as pool,
+    ):
+        futures = [pool.submit(measured, spec, arch, max_registers) for spec, arch in work]
+        return [row for future in futures for row in future.result()]
+
+
+def _with_the_compiler(cache: str) -> None:
+    """The interpreter would replace the compiler, and loops are named by line info."""
+    for name in ("TRITON_INTERPRET", "TRITON_DISABLE_LINE_INFO"):
+        os.environ.pop(name, None)
+    os.environ["TRITON_CACHE_DIR"] = cache
 
 
 ASSUMPTIONS = [
@@ -112,7 +117,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows, and the versions, to this file")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the same as JSON")
     options = parser.parse_args(arguments)
-    facts = {**environment(torch.device("cpu")), "command": " ".join(["python -m benchmarks static", *arguments])}
+    facts = environment(torch.device("cpu"))
     rows = measure(options.arch)
     over = broken(rows)
     verdict = "\n".join(["Over budget:", *over]) if over else "Every budget is met (benchmarks/static/budgets.py)."

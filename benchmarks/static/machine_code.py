@@ -1,9 +1,10 @@
 """A kernel's machine code on any machine: its instructions by kind, its loops, its resources."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from re import Pattern
 
 from benchmarks.static.control_flow import Flow
 from benchmarks.static.source_lines import Location, SourceLoop, source_loop
@@ -25,6 +26,32 @@ class Instruction:
     written: frozenset[int]  # registers that a load fills
     touched: frozenset[int]  # registers that it names
     location: Location
+
+
+Read = tuple[Instruction, str, bool]
+"""An instruction, the label that it may jump to ("" for none), and whether the next one may follow it."""
+
+
+def assemble(
+    lines: Iterable[tuple[str, Location]], label: Pattern[str], read: Callable[[str, Location], Read | None]
+) -> tuple[tuple[Instruction, ...], Flow]:
+    """The instructions of a listing, from its lines beside their locations; ``read`` gives None of any other line."""
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    jumps: list[tuple[int, str]] = []
+    stops = set()
+    for line, location in lines:
+        if match := label.match(line):
+            labels[match[1]] = len(instructions)
+        elif found := read(line, location):
+            instruction, target, goes_on = found
+            if target:
+                jumps.append((len(instructions), target))
+            if not goes_on:
+                stops.add(len(instructions))
+            instructions.append(instruction)
+    targets = tuple((origin, labels[target]) for origin, target in jumps)
+    return tuple(instructions), Flow(len(instructions), targets, frozenset(stops))
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import triton
 
 from benchmarks.static.control_flow import Flow
-from benchmarks.static.machine_code import Instruction, Kind, MachineCode
+from benchmarks.static.machine_code import Instruction, Kind, MachineCode, Read, assemble
 from benchmarks.static.source_lines import NOWHERE, Location, locations
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -37,14 +38,8 @@ def disassemble(cubin: bytes, ptx: str, shared: int) -> MachineCode:
         usage = tool("cuobjdump", "-res-usage", file.name)
         sass = tool("nvdisasm", "-gp", "-c", "-ndf", file.name)
     figures = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    instructions, flow = parse(sass, ptx)
-    return MachineCode(
-        instructions,
-        flow,
-        registers=figures["REG"],
-        spills=figures["LOCAL"] + figures["STACK"] + 4 * len(re.findall(r"\b(?:STL|LDL)\b", sass)),
-        shared=shared,
-    )
+    spills = figures["LOCAL"] + figures["STACK"] + 4 * len(re.findall(r"\b(?:STL|LDL)\b", sass))
+    return MachineCode(*parse(sass, ptx), figures["REG"], spills, shared)
 
 
 def tool(name: str, *arguments: str) -> str:
@@ -52,36 +47,23 @@ def tool(name: str, *arguments: str) -> str:
 
 
 def parse(sass: str, ptx: str) -> tuple[tuple[Instruction, ...], Flow]:
-    """nvdisasm names a line of the PTX, and that line's ``.loc`` the lines of the source."""
-    by_line = locations(ptx)
-    location, located = NOWHERE, [NOWHERE]
-    for number in range(1, len(ptx.splitlines()) + 1):
-        location = by_line.get(number, location)
-        located.append(location)
+    return assemble(located(sass, ptx), LABEL, read)
 
-    location = NOWHERE
-    instructions: list[Instruction] = []
-    labels: dict[str, int] = {}
-    jumps: list[tuple[int, str]] = []
-    stops = set()
+
+def located(sass: str, ptx: str) -> Iterator[tuple[str, Location]]:
+    """nvdisasm names a line of the PTX, and that line's ``.loc`` the lines of the source."""
+    of_ptx, location = locations(ptx), NOWHERE
     for line in sass.splitlines():
         if match := PTX_LINE.search(line):
-            location = located[int(match[1])]
-        elif match := LABEL.match(line):
-            labels[match[1]] = len(instructions)
-        elif match := INSTRUCTION.search(line):
-            predicate, opcode, operands = match.groups()
-            jump = JUMP.match(operands) if opcode.startswith("BRA") else None
-            if jump:
-                jumps.append((len(instructions), jump[2]))
-            if not predicate and (opcode.startswith(("EXIT", "RET")) or (jump and not jump[1])):
-                stops.add(len(instructions))
-            instructions.append(read(opcode, operands, location))
-    targets = tuple((origin, labels[label]) for origin, label in jumps)
-    return tuple(instructions), Flow(len(instructions), targets, frozenset(stops))
+            location = of_ptx[int(match[1]) - 1]
+        yield line, location
 
 
-def read(opcode: str, operands: str, location: Location) -> Instruction:
+def read(line: str, location: Location) -> Read | None:
+    match = INSTRUCTION.search(line)
+    if not match:
+        return None
+    predicate, opcode, operands = match.groups()
     kind = KINDS.get(opcode.split(".")[0], Kind.OTHER)
     touched = [int(register) for register in REGISTER.findall(operands)]
     bits, written = 0, range(0)
@@ -91,4 +73,7 @@ def read(opcode: str, operands: str, location: Location) -> Instruction:
         bits = int(width[1]) if width else 32
     if kind is Kind.LOAD:
         written = range(touched[0], touched[0] + max(1, bits // 32))
-    return Instruction(kind, bits, frozenset(written), frozenset([*touched, *written]), location)
+    instruction = Instruction(kind, bits, frozenset(written), frozenset([*touched, *written]), location)
+    condition, target = jump.groups() if opcode.startswith("BRA") and (jump := JUMP.match(operands)) else ("", "")
+    always = not predicate and (opcode.startswith(("EXIT", "RET")) or (target and not condition))
+    return instruction, target, not always

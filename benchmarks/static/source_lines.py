@@ -63,28 +63,26 @@ def source_loop(location: Location) -> SourceLoop | None:
     return None
 
 
-def locations(assembly: str) -> dict[int, Location]:
-    """Location of the instructions that follow each ``.loc``, by that directive's line, counted from 1."""
+def locations(assembly: str) -> list[Location]:
+    """Of every line: that of the ``.loc`` directive which it follows, or is."""
     files = {number: str(Path(folder, name)) for number, folder, name in FILE.findall(assembly)}
     named = {Path(path).name: path for path in files.values()}
     latest: dict[tuple[str, ...], Location] = {}
-    found = {}
+    location, found = NOWHERE, []
     in_line = False
-    for number, text in enumerate(assembly.splitlines(), start=1):
+    for text in assembly.splitlines():
         if text.endswith(("begin inline asm", "end inline asm")):
             in_line = "begin" in text
         directive = LOC.match(text)
         # LLVM counts the lines of an inline asm as if they were the source's.
-        if in_line or not directive:
-            continue
-        file, line, column, rest = directive.groups()
-        own = ((files[file], int(line)),)
-        if caller := INLINED_AT.search(rest):
-            frames = own + latest[caller.groups()].frames
-        else:
-            inlined = COMMENT.findall(rest)[1:]
-            frames = own + tuple((named[name], int(line)) for name, line in inlined)
-        found[number] = latest[file, line, column] = Location(frames)
+        if directive and not in_line:
+            file, line, column, rest = directive.groups()
+            if caller := INLINED_AT.search(rest):
+                calls = latest[caller.groups()].frames
+            else:
+                calls = tuple((named[name], int(line)) for name, line in COMMENT.findall(rest)[1:])
+            location = latest[file, line, column] = Location(((files[file], int(line)), *calls))
+        found.append(location)
     return found
 
 

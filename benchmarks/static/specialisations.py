@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
+EXACT = {"bf16": (), "fp16": (), "fp32": ("EXACT",)}  # flags of the kernels that write dlogits
 VOCABULARY, SHORT_VOCABULARY = 128256, 32000
 
 
@@ -44,34 +46,36 @@ def specialisations(arch: str) -> Iterator[Specialisation]:
         yield token_loss(loss)
 
 
+def of_logits(
+    kernel: str, dtype: str, tiles: dict[str, int], *flags: str, writes: bool = True, **options: Any
+) -> Specialisation:
+    constants = {**tiles, **dict.fromkeys(flags, True)}
+    num_warps, itemsize = constants.pop("num_warps"), ITEMSIZE[dtype]
+    written = itemsize if writes else 0
+    return Specialisation(
+        f"humanline_kernels.{kernel}_kernel", dtype, constants, num_warps, itemsize, written, **options
+    )
+
+
 def token_logp(dtype: str, *flags: str, warp: int = 32) -> Iterator[Specialisation]:
     from humanline_kernels.tiles import vocabulary_tiles
 
-    itemsize = ITEMSIZE[dtype]
-    tiles = vocabulary_tiles(VOCABULARY, itemsize, warp)
-    num_warps = tiles.pop("num_warps")
-    module = "humanline_kernels.token_logp"
-    constants = {**tiles, **dict.fromkeys(flags, True)}
-    yield Specialisation(f"{module}:token_logp_forward_kernel", dtype, constants, num_warps, itemsize, 0)
-    constants = {**constants, "EXACT": dtype == "fp32"}
-    yield Specialisation(f"{module}:token_logp_backward_kernel", dtype, constants, num_warps, itemsize, itemsize)
+    tiles = vocabulary_tiles(VOCABULARY, ITEMSIZE[dtype], warp)
+    yield of_logits("token_logp:token_logp_forward", dtype, tiles, *flags, writes=False)
+    yield of_logits("token_logp:token_logp_backward", dtype, tiles, *flags, *EXACT[dtype])
 
 
 def grpo_one_launch(dtype: str, *flags: str, vocabulary: int = VOCABULARY) -> Specialisation:
     from humanline_kernels.tiles import one_launch_per_multiprocessor, one_launch_tiles
 
-    itemsize = ITEMSIZE[dtype]
-    tiles = one_launch_tiles(vocabulary, itemsize)
-    num_warps = tiles.pop("num_warps")
-    return Specialisation(
-        "humanline_kernels.grpo_one_launch:grpo_one_launch_kernel",
+    return of_logits(
+        "grpo_one_launch:grpo_one_launch",
         dtype,
-        {**tiles, **dict.fromkeys(flags, True), "EXACT": dtype == "fp32"},
-        num_warps,
-        itemsize,
-        itemsize,
+        one_launch_tiles(vocabulary, ITEMSIZE[dtype]),
+        *flags,
+        *EXACT[dtype],
         cached_loops=("store_dlogits",),
-        launched_per_sm=one_launch_per_multiprocessor(vocabulary * itemsize),
+        launched_per_sm=one_launch_per_multiprocessor(vocabulary * ITEMSIZE[dtype]),
         note="" if vocabulary == VOCABULARY else f"V={vocabulary}",
     )
 
@@ -79,11 +83,7 @@ def grpo_one_launch(dtype: str, *flags: str, vocabulary: int = VOCABULARY) -> Sp
 def scale_dlogits(dtype: str) -> Specialisation:
     from humanline_kernels.tiles import vocabulary_tiles
 
-    itemsize = ITEMSIZE[dtype]
-    tiles = vocabulary_tiles(VOCABULARY, itemsize)
-    num_warps = tiles.pop("num_warps")
-    kernel = "humanline_kernels.dlogits:scale_dlogits_kernel"
-    return Specialisation(kernel, dtype, {**tiles}, num_warps, itemsize, itemsize)
+    return of_logits("dlogits:scale_dlogits", dtype, vocabulary_tiles(VOCABULARY, ITEMSIZE[dtype]))
 
 
 def token_loss(loss: str) -> Specialisation:

@@ -1,7 +1,7 @@
 """Whether the trainers that are timed compute the same thing, as far as they mean to."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -19,13 +19,13 @@ is rounded by some and not by others, half a unit, and so are the gradients that
 """
 
 
-def checked(runs: Sequence[Run], bitwise: bool, variants: Iterable[Variant] = VARIANTS) -> list[Run]:
+def checked(runs: Sequence[Run], bitwise: bool) -> list[Run]:
     """The runs, those with another answer than humanline's without their figures.
 
     Args:
         bitwise: whether variants that promise the same bits are held to it.
     """
-    of_name = {variant.name: variant for variant in variants}
+    of_name = {variant.name: variant for variant in VARIANTS}
     whole = [run for run in runs if not run.note]
     exact = next((run for run in whole if of_name[run.variant].same_bits), None)
     if exact is None:

@@ -79,7 +79,7 @@ def summaries(runs: Sequence[Run], plain: str) -> list[Summary]:
     for run in runs:
         by_variant.setdefault(run.variant, []).append(run)
     beside = _least(by_variant.get(plain, []))
-    return [_summary(name, of_variant, beside) for name, of_variant in by_variant.items()]
+    return [_summary(of_variant, beside) for of_variant in by_variant.values()]
 
 
 def _least(runs: Sequence[Run]) -> list[float]:
@@ -87,15 +87,15 @@ def _least(runs: Sequence[Run]) -> list[float]:
     return [min(of_step) for of_step in zip(*(run.undisturbed for run in runs if not run.note), strict=True)]
 
 
-def _summary(name: str, runs: list[Run], plain: list[float]) -> Summary:
-    note = next((run.note for run in runs if run.note), "")
-    if note:
-        return Summary(name, runs[0].weights_mib, note=note)
+def _summary(runs: list[Run], plain: list[float]) -> Summary:
+    name, weights_mib = runs[0].variant, runs[0].weights_mib
+    if note := next((run.note for run in runs if run.note), ""):
+        return Summary(name, weights_mib, note=note)
     seconds = [second for run in runs for second in run.undisturbed]
     ratios = [ours / theirs for ours, theirs in zip(_least(runs), plain, strict=False)]
     return Summary(
         name,
-        runs[0].weights_mib,
+        weights_mib,
         percentiles(seconds),
         sum(token for run in runs for token in run.tokens) / sum(seconds),
         percentiles(ratios) if ratios else None,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.goals import Figure, Goal, measured, ratio
+from benchmarks.goals import Figure, Goal, number, ratio
 from benchmarks.results import read
 from benchmarks.tables import Line, columns, piped
 from benchmarks.training.runs import Run, Summary, summaries
@@ -11,14 +11,9 @@ from benchmarks.training.setting import TOY
 from benchmarks.training.variants import COPY, LOOKAHEAD, PLAIN, TRL
 
 
-def over_plain(variant: str) -> Figure:
-    """Time over the plain loss's, less 1."""
-    return lambda summaries: measured(summaries, variant, "extra")
-
-
 def saved_mib(than: str) -> Figure:
     """By how much the look-ahead's peak is lower than another's."""
-    return lambda summaries: measured(summaries, than, "peak_mib") - measured(summaries, LOOKAHEAD, "peak_mib")
+    return lambda summaries: number(than, "peak_mib")(summaries) - number(LOOKAHEAD, "peak_mib")(summaries)
 
 
 def saved_models(than: str) -> Figure:
@@ -26,21 +21,16 @@ def saved_models(than: str) -> Figure:
     return lambda summaries: saved_mib(than)(summaries) / summaries[LOOKAHEAD].weights_mib
 
 
-def tokens_per_s_over(than: str) -> Figure:
-    """The look-ahead's tokens/s over another's."""
-    return ratio("tokens_per_s", LOOKAHEAD, than)
-
-
 STEP_GOALS = (
-    Goal("look-ahead, time over the plain loss", over_plain(LOOKAHEAD), 0.02, "+.1%", at_most=True),
-    Goal("copy, time over the plain loss", over_plain(COPY), 0.02, "+.1%", at_most=True),
+    Goal("look-ahead, time over the plain loss", number(LOOKAHEAD, "extra"), 0.02, "+.1%", at_most=True),
+    Goal("copy, time over the plain loss", number(COPY, "extra"), 0.02, "+.1%", at_most=True),
     # a twentieth for the allocator, whose resident pages are counted on a CPU
     Goal("look-ahead, peak below the plain loss, in models", saved_models(PLAIN), 0.95, ".2f"),
 )
 
 STEP_GOALS_ON_A_GPU = (
     *STEP_GOALS,
-    Goal("look-ahead, times TRL's tokens/s", tokens_per_s_over(TRL), 1.15, ".2f"),
+    Goal("look-ahead, times TRL's tokens/s", ratio("tokens_per_s", LOOKAHEAD, TRL), 1.15, ".2f"),
     Goal("look-ahead, MiB of peak below TRL", saved_mib(TRL), 3 * 1024, ".0f"),
 )
 

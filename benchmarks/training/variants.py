@@ -8,7 +8,7 @@ from transformers import Trainer
 
 from benchmarks.objectives import OBJECTIVES
 from benchmarks.peers import trainers
-from benchmarks.peers.installed import TRL_VERSION
+from benchmarks.peers.installed import TRL_VERSION, installed_obstacle
 from benchmarks.peers.trainers import Task
 from humanline_fused import __version__
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer
@@ -55,7 +55,7 @@ VARIANTS = (
         TRL,
         trainers.TRL,
         trainers.trl_trainer,
-        trainers.trl_obstacle,
+        lambda: installed_obstacle("trl", TRL_VERSION, "accelerate", "datasets"),
         trainers.import_trl,
         same_gradients=1,  # it syncs after the update, so from the second step on every log-ratio is 0
     ),
