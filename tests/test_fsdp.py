@@ -110,7 +110,9 @@ def of_the_reference(trainer: HumanlineTrainer) -> dict[str, Any]:
 
     before = [(shard.data_ptr(), shard.clone()) for shard in shards(reference)]
     trainer.reference.score(0)
-    kept["whole after a forward pass"] = any(not isinstance(p, DTensor) for p in reference.parameters())
+    root: Any = reference
+    root.unshard()  # a forward pass leaves it so, except with torch 2.11 and accelerate 1.10
+    kept["whole before a sync"] = any(not isinstance(p, DTensor) for p in reference.parameters())
     sync_reference_(reference, policy)
     kept["sharded after a sync"] = all(isinstance(p, DTensor) for p in reference.parameters())
     pairs = list(zip(before, shards(reference), shards(policy), strict=True))
@@ -170,7 +172,7 @@ def test_the_sharded_reference_is_not_trained_and_a_sync_copies_every_shard_in_p
     kept = load(runs, "2 dpo copy")
     assert kept["optimized"]
     assert not kept["reference trained"]
-    assert kept["whole after a forward pass"]
+    assert kept["whole before a sync"]
     assert kept["sharded after a sync"]
     assert (kept["differed"], kept["copied"], kept["in place"]) == (True, True, True)
 
