@@ -169,12 +169,11 @@ class Objective:
         names = names_taking(kind)
         return [*names, self.name] if kind in self.types and self.name not in names else names
 
-    @classmethod
-    def own_settings(cls) -> list[str]:
+    def own_settings(self) -> list[str]:
         """Return the names of the settings that are not common to all objectives."""
         common = {field.name for field in fields(LossSettings)}
-        own = [] if cls.settings is None else [f.name for f in fields(cls.settings) if f.name not in common]
-        return [*own, *(["scale_rewards"] if cls.form.has_rewards else [])]
+        own = [] if self.settings is None else [f.name for f in fields(self.settings) if f.name not in common]
+        return [*own, *(["scale_rewards"] if self.form.has_rewards else [])]
 
     def check(self, config: Any) -> None:
         """Raise ValueError if one of the objective's own settings is invalid."""

@@ -84,9 +84,8 @@ def is_in_table(objective: Objective) -> bool:
 def foreign_settings(objective: Objective) -> dict[str, str]:
     """Return the settings that belong only to other objectives, each with the name of its objective."""
     mine = set(objective.own_settings())
-    return {
-        setting: other.name for other in OBJECTIVES.values() for setting in other.own_settings() if setting not in mine
-    }
+    others = [kind() for kind in OBJECTIVES.values()]
+    return {setting: other.name for other in others for setting in other.own_settings() if setting not in mine}
 
 
 class Round:
