@@ -9,10 +9,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training import GROUPS, LABELS, PAIRS, HumanlineTrainer
 from humanline_fused.training.data.batch import collate
 from humanline_fused.training.data.examples import Example, Sample
-from humanline_fused.training.data.forms import GROUPS, LABELS, PAIRS
 from humanline_fused.training.data.plan import BatchSizes, RoundPlan
 from humanline_fused.training.objectives import find_objective
 from humanline_fused.training.online.reward import RolloutError
