@@ -58,7 +58,7 @@ def _json_mapping(name: str, text: str) -> dict[str, Any]:
 def _columns() -> str:
     """Return the data columns of each objective as text."""
     return "; ".join(
-        f"{name}: {' or '.join(', '.join(kind.columns) for kind in objective.form.types)}"
+        f"{name}: {' | '.join(', '.join(kind.columns) for kind in objective.form.types)}"
         for name, objective in OBJECTIVES.items()
     )
 
