@@ -174,7 +174,8 @@ def test_without_clamp_and_sync_the_loss_is_the_base_loss(tmp_path: Path, output
     for out, loss in zip(outputs[:6], losses(plain), strict=True):
         chosen, rejected = (out.logp.double() - out.ref_logp.double()).sum(-1).chunk(2)
         base = -torch.nn.functional.logsigmoid(0.5 * (chosen - rejected)).mean()
-        log_probs = float((out.logp.abs() + out.ref_logp.abs()).sum(-1).max())
+        # The slope of the loss in a log-prob is at most beta.
+        log_probs = 0.5 * float((out.logp.abs() + out.ref_logp.abs()).sum(-1).max())
         assert_within_budget(torch.tensor(loss), base.float(), base, "loss", log_probs=log_probs)
     open_bounds = {"log_epsilon_P": -math.inf, "log_epsilon_R": math.inf}
     opened = trained(tmp_path / "open", reference="frozen", **open_bounds)
