@@ -206,7 +206,7 @@ def data(argv: Sequence[str]) -> None:
         "file", help="A JSONL, JSON, CSV, TSV or Parquet file, a folder saved by datasets, or a dataset name."
     )
     parser.add_argument("--objective", help="Its name, or module:Class. Default: the first that accepts the data.")
-    parser.add_argument("--objective_kwargs", type=json.loads, metavar="JSON", help="Arguments of your own objective.")
+    parser.add_argument("--objective_kwargs", metavar="JSON", help="Arguments of your own objective.")
     parser.add_argument(
         "--model", "--tokenizer", help="Folder or name of the tokenizer, for lengths in tokens and counts of cut rows."
     )
@@ -220,13 +220,17 @@ def data(argv: Sequence[str]) -> None:
 
     from humanline_fused.training.inspection import inspect_data, report
     from humanline_fused.training.objectives import find_objective
+    from humanline_fused.training.objectives.settings import json_mapping
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model) if options.model else None
     except (ValueError, OSError) as error:
         raise UserError(f"--model: expected a tokenizer at {options.model}: {error}") from error
     try:
-        objective = find_objective(options.objective, options.objective_kwargs) if options.objective else None
+        kwargs = options.objective_kwargs and json_mapping("--objective_kwargs", options.objective_kwargs)
+        if kwargs and not options.objective:
+            raise ValueError(f"--objective_kwargs: expected --objective module:Class beside it, got {kwargs} alone")
+        objective = find_objective(options.objective, kwargs) if options.objective else None
         settings = {"objective": objective, "split": options.split, "max_length": options.max_length}
         found = inspect_data(options.file, tokenizer=tokenizer, **settings)
     except (ValueError, TypeError, OSError) as error:

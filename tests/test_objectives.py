@@ -130,6 +130,14 @@ def test_the_data_command_accepts_a_loss_in_a_file(workplace: Path, capsys: pyte
     assert re.search(r"^  chosen$", out, flags=re.MULTILINE)
     assert main(["data", "pairs.jsonl", "--objective", "grop"]) == 2
     assert "did you mean grpo?" in capsys.readouterr().err
+    for given, said in (
+        (["--objective", "my_losses:APOZero", "--objective_kwargs", "[1]"], "expected a mapping in JSON, got '[1]'"),
+        (["--objective", "my_losses:APOZero", "--objective_kwargs", "{"], "expected a mapping in JSON, got '{'"),
+        (["--objective_kwargs", '{"margin": 1}'], "expected --objective module:Class beside it"),
+        (["--objective", "dpo", "--objective_kwargs", '{"margin": 1}'], "dpo does not take {'margin': 1}"),
+    ):
+        assert main(["data", "pairs.jsonl", *given]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_round_of_a_loss_in_a_file_is_replayed_as_it_was_trained_on(workplace: Path):

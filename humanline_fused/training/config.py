@@ -1,7 +1,6 @@
 """Settings of a training run: transformers' TrainingArguments, humanline's own fields, and defaults for both."""
 
 import copy
-import json
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -9,7 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from humanline_fused.training.objectives.objective import Objective
-from humanline_fused.training.objectives.settings import expect
+from humanline_fused.training.objectives.settings import expect, json_mapping
 from humanline_fused.training.objectives.table import (
     DEFAULT,
     OBJECTIVES,
@@ -43,16 +42,6 @@ ROLLOUT = (
 
 def _help(text: str) -> dict[str, str]:
     return {"help": text}
-
-
-def _json_mapping(name: str, text: str) -> dict[str, Any]:
-    try:
-        mapping = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{name}: expected a mapping in JSON, got {text!r}: {error}") from None
-    if not isinstance(mapping, dict):
-        raise ValueError(f"{name}: expected a mapping in JSON, got {text!r}")
-    return mapping
 
 
 def _columns() -> str:
@@ -210,7 +199,7 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
         for name, kind in choices.items():
             self._expect(name, getattr(self, name) in get_args(kind), " or ".join(map(repr, get_args(kind))))
         if isinstance(self.objective_kwargs, str):
-            self.objective_kwargs = _json_mapping("objective_kwargs", self.objective_kwargs)
+            self.objective_kwargs = json_mapping("objective_kwargs", self.objective_kwargs)
         self._beta_given = self.beta is not None
         self._take(self.make_objective())
         synced = self.reference != "frozen"

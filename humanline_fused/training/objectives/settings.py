@@ -1,6 +1,8 @@
 """The settings that the losses of all objectives share."""
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from humanline_fused.types import HumanlineClamp, Impl
 
@@ -30,3 +32,18 @@ def expect(settings: object, name: str, holds: bool, expected: str) -> None:
     """Raise ValueError with the setting's name, the expected and the actual value, unless ``holds``."""
     if not holds:
         raise ValueError(f"{name}: expected {expected}, got {getattr(settings, name)!r}")
+
+
+def json_mapping(name: str, text: str) -> dict[str, Any]:
+    """Return a setting that is a JSON object.
+
+    Raises:
+        ValueError: the text is not JSON, or not an object.
+    """
+    try:
+        mapping = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected a mapping in JSON, got {text!r}: {error}") from None
+    if not isinstance(mapping, dict):
+        raise ValueError(f"{name}: expected a mapping in JSON, got {text!r}")
+    return mapping
