@@ -239,7 +239,7 @@ def data(argv: Sequence[str]) -> None:
     if found.num_wrong:
         rows = f"{found.num_wrong} of {found.num_rows} rows cannot be used"
         raise UserError(f"{rows}: training would stop at the first")
-    if tokenizer and found.objective and not found.prepared.examples:
+    if tokenizer and found.objective and not found.num_examples:
         raise UserError("no training example would be left")
 
 

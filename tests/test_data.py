@@ -11,7 +11,16 @@ from humanline_fused.training.data.advantages import advantages, batch_scale
 from humanline_fused.training.data.batch import collate, num_loss_tokens
 from humanline_fused.training.data.examples import fingerprint
 from humanline_fused.training.data.plan import MicroBatch
-from humanline_fused.training.data.prepare import prepare, tokenize
+from humanline_fused.training.data.findings import (
+    BARE_END,
+    DROPPED,
+    EMPTY,
+    NO_SIGNAL,
+    NO_SIGNAL_DROPPED,
+    TRUNCATED,
+    Cause,
+)
+from humanline_fused.training.data.prepare import PreparedData, prepare
 from humanline_fused.training.objectives import find_objective
 from tests.tiny_model import records, tiny_tokenizer
 
@@ -24,6 +33,16 @@ def ids(text: str) -> list[int]:
 
 def prepared(source: Any, objective: str = "dpo", max_length: int = 64, **settings: Any):
     return prepare(source, TOKENIZER, find_objective(objective), max_length=max_length, **settings)
+
+
+def counts(data: PreparedData, *causes: Cause) -> tuple[int, ...]:
+    """Return the number of examples, and how often each cause was found."""
+    return (len(data.examples), *map(data.findings.count, causes))
+
+
+def tokens(row: dict[str, Any]) -> tuple[list[int], list[list[int]]]:
+    (example,) = prepared([row]).examples
+    return example.prompt_ids.tolist(), [completion.tolist() for completion in example.completions]
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -44,46 +63,48 @@ MESSAGES = {
 
 
 def test_plain_text_ends_with_one_end_of_sequence_token():
-    assert tokenize(TOKENIZER, "w1 w2", [" w3", " w4 <eos>"]) == (ids("w1 w2"), [ids("w3 <eos>"), ids("w4 <eos>")])
+    row = {"prompt": "w1 w2", "chosen": " w3", "rejected": " w4 <eos>"}
+    assert tokens(row) == (ids("w1 w2"), [ids("w3 <eos>"), ids("w4 <eos>")])
 
 
 def test_a_chat_template_adds_the_end_and_the_prompt_has_the_generation_prompt():
-    prompt, completions = tokenize(TOKENIZER, MESSAGES["prompt"], [MESSAGES["chosen"], MESSAGES["rejected"]])
+    prompt, completions = tokens(MESSAGES)
     assert prompt == ids("<user> w1 <eos> <assistant>")
     assert completions == [ids("w2 <eos>"), ids("w3 w4 <eos>")]
 
 
 def test_a_completion_begins_where_either_side_differs_from_the_prompt():
     # "w1" + "2 w3" becomes the token "w12", so the prompt's last token belongs to neither prompt.
-    assert tokenize(TOKENIZER, "w9 w1", ["2 w3", " w4"]) == (ids("w9"), [ids("w12 w3 <eos>"), ids("w1 w4 <eos>")])
+    row = {"prompt": "w9 w1", "chosen": "2 w3", "rejected": " w4"}
+    assert tokens(row) == (ids("w9"), [ids("w12 w3 <eos>"), ids("w1 w4 <eos>")])
 
 
 def test_a_prompt_of_max_length_is_dropped_and_long_completions_keep_their_start():
     long = {"prompt": "w1 w2 w3 w4", "chosen": " w5", "rejected": " w6"}
     data = prepared([PAIR, long], max_length=4)
-    assert data.dropped == 1
+    assert counts(data, DROPPED) == (1, 1)
     (example,) = data.examples
     assert example.prompt_ids.tolist() == ids("w1 w2")
     assert [c.tolist() for c in example.completions] == [ids("w3 <eos>"), ids("w4 w5")]
 
 
 def test_cut_completions_and_groups_without_signal_are_counted():
-    assert prepared([PAIR, PAIR | {"chosen": " w3 w4 w5 w6"}], max_length=5).truncated == 1
-    assert prepared(GROUPS, "grpo").groups_without_signal == 1
+    assert counts(prepared([PAIR, PAIR | {"chosen": " w3 w4 w5 w6"}], max_length=5), TRUNCATED) == (2, 1)
+    assert counts(prepared(GROUPS, "grpo"), NO_SIGNAL) == (4, 1)
 
 
 def test_groups_of_equal_rewards_are_dropped_with_drop_no_signal_and_else_kept():
     kept, dropped = (prepared(GROUPS, "grpo", drop_no_signal=drop) for drop in (False, True))
-    assert (len(kept.examples), kept.groups_dropped) == (4, 0)
-    assert (len(dropped.examples), dropped.groups_dropped, dropped.groups_without_signal) == (2, 1, 1)
-    with pytest.raises(ValueError, match=r"got none .*; 1 groups dropped: equal rewards"):
+    assert counts(kept, NO_SIGNAL, NO_SIGNAL_DROPPED) == (4, 1, 0)
+    assert counts(dropped, NO_SIGNAL, NO_SIGNAL_DROPPED) == (2, 0, 1)
+    with pytest.raises(ValueError, match=r"got none \(1 groups of equal rewards are dropped"):
         prepared(GROUPS[:1], "grpo", drop_no_signal=True)
 
 
 def test_a_completion_without_a_token_is_dropped_and_one_with_only_an_end_is_kept():
     said_nothing = PAIR | {"rejected": ""}
     data = prepared([PAIR, said_nothing])
-    assert (len(data.examples), data.empty, data.bare_ends) == (2, 0, 1)
+    assert counts(data, EMPTY, BARE_END) == (2, 0, 1)
     assert [c.tolist() for c in data.examples[1].completions] == [ids("w3 <eos>"), ids("<eos>")]
     endless = tiny_tokenizer()
     endless.eos_token = None
@@ -93,7 +114,7 @@ def test_a_completion_without_a_token_is_dropped_and_one_with_only_an_end_is_kep
         ("grpo", [GROUPS[1], GROUPS[1] | {"completions": [" w2", ""]}], 3),
     ):
         data = prepare(rows, endless, find_objective(objective), max_length=64)
-        assert (len(data.examples), data.empty, data.bare_ends) == (left, 1, 0)
+        assert counts(data, EMPTY, BARE_END) == (left, 1, 0)
 
 
 def test_dropping_a_completion_does_not_change_the_advantages_of_its_group():
@@ -106,7 +127,8 @@ def test_dropping_a_completion_does_not_change_the_advantages_of_its_group():
 
 def test_without_a_prompt_a_completion_of_one_token_is_dropped():
     data = prepared([{"prompt": "", "completion": text, "label": True} for text in ("", " w1")], "kto")
-    assert ([e.completions[0].tolist() for e in data.examples], data.empty) == ([ids("w1 <eos>")], 1)
+    assert [e.completions[0].tolist() for e in data.examples] == [ids("w1 <eos>")]
+    assert counts(data, EMPTY) == (1, 1)
 
 
 def test_another_token_boundary_weight_or_reward_changes_the_fingerprint():
@@ -181,7 +203,7 @@ def test_kto_pairs_each_prompt_with_the_next_completion():
 
 @pytest.mark.parametrize("max_length", [4, 64])
 def test_the_tokens_that_a_loss_counts_are_known_without_building_the_batch(objective: str, max_length: int):
-    examples = prepared(records(objective, 12), objective, max_length).examples
+    examples = list(prepared(records(objective, 12), objective, max_length).examples)
     examples += prepared(records(objective, 2) if objective == "grpo" else records(objective, 1), objective).examples[
         :1
     ]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from humanline_fused.training.data.advantages import advantages
+from humanline_fused.training.data.findings import NO_SIGNAL, NO_SIGNAL_DROPPED
 from humanline_fused.training.data.prepare import PreparedData
 from tests.tiny_model import losses, records, tiny_trainer, trained
 
@@ -33,13 +34,14 @@ def test_held_out_rewards_are_scaled_over_all_of_them(tmp_path: Path):
 def test_groups_of_equal_rewards_are_left_out_unless_the_kl_has_a_gradient(tmp_path: Path, beta: float, left: int):
     trainer = tiny_trainer(tmp_path, objective="grpo", beta=beta)
     assert isinstance(trainer.train_data, PreparedData)
-    assert trainer.train_data.groups_without_signal == 1
+    assert trainer.train_data.findings.count(NO_SIGNAL) + trainer.train_data.findings.count(NO_SIGNAL_DROPPED) == 1
     assert len(trainer.train_examples) == left
 
 
 def test_the_summary_of_a_run_counts_the_groups_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     trained(tmp_path, objective="grpo", beta=0.0, max_steps=1)
-    assert "data: 8 examples, groups without signal, dropped with beta=0: 1\n" in capsys.readouterr().out
+    line = "data: 8 examples\n  1 groups of equal rewards are dropped with beta=0, e.g. dataset, example "
+    assert line in capsys.readouterr().out
 
 
 def test_equal_rewards_have_no_advantage_even_if_their_mean_is_rounded():

@@ -20,7 +20,8 @@ def sequence(texts: list[str], log_ratios: list[float], role: str = "chosen", fi
     settings: dict[str, Any] = {"logp": ratio - 2, "ref_logp": torch.full_like(ratio, -2.0), "log_ratio": ratio}
     settings |= {"clamped": ratio.clamp(-1, 1), "low": ratio < -1, "high": ratio > 1}
     ids = list(range(len(texts)))
-    return ScoredSequence(example=0, role=role, ids=ids, texts=texts, first=first, reward=0.25, **settings)
+    positions = ids[first:]
+    return ScoredSequence(example=0, role=role, ids=ids, texts=texts, positions=positions, reward=0.25, **settings)
 
 
 HOSTILE = ["<b>ask", "<script>alert(1)</script>", '" onfocus="alert(2)', "&amp;", "it's", "<!--", "</p></main>", "a\nb"]

@@ -126,7 +126,7 @@ def _legend(scale: float) -> str:
         '<div class="legend"><span>log π − log ref, nats:</span>' + "".join(swatches) + "</div>\n"
         '<div class="legend"><span class="high">line above</span><span>clamped: above the upper bound</span>'
         '<span class="low">line below</span><span>clamped: below the lower bound</span>'
-        '<span class="prompt">grey text</span><span>prompt, not scored</span></div>\n'
+        '<span class="prompt">grey text</span><span>prompt or turn of others, not scored</span></div>\n'
         "<p>Red: the policy gives the token a higher probability than the reference; blue: a lower one. A clamped "
         "token counts with the bound and gets no gradient. Point at a token, or move to it with Tab, to see its "
         "numbers.</p>"
@@ -150,9 +150,9 @@ def _sequence(s: ScoredSequence, scale: float) -> str:
 def _token(s: ScoredSequence, position: int, scale: float) -> str:
     text = visible(s.texts[position])
     tip = f"“{text}”  id {s.ids[position]}"
-    if position < s.first:
-        return f'<span class="t prompt" data-tip="{escape(tip)} · prompt, not scored">{escape(text)}</span>'
-    n = position - s.first
+    if position not in s.positions:
+        return f'<span class="t prompt" data-tip="{escape(tip)} · not scored">{escape(text)}</span>'
+    n = s.positions.index(position)
     log_ratio = s.log_ratio[n].item()
     clamped = "clamped, below the lower bound" if s.low[n] else "clamped, above the upper bound" if s.high[n] else ""
     tip += (

@@ -31,7 +31,7 @@ class ScoredSequence:
         role: display name: chosen or rejected, desirable or undesirable, or the advantage.
         ids: ids of all tokens.
         texts: texts of all tokens; joined they are the whole text.
-        first: index of the first of the n tokens that count.
+        positions: indices of the n tokens that count.
         logp, ref_logp: [n], nats.
         log_ratio, clamped: [n], nats: before and after the clamp.
         low, high: [n], bool: True below and above the bounds.
@@ -42,7 +42,7 @@ class ScoredSequence:
     role: str
     ids: list[int]
     texts: list[str]
-    first: int
+    positions: list[int]
     logp: Tensor
     ref_logp: Tensor
     log_ratio: Tensor
@@ -64,11 +64,13 @@ def sequences_of(
     bounds = bounds_of(config.humanline_clamp)
     for i in ids:
         example = examples[i]
-        sides = zip(example.completions, compared.policy[i]["ref_logp"], compared.reference[i]["ref_logp"], strict=True)
-        for side, (completion, *scores) in enumerate(sides):
+        sides = zip(example.sides, compared.policy[i]["ref_logp"], compared.reference[i]["ref_logp"], strict=True)
+        for side, ((completion, mask), *scores) in enumerate(sides):
             tokens = torch.cat([example.prompt_ids, completion])[: config.max_length].tolist()
-            first = max(len(example.prompt_ids), 1)
-            logp, ref_logp = (score[first - 1 : len(tokens) - 1].float() for score in scores)
+            start = len(example.prompt_ids)
+            counts = range(max(start, 1), len(tokens))
+            positions = [at for at in counts if mask is None or mask[at - start]]
+            logp, ref_logp = (score[[at - 1 for at in positions]].float() for score in scores)
             ratio = clamped_log_ratio(logp, ref_logp, torch.ones_like(logp, dtype=torch.bool), **bounds)
             total = float(ratio.clamped.sum())
             yield ScoredSequence(
@@ -76,7 +78,7 @@ def sequences_of(
                 role=objective.role(side, example.weight),
                 ids=tokens,
                 texts=texts_of(tokenizer, tokens),
-                first=first,
+                positions=positions,
                 logp=logp,
                 ref_logp=ref_logp,
                 log_ratio=ratio.raw,

@@ -1,15 +1,17 @@
 """Report on a dataset before training: data type, matching objectives, lengths, dropped examples and bad rows."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data.examples import Example
-from humanline_fused.training.data.prepare import PreparedData, tokenized, tokenized_prompt
+from humanline_fused.training.data.chunks import map_chunks
+from humanline_fused.training.data.findings import Findings
+from humanline_fused.training.data.prepare import Cutter
 from humanline_fused.training.data.records import (
     PROMPTS,
     TEMPLATE_COLUMNS,
@@ -22,6 +24,7 @@ from humanline_fused.training.data.records import (
     type_of,
 )
 from humanline_fused.training.data.sources import read_rows
+from humanline_fused.training.data.tokenization import RowTokenizer, Tokenised, UncutExample
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import ROUND, find_objective, names_taking
 
@@ -38,11 +41,11 @@ class Inspection:
         columns: number of rows with each column.
         wrong: place and reason of the first ten rows that cannot be used.
         num_wrong: number of rows that cannot be used. Training would stop at the first of them.
-        repeated_prompts: completions that wrongly begin with their prompt.
         values: labels or rewards of each row's completions.
         prompt_lengths, completion_lengths: in tokens if there is a tokenizer, else in characters.
         first: names and texts of the parts of the first example.
-        prepared: the training examples; empty without a tokenizer.
+        num_examples: number of training examples; 0 without a tokenizer.
+        findings: what else there is to say about the data.
     """
 
     objective: Objective | None
@@ -55,19 +58,23 @@ class Inspection:
     num_wrong: int = 0
     num_pairs: int = 0
     equal_pairs: int = 0
-    repeated_prompts: int = 0
     values: list[list[float]] = field(default_factory=list)
     prompt_lengths: list[int] = field(default_factory=list)
     completion_lengths: list[int] = field(default_factory=list)
     first: list[tuple[str, str]] = field(default_factory=list)
-    prepared: PreparedData = field(default_factory=PreparedData)
+    num_examples: int = 0
+    findings: Findings = field(default_factory=Findings)
 
-    def add(self, where: str, record: Any) -> None:
-        """Add a record to the counts.
+    def rows(self, records: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Row | ValueError]]:
+        """Yield the rows of records, or the errors of those that cannot be used, and count their columns."""
+        for where, record in records:
+            self.num_rows += 1
+            try:
+                yield where, self._row(where, record)
+            except ValueError as error:
+                yield where, error
 
-        Raises:
-            ValueError: the record cannot be used.
-        """
+    def _row(self, where: str, record: Any) -> Row:
         if isinstance(record, ValueError):
             raise record
         if isinstance(record, Mapping):
@@ -75,8 +82,11 @@ class Inspection:
         looks = self.type or self._type_of(where, record)
         objective = None if looks is PROMPTS else self.objective or _first_taking(looks)
         row = read_row(where, record, objective or ROUND, self.type)
-        examples = [] if self.tokenizer is None else self._tokenize(where, row, objective)
         self.type, self.objective = row.type, objective
+        return row
+
+    def add(self, row: Row, examples: Sequence[UncutExample] = ()) -> None:
+        """Count a row and its examples, if they are known."""
         self._count(row)
         self._measure(row, examples)
 
@@ -94,27 +104,17 @@ class Inspection:
             )
         return looks
 
-    def _tokenize(self, where: str, row: Row, objective: Objective | None) -> list[Example]:
-        assert self.tokenizer is not None
-        if objective is None:
-            return [tokenized_prompt(where, row, self.tokenizer)]
-        whole = list(tokenized(where, row, self.tokenizer, objective))
-        for example, blank in whole:
-            self.prepared.add(example, self.max_length, blank)
-        return [example for example, _ in whole]
-
     def _count(self, row: Row) -> None:
         completions = row.completions
-        self.repeated_prompts += sum(bool(row.prompt) and c[: len(row.prompt)] == row.prompt for c in completions)
         if self.type and "chosen" in self.type.columns:
             self.num_pairs += 1
             self.equal_pairs += completions[0] == completions[1]
         if self.objective:
             self.values.append(self.objective.form.values(row))
 
-    def _measure(self, row: Row, examples: Sequence[Example]) -> None:
+    def _measure(self, row: Row, examples: Sequence[UncutExample]) -> None:
         if examples:
-            self.prompt_lengths.append(len(examples[0].prompt_ids))
+            self.prompt_lengths.append(len(examples[0].prompt))
             ids = [c for example in examples for c in example.completions]
             self.completion_lengths += map(len, ids)
         else:
@@ -125,7 +125,7 @@ class Inspection:
             headings = self.objective.form.headings(row) if self.objective else []
             texts = [_as_text(text) for text in (row.prompt, *row.completions)]
             if examples and self.tokenizer:
-                texts = [str(self.tokenizer.decode(part)) for part in (examples[0].prompt_ids, *ids)]
+                texts = [str(self.tokenizer.decode(part)) for part in (examples[0].prompt, *ids)]
             self.first = list(zip(["prompt", *headings], texts, strict=True))
 
     def refuse(self, reason: str) -> None:
@@ -142,6 +142,9 @@ def inspect_data(
     split: str = "train",
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int = 1024,
+    train_on: str = "assistant",
+    stops: Collection[int] = (),
+    progress: bool = False,
 ) -> Inspection:
     """Read a whole dataset as training does, but continue after a bad row.
 
@@ -150,6 +153,8 @@ def inspect_data(
         objective: itself, its name, or ``module:Class``; default the first that accepts the type of the first row.
         tokenizer: gives lengths in tokens, and the examples that would be dropped or cut.
         max_length: maximum tokens of prompt and completion together.
+        train_on, stops: as in :class:`~humanline_fused.training.data.tokenization.RowTokenizer`.
+        progress: show a progress bar.
 
     Raises:
         ValueError, TypeError: the source or objective does not exist, or the source is empty.
@@ -158,15 +163,41 @@ def inspect_data(
     type              preference data (prompt, chosen, rejected), for objective='dpo' or objective='kto'
     """
     found = Inspection(find_objective(objective) if isinstance(objective, str) else objective, tokenizer, max_length)
-    for where, record in read_rows(source, split):
-        found.num_rows += 1
-        try:
-            found.add(where, record)
-        except ValueError as error:
-            found.refuse(str(error))
+    with tqdm(desc="Reading", unit=" rows", disable=not progress) as bar:
+        rows = found.rows(read_rows(source, split))
+        for row, examples in _tokenized(found, rows, train_on, stops) if tokenizer else ((row, []) for _, row in rows):
+            if isinstance(row, ValueError) or isinstance(examples, ValueError):
+                found.refuse(str(row if isinstance(row, ValueError) else examples))
+            else:
+                found.add(row, examples)
+            bar.update()
     if not found.num_rows:
         raise ValueError(f"{source if isinstance(source, str) else 'dataset'}: expected at least one row, got none")
     return found
+
+
+def _tokenized(
+    found: Inspection, rows: Iterable[tuple[str, Row | ValueError]], train_on: str, stops: Collection[int]
+) -> Iterator[tuple[Row | ValueError, list[UncutExample] | ValueError]]:
+    """Yield rows with their examples, and count the examples that training would have."""
+    assert found.tokenizer is not None
+    settings: dict[str, Any] = {"train_on": train_on, "stops": stops}
+
+    def tokenize(chunk: Sequence[tuple[str, Row | ValueError]]) -> Tokenised:
+        form = found.objective.form if found.objective else None
+        return RowTokenizer(found.tokenizer, form, **settings)(chunk)
+
+    cutter = None
+    for chunk, done in map_chunks(tokenize, rows):
+        found.findings.merge(done.findings)
+        if cutter is None and found.objective:
+            cutter = Cutter(found.objective.form.sides, found.max_length, found.findings)
+        for (where, row), examples in zip(chunk, done.rows, strict=True):
+            if cutter and not isinstance(examples, ValueError):
+                for example in examples:
+                    cutter.add(where, example)
+                found.num_examples = len(cutter.written)
+            yield row, examples
 
 
 def _first_taking(kind: DataType | None) -> Objective | None:
@@ -180,9 +211,9 @@ def report(found: Inspection) -> str:
     if found.prompt_lengths:
         blocks.append(_lengths(found))
     if found.tokenizer and found.objective:
-        kept = [("examples", len(found.prepared.examples)), *found.prepared.notes()]
-        lines = [f"  {number:>8}  {what}" for what, number in kept if number or what == "examples"]
-        blocks.append("\n".join([f"with max_length={found.max_length}", *lines]))
+        blocks.append(f"examples          {found.num_examples} with max_length={found.max_length}")
+    if found.findings.found:
+        blocks.append("\n".join(["findings", *(f"  {line}" for line in found.findings.lines())]))
     if found.first:
         parts = (f"  {name}\n" + "\n".join(f"    {line}" for line in text.split("\n")) for name, text in found.first)
         blocks.append("\n".join(["first example", *parts]))
@@ -209,8 +240,6 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
         facts.append(("pairs", f"{found.num_pairs}, {found.equal_pairs} with chosen equal to rejected"))
     if found.objective:
         facts += found.objective.form.facts(found.values)
-    if found.repeated_prompts:
-        facts.append(("repeated prompts", f"{found.repeated_prompts} completions begin with their prompt again"))
     return facts
 
 

@@ -25,11 +25,11 @@ def by_example(
     """Split one step's scores of one rank into scores by example."""
     taken: ByExample = {}
     for scores, micro in zip(scored, window, strict=True):
-        for prefix, pairs in sequences(examples, micro, objective):
+        for prefix, given in sequences(examples, micro, objective):
             name = f"{prefix}ref_logp"
-            for row, (pair, logp) in enumerate(zip(pairs, scores[name].cpu(), strict=True)):
+            for row, (parts, logp) in enumerate(zip(given, scores[name].cpu(), strict=True)):
                 example = taken.setdefault(micro.ids[row % len(micro.ids)], {})
-                example.setdefault(name, []).append(logp[: length_of(*pair, max_length)].clone())
+                example.setdefault(name, []).append(logp[: length_of(parts, max_length)].clone())
     return taken
 
 

@@ -79,11 +79,19 @@ class Batch:
         return replace(parts[""], kl=parts.get("kl_"))
 
 
+class Parts(NamedTuple):
+    """Prompt and completion of a sequence, and the completion's mask; None if all of its tokens count."""
+
+    prompt: Tensor
+    completion: Tensor
+    mask: Tensor | None = None
+
+
 class Sequences(NamedTuple):
-    """The (prompt, completion) pairs of one forward pass; sequence i belongs to example ``ids[i % len(ids)]``."""
+    """The sequences of one forward pass; sequence i belongs to example ``ids[i % len(ids)]``."""
 
     prefix: str
-    pairs: list[tuple[Tensor, Tensor]]
+    parts: list[Parts]
 
 
 def sequences(examples: Sequence[Example], micro: MicroBatch, objective: Learner) -> list[Sequences]:
@@ -93,36 +101,34 @@ def sequences(examples: Sequence[Example], micro: MicroBatch, objective: Learner
     each prompt with the completion of the next example in the global micro-batch (arXiv 2509.24207, section 4).
     """
     rows, sides = [examples[i] for i in micro.ids], range(objective.form.sides)
-    passes = [Sequences("", [(row.prompt_ids, row.completions[side]) for side in sides for row in rows])]
+    passes = [Sequences("", [Parts(row.prompt_ids, *row.sides[side]) for side in sides for row in rows])]
     if objective.mismatched:
         following = [examples[i] for i in micro.following]
-        pairs = [(row.prompt_ids, other.completions[0]) for row, other in zip(rows, following, strict=True)]
-        passes.append(Sequences("kl_", pairs))
+        parts = [Parts(row.prompt_ids, *other.sides[0]) for row, other in zip(rows, following, strict=True)]
+        passes.append(Sequences("kl_", parts))
     return passes
 
 
-def pad(
-    pairs: Sequence[tuple[Tensor, Tensor]], pad_token_id: int, max_length: int, columns: dict[str, Tensor]
-) -> Batch:
-    """Cut (prompt, completion) pairs at ``max_length`` tokens, and right-pad them to the longest."""
-    lengths = [length_of(prompt, completion, max_length) for prompt, completion in pairs]
-    shape = len(pairs), max(lengths)
+def pad(given: Sequence[Parts], pad_token_id: int, max_length: int, columns: dict[str, Tensor]) -> Batch:
+    """Cut sequences at ``max_length`` tokens, and right-pad them to the longest."""
+    lengths = [length_of(parts, max_length) for parts in given]
+    shape = len(given), max(lengths)
     input_ids = torch.full(shape, pad_token_id, dtype=torch.int64)
     attention_mask = torch.zeros(shape, dtype=torch.int64)
     completion_mask = torch.zeros(shape, dtype=torch.bool)
     rows = []
-    for row, ((prompt, completion), length) in enumerate(zip(pairs, lengths, strict=True)):
+    for row, ((prompt, completion, mask), length) in enumerate(zip(given, lengths, strict=True)):
         input_ids[row, :length] = torch.cat([prompt, completion])[:length]
         attention_mask[row, :length] = 1
-        completion_mask[row, len(prompt) : length] = True
+        completion_mask[row, len(prompt) : length] = True if mask is None else mask[: length - len(prompt)]
         # Each row scores the next token.
-        rows.append(torch.arange(max(len(prompt), 1) - 1, length - 1) + row * shape[1])
+        rows.append(completion_mask[row, 1:].nonzero()[:, 0] + row * shape[1])
     return Batch(input_ids, attention_mask, completion_mask, torch.cat(rows), columns)
 
 
-def length_of(prompt: Tensor, completion: Tensor, max_length: int) -> int:
+def length_of(parts: Parts, max_length: int) -> int:
     """Return the length of a sequence after the cut at ``max_length``."""
-    return min(len(prompt) + len(completion), max_length)
+    return min(len(parts.prompt) + len(parts.completion), max_length)
 
 
 def collate(
@@ -136,12 +142,13 @@ def collate(
     """Return the batch of one micro-batch, a pure function of the arguments."""
     columns = objective.form.columns([examples[i].weight for i in micro.ids])
     first, *rest = (
-        pad(part.pairs, pad_token_id, max_length, {} if part.prefix else columns)
+        pad(part.parts, pad_token_id, max_length, {} if part.prefix else columns)
         for part in sequences(examples, micro, objective)
     )
     return replace(first, kl=rest[0]) if rest else first
 
 
 def num_loss_tokens(example: Example) -> int:
-    """Return the number of completion tokens that a loss counts: all but the first token of a sequence."""
-    return sum(len(c) - (len(example.prompt_ids) == 0 and len(c) > 0) for c in example.completions)
+    """Return the number of completion tokens that a loss counts: those of the mask, without a sequence's first."""
+    first = int(len(example.prompt_ids) == 0)
+    return sum(len(c[first:]) if mask is None else int(mask[first:].sum()) for c, mask in example.sides)

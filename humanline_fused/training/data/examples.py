@@ -17,6 +17,7 @@ class Example:
     Attributes:
         prompt_ids: [n], int32.
         completions: token ids, [n] each, int32; one completion for each side of the data's form.
+        masks: True for the tokens of each completion that count, [n] each, bool; empty if all do.
         weight: labelled data: 1 desirable, 0 undesirable; groups: the advantage; pairs: unused.
         reward: groups: the given reward; else unused.
     """
@@ -25,6 +26,12 @@ class Example:
     completions: tuple[Tensor, ...]
     weight: float = 0.0
     reward: float = 0.0
+    masks: tuple[Tensor, ...] = ()
+
+    @property
+    def sides(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Each completion with its mask; None if all of its tokens count."""
+        return list(zip(self.completions, self.masks or [None] * len(self.completions), strict=True))
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,10 @@ class Sample:
 
 
 def fingerprint(examples: Sequence[Example]) -> int:
-    """Return a CRC-32 of token ids, lengths, weights and rewards, to detect changed data."""
+    """Return a CRC-32 of token ids, lengths, masks, weights and rewards, to detect changed data."""
     code = 0
     for example in examples:
-        for ids in (example.prompt_ids, *example.completions):
+        for ids in (example.prompt_ids, *example.completions, *example.masks):
             code = zlib.crc32(ids.numpy().tobytes(), zlib.crc32(len(ids).to_bytes(8, "little"), code))
         code = zlib.crc32(struct.pack("<dd", example.weight, example.reward), code)
     return code

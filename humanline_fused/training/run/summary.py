@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 from humanline_fused.impl import Choice
 from humanline_fused.reference.adapter import ADAPTER, adapter_tensors
 from humanline_fused.training.config import HumanlineConfig
+from humanline_fused.training.data.findings import Severity
 from humanline_fused.training.data.prepare import PreparedData
 from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.objectives.objective import Objective
@@ -21,11 +22,15 @@ def describe(
     train: PreparedData | PreparedPrompts,
     held_out: PreparedData | None,
 ) -> str:
-    """Return two lines: the loss and its implementation, and the counts of the data."""
+    """Return the loss and its implementation, and the data with what a user should know of them, a line each."""
     clamp = f"[{config.log_epsilon_P:g}, {config.log_epsilon_R:g}] nats" if config.clamp else "off"
     loss = f"{objective.name}: clamp {clamp}, computed by {choice.impl} ({choice.why})"
     data = f"data: {train.summary()}" + (f"; held out: {held_out.summary()}" if held_out else "")
-    return f"{loss}\n{data}"
+    said = train.findings.lines(Severity.LOSS, Severity.NOTE)
+    said += [
+        f"held out: {line}" for line in (held_out.findings.lines(Severity.LOSS, Severity.NOTE) if held_out else ())
+    ]
+    return "\n".join([loss, data, *(f"  {line}" for line in said)])
 
 
 def describe_model(config: HumanlineConfig, objective: Objective, model: nn.Module, difference: float | None) -> str:

@@ -1,0 +1,141 @@
+"""The render check: what a chat template made of a conversation, compared with what was written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from humanline_fused.training.data.conversation import Conversations
+from humanline_fused.training.data.encoding import Encoder, common_length
+from humanline_fused.training.data.findings import (
+    ANSWER_CONTINUED,
+    ANSWER_OPENED,
+    CALLS_LOST,
+    EARLIER_REASONING,
+    LOST_IN_BOTH,
+    NO_END,
+    NO_STOP,
+    PROMPT_END_LOST,
+    PROMPT_LOST,
+    QUESTION_MOVED,
+    REASONING_LOST,
+    SPECIAL_IN_TEXT,
+    TEXT_CHANGED,
+    TEXT_LOST,
+    Cause,
+    Findings,
+)
+from humanline_fused.training.data.rendering import Messages, Piece, Template
+
+
+@dataclass(frozen=True)
+class RenderCheck:
+    """Counts what the template leaves out of conversations, changes in them, or adds to them.
+
+    Attributes:
+        ends: texts of the stop tokens.
+    """
+
+    template: Template
+    encoder: Encoder
+    ends: Sequence[str]
+    findings: Findings
+
+    def prompt(self, where: str, text: str, given: Conversations, variables: Mapping[str, Any]) -> None:
+        """Check a prompt that is sampled from."""
+        self._check_begun(where, given)
+        self._check_special(where, given.prompt)
+        for piece in self.template.places(text, given.prompt, variables):
+            if not piece.spans:
+                self.findings.add(_lost_in_both(piece), where, piece.text)
+            self._check_changed(where, piece)
+
+    def completions(
+        self,
+        where: str,
+        prompt: str,
+        wholes: Sequence[str],
+        pieces: Sequence[Sequence[Piece]],
+        given: Conversations,
+        variables: Mapping[str, Any],
+    ) -> None:
+        """Check a prompt with its completions.
+
+        Args:
+            prompt, wholes: the rendered prompt, and the rendered prompt with each completion.
+            pieces: places of the written strings in ``wholes``.
+        """
+        self._check_begun(where, given)
+        self._check_special(where, given.prompt)
+        for index, (whole, places, messages) in enumerate(zip(wholes, pieces, given.wholes, strict=True)):
+            self._check_special(where, messages[len(given.prompt) :])
+            asked = [piece for piece in places if piece.message < given.first]
+            answers = [piece for piece in places if piece.message >= given.first]
+            if not index:
+                self._check_asked(where, prompt, whole, asked, given, variables)
+            self._check_start(where, prompt, whole, asked, answers)
+            self._check_answers(where, answers)
+            self._check_end(where, whole, answers)
+
+    def _check_begun(self, where: str, given: Conversations) -> None:
+        self.findings.add(ANSWER_CONTINUED, where, str(given.prompt[-1].get("content")), int(given.begun))
+
+    def _check_special(self, where: str, messages: Messages) -> None:
+        for message in messages:
+            if found := self.encoder.special.search(str(message.get("content") or "")):
+                self.findings.add(SPECIAL_IN_TEXT, where, found[0])
+
+    def _check_changed(self, where: str, piece: Piece) -> None:
+        if piece.changed is not None:
+            self.findings.add(TEXT_CHANGED, where, f"{piece.text} -> {piece.changed}")
+
+    def _check_asked(
+        self,
+        where: str,
+        prompt: str,
+        whole: str,
+        asked: Sequence[Piece],
+        given: Conversations,
+        variables: Mapping[str, Any],
+    ) -> None:
+        lost = [piece for piece in asked if not piece.spans]
+        sampled: set[tuple[int, str]] = set()
+        if lost and not whole.startswith(prompt):
+            places = self.template.places(prompt, given.prompt, variables)
+            sampled = {(piece.message, piece.text) for piece in places if piece.spans}
+        for piece in lost:
+            cause = PROMPT_LOST if (piece.message, piece.text) in sampled else _lost_in_both(piece)
+            self.findings.add(cause, where, piece.text)
+        for piece in asked:
+            self._check_changed(where, piece)
+
+    def _check_start(
+        self, where: str, prompt: str, whole: str, asked: Sequence[Piece], answers: Sequence[Piece]
+    ) -> None:
+        start = common_length(prompt, whole)
+        behind = [piece.text for piece in asked if any(end > start for _, end in piece.spans)]
+        written = [place for piece in answers for place, _ in piece.spans]
+        if behind:
+            self.findings.add(QUESTION_MOVED, where, behind[0])
+        elif start < len(prompt):
+            self.findings.add(PROMPT_END_LOST, where, prompt[start:])
+        elif written and whole[start : min(written)].strip():
+            self.findings.add(ANSWER_OPENED, where, whole[start : min(written)])
+
+    def _check_answers(self, where: str, answers: Sequence[Piece]) -> None:
+        causes = {"reasoning": REASONING_LOST, "call": CALLS_LOST}
+        lost = {causes.get(piece.kind, TEXT_LOST): piece.text for piece in reversed(answers) if not piece.spans}
+        for cause, text in lost.items():
+            self.findings.add(cause, where, text)
+        for piece in answers:
+            self._check_changed(where, piece)
+
+    def _check_end(self, where: str, whole: str, answers: Sequence[Piece]) -> None:
+        tail = whole[max((end for piece in answers for _, end in piece.spans), default=0) :]
+        if not self.ends:
+            self.findings.add(NO_END, where)
+        elif not any(end in tail for end in self.ends):
+            self.findings.add(NO_STOP, where, tail.strip())
+
+
+def _lost_in_both(piece: Piece) -> Cause:
+    return EARLIER_REASONING if piece.kind == "reasoning" else LOST_IN_BOTH

@@ -1,0 +1,146 @@
+"""Examples in a few arrays, in memory or in a folder beside a run that all processes share."""
+
+import json
+import os
+import shutil
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from humanline_fused.training.data.examples import Example
+from humanline_fused.training.data.tokenization import Ids
+
+ARRAYS = {"ids": np.int32, "counts": np.bool_, "ends": np.int64, "weights": np.float64, "rewards": np.float64}
+"""Arrays of a store and their types.
+
+``ids`` are the token ids of all examples, prompt first; ``counts``, as long or empty, is True for tokens that count;
+``ends``, [examples, 1 + sides], are the ends of prompts and completions in ``ids``.
+"""
+
+NOTES = "notes.json"
+"""File with what is stored beside the arrays."""
+
+
+class StoredExamples(Sequence[Example]):
+    """Examples whose tensors are views of a few arrays.
+
+    Args:
+        arrays: by name, as in :data:`ARRAYS`.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self.arrays = arrays
+
+    def __len__(self) -> int:
+        return len(self.arrays["weights"])
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        ends = self.arrays["ends"]
+        stops = [int(ends[number - 1, -1]) if number else 0, *ends[number].tolist()]
+        prompt, *completions = (self._view("ids", a, b) for a, b in pairwise(stops))
+        masks: tuple[Tensor, ...] = ()
+        if len(self.arrays["counts"]):
+            masks = tuple(self._view("counts", a, b) for a, b in pairwise(stops[1:]))
+            masks = () if all(bool(mask.all()) for mask in masks) else masks
+        weight, reward = (float(self.arrays[name][number]) for name in ("weights", "rewards"))
+        return Example(prompt, tuple(completions), weight, reward, masks)
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[i] for i in range(len(self)))
+
+    def _view(self, name: str, start: int, stop: int) -> Tensor:
+        return torch.from_numpy(self.arrays[name][start:stop])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(part.nbytes for part in self.arrays.values())
+
+    def save(self, folder: Path, notes: dict[str, Any]) -> None:
+        """Write the arrays and ``notes``, which are JSON, into a new folder, which appears only when it is complete."""
+        writing = folder.with_name(f"{folder.name}.writing-{os.getpid()}")
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        for name, part in self.arrays.items():
+            np.save(writing / f"{name}.npy", part)
+        (writing / NOTES).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+        try:
+            os.rename(writing, folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(writing)
+            if not folder.is_dir():
+                raise
+
+
+def load(folder: Path) -> tuple[StoredExamples, dict[str, Any]] | None:
+    """Return the examples of a folder, memory-mapped, and its notes; None if there is none.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    if not folder.is_dir():
+        return None
+    try:
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in ARRAYS}
+        notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{folder}: expected the tokens of an earlier start, remove the folder: {error}") from error
+    return StoredExamples(arrays), notes
+
+
+class ExampleWriter:
+    """Collects examples in growing arrays."""
+
+    def __init__(self, sides: int) -> None:
+        self.sides = sides
+        self.ids, self.ends, self.weights, self.rewards = array("i"), array("q"), array("d"), array("d")
+        self.counts: array[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def add(self, parts: Sequence[Ids], masks: Sequence[Ids | None], weight: float, reward: float) -> None:
+        """Add an example.
+
+        Args:
+            parts: ids of the prompt and of each completion.
+            masks: for each completion True for the tokens that count; None if all do.
+        """
+        if self.counts is None and any(mask is not None for mask in masks):
+            self.counts = array("b", bytes([1]) * len(self.ids))
+        for part, mask in zip(parts, (None, *masks), strict=True):
+            self.ids.frombytes(part.tobytes())
+            self.ends.append(len(self.ids))
+            if self.counts is not None:
+                self.counts.frombytes(bytes([1]) * len(part) if mask is None else mask.tobytes())
+        self.weights.append(weight)
+        self.rewards.append(reward)
+
+    def finish(self) -> StoredExamples:
+        """Return the examples, without a copy; none can be added afterwards."""
+        given = {
+            "ids": self.ids,
+            "counts": self.counts or array("b"),
+            "ends": self.ends,
+            "weights": self.weights,
+            "rewards": self.rewards,
+        }
+        arrays = {
+            name: np.frombuffer(given[name], kind) if given[name] else np.zeros(0, kind)
+            for name, kind in ARRAYS.items()
+        }
+        arrays["ends"] = arrays["ends"].reshape(-1, 1 + self.sides)
+        return StoredExamples(arrays)

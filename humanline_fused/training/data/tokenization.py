@@ -1,0 +1,220 @@
+"""Token ids of rows: prompt, completions, and which of their tokens the policy writes."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from humanline_fused.training.data.conversation import conversations
+from humanline_fused.training.data.encoding import Encoder, Span, common_length
+from humanline_fused.training.data.findings import (
+    ADDED_END,
+    MASKED,
+    NO_END,
+    OTHERS_COUNT,
+    TOKENS_MERGED,
+    Findings,
+)
+from humanline_fused.training.data.forms import Form
+from humanline_fused.training.data.records import Row, is_blank
+from humanline_fused.training.data.render_check import RenderCheck
+from humanline_fused.training.data.rendering import REFUSALS, Template
+from humanline_fused.training.data.roles import written_by_policy
+
+Ids = np.ndarray
+"""Token ids, [n], int32."""
+
+
+@dataclass(frozen=True)
+class UncutExample:
+    """An example before the cut at ``max_length``.
+
+    Attributes:
+        prompt: ids.
+        completions: ids of each side.
+        masks: bool, [n] each: the tokens that count; None for a side where all do.
+        blank: number of completions without content.
+        weight, reward: as of :class:`~humanline_fused.training.data.examples.Example`.
+    """
+
+    prompt: Ids
+    completions: tuple[Ids, ...] = ()
+    masks: tuple[Ids | None, ...] = ()
+    blank: int = 0
+    weight: float = 0.0
+    reward: float = 0.0
+
+
+@dataclass
+class _Texts:
+    """The texts of a row.
+
+    Attributes:
+        prompt, wholes: the prompt, and the prompt with each completion.
+        kept: parts of each of ``wholes`` that the policy writes; None where it writes the whole completion.
+        plain: True for plain text, which gets the special tokens that the tokenizer adds before it.
+        cut: position at which all are cut to encode their common beginning once.
+    """
+
+    where: str
+    prompt: str
+    wholes: list[str]
+    kept: list[list[Span] | None]
+    plain: bool
+    cut: int = 0
+
+    def parts(self) -> list[str]:
+        """Return the common beginning, and the rest of the prompt and of each whole text."""
+        return [self.prompt[: self.cut], *(text[self.cut :] for text in (self.prompt, *self.wholes))]
+
+
+@dataclass
+class Tokenised:
+    """Some rows' examples.
+
+    Attributes:
+        rows: the examples of each row, or the error that it is refused with.
+        findings: what there is to say about them.
+    """
+
+    rows: list[list[UncutExample] | ValueError] = field(default_factory=list)
+    findings: Findings = field(default_factory=Findings)
+
+
+class RowTokenizer:
+    """Converts rows to token ids, equal to TRL 1.16's except where docs/data.md says so.
+
+    A completion is tokenised together with its prompt, and begins at the first token that differs from the prompt
+    alone. Plain text gets an end-of-sequence token if it has none; messages get the one of the chat template.
+
+    Args:
+        tokenizer: its chat template renders messages.
+        form: gives the examples of a row; None for prompts alone.
+        scale_rewards: as in :func:`~humanline_fused.training.data.advantages.advantages`.
+        train_on: "assistant": tokens of messages that the policy did not write do not count. "completion": all do.
+        stops: ids of further stop tokens, besides the end of sequence.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        form: Form | None,
+        *,
+        scale_rewards: str = "group",
+        train_on: str = "assistant",
+        stops: Collection[int] = (),
+    ) -> None:
+        self.form, self.scale_rewards, self.train_on = form, scale_rewards, train_on
+        self.encoder = Encoder(tokenizer)
+        self.template = Template(tokenizer, self.encoder.added)
+        self.ends = [end for end in (self.encoder.eos, *map(str, tokenizer.convert_ids_to_tokens([*stops]))) if end]
+
+    def __call__(self, rows: Sequence[tuple[str, Row | ValueError]]) -> Tokenised:
+        """Return the examples of rows, each given with its place; the errors of others are passed on."""
+        done = Tokenised()
+        texts = [self._texts(where, row, done.findings) for where, row in rows]
+        parts = [part for one in texts if isinstance(one, _Texts) for part in one.parts()]
+        ids = iter(self.encoder.ids(parts))
+        for (_, row), one in zip(rows, texts, strict=True):
+            if isinstance(one, ValueError) or isinstance(row, ValueError):
+                done.rows.append(one)
+            else:
+                head, *tails = [next(ids) for _ in range(2 + len(one.wholes))]
+                done.rows.append(self._examples(row, one, [head + tail for tail in tails], len(head), done.findings))
+        return done
+
+    def _texts(self, where: str, row: Row | ValueError, findings: Findings) -> _Texts | ValueError:
+        if isinstance(row, ValueError):
+            return row
+        try:
+            texts = (
+                self._plain(where, row, findings) if isinstance(row.prompt, str) else self._chat(where, row, findings)
+            )
+        except REFUSALS as error:
+            return ValueError(f"{where}: the tokenizer does not take it: {error}")
+        texts.cut = self.encoder.shared_start([texts.prompt, *texts.wholes])
+        return texts
+
+    def _plain(self, where: str, row: Row, findings: Findings) -> _Texts:
+        assert isinstance(row.prompt, str)
+        eos = self.encoder.eos
+        ended = [str(text) if str(text).endswith(eos) else f"{text}{eos}" for text in row.completions]
+        findings.add(NO_END, where, count=0 if eos else len(ended))
+        if self.encoder.right:
+            added = str(self.encoder.tokenizer.decode(self.encoder.right))
+            findings.add(ADDED_END, where, added, 1 + len(ended))
+        return _Texts(where, row.prompt, [row.prompt + text for text in ended], [None] * len(ended), True)
+
+    def _chat(self, where: str, row: Row, findings: Findings) -> _Texts:
+        template, variables = self.template, row.template
+        given = conversations(row.prompt, row.completions)  # pyright: ignore[reportArgumentType]
+        prompt = template.render(given.prompt, variables, ask=not given.begun, begun=given.begun)
+        check = RenderCheck(template, self.encoder, self.ends, findings)
+        if not row.completions:
+            check.prompt(where, prompt, given, variables)
+        wholes = [template.render(messages, variables) for messages in given.wholes]
+        pieces = [
+            template.places(whole, messages, variables) for whole, messages in zip(wholes, given.wholes, strict=True)
+        ]
+        if row.completions:
+            check.completions(where, prompt, wholes, pieces, given, variables)
+        kept = [
+            written_by_policy(
+                template, whole, messages, places, variables, first=given.first, start=common_length(prompt, whole)
+            )
+            for whole, messages, places in zip(wholes, given.wholes, pieces, strict=True)
+        ]
+        return _Texts(where, prompt, wholes, kept, False)
+
+    def _examples(
+        self, row: Row, texts: _Texts, ids: list[list[int]], head: int, findings: Findings
+    ) -> list[UncutExample]:
+        if texts.plain:
+            ids = [self.encoder.with_left(one) for one in ids]
+        prompt, *wholes = ids
+        if self.form is None:
+            return [UncutExample(np.array(prompt, np.int32))]
+        masks = [self._mask(texts, side, head, len(whole)) for side, whole in enumerate(wholes)]
+        made = []
+        for draft in self.form.drafts(row, self.scale_rewards):
+            sides = [next(i for i, text in enumerate(row.completions) if text is side) for side in draft.completions]
+            start = min(common_length(prompt, wholes[side]) for side in sides)
+            merged = start < len(prompt) and all(texts.wholes[side].startswith(texts.prompt) for side in sides)
+            findings.add(TOKENS_MERGED, texts.where, count=int(merged))
+            made.append(
+                UncutExample(
+                    np.array(prompt[:start], np.int32),
+                    tuple(np.array(wholes[side][start:], np.int32) for side in sides),
+                    tuple(self._counted(masks[side], start, texts.where, findings) for side in sides),
+                    sum(is_blank(row.completions[side], self.encoder.eos) for side in sides),
+                    draft.weight,
+                    draft.reward,
+                )
+            )
+        return made
+
+    def _mask(self, texts: _Texts, side: int, head: int, length: int) -> Ids | None:
+        """Return True for each token of a whole text that the policy writes; None if it writes the whole completion."""
+        kept = texts.kept[side]
+        if kept is None:
+            return None
+        spans = self.encoder.spans([texts.wholes[side][texts.cut :]])[0]
+        mask = np.zeros(length, bool)
+        mask[head:] = [_overlaps(start + texts.cut, end + texts.cut, kept) for start, end in spans]
+        return mask
+
+    def _counted(self, mask: Ids | None, start: int, where: str, findings: Findings) -> Ids | None:
+        if mask is None or mask[start:].all():
+            return None
+        others = int((~mask[start:]).sum())
+        masked = self.train_on == "assistant"
+        findings.add(MASKED if masked else OTHERS_COUNT, where, count=others, of=len(mask) - start)
+        return mask[start:] if masked else None
+
+
+def _overlaps(start: int, end: int, spans: Sequence[Span]) -> bool:
+    """Return True for a token of one of the spans. A token of white space alone may have no length."""
+    if start == end:
+        return any(first < start <= last for first, last in spans)
+    return any(start < last and end > first for first, last in spans)
