@@ -10,7 +10,6 @@ from humanline_fused.targets import shift_targets
 from humanline_fused.training.data.advantages import advantages, batch_scale
 from humanline_fused.training.data.batch import collate, num_loss_tokens
 from humanline_fused.training.data.examples import fingerprint
-from humanline_fused.training.data.plan import MicroBatch
 from humanline_fused.training.data.findings import (
     BARE_END,
     DROPPED,
@@ -20,6 +19,7 @@ from humanline_fused.training.data.findings import (
     TRUNCATED,
     Cause,
 )
+from humanline_fused.training.data.plan import MicroBatch
 from humanline_fused.training.data.prepare import PreparedData, prepare
 from humanline_fused.training.objectives import find_objective
 from tests.tiny_model import records, tiny_tokenizer
@@ -97,7 +97,7 @@ def test_groups_of_equal_rewards_are_dropped_with_drop_no_signal_and_else_kept()
     kept, dropped = (prepared(GROUPS, "grpo", drop_no_signal=drop) for drop in (False, True))
     assert counts(kept, NO_SIGNAL, NO_SIGNAL_DROPPED) == (4, 1, 0)
     assert counts(dropped, NO_SIGNAL, NO_SIGNAL_DROPPED) == (2, 0, 1)
-    with pytest.raises(ValueError, match=r"got none \(1 groups of equal rewards are dropped"):
+    with pytest.raises(ValueError, match=r"got none \(groups without signal, dropped with beta=0: 1"):
         prepared(GROUPS[:1], "grpo", drop_no_signal=True)
 
 
@@ -143,7 +143,9 @@ def test_another_token_boundary_weight_or_reward_changes_the_fingerprint():
 
 
 def test_a_dataset_without_a_usable_example_is_refused_with_the_count():
-    with pytest.raises(ValueError, match=r"got none \(1 dropped: prompt >= max_length=2\)"):
+    with pytest.raises(
+        ValueError, match=r"got none \(dropped examples \(prompt >= max_length\): 1, e.g. dataset, example 0\)"
+    ):
         prepared([PAIR], max_length=2)
 
 

@@ -128,10 +128,10 @@ def test_evaluating_a_finished_run_again_compares_with_its_initial_policy(tmp_pa
     assert (tmp_path / "initial_eval_logp.pt").read_bytes() == kept
 
 
-def test_evaluation_before_training_writes_nothing_and_is_not_a_runs_baseline(tmp_path: Path):
+def test_evaluation_before_training_writes_only_tokens_and_is_not_a_runs_baseline(tmp_path: Path):
     trainer = tiny_trainer(tmp_path, eval_dataset=records("dpo", 8, 5))
     assert trainer.evaluate()["eval_rewards_initial/margins"] == 0
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
     trainer.train()
     first = trainer.held_out.initial[0]["ref_logp"]
     trainer.train()  # a second run, from the end of the first

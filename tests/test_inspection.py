@@ -32,7 +32,7 @@ def test_the_report_of_a_dataset_has_this_text(tmp_path: Path, capsys: pytest.Ca
     assert main(["data", file, "--model", str(tmp_path / "model"), "--max_length", "4"]) == 0
     assert (
         capsys.readouterr().out
-        == """\
+        == f"""\
 type              preference data (prompt, chosen, rejected), for objective='dpo' or objective='kto'
 rows              3
 columns used      prompt, chosen, rejected
@@ -43,10 +43,12 @@ tokens             min  median    90 %     max
 prompt               2       3       9       9
 completion           2       2       3       3
 
-with max_length=4
-         2  examples
-         1  dropped (prompt >= max_length)
-         3  completions cut at max_length (end of sequence lost)
+examples          2 with max_length=4
+
+findings
+  completions cut at max_length (end of sequence lost): 3, e.g. {file}, line 1
+  pairs whose tokens that count are equal: 1, e.g. {file}, line 2
+  dropped examples (prompt >= max_length): 1, e.g. {file}, line 3
 
 first example
   prompt
@@ -164,9 +166,5 @@ def test_the_counts_are_those_of_training(objective: str):
     found = inspect_data(rows, objective=objective, tokenizer=tiny_tokenizer(), max_length=8)
     kind = find_objective(objective)
     data = prepare(rows, tiny_tokenizer(), kind, max_length=8)
-    assert [n for what, n in found.prepared.notes() if "groups" not in what] == [
-        n for what, n in data.notes() if "groups" not in what
-    ]
-    ties = sum(len(set(values)) == 1 for values in found.values) if kind.form.has_rewards else 0
-    assert ties == data.groups_without_signal
-    assert len(found.prepared.examples) == len(data.examples)
+    assert found.findings == data.findings
+    assert found.num_examples == len(data.examples)

@@ -1,6 +1,7 @@
 """The numbers that `humanline show` shows are those of the loss."""
 
 import json
+import shutil
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -286,10 +287,14 @@ def test_a_run_with_in_memory_inputs_is_shown_with_named_data_and_model(
     base, run = run_of(sync_every=3).parent, tmp_path / "run"
     args = tiny_config(run, max_steps=2, save_strategy="steps", save_steps=2)
     HumanlineTrainer(tiny_model(), args, records("dpo", 20), processing_class=tiny_tokenizer()).train()
-    assert error_of(capsys, str(run), "--example", "3").startswith("--dataset: expected the training data")
-    data = ["--dataset", str(base / "dpo.jsonl")]
-    assert error_of(capsys, str(run), "--example", "3", *data).startswith("--model: expected the policy at the start")
-    assert main(["show", str(run), "--example", "3", *data, "--model", str(base / "start")]) == 0
+    model = ["--model", str(base / "start")]
+    assert error_of(capsys, str(run), "--example", "3").startswith("--model: expected the policy at the start")
+    assert main(["show", str(run), "--example", "3", *model]) == 0
+    page = (run / "show-example-3.html").read_text(encoding="utf-8")
+    shutil.rmtree(run / "tokens")
+    assert error_of(capsys, str(run), "--example", "3", *model).startswith("--dataset: expected the training data")
+    assert main(["show", str(run), "--example", "3", *model, "--dataset", str(base / "dpo.jsonl")]) == 0
+    assert (run / "show-example-3.html").read_text(encoding="utf-8") == page
 
 
 def test_a_model_other_than_the_runs_is_refused(

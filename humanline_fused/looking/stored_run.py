@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,8 @@ from humanline_fused.training.data.examples import Example, fingerprint
 from humanline_fused.training.data.plan import BatchPlan, BatchSizes, MicroBatch, RoundPlan, micro_batch
 from humanline_fused.training.data.prepare import prepare
 from humanline_fused.training.data.prompts import prepare_prompts
+from humanline_fused.training.data.store import StoredExamples
+from humanline_fused.training.kept_tokens import find_kept
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import ROUND, recorded_objective
 from humanline_fused.training.online.rollout import COMPLETIONS, logged_groups, round_examples, round_plan
@@ -37,6 +39,7 @@ class StoredRun:
         objective: the config's objective.
         identity: model, data and batches that the checkpoint belongs to.
         tokenizer: the checkpoint's tokenizer.
+        replaced: True if ``dataset`` was replaced, so that the tokens kept beside the run are not used.
         device: the run's device if this machine has one, else the CPU.
     """
 
@@ -48,18 +51,21 @@ class StoredRun:
     objective: Objective
     identity: Mapping[str, Any]
     tokenizer: PreTrainedTokenizerBase
+    replaced: bool
     device: torch.device
 
     def state(self) -> dict[str, Any]:
         """Return the checkpoint's reference: its weights, or log-probs of coming steps."""
         return load_run_state(self.checkpoint)
 
-    def examples(self) -> list[Example]:
-        """Read the training data again.
+    def examples(self) -> Sequence[Example]:
+        """Return the training data: the tokens kept beside the run, or else the dataset, read again.
 
         Raises:
             ValueError: the settings name no data, the data cannot be read, or they differ from the run's.
         """
+        if (kept := self._kept()) is not None:
+            return kept
         config = self.config
         data = prepare(
             self._dataset(),
@@ -69,26 +75,35 @@ class StoredRun:
             split=config.dataset_split,
             scale_rewards=config.scale_rewards,
             drop_no_signal=self.objective.drops_ties(config),
+            train_on=config.train_on,
         )
         return self._unchanged(data.examples)
 
-    def prompts(self) -> list[Example]:
-        """Read the prompts of a run in rounds again.
+    def prompts(self) -> Sequence[Example]:
+        """Return the prompts of a run in rounds, as :meth:`examples`.
 
         Raises:
             ValueError: as in :meth:`examples`.
         """
+        if (kept := self._kept()) is not None:
+            return kept
         length, split = self.config.max_length, self.config.dataset_split
         return self._unchanged(
             prepare_prompts(self._dataset(), self.tokenizer, ROUND, max_length=length, split=split).examples
         )
+
+    def _kept(self) -> StoredExamples | None:
+        if self.replaced:
+            return None
+        batches = self.identity["batches"]
+        return find_kept(self.folder, batches["num_examples"], batches["data"])
 
     def _dataset(self) -> str:
         if self.config.dataset is None:
             raise ValueError("--dataset: expected the training data, which this run was given in memory, got none")
         return self.config.dataset
 
-    def _unchanged(self, examples: list[Example]) -> list[Example]:
+    def _unchanged(self, examples: Sequence[Example]) -> Sequence[Example]:
         then = self.identity["batches"]["num_examples"], self.identity["batches"]["data"]
         now = len(examples), fingerprint(examples)
         if then != now:
@@ -128,6 +143,7 @@ def open_run(
         objective=config.make_objective(),
         identity=identity,
         tokenizer=tokenizer,
+        replaced=dataset is not None,
         device=device,
     )
 
@@ -166,7 +182,7 @@ def _checkpoint(folder: Path, step: int | None) -> Path:
     return complete[chosen]
 
 
-def examples_of(run: StoredRun, step: int) -> tuple[list[Example], list[MicroBatch]]:
+def examples_of(run: StoredRun, step: int) -> tuple[Sequence[Example], list[MicroBatch]]:
     """Return the training data, and the micro-batches of optimizer step ``step``, of all ranks in order.
 
     Raises:
@@ -198,7 +214,7 @@ def _round_of(run: StoredRun, step: int, sizes: BatchSizes, seed: int) -> tuple[
     return round_examples(groups, prompts, run.objective, plan)[0], plan
 
 
-def example_of(run: StoredRun, index: int) -> tuple[list[Example], list[MicroBatch]]:
+def example_of(run: StoredRun, index: int) -> tuple[Sequence[Example], list[MicroBatch]]:
     """Return the training data, and a micro-batch with only example ``index``.
 
     Raises:

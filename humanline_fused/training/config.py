@@ -27,6 +27,7 @@ else:
 Reference = Literal["lookahead", "copy", "adapter", "frozen"]
 Head = Literal["fused", "logits"]
 ScaleRewards = Literal["group", "batch", "none"]
+TrainOn = Literal["assistant", "completion"]
 
 ROLLOUT = (
     "reward",
@@ -96,6 +97,23 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
             "Maximum tokens of prompt and completion together. Longer sequences are cut at the end; an example whose "
             "prompt alone has as many is dropped."
         ),
+    )
+    train_on: TrainOn = field(
+        default="assistant",
+        metadata=_help(
+            "Tokens of a completion that count. assistant: without what the policy does not write: results of tools "
+            "and turns of the user inside the completion. completion: all, as in TRL."
+        ),
+    )
+    strict_data: bool = field(
+        default=False,
+        metadata=_help(
+            "Refuse data of which a part would not be learnt as it is written (docs/data.md lists the findings)."
+        ),
+    )
+    dataset_num_proc: int | None = field(
+        default=None,
+        metadata=_help("Processes that tokenise. Default: this one, with the tokenizer's own threads."),
     )
 
     objective: ObjectiveSetting = field(
@@ -195,7 +213,13 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
         super().__post_init__()
         if isinstance(self.scale_rewards, bool):  # TRL accepts booleans
             self.scale_rewards = "group" if self.scale_rewards else "none"
-        choices = {"reference": Reference, "impl": Impl, "head": Head, "scale_rewards": ScaleRewards}
+        choices = {
+            "train_on": TrainOn,
+            "reference": Reference,
+            "impl": Impl,
+            "head": Head,
+            "scale_rewards": ScaleRewards,
+        }
         for name, kind in choices.items():
             self._expect(name, getattr(self, name) in get_args(kind), " or ".join(map(repr, get_args(kind))))
         if isinstance(self.objective_kwargs, str):
@@ -208,6 +232,8 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
         self._expect("sync_every", synced or self.sync_every is None, "None with reference='frozen' (never synced)")
         for name in ("sync_every", "max_length") if synced else ("max_length",):
             self._expect_integer(name, 1)
+        if self.dataset_num_proc is not None:
+            self._expect_integer("dataset_num_proc", 1)
         HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R)
         self._check_rounds()
         self._refuse()

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from math import ceil
 from typing import Any
 
@@ -10,8 +11,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from humanline_fused.training.data.chunks import map_chunks
-from humanline_fused.training.data.findings import Findings
-from humanline_fused.training.data.prepare import Cutter
+from humanline_fused.training.data.findings import NO_SIGNAL, Findings
+from humanline_fused.training.data.prepare import Cutter, lacks_signal
 from humanline_fused.training.data.records import (
     PROMPTS,
     TEMPLATE_COLUMNS,
@@ -70,9 +71,12 @@ class Inspection:
         for where, record in records:
             self.num_rows += 1
             try:
-                yield where, self._row(where, record)
+                row = self._row(where, record)
             except ValueError as error:
                 yield where, error
+                continue
+            self.findings.add(NO_SIGNAL, where, count=int(bool(self.objective and lacks_signal(row, self.objective))))
+            yield where, row
 
     def _row(self, where: str, record: Any) -> Row:
         if isinstance(record, ValueError):
@@ -183,9 +187,12 @@ def _tokenized(
     assert found.tokenizer is not None
     settings: dict[str, Any] = {"train_on": train_on, "stops": stops}
 
+    @cache
+    def tokenizer() -> RowTokenizer:  # the first row tells the form
+        return RowTokenizer(found.tokenizer, found.objective.form if found.objective else None, **settings)
+
     def tokenize(chunk: Sequence[tuple[str, Row | ValueError]]) -> Tokenised:
-        form = found.objective.form if found.objective else None
-        return RowTokenizer(found.tokenizer, form, **settings)(chunk)
+        return tokenizer()(chunk)
 
     cutter = None
     for chunk, done in map_chunks(tokenize, rows):

@@ -1,6 +1,6 @@
 """Training and held-out data of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,8 +9,11 @@ from transformers import PreTrainedTokenizerBase
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.advantages import batch_scale
 from humanline_fused.training.data.examples import Example
+from humanline_fused.training.data.findings import Findings, Severity
 from humanline_fused.training.data.prepare import PreparedData, prepare
-from humanline_fused.training.data.prompts import PreparedPrompts, prepare_prompts
+from humanline_fused.training.data.prompts import PreparedPrompts, prepare_prompts, with_texts
+from humanline_fused.training.data.store import StoredExamples
+from humanline_fused.training.kept_tokens import kept, key_of
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import ROUND
 
@@ -43,31 +46,84 @@ def read_run_data(
     objective: Objective,
     *,
     prompts_alone: bool,
+    stops: Collection[int] = (),
 ) -> RunData:
     """Read and tokenise the data of a run.
 
     Args:
         train_dataset, eval_dataset: default those named by the config.
         prompts_alone: read only prompts, because the run samples its completions itself.
+        stops: ids of the model's own stop tokens.
 
     Raises:
-        ValueError, TypeError: there are no training data, or a record is invalid.
+        ValueError, TypeError: there are no training data, a record is invalid, or ``strict_data`` refuses a finding.
     """
     train_dataset = config.dataset if train_dataset is None else train_dataset
     eval_dataset = config.eval_dataset if eval_dataset is None else eval_dataset
     if train_dataset is None:
         raise ValueError("train_dataset: expected a path, a name, a Dataset or a list of records, got None")
-    shared = {"max_length": config.max_length, "progress": not config.disable_tqdm and config.process_index == 0}
-    rewards = {"scale_rewards": config.scale_rewards, "drop_no_signal": objective.drops_ties(config)}
-    if prompts_alone:
-        train = prepare_prompts(train_dataset, tokenizer, ROUND, split=config.dataset_split, **shared)
-    else:
-        train = prepare(train_dataset, tokenizer, objective, split=config.dataset_split, **rewards, **shared)
-    if eval_dataset is None:
+    reader = _Reader(tokenizer, config, objective, stops)
+    split = config.dataset_split
+    train = reader.prompts(train_dataset, split) if prompts_alone else reader.examples(train_dataset, split)
+    held_out = None if eval_dataset is None else reader.examples(eval_dataset, config.eval_dataset_split)
+    if config.strict_data:
+        refuse_losses(train.findings, *([held_out.findings] if held_out else []))
+    if held_out is None:
         return RunData(train, None, [])
-    held_out = prepare(eval_dataset, tokenizer, objective, split=config.eval_dataset_split, **rewards, **shared)
     if not scales_by_batch(config, objective):
         return RunData(train, held_out, held_out.examples)
     # All held-out data are one batch, so that evaluation does not depend on the number of ranks and micro-batches.
     scale = batch_scale([example.reward for example in held_out.examples])
     return RunData(train, held_out, [replace(e, weight=e.weight / scale) for e in held_out.examples])
+
+
+def refuse_losses(*findings: Findings) -> None:
+    """Raise ValueError if a part of the data would not be learnt as it is written."""
+    lines = [line for one in findings for line in one.lines(Severity.LOSS)]
+    if lines:
+        raise ValueError("strict_data: expected data that are learnt as they are written, got\n  " + "\n  ".join(lines))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads datasets, whose tokens are kept beside the run."""
+
+    tokenizer: PreTrainedTokenizerBase
+    config: HumanlineConfig
+    objective: Objective
+    stops: Collection[int]
+
+    def examples(self, source: Any, split: str) -> PreparedData:
+        """Return the examples of a dataset."""
+        config = self.config
+        settings: dict[str, Any] = {
+            "max_length": config.max_length,
+            "scale_rewards": config.scale_rewards,
+            "drop_no_signal": self.objective.drops_ties(config),
+            "train_on": config.train_on,
+            "stops": sorted(self.stops),
+        }
+
+        def make(stored: StoredExamples | None, notes: Mapping[str, Any]) -> PreparedData:
+            if stored is not None:
+                return PreparedData(stored, Findings.from_json(notes["findings"]))
+            return prepare(source, self.tokenizer, self.objective, split=split, **settings, **self._work)
+
+        form = type(self.objective.form).__name__
+        return kept(config, lambda: key_of(source, split, self.tokenizer, {"form": form, **settings}), make)
+
+    def prompts(self, source: Any, split: str) -> PreparedPrompts:
+        """Return the prompts of a dataset."""
+        settings = {"max_length": self.config.max_length}
+
+        def make(stored: StoredExamples | None, notes: Mapping[str, Any]) -> PreparedPrompts:
+            if stored is not None:
+                return with_texts(stored, notes, source, ROUND, split=split)
+            return prepare_prompts(source, self.tokenizer, ROUND, split=split, **settings, **self._work)
+
+        return kept(self.config, lambda: key_of(source, split, self.tokenizer, {"form": ROUND.name, **settings}), make)
+
+    @property
+    def _work(self) -> dict[str, Any]:
+        progress = not self.config.disable_tqdm and self.config.process_index == 0
+        return {"num_proc": self.config.dataset_num_proc, "progress": progress}

@@ -42,6 +42,7 @@ from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import check_parts
 from humanline_fused.training.online.reward import RolloutError, the_reward
 from humanline_fused.training.online.rollout import Rounds, make_rounds
+from humanline_fused.training.online.sampling import end_tokens
 from humanline_fused.training.run.checkpoint import step_of
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.failure_signs import FailureSigns
@@ -104,7 +105,10 @@ class HumanlineTrainer(EvaluatedTrainer):
         policy, tokenizer = load_policy(model, processing_class, args)
         self.pad_token_id = pad_token_id_of(tokenizer)
         reward = the_reward(args.reward, reward_function, rounds=args.rollout_every is not None)
-        data = read_run_data(train_dataset, eval_dataset, tokenizer, args, self.objective, prompts_alone=bool(reward))
+        stops = end_tokens(policy, tokenizer)
+        data = read_run_data(
+            train_dataset, eval_dataset, tokenizer, args, self.objective, prompts_alone=bool(reward), stops=stops
+        )
         self.train_data, self.eval_data, self.eval_examples = data.train, data.held_out, data.held_out_examples
         self._prepare_model(policy, args)
         self._plan_steps(reward, tokenizer, args)

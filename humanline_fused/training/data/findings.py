@@ -29,7 +29,7 @@ class Cause:
 
     Attributes:
         name: key in stored findings.
-        text: the sentence; ``{n}`` is the count, ``{of}`` the whole number and ``{share}`` their ratio.
+        text: what is counted.
         severity: the consequence.
     """
 
@@ -43,8 +43,8 @@ class Finding:
     """How often a cause was found, and where first.
 
     Attributes:
-        count: number of rows, texts or tokens, whichever the cause's sentence counts.
-        of: their whole number, where the sentence gives a share.
+        count: number of what the cause counts.
+        of: their whole number; 0 where it is not counted.
         where: place of the first one.
         example: its text.
     """
@@ -83,7 +83,7 @@ class Findings:
                 yield cause, finding
 
     def lines(self, *severities: Severity) -> list[str]:
-        """Return one line per cause: its sentence, and the place and text of the first example."""
+        """Return one line per cause: what is counted, how often, and the place and text of the first example."""
         return [_line(cause, finding) for cause, finding in self.of(*severities)]
 
     def count(self, cause: Cause) -> int:
@@ -104,9 +104,9 @@ class Findings:
 
 def _line(cause: Cause, finding: Finding) -> str:
     example = finding.example if len(finding.example) <= SHOWN else f"{finding.example[: SHOWN - 1]}…"
+    count = f"{finding.count} of {finding.of} ({finding.count / finding.of:.0%})" if finding.of else f"{finding.count}"
     place = f", e.g. {finding.where}" if finding.where else ""
-    said = cause.text.format(n=finding.count, of=finding.of, share=f"{finding.count / max(finding.of, 1):.0%}")
-    return said + place + (f": {example!r}" if example else "")
+    return f"{cause.text}: {count}" + place + (f": {example!r}" if example else "")
 
 
 CAUSES: dict[str, Cause] = {}
@@ -119,58 +119,53 @@ def _cause(name: str, text: str, severity: Severity) -> Cause:
 
 LOSS, NOTE, DETAIL = Severity.LOSS, Severity.NOTE, Severity.DETAIL
 
-COLUMN_IGNORED = _cause("column ignored", "{n} rows have columns that are not used", DETAIL)
-PROMPT_REPEATED = _cause("prompt repeated", "{n} completions begin with their prompt again", LOSS)
+COLUMN_IGNORED = _cause("column ignored", "rows with columns that are not used", DETAIL)
+PROMPT_REPEATED = _cause("prompt repeated", "completions that begin with their prompt again", LOSS)
 PROMPT_TAKEN_ONCE = _cause(
-    "prompt taken once", "{n} completions are whole conversations that begin with their prompt: it is taken once", NOTE
+    "prompt taken once", "completions that are whole conversations with their prompt, which is taken once", NOTE
 )
 
-TEXT_LOST = _cause("text lost", "the template leaves out a part of {n} texts that count; it is not learnt", LOSS)
+TEXT_LOST = _cause("text lost", "texts of answers that the template leaves out, so that they are not learnt", LOSS)
 REASONING_LOST = _cause(
-    "reasoning lost", "the template leaves out the reasoning of {n} answers; it is not learnt", LOSS
+    "reasoning lost", "answers whose reasoning the template leaves out, so that it is not learnt", LOSS
 )
-CALLS_LOST = _cause("calls lost", "the template leaves out tool calls of {n} answers; they are not learnt", LOSS)
-PROMPT_LOST = _cause(
-    "prompt lost", "{n} texts are in the prompt when sampling, but the template leaves them out when training", LOSS
-)
-LOST_IN_BOTH = _cause("lost in both", "the template leaves out {n} texts of prompts, in training and in sampling", NOTE)
-EARLIER_REASONING = _cause("earlier reasoning", "the template leaves out the reasoning of {n} earlier turns", DETAIL)
-TEXT_CHANGED = _cause("text changed", "the template changes {n} texts", LOSS)
+CALLS_LOST = _cause("calls lost", "answers whose tool calls the template leaves out, so that they are not learnt", LOSS)
+PROMPT_LOST = _cause("prompt lost", "texts that are in the prompt when sampling, but not when training", LOSS)
+LOST_IN_BOTH = _cause("lost in both", "texts of prompts that the template leaves out", NOTE)
+EARLIER_REASONING = _cause("earlier reasoning", "earlier turns whose reasoning the template leaves out", DETAIL)
+TEXT_CHANGED = _cause("text changed", "texts that the template changes", LOSS)
 QUESTION_MOVED = _cause(
-    "question moved", "the template renders the prompt of {n} completions differently once an answer follows", LOSS
+    "question moved", "completions whose prompt the template renders differently once an answer follows", LOSS
 )
-PROMPT_END_LOST = _cause("prompt end lost", "the end of the prompt is left out of training in {n} completions", NOTE)
-ANSWER_OPENED = _cause("answer opened", "{n} completions begin with text that you did not write", NOTE)
-ANSWER_CONTINUED = _cause("answer continued", "{n} prompts end with an answer that was begun: continued", NOTE)
+PROMPT_END_LOST = _cause("prompt end lost", "prompts whose end is left out of training", NOTE)
+ANSWER_OPENED = _cause("answer opened", "completions that begin with text that you did not write", NOTE)
+ANSWER_CONTINUED = _cause("answer continued", "prompts that end with an answer that was begun: continued", NOTE)
 MASKED = _cause(
     "masked",
-    "{share} of the tokens of completions with several turns ({n} of {of}) were not written by the policy: they do not "
-    "count; train_on=completion counts them",
+    "tokens of completions that the policy did not write: they do not count (train_on=completion counts them)",
     NOTE,
 )
 OTHERS_COUNT = _cause(
     "others count",
-    "{share} of the tokens of completions with several turns ({n} of {of}) were not written by the policy, and count; "
-    "train_on=assistant masks them",
-    LOSS,
-)
-TOKENS_MERGED = _cause("tokens merged", "the last token of {n} prompts merges with the completion", DETAIL)
-SPECIAL_IN_TEXT = _cause("special in text", "{n} texts contain a special token as text, which becomes that token", NOTE)
-ADDED_END = _cause(
-    "added end", "the tokenizer ends {n} texts itself: removed behind prompts, not doubled behind completions", NOTE
-)
-NO_END = _cause(
-    "no end", "{n} completions never end: the tokenizer has no end-of-sequence token; set its eos_token", NOTE
-)
-NO_STOP = _cause(
-    "no stop",
-    "{n} completions end without a stop token, so that the policy does not learn to stop; set eos_token",
+    "tokens of completions that the policy did not write, and that count (train_on=assistant masks them)",
     NOTE,
 )
-DROPPED = _cause("dropped", "{n} examples are dropped: prompt >= max_length", LOSS)
-EMPTY = _cause("empty", "{n} examples are dropped: a completion without a token", LOSS)
-BARE_END = _cause("bare end", "{n} completions are empty but for the end of sequence", NOTE)
-TRUNCATED = _cause("truncated", "{n} completions are cut at max_length, and lose their end of sequence", LOSS)
-NO_SIGNAL = _cause("no signal", "{n} groups have equal rewards, so no signal", NOTE)
-NO_SIGNAL_DROPPED = _cause("no signal, dropped", "{n} groups of equal rewards are dropped with beta=0", NOTE)
-EQUAL_PAIRS = _cause("equal pairs", "{n} pairs have equal tokens that count: nothing is learnt from them", LOSS)
+TOKENS_MERGED = _cause("tokens merged", "prompts whose last token merges with the completion", DETAIL)
+SPECIAL_IN_TEXT = _cause("special in text", "texts with a special token in them, which becomes that token", NOTE)
+ADDED_END = _cause(
+    "added end", "texts that the tokenizer ends itself: removed behind prompts, not doubled behind completions", NOTE
+)
+NO_END = _cause(
+    "no end", "completions that never end, as the tokenizer has no end-of-sequence token: set its eos_token", NOTE
+)
+NO_STOP = _cause(
+    "no stop", "completions that end without a stop token, so that stopping is not learnt: set the eos_token", NOTE
+)
+
+DROPPED = _cause("dropped", "dropped examples (prompt >= max_length)", LOSS)
+EMPTY = _cause("empty", "dropped examples (a completion without a token)", LOSS)
+BARE_END = _cause("bare end", "completions that are empty but for the end of sequence", NOTE)
+TRUNCATED = _cause("truncated", "completions cut at max_length (end of sequence lost)", LOSS)
+NO_SIGNAL = _cause("no signal", "groups without signal (equal rewards)", NOTE)
+NO_SIGNAL_DROPPED = _cause("no signal, dropped", "groups without signal, dropped with beta=0", NOTE)
+EQUAL_PAIRS = _cause("equal pairs", "pairs whose tokens that count are equal", LOSS)

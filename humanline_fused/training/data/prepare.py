@@ -1,6 +1,6 @@
 """Reading, checking and tokenisation of datasets in TRL's columns."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,6 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from humanline_fused.training.data.chunks import map_chunks
-from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.findings import (
     BARE_END,
     DROPPED,
@@ -23,7 +22,7 @@ from humanline_fused.training.data.findings import (
 from humanline_fused.training.data.forms import Learner
 from humanline_fused.training.data.records import Row, Taker, read_row
 from humanline_fused.training.data.sources import read_rows
-from humanline_fused.training.data.store import ExampleWriter
+from humanline_fused.training.data.store import ExampleWriter, StoredExamples
 from humanline_fused.training.data.tokenization import RowTokenizer, UncutExample
 
 
@@ -36,12 +35,16 @@ class PreparedData:
         findings: counts of dropped, cut and lost parts.
     """
 
-    examples: Sequence[Example]
+    examples: StoredExamples
     findings: Findings = field(default_factory=Findings)
 
     def summary(self) -> str:
         """Return the number of examples as text."""
         return f"{len(self.examples)} examples"
+
+    def notes(self) -> dict[str, Any]:
+        """Return what is stored beside the examples, as JSON."""
+        return {"findings": self.findings.to_json()}
 
 
 class Cutter:
@@ -145,12 +148,17 @@ def prepare(
     return PreparedData(cutter.written.finish(), findings)
 
 
+def lacks_signal(row: Row, objective: Learner) -> bool:
+    """Return True for a group of equal rewards, whose advantages are all 0."""
+    return objective.form.has_rewards and len(set(row.values)) == 1
+
+
 def with_signal(
     rows: Iterator[tuple[str, Row | ValueError]], objective: Learner, drop: bool, findings: Findings
 ) -> Iterator[tuple[str, Row | ValueError]]:
-    """Yield rows, and count groups of equal rewards, whose advantages are all 0, or leave them out."""
+    """Yield rows, and count groups without signal, or leave them out."""
     for where, row in rows:
-        if objective.form.has_rewards and isinstance(row, Row) and len(set(row.values)) == 1:
+        if isinstance(row, Row) and lacks_signal(row, objective):
             findings.add(NO_SIGNAL_DROPPED if drop else NO_SIGNAL, where)
             if drop:
                 continue

@@ -1,19 +1,18 @@
 """Prompts of online rounds, with the columns for the reward function."""
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from humanline_fused.training.data.chunks import map_chunks
-from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.findings import DROPPED, Findings
 from humanline_fused.training.data.records import Row, Taker, Text, read_row
 from humanline_fused.training.data.sources import read_records
-from humanline_fused.training.data.store import ExampleWriter
+from humanline_fused.training.data.store import ExampleWriter, StoredExamples
 from humanline_fused.training.data.tokenization import RowTokenizer
 
 NOT_HANDED_ON = ("prompt", "prompts", "completion", "completions")
@@ -28,17 +27,23 @@ class PreparedPrompts:
         examples: token ids, without completions.
         texts: the prompts as given, text or messages.
         columns: for each prompt, the dataset's other columns, for the reward function.
+        kept: indices of the prompts in the dataset.
         findings: counts of dropped prompts and lost parts.
     """
 
-    examples: Sequence[Example]
+    examples: StoredExamples
     texts: list[Text]
     columns: list[Mapping[str, Any]]
+    kept: list[int]
     findings: Findings = field(default_factory=Findings)
 
     def summary(self) -> str:
         """Return the number of prompts as text."""
         return f"{len(self.examples)} prompts"
+
+    def notes(self) -> dict[str, Any]:
+        """Return what is stored beside the examples, as JSON."""
+        return {"findings": self.findings.to_json(), "kept": self.kept}
 
 
 def prepare_prompts(
@@ -63,36 +68,69 @@ def prepare_prompts(
     Raises:
         ValueError, TypeError: a record is invalid (with file and line number), or no prompt is left.
     """
-    findings, texts, columns = Findings(), [], []
-    written = ExampleWriter(sides=0)
-    given: deque[Mapping[str, Any]] = deque()
+    findings, written, kept = Findings(), ExampleWriter(sides=0), []
+    texts: list[Text] = []
+    columns: list[Mapping[str, Any]] = []
 
     def rows() -> Iterator[tuple[str, Row]]:
-        for where, record in read_records(source, split):
-            row = read_row(where, record, taker)
-            given.append({name: value for name, value in record.items() if name not in NOT_HANDED_ON})
+        for where, row, others in _read(source, split, taker):
+            texts.append(row.prompt)
+            columns.append(others)
             yield where, row
 
+    numbers = count()
     with tqdm(desc="Tokenizing", unit=" rows", disable=not progress) as bar:
         for chunk, done in map_chunks(RowTokenizer(tokenizer, None), rows(), num_proc):
             findings.merge(done.findings)
-            for (where, row), made in zip(chunk, done.rows, strict=True):
+            for (where, row), made, number in zip(chunk, done.rows, numbers, strict=False):
                 if isinstance(made, ValueError):
                     raise made
-                (prompt,), others = made, given.popleft()
-                if not len(prompt.prompt):
+                ids = made[0].prompt
+                if not len(ids):
                     raise ValueError(
                         f"{where}: expected a prompt of at least one token to sample from, got {row.prompt!r}"
                     )
-                if len(prompt.prompt) >= max_length:
+                if len(ids) >= max_length:
                     findings.add(DROPPED, where)
                     continue
-                written.add([prompt.prompt], [], 0.0, 0.0)
-                texts.append(row.prompt)
-                columns.append(others)
+                written.add([ids], [], 0.0, 0.0)
+                kept.append(number)
             bar.update(len(chunk))
-    if not texts:
+    if not kept:
         raise ValueError(f"expected at least one prompt, got none ({'; '.join(findings.lines()) or 'it has no rows'})")
-    if len(kinds := {tuple(sorted(names)) for names in columns}) > 1:
+    return _prompts(written.finish(), texts, columns, kept, findings)
+
+
+def with_texts(
+    examples: StoredExamples, notes: Mapping[str, Any], source: Any, taker: Taker, *, split: str = "train"
+) -> PreparedPrompts:
+    """Return stored prompts, with their texts and columns read again.
+
+    Args:
+        examples, notes: the stored examples, and :meth:`PreparedPrompts.notes`.
+        source, taker, split: as in :func:`prepare_prompts`.
+    """
+    texts, columns = [], []
+    for _, row, others in _read(source, split, taker):
+        texts.append(row.prompt)
+        columns.append(others)
+    return _prompts(examples, texts, columns, notes["kept"], Findings.from_json(notes["findings"]))
+
+
+def _read(source: Any, split: str, taker: Taker) -> Iterator[tuple[str, Row, Mapping[str, Any]]]:
+    for where, record in read_records(source, split):
+        row = read_row(where, record, taker)
+        yield where, row, {name: value for name, value in record.items() if name not in NOT_HANDED_ON}
+
+
+def _prompts(
+    examples: StoredExamples,
+    texts: Sequence[Text],
+    columns: Sequence[Mapping[str, Any]],
+    kept: Sequence[int],
+    findings: Findings,
+) -> PreparedPrompts:
+    given = [columns[i] for i in kept]
+    if len(kinds := {tuple(sorted(names)) for names in given}) > 1:
         raise ValueError(f"expected every prompt to have the same columns, got {sorted(kinds)}")
-    return PreparedPrompts(written.finish(), texts, columns, findings)
+    return PreparedPrompts(examples, [texts[i] for i in kept], given, list(kept), findings)

@@ -1,0 +1,85 @@
+"""Tokens kept beside a run: prepared once, read by every process and by a run that resumes."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from humanline_fused.training.config import HumanlineConfig
+from humanline_fused.training.data.examples import fingerprint
+from humanline_fused.training.data.sources import read_rows
+from humanline_fused.training.data.store import StoredExamples, load
+
+FOLDER = "tokens"
+"""Subfolder of the run's folder with one folder per dataset, named by the key of its content and settings."""
+
+FORMAT = 1
+"""Version of what is stored under a key; a change of the tokenisation or of the files raises it."""
+
+
+def key_of(source: Any, split: str, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]) -> str:
+    """Return a key of all that the tokens depend on: content, tokenizer, chat template and settings.
+
+    What a template makes of today's date is not in it, so that a run resumes on another day with its tokens.
+    """
+    key = hashlib.sha256()
+    if isinstance(source, str | Path) and Path(source).is_file():
+        with Path(source).open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                key.update(block)
+    else:
+        for _, record in read_rows(source, split):
+            key.update(json.dumps(record, sort_keys=True, default=_as_text).encode("utf-8", "surrogatepass"))
+    for part in (FORMAT, split, _describe(tokenizer), dict(settings)):
+        key.update(json.dumps(part, sort_keys=True, default=_as_text).encode())
+    return key.hexdigest()[:16]
+
+
+def _describe(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return {
+        "class": type(tokenizer).__name__,
+        "vocabulary": tokenizer.get_vocab() if backend is None else backend.to_str(),
+        "special": tokenizer.special_tokens_map,
+        "split_special_tokens": getattr(tokenizer, "split_special_tokens", False),
+        "template": tokenizer.chat_template,
+    }
+
+
+def _as_text(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else repr(value)
+
+
+def kept(
+    config: HumanlineConfig, key: Callable[[], str], make: Callable[[StoredExamples | None, Mapping[str, Any]], Any]
+) -> Any:
+    """Return data whose tokens are in the run's folder, prepared by the first process if they are not there yet.
+
+    Args:
+        key: returns the key of :func:`key_of`.
+        make: returns the data, from the stored examples and notes, or prepared if there are none. What it returns has
+            ``examples`` and ``notes()``.
+    """
+    with config.main_process_first(local=False, desc="tokens of the data"):
+        folder = Path(str(config.output_dir), FOLDER, key())
+        found = load(folder)
+        if found is None:
+            data = make(None, {})
+            if config.dry_run or not config.should_save:
+                return data
+            data.examples.save(folder, data.notes())
+            found = load(folder)
+            assert found is not None
+        return make(*found)
+
+
+def find_kept(run_dir: Path, num_examples: int, code: int) -> StoredExamples | None:
+    """Return the stored examples of a run that have this number and :func:`fingerprint`; None if there are none."""
+    for folder in sorted(Path(run_dir, FOLDER).glob("*")):
+        found = load(folder)
+        if found and len(found[0]) == num_examples and fingerprint(found[0]) == code:
+            return found[0]
+    return None
