@@ -65,7 +65,8 @@ def _rows_at(name: str, split: str) -> Rows:
         raise ValueError(f"dataset: expected a file or a folder at {path}, found none")
     else:
         name_alone, _, configuration = name.partition(":")
-        with _failures(name, f"no file or folder of that name in {Path.cwd()}", "load_dataset"):
+        nothing_here = f"no file or folder of that name in {Path.cwd()}"
+        with _failures(name, nothing_here, "load_dataset", in_cache=True):
             dataset = load_dataset(name_alone, configuration or None)
         yield from _rows_of(dataset, split, name)
 
@@ -129,13 +130,20 @@ def _split_of(splits: Mapping[Any, Any], split: str, name: str) -> Any:
 
 
 @contextmanager
-def _failures(name: str, found: str, tried: str) -> Iterator[None]:
-    """Convert errors of ``datasets`` to a ValueError: each storage and the hub raise their own types."""
+def _failures(name: str, found: str, tried: str, in_cache: bool = False) -> Iterator[None]:
+    """Convert errors of ``datasets`` to a ValueError: each storage and the hub raise their own types.
+
+    Args:
+        name: the source.
+        found: the local file or folder of that name, as text.
+        tried: the function of ``datasets``.
+        in_cache: the function needs the shared caches.
+    """
     try:
         yield
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
-        if unwritable := tried == "load_dataset" and _unwritable_cache():
+        if unwritable := in_cache and _unwritable_cache():
             raise ValueError(
                 f"{name}: the cache of datasets cannot be written ({unwritable}): set HF_HOME (or "
                 f"HF_DATASETS_CACHE and HF_HUB_CACHE) to a folder that can; {type(error).__name__}: {reason}"
