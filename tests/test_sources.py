@@ -2,18 +2,29 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
-from datasets import Dataset, DatasetDict
+import torch
+from datasets import Dataset, DatasetDict, Features, Json, List, Value, load_dataset
+from huggingface_hub import constants
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from humanline_fused.training.data import sources
 from humanline_fused.training.data.prepare import prepare
-from humanline_fused.training.data.sources import read_records
+from humanline_fused.training.data.sources import read_records, read_rows
 from humanline_fused.training.objectives import find_objective
 from tests.tiny_model import records, tiny_tokenizer
 
+ROOT = Path(__file__).parent.parent
 TOKENIZER = tiny_tokenizer()
 PAIR = {"prompt": "w1 w2", "chosen": " w3", "rejected": " w4 w5"}
 MESSAGES = {
@@ -162,7 +173,7 @@ def test_an_error_in_a_file_is_reported_with_its_place(tmp_path: Path, name: str
 
 def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path):
     (tmp_path / "data.jsonl").write_bytes(b'{"prompt": "\xe9"}')
-    with pytest.raises(ValueError, match=r"data.jsonl, line 1 or later: expected UTF-8 text"):
+    with pytest.raises(ValueError, match=r"data.jsonl, line 1: expected UTF-8 text, got the byte 0xe9 at character 12"):
         prepared(tmp_path / "data.jsonl")
 
 
@@ -211,6 +222,273 @@ def test_a_name_may_have_a_configuration_and_a_failed_load_gives_the_reason(
 def test_a_path_is_not_looked_up_on_the_hub(tmp_path: Path):
     with pytest.raises(ValueError, match=r"expected a file or a folder at .*nowhere, found none"):
         prepared(tmp_path / "nowhere")
+
+
+# Arrow's tables
+
+
+def tool(name: str, **parameters: Any) -> dict[str, Any]:
+    return {"name": name, "parameters": {"type": "object", "properties": parameters}}
+
+
+def call(name: str, **arguments: Any) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "tool_calls": [{"function": {"name": name, "arguments": arguments}}]}]
+
+
+TOOL_TEMPLATE = (
+    "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}{% for m in messages %}{{ '<' + m['role'] + '>' }}"
+    "{% if 'content' in m %}{{ m['content'] }}{% endif %}{% for c in m.tool_calls or [] %}"
+    "{{ c | tojson }}{% endfor %}<eos>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+QUESTION = [{"role": "user", "content": "Where is the blue chair?"}]
+TOOLS = [tool("find", what={"type": "string"}, near={"enum": ["door", None]}), tool("lift", weight={"type": "number"})]
+TOOL_ROWS = [
+    {"prompt": QUESTION, "tools": TOOLS, "chosen": call("find", what="chair"), "rejected": call("lift", weight=2.5)},
+    {
+        "prompt": QUESTION,
+        "tools": TOOLS[1:],
+        "chosen": call("find", near="door"),
+        "rejected": call("find", what="sofa"),
+    },
+    {
+        "prompt": QUESTION,
+        "tools": None,
+        "chosen": call("lift"),
+        "rejected": [{"role": "assistant", "content": "In the hall."}],
+    },
+]
+
+
+def arrow_sources(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    dataset = Dataset.from_list(rows)
+    dataset.to_parquet(folder / "data.parquet")
+    dataset.save_to_disk(folder / "saved")
+    (folder / "shards").mkdir()
+    dataset.to_parquet(folder / "shards" / "train-0.parquet")
+    as_json = Dataset.from_list(rows, on_mixed_types="use_json")
+    as_json.to_parquet(folder / "json.parquet")
+    return {
+        "Parquet": folder / "data.parquet",
+        "Dataset": dataset,
+        "selected": Dataset.from_list([*rows, rows[0]]).select(range(len(rows))),
+        "saved": folder / "saved",
+        "folder": folder / "shards",
+        "JSON columns": as_json,
+        "JSON columns in Parquet": folder / "json.parquet",
+        "transform": dataset.with_transform(lambda batch: batch),
+    }
+
+
+def test_keys_that_arrow_added_are_removed_from_every_source(tmp_path: Path):
+    for name, source in arrow_sources(tmp_path, TOOL_ROWS).items():
+        assert [record for _, record in read_records(source)] == TOOL_ROWS, name
+
+
+def test_rows_with_tools_of_different_parameters_have_the_same_tokens_from_every_source(tmp_path: Path):
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        [], trainers.BpeTrainer(special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", chat_template=TOOL_TEMPLATE)
+
+    def texts(source: Any) -> list[list[str]]:
+        examples = prepare(source, tokenizer, find_objective("dpo"), max_length=4000).examples
+        return [[str(tokenizer.decode(ids)) for ids in (e.prompt_ids, *e.completions)] for e in examples]
+
+    expected = texts(write(tmp_path / "data.jsonl", *map(json.dumps, TOOL_ROWS)))
+    assert expected[1][0] == (
+        '{"name": "lift", "parameters": {"type": "object", "properties": {"weight": {"type": "number"}}}}\n'
+        "<user>Where is the blue chair?<eos>\n<assistant>"
+    )
+    assert expected[2][1] == '{"function": {"name": "lift", "arguments": {}}}<eos>\n'
+    for name, source in arrow_sources(tmp_path, TOOL_ROWS).items():
+        assert texts(source) == expected, name
+
+
+def test_a_null_that_was_written_stays_in_json_and_in_json_columns(tmp_path: Path):
+    row = {"prompt": "a", "tools": [{"default": None, "enum": [None, 1]}], "note": None, "notes": [None, {"a": None}]}
+    jsonl = write(tmp_path / "data.jsonl", json.dumps(row))
+    features = Features({"prompt": Value("string"), "tools": Json(), "note": Value("string"), "notes": List(Json())})
+    dataset = Dataset.from_list([row], features=features)
+    for source in ([row], jsonl, dataset):
+        ((_, record),) = read_records(source)
+        assert record == row
+    ((_, record),) = read_records(Dataset.from_list([row]))
+    assert record == {"prompt": "a", "tools": [{"enum": [None, 1]}], "note": None, "notes": [None, {}]}
+
+
+def test_numbers_and_half_characters_in_json_columns_are_read_exactly(tmp_path: Path):
+    texts = ['{"big": 123456789012345678901234567890, "small": 0.30000000000000004}', '{"a": "b\\ud83d"}', '{"a": 1']
+    table = pa.table({"prompt": ["a"] * 3, "tools": pa.array(texts, pa.json_())})
+    parquet.write_table(table, tmp_path / "data.parquet")
+    (_, first), (_, half), (_, cut) = read_rows(tmp_path / "data.parquet")
+    assert first == {"prompt": "a", "tools": {"big": 123456789012345678901234567890, "small": 0.30000000000000004}}
+    assert str(half).endswith("data.parquet, example 1: half a surrogate pair at character 1 of tools.a")
+    assert "data.parquet, example 2: Expecting" in str(cut)
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy", "pandas", "arrow", "polars"])
+def test_the_format_of_a_dataset_is_no_matter(tmp_path: Path, form: str):
+    rows = [
+        {"prompt": "w1", "completions": [" w2", " w3"], "rewards": [1.0, 0.25], "label": True, "tools": [{"a": 1}]},
+        {"prompt": "w1", "completions": [" w2"], "rewards": [1.0], "label": False, "tools": [{"b": {"c": 2}}]},
+    ]
+    dataset = Dataset.from_list(rows)
+    if form == "polars":
+        dataset.set_format("torch", columns=["prompt"])  # a format of some columns alone
+    else:
+        dataset = dataset.with_format(form)
+    dataset.save_to_disk(tmp_path / "saved")
+    for source in (dataset, tmp_path / "saved"):
+        assert [record for _, record in read_records(source)] == rows
+
+
+def test_scalars_and_arrays_of_numpy_and_torch_in_memory_are_numbers_and_lists():
+    rows = [
+        {
+            "prompt": np.str_("w1"),
+            "completions": np.array([" w2", " w3"], dtype=object),
+            "rewards": np.array([1.0, 0.5]),
+        },
+        {"prompt": "w1", "completions": [" w2", " w3"], "rewards": torch.tensor([1.0, 0.5])},
+        {"prompt": "w1", "completions": [" w2", " w3"], "rewards": [np.float32(1.0), np.float64(0.5)]},
+    ]
+    plain = {"prompt": "w1", "completions": [" w2", " w3"], "rewards": [1.0, 0.5]}
+    records = [record for _, record in read_records(rows)]
+    assert records == [plain] * 3
+    assert {type(value) for record in records for value in record["rewards"]} == {float}
+    label = {"prompt": "w1", "completion": " w2", "label": np.bool_(True)}
+    assert taken([label], "kto") == taken([label | {"label": True}], "kto")
+
+
+# Caches
+
+
+def test_a_replaced_file_of_the_same_time_is_read_again(tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    for name in ("data.parquet", "folder/train.parquet", "folder/train.jsonl"):
+        path = tmp_path / name
+        for chosen in (" w3", " w7"):
+            if path.suffix == ".jsonl":
+                write(path, json.dumps(PAIR | {"chosen": chosen}))
+            else:
+                Dataset.from_list([PAIR | {"chosen": chosen}]).to_parquet(path)
+            os.utime(path, (1_700_000_000, 1_700_000_000))
+            source = path if path.parent == tmp_path else path.parent
+            assert [record["chosen"] for _, record in read_records(source)] == [chosen], name
+        path.unlink()
+
+
+def test_a_folder_that_datasets_has_to_read_is_read_without_a_shared_cache(tmp_path: Path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write(folder / "README.md", "---", "configs:", "- config_name: default", "  data_files: b.jsonl", "---", "# Pairs")
+    write(folder / "a.jsonl", json.dumps(PAIR))
+    for chosen in (" w3", " w7"):
+        path = write(folder / "b.jsonl", json.dumps(PAIR | {"chosen": chosen}))
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        assert [record["chosen"] for _, record in read_records(folder)] == [chosen]
+
+
+def test_local_data_are_read_without_a_home_and_a_hub_name_is_told_which_folder_to_set(tmp_path: Path):
+    sources = arrow_sources(tmp_path, [PAIR])
+    paths = [source for source in sources.values() if isinstance(source, Path)]
+    paths += [write(tmp_path / "data.jsonl", json.dumps(PAIR)), write_table(tmp_path / "data.csv", [PAIR])]
+    paths.append(tmp_path / "card")
+    paths[-1].mkdir()
+    write(paths[-1] / "README.md", "---", "configs:", "- config_name: default", "  data_files: '*.jsonl'", "---")
+    write(paths[-1] / "part.jsonl", json.dumps(PAIR))
+    code = (
+        "import sys\nfrom humanline_fused.training.data.sources import read_records\n"
+        "for path in sys.argv[1:]:\n    print([record for _, record in read_records(path)])\n"
+        "try:\n    list(read_records('org/absent'))\nexcept ValueError as error:\n    print(error)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))} | {"HF_HUB_OFFLINE": "1"}
+    environment |= {"HOME": "/dev/null/x", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *map(str, paths)], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    *rows, last = ran.stdout.splitlines()
+    assert rows == [str([PAIR])] * len(paths), ran.stderr
+    assert last.startswith(
+        "org/absent: the cache of datasets cannot be written ([Errno 20] Not a directory: '/dev/null/x"
+    )
+    assert "set HF_HOME (or HF_DATASETS_CACHE and HF_HUB_CACHE) to a folder that can" in last
+
+
+@pytest.mark.parametrize("variable", ["HF_DATASETS_CACHE", "HF_HUB_CACHE"])
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, variable: str):
+    def load(*_: Any) -> DatasetDict:
+        raise OSError(30, "Read-only file system", "somewhere")
+
+    monkeypatch.setattr(sources, "load_dataset", load)
+    monkeypatch.setattr(sources.config if variable == "HF_DATASETS_CACHE" else constants, variable, "/dev/null/x")
+    with pytest.raises(
+        ValueError, match=r"^org/name: the cache of datasets cannot be written .*'/dev/null/x'"
+    ) as caught:
+        list(read_records("org/name"))
+    assert str(caught.value).endswith("to a folder that can; OSError: [Errno 30] Read-only file system: 'somewhere'")
+
+
+# Folders
+
+
+LAYOUTS = {
+    "one file": ["pairs.jsonl"],
+    "names": ["train.jsonl", "test.jsonl", "dev.jsonl"],
+    "parts of names": ["pairs_train.jsonl", "pairs-eval-2.jsonl", "more/validation_1.jsonl"],
+    "folders": ["train/a.jsonl", "train/b.jsonl", "val/a.jsonl", "other/c.jsonl"],
+    "folders that match twice": ["my_train/train-1/a.jsonl", "testing/a.jsonl"],
+    "shards": ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl", "data/hard-00000-of-00001.jsonl"],
+    "hidden files": ["a.jsonl", ".b.jsonl", "__c__/c.jsonl", ".d/d.jsonl"],
+    "other files": ["a.jsonl", "b.json", "README.md", "config.json", "notes.txt"],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_folder_has_the_splits_of_load_dataset(tmp_path: Path, layout: str):
+    folder = tmp_path / "folder"
+    for number, name in enumerate(LAYOUTS[layout]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder / name, json.dumps({"prompt": f"w{number}"}))
+    loaded = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert isinstance(loaded, DatasetDict)
+    for split in loaded:
+        prompts = [record["prompt"] for _, record in read_records(folder, str(split))]
+        assert prompts == list(dict.fromkeys(loaded[split]["prompt"])), split
+    with pytest.raises(ValueError, match="expected a split 'absent', it has ") as caught:
+        list(read_records(folder, "absent"))
+    assert str(caught.value).endswith(str(sorted(map(str, loaded))))
+
+
+def test_a_row_of_a_folder_has_its_file_and_line(tmp_path: Path):
+    write(tmp_path / "a.jsonl", json.dumps(PAIR))
+    write(tmp_path / "b.csv.gz")
+    (tmp_path / "b.csv.gz").unlink()
+    write(tmp_path / "b.jsonl", "", json.dumps(PAIR), "{")
+    assert [where for where, _ in read_rows(tmp_path)] == [
+        f"{tmp_path}/a.jsonl, line 1",
+        f"{tmp_path}/b.jsonl, line 2",
+        f"{tmp_path}/b.jsonl, line 3",
+    ]
+
+
+def test_a_folder_of_several_formats_is_refused(tmp_path: Path):
+    write(tmp_path / "a.jsonl", json.dumps(PAIR))
+    write_table(tmp_path / "b.csv", [PAIR])
+    with pytest.raises(ValueError, match=r"expected data files of one format, got a\.jsonl, b\.csv: name one file"):
+        list(read_rows(tmp_path))
+
+
+def test_a_folder_without_data_says_so(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"a folder; datasets\.load_dataset: EmptyDatasetError: .* any data files"):
+        list(read_rows(tmp_path))
+    write(tmp_path / "a.jsonl")
+    write(tmp_path / "b.jsonl")
+    with pytest.raises(ValueError, match=r"expected at least one row, got none: its 2 files have no data"):
+        list(read_rows(tmp_path))
 
 
 # Rows of another type

@@ -1,20 +1,26 @@
-"""Sources of records: files, datasets by folder or name, and data in memory."""
+"""Sources of records: files, folders, names of datasets, and data in memory."""
 
-import csv
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    IterableDatasetDict,
+    config,
+    load_dataset,
+    load_from_disk,
+)
 
-Rows = Iterator[tuple[str, Any]]
-"""Pairs of a record's place, as text, and the record, or the ValueError for a row that cannot be read."""
-
-JSON_CELLS = ("completions", "rewards", "tools", "chat_template_kwargs")
-MESSAGE_CELLS = ("prompt", "chosen", "rejected", "completion")
-MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
+from humanline_fused.training.data.arrow import BATCH, arrow_records, without_nulls
+from humanline_fused.training.data.files import READERS, Rows, format_of, read_file
+from humanline_fused.training.data.folders import files_by_split
+from humanline_fused.training.data.plain import plain
 
 
 def read_records(source: Any, split: str = "train") -> Rows:
@@ -37,150 +43,126 @@ def read_records(source: Any, split: str = "train") -> Rows:
 
 def read_rows(source: Any, split: str = "train") -> Rows:
     """Yield rows as :func:`read_records`, but continue after a row that cannot be parsed: its record is the error."""
-    name = "dataset"
-    if isinstance(source, str | Path):
-        name, path = str(source), Path(source)
-        if path.suffix in READERS and not path.is_dir():
-            if not path.is_file():
-                kind = path.suffix[1:].upper().replace("NDJSON", "JSONL")
-                raise ValueError(f"dataset: expected a {kind} file at {path}, found none")
-            yield from READERS[path.suffix](path)
-            return
-        source = _load(name)
+    rows = _rows_at(str(source), split) if isinstance(source, str | Path) else _rows_of(source, split, "dataset")
+    for where, record in rows:
+        try:
+            yield where, record if isinstance(record, ValueError) else plain(record)
+        except ValueError as error:
+            yield where, ValueError(f"{where}: {error}")
+
+
+def _rows_at(name: str, split: str) -> Rows:
+    """Yield the rows of a file, a folder, or a dataset with a name."""
+    path = Path(name)
+    if format_of(path) and not path.is_dir():
+        empty = path.is_file() and not path.stat().st_size
+        yield from _some(read_file(path), name, "the file is empty" if empty else "the file has no data")
+    elif path.is_file():
+        raise ValueError(f"dataset: expected a file that ends in {', '.join(READERS)}, got {path}")
+    elif path.is_dir():
+        yield from _rows_in(path, split)
+    elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ValueError(f"dataset: expected a file or a folder at {path}, found none")
+    else:
+        name_alone, _, configuration = name.partition(":")
+        nothing_here = f"no file or folder of that name in {Path.cwd()}"
+        with _failures(name, nothing_here, "load_dataset", in_cache=True):
+            dataset = load_dataset(name_alone, configuration or None)
+        yield from _rows_of(dataset, split, name)
+
+
+def _rows_in(folder: Path, split: str) -> Rows:
+    """Yield the rows of a folder: saved by ``datasets``, of files that have a reader, or any other."""
+    if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
+        with _failures(str(folder), "a folder", "load_from_disk"):
+            dataset = load_from_disk(str(folder))
+        yield from _rows_of(dataset, split, str(folder))
+    elif splits := files_by_split(folder):
+        files = _split_of(splits, split, str(folder))
+        rows = chain.from_iterable(map(read_file, files))
+        yield from _some(rows, str(folder), f"its {len(files)} files have no data")
+    else:
+        with tempfile.TemporaryDirectory() as cache:  # a shared cache may hold what the folder held before
+            with _failures(str(folder), "a folder", "load_dataset"):
+                dataset = load_dataset(str(folder), cache_dir=cache)
+            yield from _rows_of(dataset, split, str(folder))
+
+
+def _some(rows: Rows, name: str, why: str) -> Rows:
+    """Yield the rows.
+
+    Raises:
+        ValueError: there is none.
+    """
+    first = next(rows, None)
+    if first is None:
+        raise ValueError(f"{name}: expected at least one row, got none: {why}")
+    yield first
+    yield from rows
+
+
+def _rows_of(source: Any, split: str, name: str) -> Rows:
+    """Yield the rows of data in memory, or of those that ``datasets`` has loaded."""
     if isinstance(source, DatasetDict):
-        if split not in source:
-            raise ValueError(f"{name}: expected a split {split!r}, it has {sorted(map(str, source))}")
-        source = source[split]
-    streams = IterableDataset | IterableDatasetDict | str
+        source = _split_of(source, split, name)
+    streams = IterableDataset | IterableDatasetDict | str | bytes
     if isinstance(source, streams) or not isinstance(source, Dataset | Sequence):
         raise TypeError(
             "expected data that can be read by index (a file, a datasets.Dataset, a list), because the coming batches "
             f"are seen ahead, got {type(source).__name__}"
         )
-    for index, record in enumerate(source):
-        yield f"{name}, example {index}", record
+    for index, record in enumerate(_records_of(source) if isinstance(source, Dataset) else source):
+        where = f"{name}, example {index}"
+        yield where, ValueError(f"{where}: {record}") if isinstance(record, ValueError) else record
 
 
-def _load(name: str) -> Any:
-    path = Path(name)
-    if path.is_file():
-        raise ValueError(f"dataset: expected a file that ends in {', '.join(READERS)}, got {path}")
-    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
-        raise ValueError(f"dataset: expected a file or a folder at {path}, found none")
-    saved = path.is_dir() and any((path / file).is_file() for file in ("state.json", "dataset_dict.json"))
-    name, _, config = (name, "", "") if path.is_dir() else name.partition(":")
-    tried = "load_from_disk" if saved else "load_dataset"
+def _records_of(dataset: Dataset) -> Iterable[Any]:
+    """Return the records of a dataset without its format (torch, numpy, pandas …). A transform is applied."""
+    if dataset.format["type"] == "custom":
+        return ({name: without_nulls(value) for name, value in record.items()} for record in dataset)
+    return arrow_records(dataset.with_format("arrow").iter(BATCH))
+
+
+def _split_of(splits: Mapping[Any, Any], split: str, name: str) -> Any:
+    if split not in splits:
+        raise ValueError(f"{name}: expected a split {split!r}, it has {sorted(map(str, splits))}")
+    return splits[split]
+
+
+@contextmanager
+def _failures(name: str, found: str, tried: str, in_cache: bool = False) -> Iterator[None]:
+    """Convert errors of ``datasets`` to a ValueError: each storage and the hub raise their own types.
+
+    Args:
+        name: the source.
+        found: the local file or folder of that name, as text.
+        tried: the function of ``datasets``.
+        in_cache: the function needs the shared caches.
+    """
     try:
-        return load_from_disk(name) if saved else load_dataset(name, config or None)
-    except Exception as error:  # each storage and the hub raise their own types
+        yield
+    except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
-        found = "a folder" if path.is_dir() else f"no file or folder of that name in {Path.cwd()}"
+        if unwritable := in_cache and _unwritable_cache():
+            raise ValueError(
+                f"{name}: the cache of datasets cannot be written ({unwritable}): set HF_HOME (or "
+                f"HF_DATASETS_CACHE and HF_HUB_CACHE) to a folder that can; {type(error).__name__}: {reason}"
+            ) from None
         raise ValueError(
-            f"dataset: expected a file, a folder or the name of a dataset, got {str(path)!r}: {found}; "
+            f"dataset: expected a file, a folder or the name of a dataset, got {name!r}: {found}; "
             f"datasets.{tried}: {type(error).__name__}: {reason}"
         ) from None
 
 
-def _lines(path: Path) -> Iterator[str]:
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007
-                yield line
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}, line {number + 1} or later: expected UTF-8 text: {error}") from None
+def _unwritable_cache() -> str:
+    """Return why the caches of ``datasets`` and of the hub cannot be written; empty if they can."""
+    from huggingface_hub import constants
 
-
-def _read_jsonl(path: Path) -> Rows:
-    for number, line in enumerate(_lines(path), 1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
+    for folder in (config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE):
         try:
-            yield where, json.loads(line)
-        except ValueError as error:
-            said = f"{where}: expected one JSON object per line, got {line.strip()[:80]!r}: {error}"
-            yield where, ValueError(said)
-
-
-def _read_json(path: Path) -> Rows:
-    text = "".join(_lines(path))
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        if text.lstrip().startswith("["):
-            raise ValueError(f"{path}: expected a JSON list of objects: {error}") from None
-        yield from _read_jsonl(path)
-        return
-    if isinstance(content, Mapping) and isinstance(content.get("data"), list):
-        content = content["data"]
-    for index, record in enumerate(content if isinstance(content, list) else [content]):
-        yield f"{path}, example {index}", record
-
-
-def _read_table(path: Path, delimiter: str) -> Rows:
-    csv.field_size_limit(2**31 - 1)  # long conversations exceed the default of 128 KiB
-    table = csv.reader(_lines(path), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    while True:
-        where = f"{path}, line {table.line_num + 1}"
-        try:
-            cells = next(table, None)
-        except csv.Error as error:
-            raise ValueError(f"{where}: expected rows of {delimiter!r}-separated cells: {error}") from None
-        if cells is None:
-            return
-        if not cells:
-            continue
-        if not header:
-            header = cells
-            if len(set(header)) < len(header):
-                raise ValueError(f"{where}: expected a header of distinct column names, got {header}")
-        elif len(cells) != len(header):
-            yield where, ValueError(f"{where}: expected {len(header)} cells, as the header has, got {len(cells)}")
-        else:
-            try:
-                record = {name: _value(name, cell) for name, cell in zip(header, cells, strict=True)}
-            except ValueError as error:
-                record = ValueError(f"{where}: {error}")
-            yield where, record
-
-
-def _value(column: str, cell: str) -> Any:
-    """Return the value of a cell. In text columns JSON stays text, unless it is a list of messages."""
-    if column in (*JSON_CELLS, "label") and not cell.strip():
-        return None
-    if (column in JSON_CELLS and cell.strip()[0] in "[{") or (column in MESSAGE_CELLS and MESSAGES.match(cell)):
-        try:
-            return json.loads(cell)
-        except ValueError as error:
-            raise ValueError(f"{column}: expected JSON, got {cell.strip()[:80]!r}: {error}") from None
-    return cell
-
-
-def _read_csv(path: Path) -> Rows:
-    return _read_table(path, ",")
-
-
-def _read_tsv(path: Path) -> Rows:
-    return _read_table(path, "\t")
-
-
-def _read_parquet(path: Path) -> Rows:
-    try:
-        table = load_dataset("parquet", data_files=str(path), split="train")
-    except Exception as error:  # pyarrow's error, wrapped by datasets
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ValueError(f"{path}: expected a Parquet file: {reason}") from None
-    for index, record in enumerate(table):
-        yield f"{path}, example {index}", record
-
-
-READERS: dict[str, Callable[[Path], Rows]] = {
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".parquet": _read_parquet,
-}
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            return str(error)
+    return ""

@@ -1,0 +1,58 @@
+"""Lines of text files: UTF-8, with or without a byte-order mark, plain or compressed by gzip."""
+
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
+UNDECODED = re.compile("[\udc80-\udcff]")
+"""Stands for a byte that is not UTF-8, in text decoded with ``surrogateescape``."""
+
+
+def lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file with their ends, which are LF, CRLF or CR.
+
+    Raises:
+        ValueError: the file is not UTF-8 (with the line), is UTF-16, or cannot be decompressed.
+    """
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    number = 0
+    try:
+        with opened(path, "rb") as file:
+            if _is_utf_16(file.peek(4)[:4]):  # pyright: ignore[reportAttributeAccessIssue]
+                raise ValueError(f"{path}: expected UTF-8 text, got UTF-16: save the file as UTF-8")
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")  # pyright: ignore
+            for number, line in enumerate(text, 1):
+                if not line.isascii() and (wrong := UNDECODED.search(line)):
+                    byte = f"0x{ord(wrong[0]) - 0xDC00:02x}"
+                    raise ValueError(
+                        f"{path}, line {number}: expected UTF-8 text, got the byte {byte} at character "
+                        f"{wrong.start()}: save the file as UTF-8 (it may be Latin-1 or Windows-1252)"
+                    )
+                yield line
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}, line {number + 1}: cannot be decompressed: {error}") from None
+
+
+def leftover(line: str) -> str:
+    """Return what a line of control characters is a leftover of; empty for any other line.
+
+    >>> leftover("\\x1a"), leftover("a")
+    ('the end-of-file mark of DOS: delete it', '')
+    """
+    characters = set(line.strip())
+    if characters == {"\x1a"}:
+        return "the end-of-file mark of DOS: delete it"
+    if characters == {"\0"}:
+        return "NUL bytes: the file was not written to its end"
+    return ""
+
+
+def _is_utf_16(start: bytes) -> bool:
+    if start[:2] in BYTE_ORDER_MARKS:
+        return True
+    zeros = [byte == 0 for byte in start]
+    return zeros in ([False, True, False, True], [True, False, True, False])
