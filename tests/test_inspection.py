@@ -123,13 +123,6 @@ def test_prompts_alone_are_for_rounds_whatever_the_objective(objective: str):
     assert (found.num_wrong, found.prompt_lengths) == (0, [5])
 
 
-def test_a_completion_that_repeats_its_prompt_is_counted():
-    prompt = [{"role": "user", "content": "w1"}]
-    answer = [{"role": "assistant", "content": "w2"}]
-    rows = [{"prompt": prompt, "chosen": prompt + answer, "rejected": answer}]
-    assert "repeated prompts  1 completions begin with their prompt again" in lines_of(inspect_data(rows))
-
-
 def test_data_without_an_objective_and_unknown_columns_are_named():
     (reason,) = inspect_data([{"text": "w1"}]).wrong
     assert reason == "dataset, example 0: this looks like language modeling data (text), which no objective takes"

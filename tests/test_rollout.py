@@ -239,7 +239,9 @@ def test_a_prompt_of_messages_gets_an_assistant_message(tmp_path: Path):
 def test_a_prompt_that_fills_max_length_is_dropped_and_counted(tmp_path: Path):
     trainer = rounds_trainer(tmp_path, train_dataset=[*PROMPTS, {"prompt": "w1 " * 40, "wanted": ""}], objective="grpo")
     assert trainer.train_data.summary() == "8 prompts"
-    assert trainer.train_data.findings.lines() == ["dropped examples (prompt >= max_length): 1, e.g. dataset, example 8"]
+    assert trainer.train_data.findings.lines() == [
+        "dropped examples (prompt >= max_length): 1, e.g. dataset, example 8"
+    ]
 
 
 def test_a_lora_policy_samples_with_its_adapter_and_has_the_earlier_one_as_reference(tmp_path: Path):

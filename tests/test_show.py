@@ -1,8 +1,8 @@
 """The numbers that `humanline show` shows are those of the loss."""
 
 import json
-import shutil
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
