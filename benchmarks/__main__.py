@@ -1,4 +1,4 @@
-"""``python -m benchmarks [run | train | gpu | static | report]``; bare, a short run."""
+"""``python -m benchmarks [run | train | data | gpu | static | report]``; bare, a short run."""
 
 import importlib
 import sys
@@ -6,6 +6,7 @@ import sys
 VERBS = {
     "run": ("benchmarks.kernels.run", "compare cases here and now"),
     "train": ("benchmarks.training.train", "the cost of a training step, of whole trainers"),
+    "data": ("benchmarks.preparation", "how fast rows become tokens, and what these keep in memory"),
     "gpu": ("benchmarks.gpu", "everything that belongs on a GPU, in restartable parts"),
     "static": ("benchmarks.static.loop_table", "the kernels' machine code, read without a GPU"),
     "report": ("benchmarks.report", "make the tables of README.md and docs/performance.md anew"),

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from benchmarks.results import ROOT, first_column
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs/performance.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs/performance.md", ROOT / "docs/data.md")
 BEGIN, END = "<!-- benchmarks: {} -->", "<!-- end of benchmarks -->"
 
 TABLES = {
     "case": "benchmarks.kernels.figures",
     "variant": "benchmarks.training.runs_table",
+    "way": "benchmarks.preparation",
     "kernel": "benchmarks.static.loop_table",
 }
 """By the first column of a file: the module whose ``markdown`` makes a table of it."""

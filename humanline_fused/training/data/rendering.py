@@ -3,13 +3,14 @@
 import copy
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from humanline_fused.training.data.encoding import Span
 
@@ -61,6 +62,19 @@ class Template:
         self._marking: dict[str, bool] = {}
         self.next_mark = re.compile(rf"\s*(?:{self.marks.pattern})")
 
+    @cached_property
+    def _plain(self) -> Callable[..., str] | None:
+        """The function that renders plain messages, without the conversions of ``apply_chat_template`` for others.
+
+        None if the tokenizer renders in its own way, or has several templates.
+        """
+        tokenizer = self.tokenizer
+        own = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+        if own or not isinstance(tokenizer.chat_template, str):
+            return None
+        template = _compile_jinja_template(tokenizer.chat_template)
+        return partial(template.render, tools=None, documents=None, **tokenizer.special_tokens_map)
+
     def source(self, variables: Mapping[str, Any]) -> str:
         """Return the template's text, which may depend on whether there are tools."""
         return self.tokenizer.get_chat_template(tools=variables.get("tools"))
@@ -79,6 +93,8 @@ class Template:
         Raises:
             ValueError, TypeError, TemplateError: the template does not take the messages.
         """
+        if self._plain is not None and not (begun or variables) and is_plain(messages):
+            return self._plain(messages=messages, add_generation_prompt=ask)
         settings: dict[str, Any] = {"tokenize": False, "add_generation_prompt": ask, "continue_final_message": begun}
         try:
             return self._apply(messages, settings | dict(variables))
@@ -113,9 +129,9 @@ class Template:
 
     def _searched(self, text: str, messages: Messages, variables: Mapping[str, Any]) -> list[Piece] | None:
         pieces, position = [], 0
+        if variables.get("tools") or not is_plain(messages):
+            return None
         for index, message in enumerate(messages):
-            if variables.get("tools") or not message.keys() <= {"role", "content", "name"}:
-                return None
             core = str(message.get("content", "")).strip()
             if not core:
                 continue
@@ -142,6 +158,11 @@ class Template:
         for piece in nonces.unmarked:
             piece.spans = _find(text, piece, 0)
         return [*nonces.pieces, *nonces.unmarked]
+
+
+def is_plain(messages: Messages) -> bool:
+    """Return True for messages of nothing but roles and texts."""
+    return all(message.keys() <= {"role", "content"} for message in messages)
 
 
 class _Nonces:
