@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from humanline_fused import __version__
+from humanline_fused.printing import escaped, unfailing_output
 
 DISTRIBUTIONS = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "trl")
 OPERATIONS = ("token_log_ratio", "dpo_loss", "kto_loss", "grpo_loss")
@@ -43,13 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"humanline-fused {__version__}")
     parser.add_argument("command", choices=commands, metavar="COMMAND", help=", ".join(commands))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    try:
-        commands[arguments.command](arguments.arguments)
-    except UserError as error:
-        print(f"humanline {arguments.command}: error: {error}", file=sys.stderr)
-        return error.status
-    return 0
+    with unfailing_output():
+        arguments = parser.parse_args(argv)
+        try:
+            commands[arguments.command](arguments.arguments)
+        except UserError as error:
+            print(f"humanline {arguments.command}: error: {escaped(str(error))}", file=sys.stderr)
+            return error.status
+        return 0
 
 
 class UserError(Exception):
@@ -235,7 +237,7 @@ def data(argv: Sequence[str]) -> None:
         found = inspect_data(options.file, tokenizer=tokenizer, **settings)
     except (ValueError, TypeError, OSError) as error:
         raise UserError(str(error)) from error
-    print(report(found))
+    print(escaped(report(found)))
     if found.num_wrong:
         rows = f"{found.num_wrong} of {found.num_rows} rows cannot be used"
         raise UserError(f"{rows}: training would stop at the first")
