@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import sys
+import traceback
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -66,6 +67,19 @@ class RunError(UserError):
     status = 1
 
 
+def user_error(error: Exception) -> UserError:
+    """Return the error of a setting, a file or the data before the first step, as the user sees it.
+
+    ValueErrors and TypeErrors of this package and of transformers are about them. Another library's may be a fault of
+    the program, so it is named.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    module = str(frames[-1].f_globals["__name__"]) if frames else __name__
+    if isinstance(error, OSError) or module.split(".")[0] in (__name__.split(".")[0], "transformers"):
+        return UserError(str(error))
+    return UserError(f"{error} ({type(error).__name__} in {module}, line {frames[-1].f_lineno})")
+
+
 def train(argv: Sequence[str]) -> None:
     """Train a model with the settings of a YAML file; `--field value` overrides a setting."""
     from transformers import HfArgumentParser
@@ -96,17 +110,19 @@ def train(argv: Sequence[str]) -> None:
             raise UserError(f"{unknown[0]}: not an option{nearest(unknown[0], (f'--{name}' for name in fields))}")
         resolve_resume(config.output_dir, config.resume_from_checkpoint)
         trainer = HumanlineTrainer(args=config)
+    except UnicodeEncodeError:  # no setting causes it
+        raise
     except (ValueError, TypeError, OSError) as error:
-        raise UserError(str(error)) from error
+        raise user_error(error) from error
 
     try:
         trainer.train()
     except (FloatingPointError, OSError, RolloutError) as error:
         raise RunError(str(error)) from error
     except (ValueError, TypeError) as error:
-        if trainer.begun:
+        if trainer.begun or isinstance(error, UnicodeEncodeError):
             raise
-        raise UserError(str(error)) from error
+        raise user_error(error) from error
     if trainer.termination.stopped and config.process_index == 0:
         saved = newest_complete(config.output_dir)
         print(f"SIGTERM: stopped at step {trainer.state.global_step}, saved {saved}: --resume_from_checkpoint auto")

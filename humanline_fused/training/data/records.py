@@ -168,17 +168,24 @@ def _values(record: Record, kind: DataType, number: int) -> list[float]:
     if kind is UNPAIRED:
         label = BOOLEANS.get(str(record["label"]).strip().lower())
         if label is None:
-            raise ValueError(f"expected label to be true or false, got {record['label']!r}")
+            raise ValueError(f"expected label to be true or false, got {record['label']!r:.80}")
         return [float(label)]
     if kind is REWARDED:
         rewards = record["rewards"]
         if number < 2:
             raise ValueError(f"expected at least 2 completions, got {number}: a group of one has no baseline")
-        finite = isinstance(rewards, list | tuple) and all(isinstance(r, Real) and math.isfinite(r) for r in rewards)
+        finite = isinstance(rewards, list | tuple) and all(map(_is_finite, rewards))
         if not finite or len(rewards) != number:
             raise ValueError(f"expected {number} finite rewards, one a completion, got {rewards!r:.80}")
         return [float(reward) for reward in rewards]
     return []
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        return False
 
 
 def _split_prompt(chosen: Any, rejected: Any) -> tuple[Any, list[Any]]:
