@@ -232,10 +232,14 @@ def data(argv: Sequence[str]) -> None:
         "--max_length", type=int, default=1024, help="Maximum tokens of a sequence. Default: %(default)s"
     )
     parser.add_argument("--split", default="train", help="The split, if there are several. Default: %(default)s")
+    parser.add_argument(
+        "--columns", metavar="NAMES", help="Columns that have other names, as prompt=question or JSON (docs/data.md)."
+    )
     options = parser.parse_args(argv)
 
     from transformers import AutoTokenizer
 
+    from humanline_fused.training.data.columns import read_columns
     from humanline_fused.training.inspection import inspect_data, report
     from humanline_fused.training.objectives import find_objective
     from humanline_fused.training.objectives.settings import json_mapping
@@ -250,7 +254,8 @@ def data(argv: Sequence[str]) -> None:
             raise ValueError(f"--objective_kwargs: expected --objective module:Class beside it, got {kwargs} alone")
         objective = find_objective(options.objective, kwargs) if options.objective else None
         settings = {"objective": objective, "split": options.split, "max_length": options.max_length}
-        found = inspect_data(options.file, tokenizer=tokenizer, **settings)
+        columns = read_columns(options.columns, "--columns")
+        found = inspect_data(options.file, tokenizer=tokenizer, columns=columns, **settings)
     except (ValueError, TypeError, OSError) as error:
         raise UserError(str(error)) from error
     print(escaped(report(found)))
