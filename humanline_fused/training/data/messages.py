@@ -107,14 +107,14 @@ def _part(part: Any) -> str | None:
 def _parsed(name: str, text: str) -> Any:
     """Return the messages of a text that is JSON of them; else the text, such as an answer that is other JSON."""
     try:
-        value = plain(parse(text))
+        value = parse(text)
     except ValueError as error:
         if _goes_on(text) or not any(
             all(f"{quote}{key}{quote}" in text for key in keys) for keys in KEYS for quote in "'\""
         ):
             return text
         raise ValueError(f"{name}: expected JSON, got {text.strip()[:80]!r}: {error}") from None
-    return value if _are_messages(value) else text
+    return plain({name: value})[name] if _are_messages(value) else text
 
 
 def _goes_on(text: str) -> bool:
