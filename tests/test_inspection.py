@@ -46,6 +46,7 @@ completion           2       2       3       3
 examples          2 with max_length=4
 
 findings
+  rows with columns that are not used: 1, e.g. {file}, line 2: 'source'
   completions cut at max_length (end of sequence lost): 3, e.g. {file}, line 1
   pairs whose tokens that count are equal: 1, e.g. {file}, line 2
   dropped examples (prompt >= max_length): 1, e.g. {file}, line 3
