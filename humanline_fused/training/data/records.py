@@ -255,7 +255,7 @@ def _implicit(where: str, record: Record, pair: list[Text], findings: Findings) 
 
 def _values(record: Record, kind: DataType, number: int) -> list[float]:
     if kind is UNPAIRED:
-        given = _item(record["label"])
+        given = as_list(record["label"])
         label = BOOLEANS.get(str(given).strip().lower())
         if label is None:
             raise ValueError(f"expected label to be true or false, got {given!r:.80}")
@@ -277,14 +277,9 @@ def _values(record: Record, kind: DataType, number: int) -> list[float]:
     return []
 
 
-def _item(value: Any) -> Any:
-    """Return an array or tensor of one number as a number, and anything else as it is."""
-    return value.item() if hasattr(value, "item") and getattr(value, "size", 1) != 0 else value
-
-
 def _number(value: Any) -> float | None:
     """Return a finite number, or the text of one, as a float; None for anything else, such as true."""
-    value = _item(value)
+    value = as_list(value)
     if isinstance(value, bool) or not isinstance(value, Real | str):
         return None
     try:
