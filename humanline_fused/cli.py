@@ -6,12 +6,14 @@ import importlib.metadata
 import json
 import platform
 import sys
+import traceback
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from humanline_fused import __version__
+from humanline_fused.printing import escaped, unfailing_output
 
 DISTRIBUTIONS = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "trl")
 OPERATIONS = ("token_log_ratio", "dpo_loss", "kto_loss", "grpo_loss")
@@ -43,13 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"humanline-fused {__version__}")
     parser.add_argument("command", choices=commands, metavar="COMMAND", help=", ".join(commands))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    try:
-        commands[arguments.command](arguments.arguments)
-    except UserError as error:
-        print(f"humanline {arguments.command}: error: {error}", file=sys.stderr)
-        return error.status
-    return 0
+    with unfailing_output():
+        arguments = parser.parse_args(argv)
+        try:
+            commands[arguments.command](arguments.arguments)
+        except UserError as error:
+            print(f"humanline {arguments.command}: error: {escaped(str(error))}", file=sys.stderr)
+            return error.status
+        return 0
 
 
 class UserError(Exception):
@@ -62,6 +65,19 @@ class RunError(UserError):
     """A run that failed after it began."""
 
     status = 1
+
+
+def user_error(error: Exception) -> UserError:
+    """Return the error of a setting, a file or the data before the first step, as the user sees it.
+
+    ValueErrors and TypeErrors of this package and of transformers are about them. Another library's may be a fault of
+    the program, so it is named.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    module = str(frames[-1].f_globals["__name__"]) if frames else __name__
+    if isinstance(error, OSError) or module.split(".")[0] in (__name__.split(".")[0], "transformers"):
+        return UserError(str(error))
+    return UserError(f"{error} ({type(error).__name__} in {module}, line {frames[-1].f_lineno})")
 
 
 def train(argv: Sequence[str]) -> None:
@@ -94,17 +110,19 @@ def train(argv: Sequence[str]) -> None:
             raise UserError(f"{unknown[0]}: not an option{nearest(unknown[0], (f'--{name}' for name in fields))}")
         resolve_resume(config.output_dir, config.resume_from_checkpoint)
         trainer = HumanlineTrainer(args=config)
+    except UnicodeEncodeError:  # no setting causes it
+        raise
     except (ValueError, TypeError, OSError) as error:
-        raise UserError(str(error)) from error
+        raise user_error(error) from error
 
     try:
         trainer.train()
     except (FloatingPointError, OSError, RolloutError) as error:
         raise RunError(str(error)) from error
     except (ValueError, TypeError) as error:
-        if trainer.begun:
+        if trainer.begun or isinstance(error, UnicodeEncodeError):
             raise
-        raise UserError(str(error)) from error
+        raise user_error(error) from error
     if trainer.termination.stopped and config.process_index == 0:
         saved = newest_complete(config.output_dir)
         print(f"SIGTERM: stopped at step {trainer.state.global_step}, saved {saved}: --resume_from_checkpoint auto")
@@ -214,10 +232,14 @@ def data(argv: Sequence[str]) -> None:
         "--max_length", type=int, default=1024, help="Maximum tokens of a sequence. Default: %(default)s"
     )
     parser.add_argument("--split", default="train", help="The split, if there are several. Default: %(default)s")
+    parser.add_argument(
+        "--columns", metavar="NAMES", help="Columns that have other names, as prompt=question or JSON (docs/data.md)."
+    )
     options = parser.parse_args(argv)
 
     from transformers import AutoTokenizer
 
+    from humanline_fused.training.data.columns import read_columns
     from humanline_fused.training.inspection import inspect_data, report
     from humanline_fused.training.objectives import find_objective
     from humanline_fused.training.objectives.settings import json_mapping
@@ -232,10 +254,11 @@ def data(argv: Sequence[str]) -> None:
             raise ValueError(f"--objective_kwargs: expected --objective module:Class beside it, got {kwargs} alone")
         objective = find_objective(options.objective, kwargs) if options.objective else None
         settings = {"objective": objective, "split": options.split, "max_length": options.max_length}
-        found = inspect_data(options.file, tokenizer=tokenizer, **settings)
+        columns = read_columns(options.columns, "--columns")
+        found = inspect_data(options.file, tokenizer=tokenizer, columns=columns, **settings)
     except (ValueError, TypeError, OSError) as error:
         raise UserError(str(error)) from error
-    print(report(found))
+    print(escaped(report(found)))
     if found.num_wrong:
         rows = f"{found.num_wrong} of {found.num_rows} rows cannot be used"
         raise UserError(f"{rows}: training would stop at the first")

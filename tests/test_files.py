@@ -197,12 +197,6 @@ def test_half_a_character_is_refused_with_its_place(tmp_path: Path, row: dict[st
         assert str(error) == f"{where}: half a surrogate pair at {place}"
 
 
-def test_half_a_character_in_a_cell_of_messages_is_refused(tmp_path: Path):
-    cell = json.dumps([{"role": "user", "content": "a\ud83d"}]).replace('"', '""')
-    path = written(tmp_path, "a.csv", f'prompt,chosen,rejected\n"{cell}",b,c')
-    assert error_of(path) == "a.csv, line 2: half a surrogate pair at character 1 of prompt[0].content"
-
-
 def test_whole_characters_beyond_the_basic_plane_are_kept(tmp_path: Path):
     path = written(tmp_path, "a.jsonl", '{"prompt": "\\ud83d\\ude00", "chosen": "👩🏽\u200d🚀", "rejected": "\\u0000"}')
     assert records_of(path) == [{"prompt": "😀", "chosen": "👩🏽\u200d🚀", "rejected": "\0"}]

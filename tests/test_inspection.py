@@ -46,6 +46,7 @@ completion           2       2       3       3
 examples          2 with max_length=4
 
 findings
+  rows with columns that are not used: 1, e.g. {file}, line 2: 'source'
   completions cut at max_length (end of sequence lost): 3, e.g. {file}, line 1
   pairs whose tokens that count are equal: 1, e.g. {file}, line 2
   dropped examples (prompt >= max_length): 1, e.g. {file}, line 3
@@ -123,12 +124,19 @@ def test_prompts_alone_are_for_rounds_whatever_the_objective(objective: str):
     assert (found.num_wrong, found.prompt_lengths) == (0, [5])
 
 
+def test_a_completion_that_repeats_its_prompt_is_counted():
+    rows = [PAIR | {"chosen": "w1 w2 w3"}, PAIR]
+    line = "  completions that begin with their prompt again: 1, e.g. dataset, example 0: 'w1 w2'"
+    assert line in lines_of(inspect_data(rows))
+
+
 def test_data_without_an_objective_and_unknown_columns_are_named():
     (reason,) = inspect_data([{"text": "w1"}]).wrong
     assert reason == "dataset, example 0: this looks like language modeling data (text), which no objective takes"
     (reason,) = inspect_data([{"question": "w1"}]).wrong
     assert reason.endswith(
-        "expected an object with the columns of preferences, rewards or prompts, got columns 'question'"
+        "expected an object with the columns of preferences, rewards or prompts, got columns 'question': "
+        "columns: {prompt: question} makes 'question' the prompt"
     )
 
 

@@ -506,7 +506,7 @@ def test_a_folder_without_data_says_so(tmp_path: Path):
         (
             "dpo",
             {"prompt": "w1", "completions": ["w2", "w3"], "rewards": [0, 1]},
-            "line 2: this looks like rewarded data (prompt, completions, rewards), which objective='grpo' takes; dpo",
+            "line 2: expected preference data (prompt, chosen, rejected), as in the rows before, got rewarded data",
         ),
         (
             "grpo",

@@ -1,13 +1,13 @@
 """Self-contained HTML page of sequences whose tokens are coloured by their log-ratio."""
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as escape_markup
 from itertools import groupby
 
 from humanline_fused.looking.scored_sequences import ScoredSequence
+from humanline_fused.printing import escaped
 
 STEPS = 10
 """Number of shades per colour."""
@@ -59,8 +59,8 @@ class Summary:
 def page(summary: Summary, sequences: Sequence[ScoredSequence]) -> str:
     """Return the text of the page, to be written in UTF-8. All text from data or settings is escaped."""
     scale = scale_of(sequences)
-    facts = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(what)}</dd>" for name, what in summary.facts)
-    note = f'<p class="note">{escape(summary.note)}</p>\n' if summary.note else ""
+    facts = "\n".join(f"<dt>{_escape(name)}</dt><dd>{_escape(what)}</dd>" for name, what in summary.facts)
+    note = f'<p class="note">{_escape(summary.note)}</p>\n' if summary.note else ""
     sections = "\n".join(
         f"<section>\n<h2>Example {example}</h2>\n{''.join(_sequence(s, scale) for s in group)}</section>"
         for example, group in groupby(sequences, key=lambda s: s.example)
@@ -71,13 +71,13 @@ def page(summary: Summary, sequences: Sequence[ScoredSequence]) -> str:
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(summary.title)}</title>
+<title>{_escape(summary.title)}</title>
 <style>
 {_shades()}{STYLE}</style>
 </head>
 <body>
 <header>
-<h1>{escape(summary.title)}</h1>
+<h1>{_escape(summary.title)}</h1>
 {note}<dl>
 {facts}
 </dl>
@@ -142,7 +142,7 @@ def _sequence(s: ScoredSequence, scale: float) -> str:
     ]
     tokens = "".join(_token(s, position, scale) for position in range(len(s.ids)))
     return (
-        f'<article>\n<h3>{escape(s.role)}</h3>\n<p class="numbers">{"; ".join(numbers)}</p>\n'
+        f'<article>\n<h3>{_escape(s.role)}</h3>\n<p class="numbers">{"; ".join(numbers)}</p>\n'
         f'<p class="tokens">{tokens}</p>\n</article>\n'
     )
 
@@ -151,7 +151,7 @@ def _token(s: ScoredSequence, position: int, scale: float) -> str:
     text = visible(s.texts[position])
     tip = f"“{text}”  id {s.ids[position]}"
     if position not in s.positions:
-        return f'<span class="t prompt" data-tip="{escape(tip)} · not scored">{escape(text)}</span>'
+        return f'<span class="t prompt" data-tip="{_escape(tip)} · not scored">{_escape(text)}</span>'
     n = s.positions.index(position)
     log_ratio = s.log_ratio[n].item()
     clamped = "clamped, below the lower bound" if s.low[n] else "clamped, above the upper bound" if s.high[n] else ""
@@ -160,7 +160,7 @@ def _token(s: ScoredSequence, position: int, scale: float) -> str:
         + (clamped or "not clamped")
     )
     marks = f"t {shade_of(log_ratio, scale)}" + (" low" if s.low[n] else " high" if s.high[n] else "")
-    return f'<span class="{marks}" tabindex="0" data-tip="{escape(tip)}">{escape(text)}</span>'
+    return f'<span class="{marks}" tabindex="0" data-tip="{_escape(tip)}">{_escape(text)}</span>'
 
 
 def visible(text: str) -> str:
@@ -169,12 +169,8 @@ def visible(text: str) -> str:
     >>> visible("a\\n\\x00")
     'a↵\\n\\\\x00'
     """
-    shown = []
-    for character in text:
-        if character in "\n\t":
-            shown.append({"\n": "↵\n", "\t": "⇥\t"}[character])
-        elif unicodedata.category(character) in ("Cc", "Cs"):
-            shown.append(f"\\x{ord(character):02x}")
-        else:
-            shown.append(character)
-    return "".join(shown)
+    return escaped(text).replace("\n", "↵\n").replace("\t", "⇥\t")
+
+
+def _escape(text: str) -> str:
+    return escape_markup(escaped(text))

@@ -76,6 +76,7 @@ class StoredRun:
             scale_rewards=config.scale_rewards,
             drop_no_signal=self.objective.drops_ties(config),
             train_on=config.train_on,
+            columns=config.columns,
         )
         return self._unchanged(data.examples)
 
@@ -87,10 +88,10 @@ class StoredRun:
         """
         if (kept := self._kept()) is not None:
             return kept
-        length, split = self.config.max_length, self.config.dataset_split
-        return self._unchanged(
-            prepare_prompts(self._dataset(), self.tokenizer, ROUND, max_length=length, split=split).examples
-        )
+        config = self.config
+        settings: dict[str, Any] = {"split": config.dataset_split, "columns": config.columns}
+        data = prepare_prompts(self._dataset(), self.tokenizer, ROUND, max_length=config.max_length, **settings)
+        return self._unchanged(data.examples)
 
     def _kept(self) -> StoredExamples | None:
         if self.replaced:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from transformers import TrainingArguments
 
+from humanline_fused.training.data.columns import read_columns
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.settings import expect, json_mapping
 from humanline_fused.training.objectives.table import (
@@ -91,6 +92,13 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
     dataset_split: str = field(default="train", metadata=_help("Split of the training data, if it has several."))
     eval_dataset: str | None = field(default=None, metadata=_help("Held-out data with the same columns."))
     eval_dataset_split: str = field(default="test", metadata=_help("Split of the held-out data, if it has several."))
+    columns: dict | str | None = field(
+        default=None,
+        metadata=_help(
+            "Columns of data that have other names: a YAML mapping, JSON, or prompt=question,chosen=good. A list of "
+            "columns is joined by newlines; null says that there is no such column."
+        ),
+    )
     max_length: int = field(
         default=1024,
         metadata=_help(
@@ -224,6 +232,7 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
             self._expect(name, getattr(self, name) in get_args(kind), " or ".join(map(repr, get_args(kind))))
         if isinstance(self.objective_kwargs, str):
             self.objective_kwargs = json_mapping("objective_kwargs", self.objective_kwargs)
+        self.columns = read_columns(self.columns)
         self._beta_given = self.beta is not None
         self._take(self.make_objective())
         synced = self.reference != "frozen"

@@ -11,11 +11,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from humanline_fused.training.data.chunks import map_chunks
+from humanline_fused.training.data.columns import Columns, apply_columns
+from humanline_fused.training.data.doubts import prompt_hint
 from humanline_fused.training.data.findings import NO_SIGNAL, Findings
 from humanline_fused.training.data.prepare import Cutter, lacks_signal
 from humanline_fused.training.data.records import (
+    ALL_COLUMNS,
     PROMPTS,
-    TEMPLATE_COLUMNS,
     TYPES,
     DataType,
     Row,
@@ -23,7 +25,9 @@ from humanline_fused.training.data.records import (
     read_row,
     takers_of,
     type_of,
+    used_columns,
 )
+from humanline_fused.training.data.scored import grouped
 from humanline_fused.training.data.sources import read_rows
 from humanline_fused.training.data.tokenization import RowTokenizer, Tokenised, UncutExample
 from humanline_fused.training.objectives.objective import Objective
@@ -39,6 +43,7 @@ class Inspection:
 
     Attributes:
         objective: the objective whose columns were read; None for prompts alone.
+        mapped: the setting ``columns``.
         columns: number of rows with each column.
         wrong: place and reason of the first ten rows that cannot be used.
         num_wrong: number of rows that cannot be used. Training would stop at the first of them.
@@ -52,6 +57,7 @@ class Inspection:
     objective: Objective | None
     tokenizer: PreTrainedTokenizerBase | None
     max_length: int
+    mapped: Columns | None = None
     type: DataType | None = None
     num_rows: int = 0
     columns: Counter[str] = field(default_factory=Counter)
@@ -68,24 +74,32 @@ class Inspection:
 
     def rows(self, records: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Row | ValueError]]:
         """Yield the rows of records, or the errors of those that cannot be used, and count their columns."""
+        for where, given in grouped(self._checked(records), self.findings):
+            form = self.objective.form if self.objective else None
+            row = form.converted(where, given, self.findings) if form and isinstance(given, Row) else given
+            if row is None:
+                continue
+            if isinstance(row, Row) and self.objective:
+                self.findings.add(NO_SIGNAL, where, count=int(lacks_signal(row, self.objective)))
+            yield where, row
+
+    def _checked(self, records: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Row | ValueError]]:
         for where, record in records:
             self.num_rows += 1
             try:
-                row = self._row(where, record)
+                yield where, self._row(where, record)
             except ValueError as error:
                 yield where, error
-                continue
-            self.findings.add(NO_SIGNAL, where, count=int(bool(self.objective and lacks_signal(row, self.objective))))
-            yield where, row
 
     def _row(self, where: str, record: Any) -> Row:
         if isinstance(record, ValueError):
             raise record
+        record = apply_columns(where, record, self.mapped)
         if isinstance(record, Mapping):
             self.columns.update(str(name) for name, value in record.items() if value is not None)
         looks = self.type or self._type_of(where, record)
         objective = None if looks is PROMPTS else self.objective or _first_taking(looks)
-        row = read_row(where, record, objective or ROUND, self.type)
+        row = read_row(where, record, objective or ROUND, self.type, findings=self.findings)
         self.type, self.objective = row.type, objective
         return row
 
@@ -103,14 +117,15 @@ class Inspection:
             if looks:
                 raise ValueError(f"{where}: this looks like {looks}, which {takers_of(looks, ROUND)} takes")
             got = f"columns {', '.join(map(repr, record))}" if isinstance(record, Mapping) else f"{record!r:.80}"
+            hint = prompt_hint(record, ALL_COLUMNS) if isinstance(record, Mapping) else ""
             raise ValueError(
-                f"{where}: expected an object with the columns of preferences, rewards or prompts, got {got}"
+                f"{where}: expected an object with the columns of preferences, rewards or prompts, got {got}{hint}"
             )
         return looks
 
     def _count(self, row: Row) -> None:
         completions = row.completions
-        if self.type and "chosen" in self.type.columns:
+        if "chosen" in row.type.columns:
             self.num_pairs += 1
             self.equal_pairs += completions[0] == completions[1]
         if self.objective:
@@ -146,6 +161,7 @@ def inspect_data(
     split: str = "train",
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int = 1024,
+    columns: Columns | None = None,
     train_on: str = "assistant",
     stops: Collection[int] = (),
     progress: bool = False,
@@ -157,6 +173,7 @@ def inspect_data(
         objective: itself, its name, or ``module:Class``; default the first that accepts the type of the first row.
         tokenizer: gives lengths in tokens, and the examples that would be dropped or cut.
         max_length: maximum tokens of prompt and completion together.
+        columns: as in :func:`~humanline_fused.training.data.prepare.prepare`.
         train_on, stops: as in :class:`~humanline_fused.training.data.tokenization.RowTokenizer`.
         progress: show a progress bar.
 
@@ -166,7 +183,8 @@ def inspect_data(
     >>> print(report(inspect_data([{"prompt": "2 + 2 = ", "chosen": "4", "rejected": "5"}])).splitlines()[0])
     type              preference data (prompt, chosen, rejected), for objective='dpo' or objective='kto'
     """
-    found = Inspection(find_objective(objective) if isinstance(objective, str) else objective, tokenizer, max_length)
+    objective = find_objective(objective) if isinstance(objective, str) else objective
+    found = Inspection(objective, tokenizer, max_length, columns)
     with tqdm(desc="Reading", unit=" rows", disable=not progress) as bar:
         rows = found.rows(read_rows(source, split))
         for row, examples in _tokenized(found, rows, train_on, stops) if tokenizer else ((row, []) for _, row in rows):
@@ -175,6 +193,8 @@ def inspect_data(
             else:
                 found.add(row, examples)
             bar.update()
+    if found.objective:
+        found.objective.form.doubts(found.values, found.findings)
     if not found.num_rows:
         raise ValueError(f"{source if isinstance(source, str) else 'dataset'}: expected at least one row, got none")
     return found
@@ -232,7 +252,7 @@ def report(found: Inspection) -> str:
 
 def _facts(found: Inspection) -> list[tuple[str, str]]:
     kind = found.type
-    used = {*kind.columns, *TEMPLATE_COLUMNS} if kind else set()
+    used = used_columns(kind, {}) if kind else set()
     rest = "for the reward" if kind is PROMPTS else "columns ignored"
     facts = [
         (

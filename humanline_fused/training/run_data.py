@@ -98,6 +98,7 @@ class _Reader:
         config = self.config
         settings: dict[str, Any] = {
             "max_length": config.max_length,
+            "columns": config.columns,
             "scale_rewards": config.scale_rewards,
             "drop_no_signal": self.objective.drops_ties(config),
             "train_on": config.train_on,
@@ -114,11 +115,11 @@ class _Reader:
 
     def prompts(self, source: Any, split: str) -> PreparedPrompts:
         """Return the prompts of a dataset."""
-        settings = {"max_length": self.config.max_length}
+        settings: dict[str, Any] = {"max_length": self.config.max_length, "columns": self.config.columns}
 
         def make(stored: StoredExamples | None, notes: Mapping[str, Any]) -> PreparedPrompts:
             if stored is not None:
-                return with_texts(stored, notes, source, ROUND, split=split)
+                return with_texts(stored, notes, source, ROUND, split=split, columns=self.config.columns)
             return prepare_prompts(source, self.tokenizer, ROUND, split=split, **settings, **self._work)
 
         return kept(self.config, lambda: key_of(source, split, self.tokenizer, {"form": ROUND.name, **settings}), make)

@@ -1,7 +1,6 @@
 """Tables of cells, CSV and TSV: the header names the columns."""
 
 import csv
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,6 @@ from humanline_fused.training.data.exact_json import parse
 from humanline_fused.training.data.lines import leftover, lines
 
 JSON_CELLS = ("completions", "rewards", "tools", "chat_template_kwargs")
-MESSAGE_CELLS = ("prompt", "chosen", "rejected", "completion")
-MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
@@ -81,12 +78,12 @@ def _record(where: str, header: list[str], cells: list[str]) -> Any:
 
 
 def _value(column: str, cell: str) -> Any:
-    """Return the value of a cell. In text columns JSON stays text, unless it is a list of messages."""
+    """Return the value of a cell. In text columns JSON stays text."""
     if "\0" in cell:
         raise ValueError(f"{column}: expected text, got a NUL at character {cell.index(chr(0))}")
     if column in (*JSON_CELLS, "label") and not cell.strip():
         return None
-    if (column in JSON_CELLS and cell.strip()[0] in "[{") or (column in MESSAGE_CELLS and MESSAGES.match(cell)):
+    if column in JSON_CELLS and cell.strip()[0] in "[{":
         try:
             return parse(cell)
         except ValueError as error:

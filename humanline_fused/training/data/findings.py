@@ -169,3 +169,20 @@ TRUNCATED = _cause("truncated", "completions cut at max_length (end of sequence 
 NO_SIGNAL = _cause("no signal", "groups without signal (equal rewards)", NOTE)
 NO_SIGNAL_DROPPED = _cause("no signal, dropped", "groups without signal, dropped with beta=0", NOTE)
 EQUAL_PAIRS = _cause("equal pairs", "pairs whose tokens that count are equal", LOSS)
+
+PARTS_JOINED = _cause("parts joined", "messages whose content is a list of text parts, which are joined", DETAIL)
+JSON_MESSAGES = _cause("JSON messages", "texts that are messages in JSON, and are read as messages", DETAIL)
+SYSTEM_ADDED = _cause("system added", "prompts that begin with the message of the system column", NOTE)
+PROMPT_PART_IGNORED = _cause(
+    "prompt part ignored", "rows with a column that looks like a part of the prompt and is not used", NOTE
+)
+NO_PROMPT = _cause("no prompt", "pairs without a prompt column that share almost no beginning", NOTE)
+ALONE = _cause("alone", "prompts with one scored completion, left out: a group needs two", LOSS)
+PAIRED = _cause("paired", "pairs of the best and the worst completion of a prompt, by rewards", NOTE)
+TIED = _cause("tied", "prompts left out, as the rewards of their completions are equal", NOTE)
+LABELLED = _cause(
+    "labelled", "labels from rewards: desirable above the mean of the prompt's completions, undesirable below", NOTE
+)
+AT_MEAN = _cause("at mean", "completions left out, as their reward is the mean of the prompt's completions", NOTE)
+ALL_DESIRABLE = _cause("all desirable", "completions that are desirable, and none that is undesirable", LOSS)
+ALL_UNDESIRABLE = _cause("all undesirable", "completions that are undesirable, and none that is desirable", LOSS)

@@ -4,7 +4,8 @@ A form converts rows and the samples of a round to examples. It does not depend 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -12,7 +13,26 @@ from torch import Tensor
 
 from humanline_fused.training.data.advantages import advantages
 from humanline_fused.training.data.examples import Example, Sample
-from humanline_fused.training.data.records import IMPLICIT, PREFERENCE, REWARDED, UNPAIRED, DataType, Row, Taker, Text
+from humanline_fused.training.data.findings import (
+    ALL_DESIRABLE,
+    ALL_UNDESIRABLE,
+    AT_MEAN,
+    LABELLED,
+    PAIRED,
+    TIED,
+    Findings,
+)
+from humanline_fused.training.data.records import (
+    IMPLICIT,
+    PREFERENCE,
+    REWARDED,
+    SCORED,
+    UNPAIRED,
+    DataType,
+    Row,
+    Taker,
+    Text,
+)
 
 
 class Draft(NamedTuple):
@@ -21,6 +41,25 @@ class Draft(NamedTuple):
     completions: list[Text]
     weight: float = 0.0
     reward: float = 0.0
+
+
+def best_and_worst(rewards: Sequence[float]) -> tuple[int, int] | None:
+    """Return the indices of the first best and the first worst reward; None if all are equal.
+
+    >>> best_and_worst([0.0, 1.0, 1.0]), best_and_worst([2.0, 2.0])
+    ((1, 0), None)
+    """
+    best, worst = (choose(range(len(rewards)), key=rewards.__getitem__) for choose in (max, min))
+    return (best, worst) if rewards[best] > rewards[worst] else None
+
+
+def labels_of(weights: Sequence[float]) -> dict[int, float]:
+    """Return labels by index: 1 for an advantage above 0, 0 for one below; none for those at 0, the mean reward.
+
+    >>> labels_of(advantages([0.0, 1.0, 2.0], "none"))
+    {0: 0.0, 2: 1.0}
+    """
+    return {index: float(weight > 0) for index, weight in enumerate(weights) if weight}
 
 
 class Form(ABC):
@@ -37,6 +76,16 @@ class Form(ABC):
     sides: int = 1
     has_rewards: bool = False
     learns_from_ties: bool = False
+
+    def converted(self, where: str, row: Row, findings: Findings) -> Row | None:
+        """Return a row in this form; None for a group with rewards that gives no example.
+
+        Args:
+            where: place of the row, for findings.
+            row: a row of one of the form's types; a scored one after grouping.
+            findings: counts of conversions and of completions left out, to be added to.
+        """
+        return row
 
     @abstractmethod
     def drafts(self, row: Row, scale_rewards: str) -> list[Draft]:
@@ -80,21 +129,36 @@ class Form(ABC):
         """Return lines of a dataset's report, as name and text, from the :meth:`values` of its rows."""
         return []
 
+    def doubts(self, values: Iterable[Sequence[float]], findings: Findings) -> None:
+        """Add the findings of a dataset as a whole, from the :meth:`values` of its converted rows."""
+        return
+
 
 class Pairs(Form):
-    """Preference pairs: chosen and rejected completions of one prompt."""
+    """Preference pairs: chosen and rejected completions of one prompt; of a group with rewards the best and worst."""
 
-    types = (PREFERENCE, IMPLICIT)
+    types = (PREFERENCE, IMPLICIT, REWARDED, SCORED)
     sides = 2
+
+    def converted(self, where: str, row: Row, findings: Findings) -> Row | None:
+        if row.type is not REWARDED:
+            return row
+        chosen = best_and_worst(row.values)
+        if chosen is None:
+            findings.add(TIED, where)
+            return None
+        findings.add(PAIRED, where)
+        return replace(row, type=PREFERENCE, completions=[row.completions[i] for i in chosen], values=[])
 
     def drafts(self, row: Row, scale_rewards: str) -> list[Draft]:
         return [Draft(row.completions)]
 
     def examples_of(self, prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
         """Yield the first best sample as chosen with the first worst as rejected; nothing if all rewards are equal."""
-        best, worst = (choose(group, key=lambda one: one.reward) for choose in (max, min))
-        if best.reward > worst.reward:
-            yield Example(prompt.prompt_ids, (best.completion_ids, worst.completion_ids))
+        chosen = best_and_worst([one.reward for one in group])
+        if chosen:
+            best, worst = (group[index].completion_ids for index in chosen)
+            yield Example(prompt.prompt_ids, (best, worst))
 
     def examples_per_prompt(self, num_generations: int) -> int:
         return 1
@@ -107,9 +171,29 @@ class Pairs(Form):
 
 
 class Labels(Form):
-    """Desirable and undesirable completions, with weights 1 and 0. A pair gives one of each."""
+    """Desirable and undesirable completions, with weights 1 and 0. A pair gives one of each.
 
-    types = (UNPAIRED, PREFERENCE, IMPLICIT)
+    The completions of a group with rewards are desirable above its mean reward and undesirable below it.
+    """
+
+    types = (UNPAIRED, PREFERENCE, IMPLICIT, REWARDED, SCORED)
+
+    def converted(self, where: str, row: Row, findings: Findings) -> Row | None:
+        if row.type is not REWARDED:
+            return row
+        labels = labels_of(advantages(row.values, "none"))
+        if not labels:
+            findings.add(TIED, where)
+            return None
+        findings.add(LABELLED, where, count=len(labels))
+        findings.add(AT_MEAN, where, count=len(row.values) - len(labels))
+        completions = [row.completions[index] for index in labels]
+        return replace(row, type=UNPAIRED, completions=completions, values=[*labels.values()])
+
+    def doubts(self, values: Iterable[Sequence[float]], findings: Findings) -> None:
+        labels = [label for row in values for label in row]
+        if len(set(labels)) == 1:
+            findings.add(ALL_DESIRABLE if labels[0] else ALL_UNDESIRABLE, count=len(labels))
 
     def values(self, row: Row) -> list[float]:
         return row.values or [1.0, 0.0]
@@ -119,9 +203,8 @@ class Labels(Form):
 
     def examples_of(self, prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
         """Yield samples above the group's mean reward as desirable and below it as undesirable; skip those at it."""
-        for one in group:
-            if one.advantage:
-                yield Example(prompt.prompt_ids, (one.completion_ids,), float(one.advantage > 0))
+        for index, label in labels_of([one.advantage for one in group]).items():
+            yield Example(prompt.prompt_ids, (group[index].completion_ids,), label)
 
     def examples_per_prompt(self, num_generations: int) -> int:
         return num_generations
@@ -143,7 +226,7 @@ class Labels(Form):
 class Groups(Form):
     """Completions of one prompt with rewards. Each completion is an example with its advantage as weight."""
 
-    types = (REWARDED,)
+    types = (REWARDED, SCORED)
     has_rewards = True
     learns_from_ties = True
 

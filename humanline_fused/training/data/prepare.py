@@ -1,6 +1,6 @@
 """Reading, checking and tokenisation of datasets in TRL's columns."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from humanline_fused.training.data.chunks import map_chunks
+from humanline_fused.training.data.columns import Columns, apply_columns
 from humanline_fused.training.data.findings import (
     BARE_END,
     DROPPED,
@@ -19,8 +20,9 @@ from humanline_fused.training.data.findings import (
     TRUNCATED,
     Findings,
 )
-from humanline_fused.training.data.forms import Learner
+from humanline_fused.training.data.forms import Form, Learner
 from humanline_fused.training.data.records import Row, Taker, read_row
+from humanline_fused.training.data.scored import grouped
 from humanline_fused.training.data.sources import read_rows
 from humanline_fused.training.data.store import ExampleWriter, StoredExamples
 from humanline_fused.training.data.tokenization import RowTokenizer, UncutExample
@@ -84,14 +86,16 @@ def _kept(ids: np.ndarray, mask: np.ndarray | None, first: int) -> np.ndarray:
     return ids[first:] if mask is None else ids[first:][mask[first:]]
 
 
-def checked_rows(source: Any, taker: Taker, split: str, findings: Findings) -> Iterator[tuple[str, Row | ValueError]]:
+def checked_rows(
+    source: Any, taker: Taker, split: str, columns: Columns | None, findings: Findings
+) -> Iterator[tuple[str, Row | ValueError]]:
     """Yield the rows of a dataset with their places; for a row that cannot be used, the error."""
     like = None
     for where, record in read_rows(source, split):
         try:
             if isinstance(record, ValueError):
                 raise record
-            row = read_row(where, record, taker, like)
+            row = read_row(where, apply_columns(where, record, columns), taker, like, findings=findings)
         except ValueError as error:
             yield where, error
             continue
@@ -106,6 +110,7 @@ def prepare(
     *,
     max_length: int,
     split: str = "train",
+    columns: Columns | None = None,
     scale_rewards: str = "group",
     drop_no_signal: bool = False,
     train_on: str = "assistant",
@@ -118,6 +123,8 @@ def prepare(
     Args:
         source, split: as in :func:`~humanline_fused.training.data.sources.read_records`, with the columns of one of the
             objective's data types, as text or lists of messages. Pairs may contain the prompt instead of a column.
+        columns: the dataset's columns that have other names, as
+            :func:`~humanline_fused.training.data.columns.read_columns` returns them.
         tokenizer: the tokenizer; its chat template renders messages.
         objective: gives the form of the data.
         max_length: maximum tokens of prompt and completion together; longer sequences are cut at the end.
@@ -130,7 +137,9 @@ def prepare(
         ValueError, TypeError: a record is invalid (with file and line number), or no example is left.
     """
     findings = Findings()
-    rows = with_signal(checked_rows(source, objective, split, findings), objective, drop_no_signal, findings)
+    values: list[list[float]] = []
+    rows = in_form(checked_rows(source, objective, split, columns, findings), objective.form, values, findings)
+    rows = with_signal(rows, objective, drop_no_signal, findings)
     tokenize = RowTokenizer(tokenizer, objective.form, scale_rewards=scale_rewards, train_on=train_on, stops=stops)
     cutter = Cutter(objective.form.sides, max_length, findings)
     with tqdm(desc="Tokenizing", unit=" rows", disable=not progress) as bar:
@@ -142,10 +151,23 @@ def prepare(
                 for example in examples:
                     cutter.add(where, example)
             bar.update(len(chunk))
+    objective.form.doubts(values, findings)
     if not len(cutter.written):
         reasons = findings.lines() or ["it has no rows"]
         raise ValueError(f"expected at least one example, got none ({'; '.join(reasons)})")
     return PreparedData(cutter.written.finish(), findings)
+
+
+def in_form(
+    rows: Iterable[tuple[str, Row | ValueError]], form: Form, values: list[list[float]], findings: Findings
+) -> Iterator[tuple[str, Row | ValueError]]:
+    """Yield rows, grouped by prompt if they are scored, in a form; ``values`` gets the labels or rewards of each."""
+    for where, given in grouped(rows, findings):
+        row = given if isinstance(given, ValueError) else form.converted(where, given, findings)
+        if isinstance(row, Row):
+            values.append(form.values(row))
+        if row is not None:
+            yield where, row
 
 
 def lacks_signal(row: Row, objective: Learner) -> bool:

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from humanline_fused.training.data.chunks import map_chunks
+from humanline_fused.training.data.columns import Columns, apply_columns
 from humanline_fused.training.data.findings import DROPPED, Findings
 from humanline_fused.training.data.records import Row, Taker, Text, read_row
 from humanline_fused.training.data.sources import read_records
@@ -53,6 +54,7 @@ def prepare_prompts(
     *,
     max_length: int,
     split: str = "train",
+    columns: Columns | None = None,
     num_proc: int | None = None,
     progress: bool = False,
 ) -> PreparedPrompts:
@@ -63,6 +65,8 @@ def prepare_prompts(
         tokenizer: the tokenizer; its chat template renders messages up to the beginning of the answer.
         taker: the consumer of the prompts, for error messages.
         max_length: maximum tokens of prompt and completion together.
+        columns: as in :func:`~humanline_fused.training.data.prepare.prepare`, for the prompt; the reward function gets
+            the columns as they are in the dataset.
         num_proc, progress: as in :func:`~humanline_fused.training.data.prepare.prepare`.
 
     Raises:
@@ -70,12 +74,12 @@ def prepare_prompts(
     """
     findings, written, kept = Findings(), ExampleWriter(sides=0), []
     texts: list[Text] = []
-    columns: list[Mapping[str, Any]] = []
+    others: list[Mapping[str, Any]] = []
 
     def rows() -> Iterator[tuple[str, Row]]:
-        for where, row, others in _read(source, split, taker):
+        for where, row, other in _read(source, split, taker, columns, findings):
             texts.append(row.prompt)
-            columns.append(others)
+            others.append(other)
             yield where, row
 
     numbers = count()
@@ -98,28 +102,36 @@ def prepare_prompts(
             bar.update(len(chunk))
     if not kept:
         raise ValueError(f"expected at least one prompt, got none ({'; '.join(findings.lines()) or 'it has no rows'})")
-    return _prompts(written.finish(), texts, columns, kept, findings)
+    return _prompts(written.finish(), texts, others, kept, findings)
 
 
 def with_texts(
-    examples: StoredExamples, notes: Mapping[str, Any], source: Any, taker: Taker, *, split: str = "train"
+    examples: StoredExamples,
+    notes: Mapping[str, Any],
+    source: Any,
+    taker: Taker,
+    *,
+    split: str = "train",
+    columns: Columns | None = None,
 ) -> PreparedPrompts:
     """Return stored prompts, with their texts and columns read again.
 
     Args:
         examples, notes: the stored examples, and :meth:`PreparedPrompts.notes`.
-        source, taker, split: as in :func:`prepare_prompts`.
+        source, taker, split, columns: as in :func:`prepare_prompts`.
     """
-    texts, columns = [], []
-    for _, row, others in _read(source, split, taker):
+    texts, others = [], []
+    for _, row, other in _read(source, split, taker, columns, Findings()):
         texts.append(row.prompt)
-        columns.append(others)
-    return _prompts(examples, texts, columns, notes["kept"], Findings.from_json(notes["findings"]))
+        others.append(other)
+    return _prompts(examples, texts, others, notes["kept"], Findings.from_json(notes["findings"]))
 
 
-def _read(source: Any, split: str, taker: Taker) -> Iterator[tuple[str, Row, Mapping[str, Any]]]:
+def _read(
+    source: Any, split: str, taker: Taker, columns: Columns | None, findings: Findings
+) -> Iterator[tuple[str, Row, Mapping[str, Any]]]:
     for where, record in read_records(source, split):
-        row = read_row(where, record, taker)
+        row = read_row(where, apply_columns(where, record, columns), taker, findings=findings)
         yield where, row, {name: value for name, value in record.items() if name not in NOT_HANDED_ON}
 
 

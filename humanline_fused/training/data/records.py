@@ -1,23 +1,33 @@
 """Checks of records: data type, prompt, completions, and labels or rewards."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Protocol
 
-Text = str | list[dict[str, Any]]
-Record = Mapping[str, Any]
+from humanline_fused.training.data.columns import SYSTEM_COLUMNS, TEMPLATE_COLUMNS, Renamed
+from humanline_fused.training.data.doubts import doubt_empty, doubt_pair, ignored_parts, is_accidental, prompt_hint
+from humanline_fused.training.data.findings import COLUMN_IGNORED, NO_PROMPT, PROMPT_PART_IGNORED, Findings
+from humanline_fused.training.data.messages import Record, Text, as_list, content_text, looks_like_messages, plain_text
+from humanline_fused.training.data.prompt_rules import (
+    expect_answers,
+    split_prompt,
+    system_message,
+    take_prompt_once,
+    with_system,
+)
+from humanline_fused.training.data.template_columns import template_arguments
 
 BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
-TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 IMAGE_COLUMNS = ("image", "images")
+ALIASES = {"reward": "score"}
+"""Names that columns may have instead."""
 
 
 @dataclass(frozen=True)
 class DataType:
-    """A type of data, with TRL's name and columns; only the groups with rewards are not TRL's.
+    """A type of data, with TRL's name and columns; only those with rewards are not TRL's.
 
     Attributes:
         user: text that names the consumer of data that no objective takes.
@@ -36,12 +46,14 @@ IMPLICIT = DataType("preference", ("chosen", "rejected"))
 UNPAIRED = DataType("unpaired preference", ("prompt", "completion", "label"))
 REWARDED = DataType("rewarded", ("prompt", "completions", "rewards"))
 STEPWISE = DataType("stepwise supervision", ("prompt", "completions", "labels"))
+SCORED = DataType("scored", ("prompt", "completion", "reward"))
 SUPERVISED = DataType("prompt-completion", ("prompt", "completion"))
 MESSAGES = DataType("language modeling", ("messages",))
 TEXT = DataType("language modeling", ("text",))
 PROMPTS = DataType("prompt-only", ("prompt",), "every objective with rounds (--rollout_every)")
-TYPES = (UNPAIRED, REWARDED, PREFERENCE, IMPLICIT, STEPWISE, SUPERVISED, PROMPTS, MESSAGES, TEXT)
+TYPES = (UNPAIRED, REWARDED, PREFERENCE, IMPLICIT, STEPWISE, SCORED, SUPERVISED, PROMPTS, MESSAGES, TEXT)
 """The types in order of detection: a record has the first type whose columns it has."""
+ALL_COLUMNS = {column for kind in TYPES for column in kind.columns}
 
 
 class Taker(Protocol):
@@ -85,40 +97,58 @@ class Row:
 
 
 def type_of(record: Record, among: Sequence[DataType] = TYPES) -> DataType | None:
-    """Return the data type of a record; None if it is not in ``among``."""
-    for kind in TYPES:
-        missing = [column for column in kind.columns if record.get(column) is None]
-        if missing or kind not in among:
+    """Return the first of the types whose columns a record has; None if it has those of none."""
+    for kind in among:
+        if any(_cell(record, column) is None for column in kind.columns):
             continue
-        if (
-            kind is PREFERENCE
-            and _is_text(record["prompt"])
-            and all(map(_is_messages, (record["chosen"], record["rejected"])))
-        ):
-            return IMPLICIT  # the messages contain the prompt, which the text column repeats
+        if kind is PREFERENCE and _repeats_prompt(record):
+            return IMPLICIT
         if kind is PROMPTS and any(record.get(name) is not None for name in ("chosen", "rejected", "completions")):
             continue
         return kind
     return None
 
 
-def read_row(where: str, record: Any, taker: Taker, like: DataType | None = None) -> Row:
+def _repeats_prompt(record: Record) -> bool:
+    """Return True if the messages of a pair contain the prompt, which a column of text repeats."""
+    if isinstance(record, Renamed) and "prompt" in record.renamed:
+        return False
+    is_text = isinstance(record["prompt"], str) and not looks_like_messages(record["prompt"])
+    return is_text and all(map(looks_like_messages, (record["chosen"], record["rejected"])))
+
+
+def _cell(record: Record, column: str) -> Any:
+    value = record.get(column)
+    return record.get(ALIASES[column]) if value is None and column in ALIASES else value
+
+
+def used_columns(kind: DataType, record: Record) -> set[str]:
+    """Return the names of the columns of a record that a row of this type uses, or that it may use."""
+    used = {*kind.columns, "prompt", *SYSTEM_COLUMNS, *TEMPLATE_COLUMNS}
+    return used | {ALIASES[column] for column in ALIASES if column in kind.columns and record.get(column) is None}
+
+
+def read_row(
+    where: str, record: Any, taker: Taker, like: DataType | None = None, *, findings: Findings | None = None
+) -> Row:
     """Check a record and split it into prompt, completions and values.
 
     Args:
         where: place of the record, for error messages.
-        record: the record.
+        record: the record, after :func:`~humanline_fused.training.data.columns.apply_columns`.
         taker: the consumer of the row; a round takes the prompt of any record.
         like: the type of the preceding rows.
+        findings: counts of what was noticed, to be added to.
 
     Raises:
         ValueError: the record lacks a column that the consumer needs, or a column has the wrong content.
     """
+    findings = Findings() if findings is None else findings
     columns = taker.types[0].columns
     if not isinstance(record, Mapping):
         raise ValueError(f"{where}: expected an object with the columns {', '.join(columns)}, got {record!r:.80}")
     kind = PROMPTS if taker.types == (PROMPTS,) else type_of(record, taker.types)
-    if kind is None or any(record.get(column) is None for column in kind.columns):
+    if kind is None or any(_cell(record, column) is None for column in kind.columns):
         raise ValueError(f"{where}: {_unfit(record, taker)}")
     if like is not None and kind != like:
         raise ValueError(f"{where}: expected {like}, as in the rows before, got {kind}")
@@ -126,113 +156,137 @@ def read_row(where: str, record: Any, taker: Taker, like: DataType | None = None
     if images:
         raise ValueError(f"{where}: expected text alone, got {images[0]!r}: images are not supported")
     try:
-        prompt, completions, values = _parts(record, kind)
-        template = _template(record, prompt)
-    except ValueError as error:
+        prompt, completions = _texts(where, record, kind, findings)
+        values = _values(record, kind, len(completions))
+        template = template_arguments(record, prompt)
+    except (ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{where}: {error}") from None
+    if kind is not PROMPTS:
+        _count_ignored(where, record, kind, prompt, findings)
     return Row(kind, prompt, completions, values, template)
 
 
+def _count_ignored(where: str, record: Record, kind: DataType, prompt: Text, findings: Findings) -> None:
+    used = used_columns(kind, record)
+    ignored = [name for name, value in record.items() if name not in used and value is not None]
+    if ignored:
+        findings.add(COLUMN_IGNORED, where, ", ".join(map(str, ignored)))
+        parts = ignored_parts(record, used, content_text(prompt))
+        findings.add(PROMPT_PART_IGNORED, where, ", ".join(parts), count=bool(parts))
+
+
 def _unfit(record: Record, taker: Taker) -> str:
-    columns = taker.types[0].columns
-    needs = f"{taker.name} needs {', '.join(columns)}"
+    def present(kind: DataType) -> int:
+        return sum(_cell(record, column) is not None for column in kind.columns if column != "prompt")
+
     looks = type_of(record)
-    missing = [column for column in columns if record.get(column) is None]
-    partly = len(missing) < len([column for column in columns if column != "prompt"])
-    if looks is None or (partly and not taker.takers(looks) and looks is not STEPWISE):
-        return f"lacks {', '.join(map(repr, missing))}; {needs}, this has {', '.join(map(repr, record))}"
-    return f"this looks like {looks}, which {takers_of(looks, taker)} takes; {needs}"
+    partly = present(taker.types[0]) > 0
+    if looks is not None and not (partly and not taker.takers(looks) and looks is not STEPWISE):
+        needs = ", ".join(taker.types[0].columns)
+        return f"this looks like {looks}, which {takers_of(looks, taker)} takes; {taker.name} needs {needs}"
+    nearest = max(taker.types, key=present)  # the first of those with the most columns
+    missing = [column for column in nearest.columns if _cell(record, column) is None]
+    has = ", ".join(repr(name) for name, value in record.items() if value is not None)
+    hint = prompt_hint(record, ALL_COLUMNS) if "prompt" in missing else ""
+    needs = f"{taker.name} needs {', '.join(nearest.columns)}"
+    return f"lacks {', '.join(map(repr, missing))}; {needs}, this has {has}{hint}"
 
 
-def _parts(record: Record, kind: DataType) -> tuple[Text, list[Text], list[float]]:
-    prompt: Any = record.get("prompt")
-    if kind is PROMPTS:
-        completions: Any = []
-    elif kind is REWARDED:
-        completions = record["completions"]
-        if not isinstance(completions, list | tuple):
-            raise ValueError(f"expected completions to be a list, got {completions!r:.80}")
-        completions = list(completions)
-    elif kind is UNPAIRED:
-        completions = [record["completion"]]
-    else:
-        completions = [record["chosen"], record["rejected"]]
+def _texts(where: str, record: Record, kind: DataType, findings: Findings) -> tuple[Text, list[Text]]:
+    names, given = _completions(record, kind)
+    prompt: Any = None if kind is IMPLICIT else record["prompt"]
+    plain = [plain_text(name, text, where, findings) for name, text in zip(names, given, strict=True)]
+    completions: list[Any] = _of_one_kind(plain, given)
+    system = system_message(record)
     if kind is IMPLICIT:
-        _expect_kind(completions[0], completions)
-        prompt, completions = _split_prompt(*completions)
-    _expect_kind(prompt, [prompt, *completions])
-    return prompt, completions, _values(record, kind, len(completions))
+        prompt, completions = _implicit(where, record, completions, findings)
+        reason = "chosen and rejected part at a turn that is not the assistant's"
+    else:
+        renamed = isinstance(record, Renamed) and "prompt" in record.renamed
+        asked = plain_text("prompt", prompt, where, findings)
+        if renamed and isinstance(asked, str) and completions and not isinstance(completions[0], str):
+            asked = [{"role": "user", "content": asked}]  # the setting says that this text is the question
+        prompt, *completions = _of_one_kind([asked, *completions], [prompt, *given])
+        if isinstance(prompt, str) and not prompt.strip() and completions and not renamed:
+            doubt_empty(record, used_columns(kind, record) - {*SYSTEM_COLUMNS}, completions)
+        completions = take_prompt_once(prompt, completions, system and system[1], where, findings)
+        reason = "the prompt is taken once if all completions of a row begin with the whole of it"
+    prompt = with_system(prompt, system, kind is not IMPLICIT, where, findings)
+    expect_answers(names, completions, reason)
+    return prompt, completions
+
+
+def _completions(record: Record, kind: DataType) -> tuple[list[str], list[Any]]:
+    """Return the completions of a record as given, after the name of each one's column."""
+    if kind is PROMPTS:
+        return [], []
+    if kind is REWARDED:
+        given = as_list(record["completions"])
+        if not isinstance(given, list):
+            raise ValueError(f"expected completions to be a list, got {given!r:.80}")
+        return ["completions"] * len(given), given
+    names = ["completion"] if kind in (UNPAIRED, SCORED) else ["chosen", "rejected"]
+    return names, [record[name] for name in names]
+
+
+def _of_one_kind(texts: Sequence[Text | None], given: Sequence[Any]) -> list[Text]:
+    kinds = {type(text) for text in texts}
+    if len(kinds) > 1 or type(None) in kinds:
+        raise ValueError(
+            "expected prompt and completions all to be text or all to be lists of {role, content} messages, "
+            f"got {list(given)!r:.200}"
+        )
+    return [text for text in texts if text is not None]
+
+
+def _implicit(where: str, record: Record, pair: list[Text], findings: Findings) -> tuple[Text, list[Text]]:
+    """Return the prompt that a pair begins with, and the rest; refuse a pair whose prompt stands elsewhere."""
+    prompt, completions = split_prompt(*pair)
+    waived = isinstance(record, Renamed) and "prompt" in record.without
+    if not waived:
+        system = {*SYSTEM_COLUMNS} if isinstance(prompt, str) else set()
+        doubt_pair(record, used_columns(IMPLICIT, record) - system, prompt, pair)
+    if prompt == []:
+        raise ValueError("expected chosen and rejected to begin with the same messages, their prompt, got none")
+    if isinstance(prompt, str) and is_accidental(prompt) and not waived:
+        findings.add(NO_PROMPT, where, prompt)
+    return prompt, completions
 
 
 def _values(record: Record, kind: DataType, number: int) -> list[float]:
     if kind is UNPAIRED:
-        label = BOOLEANS.get(str(record["label"]).strip().lower())
+        given = as_list(record["label"])
+        label = BOOLEANS.get(str(given).strip().lower())
         if label is None:
-            raise ValueError(f"expected label to be true or false, got {record['label']!r}")
+            raise ValueError(f"expected label to be true or false, got {given!r:.80}")
         return [float(label)]
+    if kind is SCORED:
+        given = _cell(record, "reward")
+        reward = _number(given)
+        if reward is None:
+            raise ValueError(f"expected the reward of a completion to be a finite number, got {given!r:.80}")
+        return [reward]
     if kind is REWARDED:
-        rewards = record["rewards"]
+        rewards = as_list(record["rewards"])
         if number < 2:
             raise ValueError(f"expected at least 2 completions, got {number}: a group of one has no baseline")
-        finite = isinstance(rewards, list | tuple) and all(isinstance(r, Real) and math.isfinite(r) for r in rewards)
-        if not finite or len(rewards) != number:
+        numbers = [_number(reward) for reward in rewards] if isinstance(rewards, list) else []
+        if None in numbers or len(numbers) != number:
             raise ValueError(f"expected {number} finite rewards, one a completion, got {rewards!r:.80}")
-        return [float(reward) for reward in rewards]
+        return [reward for reward in numbers if reward is not None]
     return []
 
 
-def _split_prompt(chosen: Any, rejected: Any) -> tuple[Any, list[Any]]:
-    """Split off the prompt: the common beginning of both, without a space at its end. This is TRL 1.16's rule.
-
-    If both are equal, or one is the beginning of the other, the last character or message of the shorter one belongs
-    to the completions.
-    """
-    shorter = min(len(chosen), len(rejected))
-    if not shorter:
-        raise ValueError("expected chosen and rejected to begin with their prompt, got one that is empty")
-    stop = next((i for i in range(shorter) if chosen[i] != rejected[i]), None)
-    if stop is None:
-        stop = shorter - 1
-    elif stop and chosen[stop - 1] == " ":
-        stop -= 1
-    if not isinstance(chosen, str) and not stop:
-        raise ValueError("expected chosen and rejected to begin with the same messages, their prompt, got none")
-    return chosen[:stop], [chosen[stop:], rejected[stop:]]
-
-
-def _template(record: Record, prompt: Text) -> dict[str, Any]:
-    given = {name: record.get(name) for name in TEMPLATE_COLUMNS}
-    for name, value in given.items():
-        if value and isinstance(prompt, str):
-            raise ValueError(f"{name}: expected a prompt of messages, which a chat template renders, got text")
-        if isinstance(value, str):
-            try:
-                given[name] = json.loads(value)
-            except ValueError as error:
-                raise ValueError(f"{name}: expected JSON, got {value[:80]!r}: {error}") from None
-    tools, settings = (given[name] for name in TEMPLATE_COLUMNS)
-    if tools is not None and not isinstance(tools, list):
-        raise ValueError(f"tools: expected a list of JSON schemas, got {tools!r:.80}")
-    if settings is not None and not isinstance(settings, Mapping):
-        raise ValueError(f"chat_template_kwargs: expected an object, got {settings!r:.80}")
-    return ({} if tools is None else {"tools": tools}) | dict(settings or {})
-
-
-def _expect_kind(first: Any, texts: Sequence[Any]) -> None:
-    kind = _is_text if _is_text(first) else _is_messages
-    if not all(map(kind, texts)):
-        raise ValueError(
-            "expected prompt and completions all to be text or all to be lists of {role, content} messages, "
-            f"got {list(texts)!r:.200}"
-        )
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_messages(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
+def _number(value: Any) -> float | None:
+    """Return a finite number, or the text of one, as a float; None for anything else, such as true."""
+    value = as_list(value)
+    if isinstance(value, bool) or not isinstance(value, Real | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def is_blank(text: Text, end: str) -> bool:

@@ -26,8 +26,9 @@ class ObjectiveSettings(DPOSettings, KTOSettings, GRPOSettings):
 
 
 def names_taking(kind: DataType) -> list[str]:
-    """Return the names of the built-in objectives that accept a type of data."""
-    return [name for name, objective in OBJECTIVES.items() if kind in objective.form.types]
+    """Return the names of the built-in objectives that accept a type of data, those first that need no conversion."""
+    types = {name: objective.form.types for name, objective in OBJECTIVES.items()}
+    return sorted((name for name in types if kind in types[name]), key=lambda name: types[name].index(kind))
 
 
 def find_objective(name: str, arguments: Mapping[str, Any] | None = None) -> Objective:

@@ -1,0 +1,84 @@
+"""Printing that neither fails nor steers a terminal: escapes, and output streams without errors."""
+
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 without tab and newline, DEL, C1
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # direction of writing
+    "\u2028\u2029\ufeff"  # line and paragraph separator, byte-order mark
+    "\ud800-\udfff]"  # halves of surrogate pairs
+)
+
+
+def escaped(text: str) -> str:
+    """Return the text with Python's escapes for control characters, except tabs and newlines.
+
+    >>> print(escaped("red \\x1b[31m, mirrored \\u202e"))
+    red \\x1b[31m, mirrored \\u202e
+    """
+    return CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+@contextmanager
+def unfailing_output() -> Iterator[None]:
+    """Print without errors inside the ``with``: on stdout and stderr, and for every library.
+
+    A character that the encoding does not have is escaped. Output is dropped once it cannot be written, because its
+    reader has ended (``humanline data … | head``), its terminal is closed or its disk is full.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_unfailing, before)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError):  # None: a process without output
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+class _Output(io.TextIOWrapper):
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            return self._drop(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError:
+            self._drop("")
+
+    def _drop(self, text: str) -> int:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+        return len(text)
+
+
+def _unfailing(stream: TextIO) -> TextIO:
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        number = stream.fileno()
+    except OSError:  # a stream in memory
+        return stream
+    if stream not in (sys.__stdout__, sys.__stderr__):
+        return stream
+    stream.flush()
+    file = open(number, "wb", closefd=False)  # noqa: SIM115
+    return _Output(
+        file,
+        stream.encoding,
+        "backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
