@@ -1,6 +1,7 @@
 """The command ``humanline``. Each subcommand imports its own modules, so that ``--help`` stays fast."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -235,19 +236,30 @@ def data(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--columns", metavar="NAMES", help="Columns that have other names, as prompt=question or JSON (docs/data.md)."
     )
+    parser.add_argument(
+        "--train_on", choices=("assistant", "completion"), default="assistant", help="As of train. Default: %(default)s"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="Exit with 2 if a part of the data would not be learnt as it is written."
+    )
     options = parser.parse_args(argv)
 
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, GenerationConfig
 
     from humanline_fused.training.data.columns import read_columns
     from humanline_fused.training.inspection import inspect_data, report
     from humanline_fused.training.objectives import find_objective
     from humanline_fused.training.objectives.settings import json_mapping
+    from humanline_fused.training.online.sampling import end_tokens
+    from humanline_fused.training.run_data import refuse_losses
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model) if options.model else None
     except (ValueError, OSError) as error:
         raise UserError(f"--model: expected a tokenizer at {options.model}: {error}") from error
+    generation = None
+    with contextlib.suppress(OSError):  # a folder with a tokenizer alone
+        generation = GenerationConfig.from_pretrained(options.model) if options.model else None
     try:
         kwargs = options.objective_kwargs and json_mapping("--objective_kwargs", options.objective_kwargs)
         if kwargs and not options.objective:
@@ -255,7 +267,8 @@ def data(argv: Sequence[str]) -> None:
         objective = find_objective(options.objective, kwargs) if options.objective else None
         settings = {"objective": objective, "split": options.split, "max_length": options.max_length}
         columns = read_columns(options.columns, "--columns")
-        found = inspect_data(options.file, tokenizer=tokenizer, columns=columns, **settings)
+        settings |= {"train_on": options.train_on, "stops": end_tokens(generation, tokenizer) if tokenizer else ()}
+        found = inspect_data(options.file, tokenizer=tokenizer, columns=columns, progress=bool(tokenizer), **settings)
     except (ValueError, TypeError, OSError) as error:
         raise UserError(str(error)) from error
     print(escaped(report(found)))
@@ -264,6 +277,11 @@ def data(argv: Sequence[str]) -> None:
         raise UserError(f"{rows}: training would stop at the first")
     if tokenizer and found.objective and not found.num_examples:
         raise UserError("no training example would be left")
+    if options.strict:
+        try:
+            refuse_losses(found.findings, setting="--strict")
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def demo(argv: Sequence[str]) -> None:

@@ -77,11 +77,12 @@ def read_run_data(
     return RunData(train, held_out, [replace(e, weight=e.weight / scale) for e in held_out.examples])
 
 
-def refuse_losses(*findings: Findings) -> None:
+def refuse_losses(*findings: Findings, setting: str = "strict_data") -> None:
     """Raise ValueError if a part of the data would not be learnt as it is written."""
     lines = [line for one in findings for line in one.lines(Severity.LOSS)]
     if lines:
-        raise ValueError("strict_data: expected data that are learnt as they are written, got\n  " + "\n  ".join(lines))
+        said = "\n  ".join([f"{setting}: expected data that are learnt as they are written, got", *lines])
+        raise ValueError(said)
 
 
 @dataclass(frozen=True)

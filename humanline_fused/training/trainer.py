@@ -105,7 +105,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         policy, tokenizer = load_policy(model, processing_class, args)
         self.pad_token_id = pad_token_id_of(tokenizer)
         reward = the_reward(args.reward, reward_function, rounds=args.rollout_every is not None)
-        stops = end_tokens(policy, tokenizer)
+        stops = end_tokens(policy.generation_config, tokenizer)
         data = read_run_data(
             train_dataset, eval_dataset, tokenizer, args, self.objective, prompts_alone=bool(reward), stops=stops
         )

@@ -185,7 +185,7 @@ class Rounds:
 
     def _draw(self, places: Sequence[int], model: PreTrainedModel, number: int, attempt: int) -> list[list[Tensor]]:
         ids = [self.prompts.examples[place].prompt_ids for place in places]
-        self.ends = end_tokens(model, self.tokenizer)
+        self.ends = end_tokens(model.generation_config, self.tokenizer)
         seed = np.random.SeedSequence([self.plan.seed, number, self.rank, attempt]).generate_state(1)
         return sample(model, ids, self.sampling, self.ends, int(seed[0]))
 

@@ -63,9 +63,8 @@ def sampled_from(model: PreTrainedModel, sampling: Sampling, ends: set[int]) -> 
             holder.generation_config = own
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the end-of-sequence tokens of tokenizer and model, which may differ for a chat model."""
-    config = model.generation_config
+def end_tokens(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the end-of-sequence tokens of a tokenizer and of a model's generation config, which may differ."""
     known = (tokenizer.eos_token_id, config.eos_token_id if config else None)
     return {int(end) for ends in known if ends is not None for end in (ends if isinstance(ends, list) else [ends])}
 
