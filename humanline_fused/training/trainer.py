@@ -43,7 +43,7 @@ from humanline_fused.training.objectives.table import check_parts
 from humanline_fused.training.online.reward import RolloutError, the_reward
 from humanline_fused.training.online.rollout import Rounds, make_rounds
 from humanline_fused.training.online.sampling import end_tokens
-from humanline_fused.training.run.checkpoint import step_of
+from humanline_fused.training.run.checkpoint import describe_resume, step_of
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.failure_signs import FailureSigns
 from humanline_fused.training.run.identity import check_identity, run_identity
@@ -359,7 +359,9 @@ class HumanlineTrainer(EvaluatedTrainer):
         if self.args.process_index == 0:
             choice = choose_impl(self.args.impl, self.args.device, next(self._policy.parameters()).dtype)
             rounds = f"\n{self.rounds.summary()}" if self.rounds else ""
-            print(f"{describe(self.args, self.objective, choice, self.train_data, self.eval_data)}{rounds}", flush=True)
+            resumed = f"\n{describe_resume(Path(resume))}" if resume else ""
+            summary = describe(self.args, self.objective, choice, self.train_data, self.eval_data)
+            print(f"{summary}{rounds}{resumed}", flush=True)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, from the start or from a checkpoint, to the end or until SIGTERM. See :class:`ResumableTrainer`."""
