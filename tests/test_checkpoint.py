@@ -233,14 +233,16 @@ def everything_in(folder: Path) -> dict[str, bytes]:
     return {str(file): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-WITHOUT_OPTIMIZER = r"checkpoint-6, checkpoint-4, checkpoint-2: saved without the optimizer \(save_only_model\)\. To start"
+WITHOUT_OPTIMIZER = (
+    r"checkpoint-6, checkpoint-4, checkpoint-2: saved without the optimizer \(save_only_model\)\. To start"
+)
 
 
 @pytest.mark.parametrize("resume", ["auto", True])
 def test_checkpoints_that_cannot_be_resumed_from_are_no_reason_to_start_over(tmp_path: Path, resume: str | bool):
     saved_run(tmp_path, save_only_model=True)
     before = everything_in(tmp_path)
-    with pytest.raises(ValueError, match=rf"={resume!r}: expected a complete checkpoint in .*, got {WITHOUT_OPTIMIZER}"):
+    with pytest.raises(ValueError, match=f"={resume!r}: expected a complete checkpoint .*got {WITHOUT_OPTIMIZER}"):
         tiny_trainer(tmp_path, **SAVING).train(resume)
     assert everything_in(tmp_path) == before
 
@@ -249,7 +251,9 @@ def test_every_checkpoint_is_listed_with_its_own_reason(run_dir: Path):
     (run_dir / "checkpoint-2" / "files.json").unlink()
     (run_dir / "checkpoint-4" / "files.json").write_text("{")
     (run_dir / "checkpoint-6" / "optimizer.pt").unlink()
-    said = r"got checkpoint-6: optimizer.pt is missing; checkpoint-4, checkpoint-2: files.json is missing or unreadable\."
+    said = (
+        r"got checkpoint-6: optimizer.pt is missing; checkpoint-4, checkpoint-2: files.json is missing or unreadable\."
+    )
     with pytest.raises(ValueError, match=said):
         resolve_resume(run_dir, "auto")
 
@@ -257,7 +261,7 @@ def test_every_checkpoint_is_listed_with_its_own_reason(run_dir: Path):
 def test_a_fresh_start_does_not_overwrite_incomplete_checkpoints(tmp_path: Path):
     saved_run(tmp_path, save_only_model=True)
     before = everything_in(tmp_path)
-    with pytest.raises(ValueError, match=f"checkpoints of an earlier run, none of which can be .*: {WITHOUT_OPTIMIZER}"):
+    with pytest.raises(ValueError, match=f"checkpoints of an earlier run, none of which .*: {WITHOUT_OPTIMIZER}"):
         saved_run(tmp_path)
     assert everything_in(tmp_path) == before
 
