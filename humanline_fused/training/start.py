@@ -3,9 +3,10 @@
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
+import numpy as np
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -18,6 +19,7 @@ from transformers import (
 from humanline_fused.model.fused_head import causal_lm
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.examples import Example
+from humanline_fused.training.data.store import StoredExamples
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.positions import Longest, check_positions, longest_sequence, position_limit_of
 from humanline_fused.training.run_data import RunData
@@ -98,6 +100,8 @@ def check_token_ids(kind: str, examples: Sequence[Example], tokenizer: PreTraine
         tokenizer: gives the text of a token.
         rows: rows of the embedding.
     """
+    if isinstance(examples, StoredExamples) and examples.arrays["ids"].max(initial=0) < rows:
+        return
     for place, example in enumerate(examples):
         for ids in (example.prompt_ids, *example.completions):
             if len(ids) and int(ids.max()) >= rows:
@@ -107,6 +111,16 @@ def check_token_ids(kind: str, examples: Sequence[Example], tokenizer: PreTraine
                     f"token {tokenizer.convert_ids_to_tokens(token)!r} (id {token}): use the model's own tokenizer, or "
                     "give the model a row for every token (model.resize_token_embeddings(len(tokenizer)))"
                 )
+
+
+def lengths_of(examples: Sequence[Example], sampled: int = 0) -> Iterable[tuple[int, int]]:
+    """Return of each example the tokens of its prompt and of its longest completion; ``sampled`` if it has none."""
+    if not isinstance(examples, StoredExamples):
+        return ((len(e.prompt_ids), max(map(len, e.completions), default=sampled)) for e in examples)
+    ends = examples.arrays["ends"]
+    sizes = np.diff(ends.reshape(-1), prepend=0).reshape(ends.shape)
+    completions = sizes[:, 1:].max(axis=1) if sizes.shape[1] > 1 else np.full(len(sizes), sampled)
+    return zip(sizes[:, 0].tolist(), completions.tolist(), strict=True)
 
 
 def check_data(
@@ -135,7 +149,7 @@ def check_data(
     for kind, examples in (("training", data.train.examples), ("held-out", data.held_out_examples)):
         check_token_ids(kind, examples, tokenizer, rows)
         sampled = config.max_completion_length if config.rollout_every else 0
-        lengths = ((len(e.prompt_ids), max(map(len, e.completions), default=sampled)) for e in examples)
+        lengths = lengths_of(examples, sampled)
         longest = max(longest, longest_sequence(kind, lengths, config.max_length, mismatched=objective.mismatched))
     warnings = [check_positions(position_limit_of(model), longest, config.max_length) for model in models]
     return warnings[0]

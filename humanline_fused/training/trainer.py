@@ -106,10 +106,8 @@ class HumanlineTrainer(EvaluatedTrainer):
         policy, tokenizer = load_policy(model, processing_class, args)
         self.pad_token_id = pad_token_id_of(tokenizer, policy)
         reward = the_reward(args.reward, reward_function, rounds=args.rollout_every is not None)
-        stops = end_tokens(policy, tokenizer)
-        data = read_run_data(
-            train_dataset, eval_dataset, tokenizer, args, self.objective, prompts_alone=bool(reward), stops=stops
-        )
+        how = {"prompts_alone": bool(reward), "stops": end_tokens(policy, tokenizer)}
+        data = read_run_data(train_dataset, eval_dataset, tokenizer, args, self.objective, **how)
         self.train_data, self.eval_data, self.eval_examples = data.train, data.held_out, data.held_out_examples
         if args.reference == "adapter":
             trained_adapter(policy)
