@@ -205,7 +205,6 @@ def test_a_checkpoint_with_the_former_name_of_the_run_state_is_resumed(tmp_path:
 
 def test_a_checkpoint_without_optimizer_cannot_be_resumed_from(tmp_path: Path):
     saved_run(tmp_path, save_only_model=True)
-    assert resolve_resume(tmp_path, "auto") is None
     with pytest.raises(ValueError, match="saved without the optimizer"):
         resolve_resume(tmp_path, str(tmp_path / "checkpoint-6"))
 
@@ -225,6 +224,70 @@ def test_without_a_checkpoint_auto_starts_fresh_and_true_is_an_error(tmp_path: P
     assert resolve_resume(tmp_path / "nowhere", "auto") is None
     with pytest.raises(ValueError, match=r"expected a complete checkpoint in .*found none"):
         resolve_resume(tmp_path, True)
+
+
+# Folders without a complete checkpoint
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+WITHOUT_OPTIMIZER = (
+    r"checkpoint-6, checkpoint-4, checkpoint-2: saved without the optimizer \(save_only_model\)\. To start"
+)
+
+
+@pytest.mark.parametrize("resume", ["auto", True])
+def test_checkpoints_that_cannot_be_resumed_from_are_no_reason_to_start_over(tmp_path: Path, resume: str | bool):
+    saved_run(tmp_path, save_only_model=True)
+    before = everything_in(tmp_path)
+    with pytest.raises(ValueError, match=f"={resume!r}: expected a complete checkpoint .*got {WITHOUT_OPTIMIZER}"):
+        tiny_trainer(tmp_path, **SAVING).train(resume)
+    assert everything_in(tmp_path) == before
+
+
+def test_every_checkpoint_is_listed_with_its_own_reason(run_dir: Path):
+    (run_dir / "checkpoint-2" / "files.json").unlink()
+    (run_dir / "checkpoint-4" / "files.json").write_text("{")
+    (run_dir / "checkpoint-6" / "optimizer.pt").unlink()
+    said = (
+        r"got checkpoint-6: optimizer.pt is missing; checkpoint-4, checkpoint-2: files.json is missing or unreadable\."
+    )
+    with pytest.raises(ValueError, match=said):
+        resolve_resume(run_dir, "auto")
+
+
+def test_a_fresh_start_does_not_overwrite_incomplete_checkpoints(tmp_path: Path):
+    saved_run(tmp_path, save_only_model=True)
+    before = everything_in(tmp_path)
+    with pytest.raises(ValueError, match=f"checkpoints of an earlier run, none of which .*: {WITHOUT_OPTIMIZER}"):
+        saved_run(tmp_path)
+    assert everything_in(tmp_path) == before
+
+
+def test_a_file_named_as_a_checkpoint_is_none(tmp_path: Path):
+    (tmp_path / "checkpoint-3").write_text("notes")
+    assert resolve_resume(tmp_path, "auto") is resolve_resume(tmp_path, None) is None
+
+
+@pytest.mark.parametrize("resume", ["auto", True])
+def test_a_resumed_run_says_which_checkpoint_it_took_and_why_not_the_newest(
+    run_dir: Path, resume: str | bool, capsys: pytest.CaptureFixture[str]
+):
+    (run_dir / "checkpoint-6" / "optimizer.pt").write_bytes(b"")
+    capsys.readouterr()
+    tiny_trainer(run_dir, **SAVING).train(resume)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resumed")]
+    name, size = run_dir / "checkpoint-4", json.loads((run_dir / "checkpoint-4" / "files.json").read_text())
+    reason = f"checkpoint-6: optimizer.pt has 0 bytes instead of {size['optimizer.pt']}"
+    assert line == f"resumed from {name}, step 4 (not from {reason})"
+    assert faults(run_dir / "checkpoint-6") == []
+
+
+def test_a_run_resumed_from_the_newest_checkpoint_names_it_alone(run_dir: Path, capsys: pytest.CaptureFixture[str]):
+    tiny_trainer(run_dir, **SAVING).train("auto")
+    assert f"\nresumed from {run_dir / 'checkpoint-6'}, step 6\n" in capsys.readouterr().out
 
 
 def test_a_fresh_start_in_a_folder_with_checkpoints_is_refused_and_deletes_nothing(run_dir: Path):

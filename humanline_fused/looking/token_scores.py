@@ -90,7 +90,7 @@ class Comparison:
 
     def _batches(self) -> list[Batch]:
         run = self.run
-        sizes = {"pad_token_id": pad_token_id_of(run.tokenizer), "max_length": run.config.max_length}
+        sizes = {"pad_token_id": pad_token_id_of(run.tokenizer, self.policy), "max_length": run.config.max_length}
         return [collate(self.examples, micro, run.objective, **sizes).to(run.device) for micro in self.micros]
 
     def _autocast(self) -> AbstractContextManager[Any]:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from humanline_fused.training.data.columns import read_columns
+from humanline_fused.training.objectives.metrics import less_is_better
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.settings import expect, json_mapping
 from humanline_fused.training.objectives.table import (
@@ -215,10 +217,15 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
         if self.bf16 is None:
             gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             self.bf16 = gpu and not (self.fp16 or self.use_cpu)  # pyright: ignore[reportIncompatibleVariableOverride]
-        if self.dry_run:
-            self.save_strategy = self.eval_strategy = "no"
-            self.eval_on_start = self.load_best_model_at_end = False
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = not less_is_better(self.metric_for_best_model)
         super().__post_init__()
+        self._evaluates = self.eval_strategy != IntervalStrategy.NO
+        evaluated = self._evaluates or self.save_strategy != SaveStrategy.BEST
+        self._expect("eval_strategy", evaluated, "'steps' or 'epoch' with save_strategy='best'")
+        if self.dry_run:
+            self.save_strategy, self.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
+            self.eval_on_start = self.load_best_model_at_end = False
         if isinstance(self.scale_rewards, bool):  # TRL accepts booleans
             self.scale_rewards = "group" if self.scale_rewards else "none"
         choices = {
@@ -362,6 +369,11 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
                 "push_to_hub: expected hub_strategy='end' (a checkpoint is renamed when it is complete, which "
                 f"would break an upload), got {self.hub_strategy!r}"
             )
+
+    @property
+    def evaluates(self) -> bool:
+        """True if the run evaluates during training, or would without ``dry_run``."""
+        return self._evaluates
 
     @property
     def drop_no_signal(self) -> bool:

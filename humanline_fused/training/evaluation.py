@@ -1,6 +1,6 @@
 """Evaluation of the current policy against the initial policy on held-out data, without a second model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from humanline_fused.reference.lookahead import TokenScores
@@ -22,7 +23,16 @@ from humanline_fused.training.objectives.table import is_in_table
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.metrics_log import Meter
 from humanline_fused.training.run.resumable import ResumableTrainer
+from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
 from humanline_fused.training.scoring import Scorer
+from humanline_fused.validation.values import nearest
+
+SPEED = {"runtime", "samples_per_second", "steps_per_second"}
+"""Metrics that Trainer adds to an evaluation."""
+
+
+def _renamed(metric: str) -> str:
+    return metric.replace("rewards/", "rewards_initial/")
 
 
 class HeldOut:
@@ -45,6 +55,7 @@ class HeldOut:
         self.examples = examples
         self.initial = initial
         self.collate = collate
+        self.batch_size = batch_size
         self.dealt = evaluation_plan(len(examples), batch_size, initial.rank, initial.world_size)
 
     def score(
@@ -73,6 +84,11 @@ class HeldOut:
         if keep:
             self.initial.save()
 
+    def batches(self) -> Iterator[Batch]:
+        """Yield the micro-batches of all ranks."""
+        for micro, _ in evaluation_plan(len(self.examples), self.batch_size, rank=0, world_size=1):
+            yield self.collate(self.examples, micro)
+
     def dataloader(self) -> DataLoader:
         """Return this rank's micro-batches in order, with ``index``; ``repeated`` marks those that do not count."""
 
@@ -100,6 +116,41 @@ class EvaluatedTrainer(ResumableTrainer):
     def _score_initially(self, model: nn.Module) -> None:
         self.held_out.score(
             model, self.scorer.score, fresh=self.is_in_train, keep=self.is_in_train and self.args.should_save
+        )
+
+    def check_evaluation(self) -> None:
+        """Check before the first step what transformers finds at the first evaluation, or not at all in a dry run.
+
+        A callback or a subclass that evaluates may add metrics of its own, so any name is accepted from them.
+
+        Raises:
+            ValueError: there is nothing to evaluate, or no evaluation gives ``metric_for_best_model``.
+        """
+        if not self.held_out.examples:
+            if self.args.evaluates:
+                raise ValueError("eval_strategy: expected an eval_dataset to evaluate on, or 'no', got neither")
+            return
+        asked = self.args.metric_for_best_model
+        if asked is None or self._others_evaluate():
+            return
+        given: set[str] = set()
+        name, found = asked.removeprefix("eval_"), {"loss", "kl_initial"}
+        for batch in self.held_out.batches():
+            found |= self.scorer.metric_names(batch)
+            given = {_renamed(metric) for metric in with_margins(dict.fromkeys(found, 0.0))}
+            if name in given | SPEED:
+                return
+        listed = sorted(f"eval_{metric}" for metric in given)
+        close = nearest(f"eval_{name}", listed)
+        raise ValueError(
+            f"metric_for_best_model: expected a metric of the evaluation ({', '.join(listed)}), got {asked!r}{close}"
+        )
+
+    def _others_evaluate(self) -> bool:
+        callbacks = (type(callback) for callback in self.callback_handler.callbacks)
+        own = (kind for kind in callbacks if not kind.__module__.startswith("transformers."))
+        return type(self).evaluate is not Trainer.evaluate or any(
+            kind.on_evaluate is not TrainerCallback.on_evaluate for kind in own
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -132,10 +183,10 @@ class EvaluatedTrainer(ResumableTrainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Run Trainer's loop and add means against the initial policy: loss, ``rewards_initial/*``, ``kl_initial``."""
-        with self.clock.spent_on("evaluation"):
+        with self.clock.spent_on("evaluation"), without_untrue_warnings():
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         means = self._drain("eval")
-        renamed = {f"{metric_key_prefix}_{k.replace('rewards/', 'rewards_initial/')}": v for k, v in means.items()}
+        renamed = {f"{metric_key_prefix}_{_renamed(name)}": value for name, value in means.items()}
         return output._replace(metrics=(output.metrics or {}) | renamed, num_samples=len(self.held_out.examples))
 
     def _drain(self, meter: str) -> dict[str, float]:

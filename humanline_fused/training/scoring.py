@@ -15,7 +15,7 @@ from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.batch import Batch
 from humanline_fused.training.objectives.objective import LossInputs, LossResult, Objective
 from humanline_fused.training.objectives.table import is_in_table
-from humanline_fused.training.objectives.trial import check_loss
+from humanline_fused.training.objectives.trial import check_loss, metric_names
 
 
 class Targets(NamedTuple):
@@ -77,6 +77,16 @@ class Scorer:
         assert batch.ref_logp is not None
         kl = None if batch.kl is None else batch.ref_logp.new_zeros(())
         check_loss(self.objective, self._inputs(TokenLogp(batch.ref_logp), batch, targets_of(batch), kl), self.config)
+
+    def metric_names(self, batch: Batch) -> set[str]:
+        """Return the names of the metrics of a micro-batch, found without the model: every log-prob is set to -1."""
+        batch = batch.with_scores(
+            {f"{prefix}ref_logp": torch.full(part.input_ids.shape, -1.0) for prefix, part in batch.passes.items()}
+        )
+        assert batch.ref_logp is not None
+        kl = None if batch.kl is None else batch.ref_logp.new_zeros(())
+        inputs = self._inputs(TokenLogp(batch.ref_logp), batch, targets_of(batch), kl)
+        return metric_names(self.objective, inputs, self.config)
 
     def _inputs(self, scores: Scores, batch: Batch, targets: Targets, kl: Tensor | None) -> LossInputs:
         """Return the inputs of the objective's loss on a batch that has ``ref_logp``."""

@@ -3,14 +3,26 @@
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
+import numpy as np
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
 
+from humanline_fused.model.fused_head import causal_lm
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.examples import Example
+from humanline_fused.training.data.store import StoredExamples
+from humanline_fused.training.objectives.objective import Objective
+from humanline_fused.training.positions import Longest, check_positions, longest_sequence, position_limit_of
+from humanline_fused.training.run_data import RunData
 
 
 def load_policy(
@@ -38,10 +50,37 @@ def load_policy(
     return model, tokenizer
 
 
-def pad_token_id_of(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Return the id for padding: the padding token, else the end-of-sequence token, else 0."""
-    pad = tokenizer.pad_token_id
-    return (tokenizer.eos_token_id or 0) if pad is None else pad
+def embedding_rows(model: nn.Module) -> int:
+    """Return the number of rows of a model's embedding: the token ids that it takes are those below."""
+    embedding = cast(nn.Embedding, causal_lm(model).get_input_embeddings())
+    return getattr(embedding, "num_embeddings", embedding.weight.shape[0])  # an adapter's embedding has only the weight
+
+
+def pad_token_id_of(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> int:
+    """Return the id for padding: the padding token, else the end-of-sequence token, else 0.
+
+    Padding is masked, so any id serves that the model's embedding has a row for.
+    """
+    rows = embedding_rows(model)
+    ids: tuple[Any, ...] = tokenizer.pad_token_id, tokenizer.eos_token_id, 0
+    return next(pad for pad in ids if pad is not None and pad < rows)
+
+
+class KeptPadToken(TrainerCallback):
+    """Undoes Trainer's adoption of a tokenizer's pad token for which the model has no row.
+
+    A model saved with such an id in its config could not be loaded.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        inside, self.rows = causal_lm(model), embedding_rows(model)
+        configs = inside.config.get_text_config(), inside.generation_config
+        self.before = [(config, getattr(config, "pad_token_id", None)) for config in configs if config is not None]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for config, pad in self.before:
+            if (config.pad_token_id or 0) >= self.rows:
+                config.pad_token_id = pad
 
 
 def identify(model: PreTrainedModel) -> dict[str, Any]:
@@ -52,17 +91,68 @@ def identify(model: PreTrainedModel) -> dict[str, Any]:
     return {"class": type(model).__name__, "numbers": numbers, "shapes": zlib.crc32(names.encode())}
 
 
-def check_token_ids(examples: Sequence[Example], pad_token_id: Any, model: PreTrainedModel) -> None:
-    """Raise ValueError unless the model's embedding has a row for every token id."""
-    embedding = cast(nn.Embedding, model.get_input_embeddings())
-    rows = getattr(embedding, "num_embeddings", embedding.weight.shape[0])  # an adapter's embedding has only the weight
-    sequences = (ids for example in examples for ids in (example.prompt_ids, *example.completions) if len(ids))
-    largest = max(pad_token_id, *(int(ids.max()) for ids in sequences))
-    if largest >= rows:
-        raise ValueError(
-            f"expected token ids below {rows}, the rows of the model's embedding, got {largest}: "
-            "does the tokenizer belong to another model?"
-        )
+def check_token_ids(kind: str, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Raise ValueError unless the model's embedding has a row for every token of the examples.
+
+    Args:
+        kind: name of the data, for the message.
+        examples: the data.
+        tokenizer: gives the text of a token.
+        rows: rows of the embedding.
+    """
+    if isinstance(examples, StoredExamples) and examples.arrays["ids"].max(initial=0) < rows:
+        return
+    for place, example in enumerate(examples):
+        for ids in (example.prompt_ids, *example.completions):
+            if len(ids) and int(ids.max()) >= rows:
+                token = int(ids[ids >= rows][0])
+                raise ValueError(
+                    f"{kind} example {place}: expected token ids below {rows}, the rows of the model's embedding, got "
+                    f"token {tokenizer.convert_ids_to_tokens(token)!r} (id {token}): use the model's own tokenizer, or "
+                    "give the model a row for every token (model.resize_token_embeddings(len(tokenizer)))"
+                )
+
+
+def lengths_of(examples: Sequence[Example], sampled: int = 0) -> Iterable[tuple[int, int]]:
+    """Return of each example the tokens of its prompt and of its longest completion; ``sampled`` if it has none."""
+    if not isinstance(examples, StoredExamples):
+        return ((len(e.prompt_ids), max(map(len, e.completions), default=sampled)) for e in examples)
+    ends = examples.arrays["ends"]
+    sizes = np.diff(ends.reshape(-1), prepend=0).reshape(ends.shape)
+    completions = sizes[:, 1:].max(axis=1) if sizes.shape[1] > 1 else np.full(len(sizes), sampled)
+    return zip(sizes[:, 0].tolist(), completions.tolist(), strict=True)
+
+
+def check_data(
+    models: Sequence[nn.Module | None],
+    data: RunData,
+    tokenizer: PreTrainedTokenizerBase,
+    config: HumanlineConfig,
+    objective: Objective,
+) -> str | None:
+    """Check that the models of a run can take its tokens and lengths.
+
+    Args:
+        models: the policy, and a reference model if one was given.
+        data: the data. With rounds, samples of up to ``max_completion_length`` tokens follow the prompts.
+        tokenizer: gives the text of a token.
+        config, objective: the settings, and whether mismatched pairs are scored.
+
+    Returns:
+        A warning of positions that the policy computes but was not made for.
+
+    Raises:
+        ValueError: a model has no row for a token, or no position for a sequence.
+    """
+    models = [model for model in models if isinstance(causal_lm(model), PreTrainedModel)]
+    rows, longest = min(map(embedding_rows, models)), Longest(0, "")
+    for kind, examples in (("training", data.train.examples), ("held-out", data.held_out_examples)):
+        check_token_ids(kind, examples, tokenizer, rows)
+        sampled = config.max_completion_length if config.rollout_every else 0
+        lengths = lengths_of(examples, sampled)
+        longest = max(longest, longest_sequence(kind, lengths, config.max_length, mismatched=objective.mismatched))
+    warnings = [check_positions(position_limit_of(model), longest, config.max_length) for model in models]
+    return warnings[0]
 
 
 def disable_dropout_(model: nn.Module) -> None:

@@ -43,7 +43,7 @@ from humanline_fused.training.objectives.table import check_parts
 from humanline_fused.training.online.reward import RolloutError, the_reward
 from humanline_fused.training.online.rollout import Rounds, make_rounds
 from humanline_fused.training.online.sampling import end_tokens
-from humanline_fused.training.run.checkpoint import step_of
+from humanline_fused.training.run.checkpoint import describe_resume, step_of
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.failure_signs import FailureSigns
 from humanline_fused.training.run.identity import check_identity, run_identity
@@ -53,9 +53,10 @@ from humanline_fused.training.run.settings_file import write_settings
 from humanline_fused.training.run.sharding import prepare_reference, refuse_engine
 from humanline_fused.training.run.summary import describe, describe_model
 from humanline_fused.training.run.termination import Termination
+from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
 from humanline_fused.training.run_data import read_run_data, scales_by_batch
 from humanline_fused.training.scoring import Scorer
-from humanline_fused.training.start import check_token_ids, load_policy, pad_token_id_of
+from humanline_fused.training.start import KeptPadToken, check_data, load_policy, pad_token_id_of
 
 
 class HumanlineTrainer(EvaluatedTrainer):
@@ -103,14 +104,16 @@ class HumanlineTrainer(EvaluatedTrainer):
         args = self._checked(args, objective, reference_model)
         self.objective = args.make_objective()
         policy, tokenizer = load_policy(model, processing_class, args)
-        self.pad_token_id = pad_token_id_of(tokenizer)
+        self.pad_token_id = pad_token_id_of(tokenizer, policy)
         reward = the_reward(args.reward, reward_function, rounds=args.rollout_every is not None)
-        stops = end_tokens(policy.generation_config, tokenizer)
-        data = read_run_data(
-            train_dataset, eval_dataset, tokenizer, args, self.objective, prompts_alone=bool(reward), stops=stops
-        )
+        how = {"prompts_alone": bool(reward), "stops": end_tokens(policy.generation_config, tokenizer)}
+        data = read_run_data(train_dataset, eval_dataset, tokenizer, args, self.objective, **how)
         self.train_data, self.eval_data, self.eval_examples = data.train, data.held_out, data.held_out_examples
-        self._prepare_model(policy, args)
+        if args.reference == "adapter":
+            trained_adapter(policy)
+        if args.head == "fused":
+            score_in_forward_(policy)
+        self._warning = check_data([policy, reference_model], data, tokenizer, args, self.objective)
         self._plan_steps(reward, tokenizer, args)
         super().__init__(
             model=policy,
@@ -152,14 +155,6 @@ class HumanlineTrainer(EvaluatedTrainer):
             return args.with_objective(objective)
         return args
 
-    def _prepare_model(self, policy: PreTrainedModel, args: HumanlineConfig) -> None:
-        """Fuse the model's head if asked, and check the data's token ids against its vocabulary."""
-        if args.reference == "adapter":
-            trained_adapter(policy)
-        if args.head == "fused":
-            score_in_forward_(policy)
-        check_token_ids([*self.train_data.examples, *self.eval_examples], self.pad_token_id, policy)
-
     def _plan_steps(
         self, reward: Callable[..., Any] | None, tokenizer: PreTrainedTokenizerBase, args: HumanlineConfig
     ) -> None:
@@ -171,8 +166,8 @@ class HumanlineTrainer(EvaluatedTrainer):
             self.plan = BatchPlan(len(self.train_data.examples), sizes, seed)
         else:
             assert isinstance(self.train_data, PreparedPrompts)
-            pad = self.pad_token_id
-            self.rounds = make_rounds(args, self.objective, self.train_data, reward, tokenizer, pad, sizes, seed)
+            made_of = self.train_data, reward, tokenizer, self.pad_token_id, sizes, seed
+            self.rounds = make_rounds(args, self.objective, *made_of)
             self.plan = self.rounds.plan
         if self.objective.mismatched and sizes.micro_batch < 2:
             raise ValueError(
@@ -181,13 +176,14 @@ class HumanlineTrainer(EvaluatedTrainer):
             )
 
     def _watch(self) -> None:
-        """Add the callbacks for SIGTERM, the metrics file and the signs of failure."""
+        """Add the callbacks for SIGTERM, the metrics file, the signs of failure and the model's pad token."""
         self.termination = Termination()
         self.add_callback(self.termination)
         self.metrics_file = MetricsFile(Path(str(self.args.output_dir)) / "metrics.jsonl")
         if not self.args.dry_run:
             self.add_callback(self.metrics_file)
         self.add_callback(FailureSigns(self.args))
+        self.add_callback(KeptPadToken(self._policy))
 
     @property
     def train_examples(self) -> Sequence[Example]:
@@ -344,7 +340,8 @@ class HumanlineTrainer(EvaluatedTrainer):
     # Checkpoints
 
     def before_training(self, resume: str | None) -> None:
-        """Print the summary of the run, and load the initial scores of a resumed run."""
+        """Check the evaluation, load the initial scores of a resumed run, and print the summary of the run."""
+        self.check_evaluation()
         initial, run_dir = self.held_out.initial, Path(str(self.args.output_dir))
         initial.scores = None
         self.clock.start()
@@ -358,12 +355,13 @@ class HumanlineTrainer(EvaluatedTrainer):
         write_settings(self.args)
         if self.args.process_index == 0:
             choice = choose_impl(self.args.impl, self.args.device, next(self._policy.parameters()).dtype)
-            rounds = f"\n{self.rounds.summary()}" if self.rounds else ""
-            print(f"{describe(self.args, self.objective, choice, self.train_data, self.eval_data)}{rounds}", flush=True)
+            summary = describe(self.args, self.objective, choice, self.train_data, self.eval_data)
+            lines = summary, self.rounds and self.rounds.summary(), resume and describe_resume(Path(resume))
+            print("\n".join(line for line in (*lines, self._warning) if line), flush=True)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, from the start or from a checkpoint, to the end or until SIGTERM. See :class:`ResumableTrainer`."""
-        with self.termination:
+        with self.termination, without_untrue_warnings():
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def identity(self) -> dict[str, Any]:

@@ -94,3 +94,12 @@ def with_margins(means: dict[str, float]) -> dict[str, float]:
     if "rewards/margins" in means or not {"rewards/chosen", "rewards/rejected"} <= means.keys():
         return means
     return means | {"rewards/margins": means["rewards/chosen"] - means["rewards/rejected"]}
+
+
+def less_is_better(name: str) -> bool:
+    """Return True for the name of a loss, of a distance, or of a value of rejected completions.
+
+    >>> less_is_better("eval_loss"), less_is_better("kl_initial"), less_is_better("eval_rewards_initial/margins")
+    (True, True, False)
+    """
+    return name.endswith(("loss", "/rejected")) or name.removeprefix("eval_") in ("kl", "kl_initial")

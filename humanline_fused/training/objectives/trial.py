@@ -35,6 +35,21 @@ def check_loss(objective: Objective, inputs: LossInputs, config: Any) -> None:
         )  # a loss with a state, or random numbers, begins the run afresh
 
 
+def metric_names(objective: Objective, inputs: LossInputs, config: Any) -> set[str]:
+    """Return the names of the metrics that an objective computes from a micro-batch.
+
+    Args:
+        inputs: the tokens, with the reference's log-probs; the policy is set equal to them.
+
+    Raises:
+        TypeError, ValueError: the loss cannot be computed.
+    """
+    with torch.random.fork_rng(), torch.enable_grad():
+        policy = TokenLogp(inputs.reference.logp.detach().clone().requires_grad_())
+        metrics = _checked(copy.deepcopy(objective), replace(inputs, policy=policy), config).metrics
+    return {name for name, weighted in metrics.items() if weighted.weight}
+
+
 def _check(objective: Objective, inputs: LossInputs, config: Any) -> None:
     assert isinstance(inputs.policy, TokenLogp)
     logp = inputs.policy.logp.detach().where(inputs.loss_mask, 0.0)

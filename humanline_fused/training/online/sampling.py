@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ class Sampling:
     Attributes:
         num_generations: completions per prompt.
         max_completion_length: maximal tokens of a completion, including its end-of-sequence token.
-        max_length: maximal tokens of prompt and completion; a longer completion is cut.
+        max_length: maximal tokens of prompt and completion.
         temperature, top_p: of the distribution; 1 and 1 give the policy's own, which the loss uses.
         batch_size: prompts per call of ``generate``.
         pad_token_id: padding to the left of shorter prompts.
@@ -86,6 +87,23 @@ def left_padded(prompts: Sequence[Tensor], pad_token_id: int) -> tuple[Tensor, T
     return ids, mask
 
 
+def batches(prompts: Sequence[Tensor], sampling: Sampling) -> Iterator[tuple[list[Tensor], int]]:
+    """Yield the prompts in order, in batches with room for the same number of new tokens.
+
+    So no sequence is longer than ``max_length``, not even while it is drawn: a model with a table of positions could
+    not compute it.
+
+    >>> lengths = {"max_completion_length": 4, "max_length": 6}
+    >>> sampling = Sampling(num_generations=2, **lengths, temperature=1, top_p=1, batch_size=2, pad_token_id=0)
+    >>> [(list(map(len, batch)), room) for batch, room in batches([torch.ones(n) for n in (1, 2, 2, 5)], sampling)]
+    [([1, 2], 4), ([2], 4), ([5], 1)]
+    """
+    for start in range(0, len(prompts), sampling.batch_size):
+        batch = prompts[start : start + sampling.batch_size]
+        for room, alike in groupby(batch, lambda p: min(sampling.max_completion_length, sampling.max_length - len(p))):
+            yield list(alike), room
+
+
 @torch.no_grad()
 def sample(
     model: PreTrainedModel, prompts: Sequence[Tensor], sampling: Sampling, ends: set[int], seed: int
@@ -107,16 +125,13 @@ def sample(
     try:
         with sampled_from(model, sampling, ends), torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            for start in range(0, len(prompts), sampling.batch_size):
-                batch = prompts[start : start + sampling.batch_size]
+            for batch, room in batches(prompts, sampling):
                 ids, mask = left_padded(batch, sampling.pad_token_id)
                 drawn = model.generate(  # pyright: ignore[reportCallIssue]
-                    input_ids=ids.to(device), attention_mask=mask.to(device)
+                    input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=room
                 )
                 rows = drawn[:, ids.shape[1] :].to("cpu", torch.int32).unflatten(0, (len(batch), -1))
-                for prompt, samples in zip(batch, rows, strict=True):
-                    room = sampling.max_length - len(prompt)
-                    completions.append([_until_end(row, ends)[:room].clone() for row in samples])
+                completions += [[_until_end(row, ends).clone() for row in samples] for samples in rows]
     finally:
         model.train(was_training)
     return completions

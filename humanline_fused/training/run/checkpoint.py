@@ -2,9 +2,12 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,9 @@ STAGING = ".writing"
 
 MANIFEST = "files.json"
 """File with the sizes in bytes of all files of a checkpoint, by relative path. Written last."""
+
+START_OVER = "To start over, remove them or use another output_dir (a checkpoint's weights can be the new run's model)"
+"""Advice where no checkpoint can be resumed from."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -63,7 +69,7 @@ def faults(folder: Path) -> list[str]:
         elif file.stat().st_size != size:
             found.append(f"{name} has {file.stat().st_size} bytes instead of {size}")
     if "optimizer.pt" not in sizes and not any(name.startswith(("optimizer", "global_step")) for name in sizes):
-        found.append("it was saved without the optimizer (save_only_model)")
+        found.append("saved without the optimizer (save_only_model)")
     return found
 
 
@@ -72,10 +78,34 @@ def step_of(folder: Path) -> int:
     return json.loads((folder / "trainer_state.json").read_text())["global_step"]
 
 
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """Return the checkpoints in ``output_dir``, complete or not, from the newest to the oldest."""
+    steps = {folder: int(match[1]) for folder in Path(output_dir).glob("*") if (match := _NAME.fullmatch(folder.name))}
+    return sorted((folder for folder in steps if folder.is_dir()), key=steps.__getitem__, reverse=True)
+
+
 def newest_complete(output_dir: str | Path) -> Path | None:
     """Return the complete checkpoint with the highest step in ``output_dir``, or None."""
-    folders = [(int(match[1]), p) for p in Path(output_dir).glob("*") if (match := _NAME.fullmatch(p.name))]
-    return next((folder for _, folder in sorted(folders, reverse=True) if not faults(folder)), None)
+    return next((folder for folder in checkpoints(output_dir) if not faults(folder)), None)
+
+
+def reasons(folders: Iterable[Path]) -> str:
+    """Return what checkpoints lack for resuming, as text; neighbours that lack the same are listed together."""
+    alike = groupby(folders, key=lambda folder: ", ".join(faults(folder)))
+    return "; ".join(f"{', '.join(folder.name for folder in group)}: {reason}" for reason, group in alike)
+
+
+def describe_resume(folder: Path) -> str:
+    """Return one line: the checkpoint that a run resumes from, and why not a newer one."""
+    line = f"resumed from {folder}, step {step_of(folder)}"
+    newer = [other for other in checkpoints(folder.parent) if _step_in(other.name) > _step_in(folder.name)]
+    return f"{line} (not from {reasons(newer)})" if newer else line
+
+
+def _step_in(name: str) -> float:
+    """Return the step in a checkpoint's name; infinity for another name, for which no checkpoint is newer."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else math.inf
 
 
 def resolve_resume(output_dir: str | Path, resume: str | bool | None) -> str | None:
@@ -83,8 +113,8 @@ def resolve_resume(output_dir: str | Path, resume: str | bool | None) -> str | N
 
     Args:
         output_dir: the run's folder.
-        resume: a folder; ``"auto"``: the newest complete checkpoint, or a fresh start if there is none; True or
-            ``"true"``: the newest complete checkpoint, which must exist; None, False or ``"false"``: a fresh start.
+        resume: a folder; ``"auto"``: the newest complete checkpoint, or a fresh start if there is no checkpoint; True
+            or ``"true"``: the newest complete checkpoint, which must exist; None, False or ``"false"``: a fresh start.
 
     Raises:
         ValueError: the checkpoint is incomplete or missing, or the folder has later checkpoints or those of an
@@ -93,12 +123,23 @@ def resolve_resume(output_dir: str | Path, resume: str | bool | None) -> str | N
     if isinstance(resume, str) and resume.lower() in ("true", "false"):
         resume = resume.lower() == "true"
     recover(output_dir)
+    found = checkpoints(output_dir)
     newest = newest_complete(output_dir)
+    if newest is None and found and (resume is True or resume == "auto"):
+        raise ValueError(
+            f"resume_from_checkpoint={resume!r}: expected a complete checkpoint in {output_dir}, got {reasons(found)}. "
+            f"{START_OVER}"
+        )
     if resume is None or resume is False:
         if newest:
             raise ValueError(
                 f"{newest} is from an earlier run: continue it with resume_from_checkpoint='auto' "
                 "(--resume_from_checkpoint auto), or start in another output_dir"
+            )
+        if found:
+            raise ValueError(
+                f"{output_dir} has checkpoints of an earlier run, none of which can be resumed from: {reasons(found)}. "
+                f"{START_OVER}"
             )
         return None
     if resume == "auto":
@@ -107,9 +148,8 @@ def resolve_resume(output_dir: str | Path, resume: str | bool | None) -> str | N
         if newest is None:
             raise ValueError(f"resume_from_checkpoint=True: expected a complete checkpoint in {output_dir}, found none")
         return str(newest)
-    found = faults(Path(resume))
-    if found:
-        raise ValueError(f"{resume} is not a complete checkpoint: {'; '.join(found)}")
+    if lacking := faults(Path(resume)):
+        raise ValueError(f"{resume} is not a complete checkpoint: {'; '.join(lacking)}")
     if newest and step_of(newest) > step_of(Path(resume)):
         raise ValueError(f"{newest} is newer than {resume}: remove it, or resume into another output_dir")
     return str(resume)
