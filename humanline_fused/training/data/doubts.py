@@ -55,9 +55,8 @@ def prompt_columns(record: Record, used: Collection[str], shared: str, texts: Se
     start = number_of_words(shared)
     for name, text in _unused(record, used):
         if name in PROMPT_PARTS:
-            room = MANY if name in UNSURE else float("inf")
-            plausible = start <= FEW or (number_of_words(text) >= SEVERAL and start < room)
-            if plausible and not (texts and all(_holds(one, text) for one in texts)):
+            unsure = name in UNSURE and (number_of_words(text) < SEVERAL or start >= MANY)
+            if not (unsure and start > FEW) and not (texts and all(_holds(one, text) for one in texts)):
                 known.append(name)
         elif start <= FEW and _is_prose(name, text) and not any(_holds(one, text) for one in texts):
             others.append(name)

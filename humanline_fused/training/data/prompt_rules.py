@@ -46,8 +46,8 @@ def take_prompt_once(
     """
     if isinstance(prompt, str):
         told = prompt.strip()
-        if number_of_words(told) >= REPEATED_WORDS or len(told) >= REPEATED_CHARACTERS:
-            repeated = sum(isinstance(text, str) and text.lstrip().startswith(told) for text in completions)
+        repeated = sum(isinstance(text, str) and text.lstrip().startswith(told) for text in completions)
+        if repeated and (len(told) >= REPEATED_CHARACTERS or number_of_words(told) >= REPEATED_WORDS):
             findings.add(PROMPT_REPEATED, where, told, repeated)
         return completions
     beginnings = [prompt] if system is None else [prompt, [_system_turn(system), *prompt]]

@@ -21,6 +21,7 @@ from humanline_fused.training.data.template_columns import template_arguments
 
 BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 IMAGE_COLUMNS = ("image", "images")
+A_USERS_TURN = "columns: {prompt: prompt} makes the text a user's message"
 ALIASES = {"reward": "score"}
 """Names that columns may have instead."""
 
@@ -206,7 +207,8 @@ def _texts(where: str, record: Record, kind: DataType, findings: Findings) -> tu
         asked = plain_text("prompt", prompt, where, findings)
         if renamed and isinstance(asked, str) and completions and not isinstance(completions[0], str):
             asked = [{"role": "user", "content": asked}]  # the setting says that this text is the question
-        prompt, *completions = _of_one_kind([asked, *completions], [prompt, *given])
+        hint = f": {A_USERS_TURN}" if isinstance(asked, str) else ""
+        prompt, *completions = _of_one_kind([asked, *completions], [prompt, *given], hint)
         if isinstance(prompt, str) and not prompt.strip() and completions and not renamed:
             doubt_empty(record, used_columns(kind, record) - {*SYSTEM_COLUMNS}, completions)
         completions = take_prompt_once(prompt, completions, system and system[1], where, findings)
@@ -229,12 +231,12 @@ def _completions(record: Record, kind: DataType) -> tuple[list[str], list[Any]]:
     return names, [record[name] for name in names]
 
 
-def _of_one_kind(texts: Sequence[Text | None], given: Sequence[Any]) -> list[Text]:
+def _of_one_kind(texts: Sequence[Text | None], given: Sequence[Any], hint: str = "") -> list[Text]:
     kinds = {type(text) for text in texts}
     if len(kinds) > 1 or type(None) in kinds:
         raise ValueError(
             "expected prompt and completions all to be text or all to be lists of {role, content} messages, "
-            f"got {list(given)!r:.200}"
+            f"got {list(given)!r:.200}{hint}"
         )
     return [text for text in texts if text is not None]
 
@@ -247,7 +249,8 @@ def _implicit(where: str, record: Record, pair: list[Text], findings: Findings) 
         system = {*SYSTEM_COLUMNS} if isinstance(prompt, str) else set()
         doubt_pair(record, used_columns(IMPLICIT, record) - system, prompt, pair)
     if prompt == []:
-        raise ValueError("expected chosen and rejected to begin with the same messages, their prompt, got none")
+        hint = f": {A_USERS_TURN}" if isinstance(record.get("prompt"), str) else ""
+        raise ValueError(f"expected chosen and rejected to begin with the same messages, their prompt, got none{hint}")
     if isinstance(prompt, str) and is_accidental(prompt) and not waived:
         findings.add(NO_PROMPT, where, prompt)
     return prompt, completions
