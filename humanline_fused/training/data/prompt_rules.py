@@ -5,6 +5,7 @@ from typing import Any
 
 from humanline_fused.training.data.columns import SYSTEM_COLUMNS
 from humanline_fused.training.data.doubts import number_of_words
+from humanline_fused.training.data.encoding import common_length
 from humanline_fused.training.data.findings import PROMPT_REPEATED, PROMPT_TAKEN_ONCE, SYSTEM_ADDED, Findings
 from humanline_fused.training.data.messages import Message, Text, joined
 
@@ -28,9 +29,9 @@ def split_prompt(chosen: Any, rejected: Any) -> tuple[Any, list[Any]]:
     shorter = min(len(chosen), len(rejected))
     if not shorter:
         raise ValueError("expected chosen and rejected to begin with their prompt, got one that is empty")
-    stop = next((i for i in range(shorter) if chosen[i] != rejected[i]), None)
-    if stop is None:
-        stop = shorter - 1
+    stop = common_length(chosen, rejected)
+    if stop == shorter:
+        stop -= 1
     elif stop and chosen[stop - 1] == " ":
         stop -= 1
     return chosen[:stop], [chosen[stop:], rejected[stop:]]
