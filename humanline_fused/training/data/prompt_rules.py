@@ -30,9 +30,7 @@ def split_prompt(chosen: Any, rejected: Any) -> tuple[Any, list[Any]]:
     if not shorter:
         raise ValueError("expected chosen and rejected to begin with their prompt, got one that is empty")
     stop = common_length(chosen, rejected)
-    if stop == shorter:
-        stop -= 1
-    elif stop and chosen[stop - 1] == " ":
+    if stop == shorter or (stop and chosen[stop - 1] == " "):
         stop -= 1
     return chosen[:stop], [chosen[stop:], rejected[stop:]]
 
