@@ -14,11 +14,36 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
-SHIPPED = """\
-    cohere cohere2 deepseek_r1_distill deepseekv3 gemma gemma3 gemma4 gemma4_v2 gemma4_v5 glm4moe gptoss lfm2
-    lfm2_2_5_v2 lfm2_v2 llama3 llama3_1 llama3_2 muse_glimmer nemotron_3_nano nemotron_3_5_lightning phi3 phi3_5
-    qwen2_5 qwen3 qwen3_5_nothink qwen3_5_think qwen3_8 qwen3_instruct_2507
-""".split()
+SHIPPED = [
+    "cohere",
+    "cohere2",
+    "deepseek_r1_distill",
+    "deepseekv3",
+    "gemma",
+    "gemma3",
+    "gemma4",
+    "gemma4_v2",
+    "gemma4_v5",
+    "glm4moe",
+    "gptoss",
+    "lfm2",
+    "lfm2_2_5_v2",
+    "lfm2_v2",
+    "llama3",
+    "llama3_1",
+    "llama3_2",
+    "muse_glimmer",
+    "nemotron_3_nano",
+    "nemotron_3_5_lightning",
+    "phi3",
+    "phi3_5",
+    "qwen2_5",
+    "qwen3",
+    "qwen3_5_nothink",
+    "qwen3_5_think",
+    "qwen3_8",
+    "qwen3_instruct_2507",
+]
 
 ALTERNATE = (
     "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
