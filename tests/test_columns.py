@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from humanline_fused.cli import main
+from humanline_fused.looking.stored_run import open_run
 from humanline_fused.training.data.columns import apply_columns, read_columns
+from humanline_fused.training.data.examples import fingerprint
 from humanline_fused.training.data.findings import (
     COLUMN_IGNORED,
     NO_PROMPT,
@@ -370,6 +372,23 @@ def test_a_run_trains_on_the_mapped_columns(tmp_path: Path):
     mapped = tiny_trainer(tmp_path / "a", train_dataset=QUESTIONS, columns={"prompt": "ask"}).train_examples
     plain = tiny_trainer(tmp_path / "b", train_dataset=named).train_examples
     assert [example.prompt_ids.tolist() for example in mapped] == [example.prompt_ids.tolist() for example in plain]
+
+
+def test_a_stored_run_reads_its_data_with_the_setting_again(tmp_path: Path):
+    data = written(tmp_path / "a.jsonl", QUESTIONS)
+    settings = {
+        "dataset": data,
+        "columns": {"prompt": "ask"},
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "max_steps": 1,
+    }
+    trainer = tiny_trainer(tmp_path / "run", train_dataset=None, **settings)
+    trainer.train()
+    tiny_model().save_pretrained(tmp_path / "model")
+    stored = open_run(tmp_path / "run", model=str(tmp_path / "model"), dataset=data)
+    assert stored.config.columns == {"prompt": "ask"}
+    assert fingerprint(stored.examples()) == fingerprint(trainer.train_examples)
 
 
 def test_the_reward_function_gets_the_columns_as_they_are_in_the_dataset():

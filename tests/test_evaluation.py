@@ -4,10 +4,12 @@ import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from humanline_fused.functional import token_logp
 from humanline_fused.scores import Logits
@@ -16,7 +18,7 @@ from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.batch import Batch
 from humanline_fused.training.data.plan import MicroBatch
 from tests.error_budget import assert_within_budget
-from tests.tiny_model import losses, records, tiny_model, tiny_trainer, trained
+from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_trainer, trained
 
 
 def held_out_log_ratios(
@@ -151,3 +153,88 @@ def test_evaluating_does_not_change_the_training(tmp_path: Path):
     settings = {"eval_dataset": records("dpo", 8, 5), "eval_strategy": "steps", "eval_steps": 1}
     watched = trained(tmp_path / "eval", disable_dropout=False, model=tiny_model(attention_dropout=0.1), **settings)
     assert losses(plain) == losses(watched)
+
+
+# The metric of the best model
+
+
+BEST = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps"}
+BEST |= {"save_steps": 2, "max_steps": 2}
+
+
+def judged(output_dir: Path, objective: str = "dpo", **settings: Any) -> HumanlineTrainer:
+    held_out = settings.pop("eval_dataset", records(objective, 8, 5))
+    return tiny_trainer(output_dir, objective=objective, eval_dataset=held_out, **BEST | settings)
+
+
+def test_every_name_that_an_evaluation_gives_is_known_before_it_and_no_other(tmp_path: Path, objective: str):
+    trainer = judged(tmp_path, objective, metric_for_best_model="reward")
+    with pytest.raises(ValueError, match="metric_for_best_model: expected a metric of the evaluation") as error:
+        trainer.train()
+    known = str(error.value).partition("(")[2].partition(")")[0].split(", ")
+    speed = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+    assert set(known) == trainer.evaluate().keys() - speed - {"eval_model_preparation_time", "epoch"}
+    assert str(error.value).endswith(", got 'reward'; did you mean eval_" + str(error.value).rpartition("eval_")[2])
+
+
+@pytest.mark.parametrize("how", [BEST, BEST | {"dry_run": True}, {"load_best_model_at_end": False}, "best"])
+def test_an_unknown_metric_of_the_best_model_is_refused_before_anything_is_written(tmp_path: Path, how: Any):
+    settings = {"save_strategy": "best", "load_best_model_at_end": False} if how == "best" else how
+    trainer = judged(tmp_path, metric_for_best_model="rewards/margins", **settings)
+    with pytest.raises(ValueError, match=r"got 'rewards/margins'; did you mean eval_rewards_initial/margins\?"):
+        trainer.train()
+    assert not trainer.begun
+    assert [file for file in tmp_path.rglob("*") if "tokens" not in str(file)] == []
+
+
+@pytest.mark.parametrize("name", ["loss", "eval_kl_initial", "rewards_initial/margins", "eval_runtime"])
+def test_a_metric_is_named_with_or_without_eval(tmp_path: Path, name: str):
+    trainer = judged(tmp_path, metric_for_best_model=name)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+
+
+def test_a_metric_that_the_held_out_data_never_give_is_unknown(tmp_path: Path):
+    """Undesirable completions alone have no chosen rewards, and no margins."""
+    rows = [row | {"label": False} for row in records("kto", 8, 5)]
+    for name in ("rewards_initial/chosen", "rewards_initial/margins"):
+        with pytest.raises(ValueError, match=rf"\(eval_humanline/clamped_high, .*, got '{name}'; did you mean"):
+            judged(tmp_path, "kto", eval_dataset=rows, metric_for_best_model=name).train()
+    judged(tmp_path, "kto", metric_for_best_model="rewards_initial/margins", dry_run=True).train()
+
+
+class OwnMetrics(TrainerCallback):
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        kwargs["metrics"]["eval_words"] = 1.0
+
+
+def test_a_callback_that_evaluates_may_give_the_metric(tmp_path: Path):
+    trainer = judged(tmp_path, metric_for_best_model="words", callbacks=[OwnMetrics()])
+    trainer.train()
+    assert trainer.state.best_metric == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "greater"),
+    [
+        ("loss", False),
+        ("eval_loss", False),
+        ("kl_initial", False),
+        ("eval_rewards_initial/rejected", False),
+        ("rewards_initial/margins", True),
+        ("eval_rewards_initial/accuracies", True),
+    ],
+)
+def test_the_better_of_two_values_is_known_by_the_name_unless_it_is_said(tmp_path: Path, name: str, greater: bool):
+    assert tiny_config(tmp_path, metric_for_best_model=name).greater_is_better is greater
+    assert tiny_config(tmp_path, metric_for_best_model=name, greater_is_better=not greater).greater_is_better != greater
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_an_evaluation_without_data_and_the_best_without_an_evaluation_are_refused(tmp_path: Path, dry_run: bool):
+    with pytest.raises(ValueError, match="eval_dataset"):
+        tiny_trainer(tmp_path, eval_strategy="steps", eval_steps=1, dry_run=dry_run).train()
+    with pytest.raises(ValueError, match=r"eval_strategy: expected 'steps' or 'epoch' with save_strategy='best'"):
+        tiny_config(tmp_path, save_strategy="best", metric_for_best_model="loss", dry_run=dry_run)
+    with pytest.raises(ValueError, match="load_best_model_at_end requires the save and eval strategy to match"):
+        tiny_config(tmp_path, load_best_model_at_end=True, eval_strategy="epoch", dry_run=dry_run)

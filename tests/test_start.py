@@ -1,5 +1,6 @@
 """Summary, checks and refusals of a run before its first step."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.initial_scores import INITIAL_SCORES
 from humanline_fused.training.run.checkpoint import MANIFEST, seal
 from humanline_fused.training.run.resumable import IDENTITY
 from humanline_fused.training.run.summary import as_bytes, bytes_of
-from humanline_fused.training.start import identify
-from tests.tiny_model import records, tiny_model, tiny_trainer, trained
+from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
+from humanline_fused.training.start import identify, pad_token_id_of
+from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer, trained
 
 FLOATS = 100 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32 + 32 * 100
 """Size of the tiny model: embedding, two layers (attention, MLP, norms), last norm, head; without the rotary buffer."""
@@ -109,6 +112,105 @@ def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path):
     seal(folder)
     with pytest.raises(ValueError, match=r"expected .*run\.json: the checkpoint was not written by this trainer"):
         tiny_trainer(tmp_path, resume_from_checkpoint=str(folder)).train()
+
+
+# Tokens
+
+
+def padded_outside(vocabulary: int = 100) -> PreTrainedTokenizerFast:
+    """Return the tiny tokenizer with a padding token that the model has no row for."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == vocabulary
+    return tokenizer
+
+
+def trained_with(tokenizer: PreTrainedTokenizerFast, output_dir: Path, **settings: Any) -> HumanlineTrainer:
+    config = tiny_config(output_dir, max_steps=3, **settings)
+    trainer = HumanlineTrainer(tiny_model(), config, records(config.objective, 10), processing_class=tokenizer)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("head", ["fused", "logits"])
+def test_a_pad_token_without_a_row_is_masked_anyway_and_changes_no_bit(tmp_path: Path, head: str):
+    usual = trained_with(tiny_tokenizer(), tmp_path / "usual", head=head)
+    outside = trained_with(padded_outside(), tmp_path / "outside", head=head)
+    assert (usual.pad_token_id, outside.pad_token_id) == (0, 1)  # the end of sequence serves
+    assert weights_of(outside) == weights_of(usual)
+
+
+def test_without_a_pad_token_the_end_of_sequence_pads_and_without_both_token_0():
+    tokenizer, model = tiny_tokenizer(), tiny_model()
+    assert pad_token_id_of(tokenizer, model) == 0
+    tokenizer.pad_token = None
+    assert pad_token_id_of(tokenizer, model) == 1
+    tokenizer.eos_token = None
+    assert pad_token_id_of(tokenizer, model) == 0
+
+
+def test_the_model_saved_with_a_pad_token_outside_loads(tmp_path: Path):
+    trained_with(padded_outside(), tmp_path, save_strategy="steps", save_steps=3).save_model()
+    for folder in (tmp_path, tmp_path / "checkpoint-3"):
+        config = AutoModelForCausalLM.from_pretrained(folder).config
+        assert config.pad_token_id == tiny_model().config.pad_token_id
+
+
+def number_of_words(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    return [float(len(completion.split())) for completion in completions]
+
+
+def test_rounds_sample_with_a_pad_token_outside(tmp_path: Path):
+    rounds = {"reference": "copy", "rollout_every": 1, "num_generations": 2, "max_completion_length": 4}
+    reward = {"reward": "tests.test_start:number_of_words"}
+    runs = [
+        trained_with(tokenizer, tmp_path / str(i), objective="grpo", **rounds, **reward)
+        for i, tokenizer in enumerate((tiny_tokenizer(), padded_outside()))
+    ]
+    assert weights_of(runs[0]) == weights_of(runs[1])
+
+
+def test_a_token_of_the_data_without_a_row_is_named_with_its_text_and_place(tmp_path: Path):
+    tokenizer, rows = tiny_tokenizer(), records("dpo", 5)
+    tokenizer.add_tokens(["[NEW]"])
+    rows[3]["rejected"] += " [NEW]"
+    said = (
+        r"held-out example 3: expected token ids below 100, the rows of the model's embedding, got token '\[NEW\]' "
+        r"\(id 100\): use the model's own tokenizer, or .*resize_token_embeddings"
+    )
+    with pytest.raises(ValueError, match=said):
+        HumanlineTrainer(
+            tiny_model(), tiny_config(tmp_path), records("dpo", 5), eval_dataset=rows, processing_class=tokenizer
+        )
+
+
+# Warnings of transformers
+
+
+def test_no_warning_says_that_data_or_a_mask_are_missing_and_others_are_kept(tmp_path: Path):
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    data = {"eval_dataset": records("dpo", 4, 5), "eval_strategy": "steps", "eval_steps": 1}
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        for dry_run in (True, False):
+            model = GPT2LMHeadModel(GPT2Config(vocab_size=100, pad_token_id=0, **sizes))
+            trainer = tiny_trainer(tmp_path, model=model, max_steps=1, dry_run=dry_run, **data)
+            logging.getLogger("transformers.trainer").warning("another one")
+            trainer.train()
+        trainer.evaluate()
+        with without_untrue_warnings():
+            logging.getLogger("transformers.trainer").warning("within")
+        logging.getLogger("transformers.modeling_utils").warning("We strongly recommend passing in an `attention_mask`")
+    finally:
+        logger.removeHandler(handler)
+    assert not [line for line in said if "seems not to be a single sample" in line]
+    assert [line for line in said if "attention_mask" in line] == said[-1:]
+    assert said.count("another one") == 2
+    assert "within" in said
 
 
 # A compiled model

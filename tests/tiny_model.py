@@ -39,10 +39,10 @@ def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "vocab_size": 100,
     }
-    config = LlamaConfig(
-        max_position_embeddings=64, pad_token_id=0, eos_token_id=1, **{"vocab_size": 100} | sizes | overrides
-    )
+    config = LlamaConfig(pad_token_id=0, eos_token_id=1, **sizes | overrides)
     return LlamaForCausalLM(config)
 
 

@@ -185,7 +185,7 @@ def inspect_data(
     """
     objective = find_objective(objective) if isinstance(objective, str) else objective
     found = Inspection(objective, tokenizer, max_length, columns)
-    with tqdm(desc="Reading", unit=" rows", disable=not progress) as bar:
+    with tqdm(desc="Reading", unit=" rows", disable=None if progress else True) as bar:
         rows = found.rows(read_rows(source, split))
         for row, examples in _tokenized(found, rows, train_on, stops) if tokenizer else ((row, []) for _, row in rows):
             if isinstance(row, ValueError) or isinstance(examples, ValueError):

@@ -39,7 +39,8 @@ def position_limit_of(model: nn.Module) -> PositionLimit | None:
     if not isinstance(known, int) or known < 1:
         return None
     tokens: Any = model.get_input_embeddings()
-    for module in model.modules():
+    decoder = model.get_decoder()  # without an image tower, which has a table of its patches
+    for module in decoder.modules():
         if isinstance(module, nn.Embedding) and module is not tokens:
             padding = module.padding_idx
             before = getattr(module, "offset", 0 if padding is None else padding + 1)
@@ -47,7 +48,7 @@ def position_limit_of(model: nn.Module) -> PositionLimit | None:
             if known in (module.num_embeddings, module.num_embeddings - before) and module.embedding_dim <= wide:
                 return PositionLimit(module.num_embeddings - before, is_table=True)
     own = type(model).__module__.startswith("transformers.models.")
-    constants = (buffer for buffer in model.buffers() if buffer.ndim == 2 and buffer.is_floating_point())
+    constants = (buffer for buffer in decoder.buffers() if buffer.ndim == 2 and buffer.is_floating_point())
     if own and any(len(constant) == known for constant in constants):
         return PositionLimit(known, is_table=True)
     return PositionLimit(_scaled(known, config), is_table=False)
@@ -93,7 +94,7 @@ class Longest:
 
 
 def longest_sequence(
-    kind: str, lengths: Iterable[tuple[int, int]], max_length: int, *, mismatched: bool = False
+    kind: str, lengths: Iterable[tuple[int, int]], max_length: int, *, mismatched: bool = False, followed: str = ""
 ) -> Longest:
     """Return the longest of a dataset's sequences.
 
@@ -102,6 +103,7 @@ def longest_sequence(
         lengths: of each example the tokens of its prompt and of its longest completion.
         max_length: every sequence is cut at this many tokens.
         mismatched: every prompt may also be followed by the completion of another example.
+        followed: what follows the examples, for the message, if they are prompts.
 
     >>> longest_sequence("training", [(2, 3), (4, 2)], max_length=32)
     Longest(tokens=6, name='training example 1')
@@ -116,7 +118,7 @@ def longest_sequence(
     if mismatched and min(crossed, max_length) > whole[0]:
         name = f"{kind} example {-prompt[1]}'s prompt with {kind} example {-completion[1]}'s completion"
         return Longest(min(crossed, max_length), name)
-    return Longest(min(whole[0], max_length), f"{kind} example {-whole[1]}")
+    return Longest(min(whole[0], max_length), f"{kind} example {-whole[1]}{followed}")
 
 
 def check_positions(limit: PositionLimit | None, longest: Longest, max_length: int) -> str | None:

@@ -146,11 +146,12 @@ def check_data(
     """
     models = [model for model in models if isinstance(causal_lm(model), PreTrainedModel)]
     rows, longest = min(map(embedding_rows, models)), Longest(0, "")
+    settings: dict[str, Any] = {"max_length": config.max_length, "mismatched": objective.mismatched}
     for kind, examples in (("training", data.train.examples), ("held-out", data.held_out_examples)):
         check_token_ids(kind, examples, tokenizer, rows)
-        sampled = config.max_completion_length if config.rollout_every else 0
-        lengths = lengths_of(examples, sampled)
-        longest = max(longest, longest_sequence(kind, lengths, config.max_length, mismatched=objective.mismatched))
+        sampled = config.max_completion_length if config.rollout_every and kind == "training" else 0
+        followed = f" and max_completion_length={sampled}" if sampled else ""
+        longest = max(longest, longest_sequence(kind, lengths_of(examples, sampled), **settings, followed=followed))
     warnings = [check_positions(position_limit_of(model), longest, config.max_length) for model in models]
     return warnings[0]
 

@@ -142,7 +142,7 @@ def prepare(
     rows = with_signal(rows, objective, drop_no_signal, findings)
     tokenize = RowTokenizer(tokenizer, objective.form, scale_rewards=scale_rewards, train_on=train_on, stops=stops)
     cutter = Cutter(objective.form.sides, max_length, findings)
-    with tqdm(desc="Tokenizing", unit=" rows", disable=not progress) as bar:
+    with tqdm(desc="Tokenizing", unit=" rows", disable=None if progress else True) as bar:
         for chunk, done in map_chunks(tokenize, rows, num_proc):
             findings.merge(done.findings)
             for (where, _), examples in zip(chunk, done.rows, strict=True):

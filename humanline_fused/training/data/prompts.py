@@ -83,7 +83,7 @@ def prepare_prompts(
             yield where, row
 
     numbers = count()
-    with tqdm(desc="Tokenizing", unit=" rows", disable=not progress) as bar:
+    with tqdm(desc="Tokenizing", unit=" rows", disable=None if progress else True) as bar:
         for chunk, done in map_chunks(RowTokenizer(tokenizer, None), rows(), num_proc):
             findings.merge(done.findings)
             for (where, row), made, number in zip(chunk, done.rows, numbers, strict=False):

@@ -1,8 +1,7 @@
 """The render check: what a chat template made of a conversation, compared with what was written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from humanline_fused.training.data.conversation import Conversations
 from humanline_fused.training.data.encoding import Encoder, common_length
@@ -24,7 +23,11 @@ from humanline_fused.training.data.findings import (
     Cause,
     Findings,
 )
-from humanline_fused.training.data.rendering import Messages, Piece, Template
+from humanline_fused.training.data.pieces import Piece, places
+from humanline_fused.training.data.rendering import Messages, Rendered, Template
+
+LONGEST_MARK = 80
+"""Characters of the longest special token that is looked for where a prompt ends."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,11 @@ class RenderCheck:
     ends: Sequence[str]
     findings: Findings
 
-    def prompt(self, where: str, text: str, given: Conversations, variables: Mapping[str, Any]) -> None:
+    def prompt(self, where: str, prompt: Rendered, given: Conversations) -> None:
         """Check a prompt that is sampled from."""
         self._check_begun(where, given)
         self._check_special(where, given.prompt)
-        for piece in self.template.places(text, given.prompt, variables):
+        for piece in places(self.template, prompt):
             if not piece.spans:
                 self.findings.add(_lost_in_both(piece), where, piece.text)
             self._check_changed(where, piece)
@@ -52,11 +55,10 @@ class RenderCheck:
     def completions(
         self,
         where: str,
-        prompt: str,
-        wholes: Sequence[str],
+        prompt: Rendered,
+        wholes: Sequence[Rendered],
         pieces: Sequence[Sequence[Piece]],
         given: Conversations,
-        variables: Mapping[str, Any],
     ) -> None:
         """Check a prompt with its completions.
 
@@ -66,15 +68,15 @@ class RenderCheck:
         """
         self._check_begun(where, given)
         self._check_special(where, given.prompt)
-        for index, (whole, places, messages) in enumerate(zip(wholes, pieces, given.wholes, strict=True)):
-            self._check_special(where, messages[len(given.prompt) :])
-            asked = [piece for piece in places if piece.message < given.first]
-            answers = [piece for piece in places if piece.message >= given.first]
+        for index, (whole, written) in enumerate(zip(wholes, pieces, strict=True)):
+            self._check_special(where, whole.messages[len(given.prompt) :])
+            asked = [piece for piece in written if piece.message < given.first]
+            answers = [piece for piece in written if piece.message >= given.first]
             if not index:
-                self._check_asked(where, prompt, whole, asked, given, variables)
-            self._check_start(where, prompt, whole, asked, answers)
+                self._check_asked(where, prompt, whole.text, asked)
+            self._check_start(where, prompt.text, whole, asked, answers)
             self._check_answers(where, answers)
-            self._check_end(where, whole, answers)
+            self._check_end(where, whole.text, answers)
 
     def _check_begun(self, where: str, given: Conversations) -> None:
         self.findings.add(ANSWER_CONTINUED, where, str(given.prompt[-1].get("content")), int(given.begun))
@@ -88,20 +90,11 @@ class RenderCheck:
         if piece.changed is not None:
             self.findings.add(TEXT_CHANGED, where, f"{piece.text} -> {piece.changed}")
 
-    def _check_asked(
-        self,
-        where: str,
-        prompt: str,
-        whole: str,
-        asked: Sequence[Piece],
-        given: Conversations,
-        variables: Mapping[str, Any],
-    ) -> None:
+    def _check_asked(self, where: str, prompt: Rendered, whole: str, asked: Sequence[Piece]) -> None:
         lost = [piece for piece in asked if not piece.spans]
         sampled: set[tuple[int, str]] = set()
-        if lost and not whole.startswith(prompt):
-            places = self.template.places(prompt, given.prompt, variables)
-            sampled = {(piece.message, piece.text) for piece in places if piece.spans}
+        if lost and not whole.startswith(prompt.text):
+            sampled = {(piece.message, piece.text) for piece in places(self.template, prompt) if piece.spans}
         for piece in lost:
             cause = PROMPT_LOST if (piece.message, piece.text) in sampled else _lost_in_both(piece)
             self.findings.add(cause, where, piece.text)
@@ -109,17 +102,33 @@ class RenderCheck:
             self._check_changed(where, piece)
 
     def _check_start(
-        self, where: str, prompt: str, whole: str, asked: Sequence[Piece], answers: Sequence[Piece]
+        self, where: str, prompt: str, whole: Rendered, asked: Sequence[Piece], answers: Sequence[Piece]
     ) -> None:
-        start = common_length(prompt, whole)
+        start = self._differ_at(prompt, whole.text)
         behind = [piece.text for piece in asked if any(end > start for _, end in piece.spans)]
-        written = [place for piece in answers for place, _ in piece.spans]
+        found = min(
+            ((piece.spans[0][0], piece) for piece in answers if piece.spans), default=None, key=lambda one: one[0]
+        )
         if behind:
             self.findings.add(QUESTION_MOVED, where, behind[0])
         elif start < len(prompt):
             self.findings.add(PROMPT_END_LOST, where, prompt[start:])
-        elif written and whole[start : min(written)].strip():
-            self.findings.add(ANSWER_OPENED, where, whole[start : min(written)])
+        elif found:
+            place, piece = found
+            opening, content = whole.text[start:place], str(whole.messages[piece.message].get("content") or "")
+            # Reasoning and calls of their own keys need words around them. An empty reasoning is no such words.
+            needed = piece.kind != "content" and "</think>" not in opening
+            if opening.strip() and not needed and not content.lstrip().startswith(opening.strip()):
+                self.findings.add(ANSWER_OPENED, where, opening)
+
+    def _differ_at(self, prompt: str, whole: str) -> int:
+        """Return the length of the common beginning; a token that templates write differs as a whole."""
+        start = common_length(prompt, whole)
+        if start == len(prompt):
+            return start
+        near = max(0, start - LONGEST_MARK), start + LONGEST_MARK
+        marks = [match.span() for text in (prompt, whole) for match in self.template.marks.finditer(text, *near)]
+        return min([start, *(begin for begin, end in marks if begin < start < end)])
 
     def _check_answers(self, where: str, answers: Sequence[Piece]) -> None:
         causes = {"reasoning": REASONING_LOST, "call": CALLS_LOST}

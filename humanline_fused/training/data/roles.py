@@ -4,18 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from humanline_fused.training.data.encoding import Span
-from humanline_fused.training.data.rendering import REFUSALS, Messages, Piece, Template
+from humanline_fused.training.data.pieces import Piece
+from humanline_fused.training.data.rendering import REFUSALS, Messages, Rendered, Template
 
 
 def written_by_policy(
-    template: Template,
-    text: str,
-    messages: Messages,
-    pieces: Sequence[Piece],
-    variables: Mapping[str, Any],
-    *,
-    first: int,
-    start: int,
+    template: Template, rendered: Rendered, pieces: Sequence[Piece], *, first: int, start: int
 ) -> list[Span] | None:
     """Return the parts of a conversation's text that the policy writes; None if it writes all of the completion.
 
@@ -24,15 +18,15 @@ def written_by_policy(
     out.
 
     Args:
-        text: the rendered conversation.
-        messages, variables: as in :meth:`Template.render`.
+        rendered: the conversation with its text.
         pieces: places of the written strings.
         first: index of the first message of the completion.
         start: position at which the completion begins.
     """
-    generated = template.generated(messages, variables)
+    generated = template.generated(rendered)
     if generated is not None:
         return generated
+    text, messages, variables = rendered.text, rendered.messages, rendered.variables
     policy = [index for index in range(first, len(messages)) if messages[index]["role"] == "assistant"]
     others = [span for piece in pieces if piece.message not in policy for span in piece.spans if span[1] > start]
     if len(policy) == len(messages) - first and not others:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from humanline_fused.training.data.columns import TEMPLATE_COLUMNS
 from humanline_fused.training.data.exact_json import parse
-from humanline_fused.training.data.messages import Record, Text
+from humanline_fused.training.data.messages import Record, Text, as_list
 
 RESERVED = {
     *(
@@ -40,7 +40,7 @@ def template_arguments(record: Record, prompt: Text) -> dict[str, Any]:
                 given[name] = parse(value)
             except ValueError as error:
                 raise ValueError(f"{name}: expected JSON, got {value[:80]!r}: {error}") from None
-    tools, settings = (given[name] for name in TEMPLATE_COLUMNS)
+    tools, settings = (as_list(given[name]) for name in TEMPLATE_COLUMNS)
     if tools is not None and not isinstance(tools, list):
         raise ValueError(f"tools: expected a list of JSON schemas, got {tools!r:.80}")
     if settings is not None and not isinstance(settings, Mapping):

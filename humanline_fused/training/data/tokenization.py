@@ -17,6 +17,7 @@ from humanline_fused.training.data.findings import (
     Findings,
 )
 from humanline_fused.training.data.forms import Form
+from humanline_fused.training.data.pieces import places
 from humanline_fused.training.data.records import Row, is_blank
 from humanline_fused.training.data.render_check import RenderCheck
 from humanline_fused.training.data.rendering import REFUSALS, Template
@@ -149,23 +150,19 @@ class RowTokenizer:
     def _chat(self, where: str, row: Row, findings: Findings) -> _Texts:
         template, variables = self.template, row.template
         given = conversations(row.prompt, row.completions)  # pyright: ignore[reportArgumentType]
-        prompt = template.render(given.prompt, variables, ask=not given.begun, begun=given.begun)
+        prompt = template.fit(given.prompt, variables, ask=not given.begun, begun=given.begun)
         check = RenderCheck(template, self.encoder, self.ends, findings)
         if not row.completions:
-            check.prompt(where, prompt, given, variables)
-        wholes = [template.render(messages, variables) for messages in given.wholes]
-        pieces = [
-            template.places(whole, messages, variables) for whole, messages in zip(wholes, given.wholes, strict=True)
-        ]
+            check.prompt(where, prompt, given)
+        wholes = [template.fit(messages, variables) for messages in given.wholes]
+        pieces = [places(template, whole) for whole in wholes]
         if row.completions:
-            check.completions(where, prompt, wholes, pieces, given, variables)
+            check.completions(where, prompt, wholes, pieces, given)
         kept = [
-            written_by_policy(
-                template, whole, messages, places, variables, first=given.first, start=common_length(prompt, whole)
-            )
-            for whole, messages, places in zip(wholes, given.wholes, pieces, strict=True)
+            written_by_policy(template, whole, written, first=given.first, start=common_length(prompt.text, whole.text))
+            for whole, written in zip(wholes, pieces, strict=True)
         ]
-        return _Texts(where, prompt, wholes, kept, False)
+        return _Texts(where, prompt.text, [whole.text for whole in wholes], kept, False)
 
     def _examples(
         self, row: Row, texts: _Texts, ids: list[list[int]], head: int, findings: Findings

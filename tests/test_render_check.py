@@ -1,0 +1,407 @@
+"""The render check on a grid of conversations and templates: what it says is lost is lost, and nothing else is.
+
+The truth does not come from the check: every conversation is rendered a second time with a long word in place of each
+text, and a text is in a rendering if its word is.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import product
+from typing import Any
+
+from humanline_fused.training.data.conversation import Conversations, conversations
+from humanline_fused.training.data.findings import (
+    ANSWER_CONTINUED,
+    ANSWER_OPENED,
+    CALLS_LOST,
+    EARLIER_REASONING,
+    LOST_IN_BOTH,
+    PROMPT_END_LOST,
+    PROMPT_LOST,
+    QUESTION_MOVED,
+    REASONING_LOST,
+    TEXT_CHANGED,
+    TEXT_LOST,
+)
+from humanline_fused.training.data.forms import LABELS
+from humanline_fused.training.data.pieces import Piece, places
+from humanline_fused.training.data.records import UNPAIRED, Row
+from humanline_fused.training.data.rendering import REFUSALS
+from humanline_fused.training.data.tokenization import RowTokenizer, Tokenised
+from tests.chat_templates import MARK, PLAIN_MARKS, TEMPLATES, tokenizer
+
+Messages = list[dict[str, Any]]
+Write = Callable[..., str]
+"""Gets a text, and the kind of its string; returns what is written in its place."""
+
+WHERE = "data.jsonl, line 7"
+MARKS = re.compile("|".join([MARK.pattern, *map(re.escape, PLAIN_MARKS)]))
+CHECKED = (
+    TEXT_LOST,
+    REASONING_LOST,
+    CALLS_LOST,
+    PROMPT_LOST,
+    LOST_IN_BOTH,
+    EARLIER_REASONING,
+    TEXT_CHANGED,
+    QUESTION_MOVED,
+    PROMPT_END_LOST,
+    ANSWER_OPENED,
+    ANSWER_CONTINUED,
+)
+
+
+def system(text: str) -> dict[str, Any]:
+    return {"role": "system", "content": text}
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", **({} if text is None else {"content": text}), **more}
+
+
+def tool(text: str) -> dict[str, Any]:
+    return {"role": "tool", "name": "get_weather", "content": text, "tool_call_id": "abcdefghi"}
+
+
+def call(write: Write, name: str = "get_weather", city: str = "Paris", *, as_json: bool = False) -> dict[str, Any]:
+    arguments: Any = {"city": write(city, "call"), "days": 2}
+    function = {"name": write(name, "call"), "arguments": json.dumps(arguments) if as_json else arguments}
+    return {"id": "abcdefghi", "type": "function", "function": function}
+
+
+def declared(write: Write) -> list[dict[str, Any]]:
+    parameters = {"type": "object", "properties": {"city": {"type": "string", "description": "where"}}}
+    function = {"name": write("get_weather", "tool"), "description": "The weather.", "parameters": parameters}
+    return [{"type": "function", "function": function}]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A conversation as a function of what is written in place of its texts."""
+
+    prompt: Callable[[Write], Messages]
+    completion: Callable[[Write], Messages]
+    tools: Callable[[Write], list[dict[str, Any]]] | None = None
+
+    def row(self, write: Write) -> Row:
+        """Return the conversation as a row."""
+        template = {"tools": self.tools(write)} if self.tools else {}
+        return Row(UNPAIRED, self.prompt(write), [self.completion(write)], [1.0], template)
+
+
+SHAPES = {
+    "a question": Shape(
+        lambda t: [user(t("Is the sky green?"))], lambda t: [assistant(t("It is blue, and often grey."))]
+    ),
+    "a system message": Shape(
+        lambda t: [system(t("Answer as briefly as you can.")), user(t("Is the sky green today?"))],
+        lambda t: [assistant(t("No, it is as blue as ever."))],
+    ),
+    "short texts": Shape(
+        lambda t: [system(t("Be brief.")), user(t("Is it?"))],
+        lambda t: [assistant(t("No."))],
+    ),
+    "several turns": Shape(
+        lambda t: [user(t("Is it green?")), assistant(t("No.")), user(t("Is it blue?"))],
+        lambda t: [assistant(t("Yes."))],
+    ),
+    "a system message and several turns": Shape(
+        lambda t: [system(t("Be brief.")), user(t("Is it?")), assistant(t("No.")), user(t("Is it blue?"))],
+        lambda t: [assistant(t("Yes."))],
+    ),
+    "repeated texts": Shape(
+        lambda t: [user(t("No.")), assistant(t("No.")), user(t("No."))],
+        lambda t: [assistant(t("No."))],
+    ),
+    "texts that quote others": Shape(
+        lambda t: [system(t("Repeat what the user says, in full.")), user(t("The sky is blue today, I think."))],
+        lambda t: [assistant(t("You said: The sky is blue today, I think. Repeat what the user says, in full."))],
+    ),
+    "the answer in the question": Shape(
+        lambda t: [user(t("Say: the sky is blue. And nothing else."))],
+        lambda t: [assistant(t("the sky is blue."))],
+    ),
+    "words of templates": Shape(
+        lambda t: [system(t("You are a helpful assistant.")), user(t("user"))],
+        lambda t: [assistant(t("assistant"))],
+    ),
+    "white space around": Shape(
+        lambda t: [system(t("  Be brief.\n")), user(t("\n\nIs it green? "))],
+        lambda t: [assistant(t("  No, it is blue.  \n"))],
+    ),
+    "quotes, lines and signs": Shape(
+        lambda t: [user(t("Is \"this\" <b>it</b> & 'that'?\n\n\tC:\\new «été» 晴れ 🌤"))],
+        lambda t: [assistant(t('"No"\\n is {"not": "it"},\nbut “été” 🌈.'))],
+    ),
+    "reasoning in the content": Shape(
+        lambda t: [user(t("Is it green?"))],
+        lambda t: [assistant("<think>\n" + t("Let me think.", "reasoning") + "\n</think>\n\n" + t("No."))],
+    ),
+    "reasoning beside the content": Shape(
+        lambda t: [user(t("Is it green?"))],
+        lambda t: [assistant(t("No."), reasoning_content=t("Let me think.", "reasoning"))],
+    ),
+    "reasoning of an earlier turn": Shape(
+        lambda t: [
+            user(t("Is it?")),
+            assistant("<think>" + t("Look up.", "reasoning") + "</think>" + t("No.")),
+            user(t("Why?")),
+        ],
+        lambda t: [assistant("<think>" + t("Physics.", "reasoning") + "</think>" + t("It scatters."))],
+    ),
+    "reasoning equal to the answer": Shape(
+        lambda t: [user(t("Is it green?"))],
+        lambda t: [assistant("<think>\n" + t("No.", "reasoning") + "\n</think>\n\n" + t("No."))],
+    ),
+    "an empty reasoning": Shape(
+        lambda t: [user(t("Is it green?"))],
+        lambda t: [assistant("<think>\n\n</think>\n\n" + t("No, certainly not."))],
+    ),
+    "a call": Shape(
+        lambda t: [user(t("What is the weather?"))],
+        lambda t: [assistant(t("I look it up."), tool_calls=[call(t)])],
+        declared,
+    ),
+    "a call without content": Shape(
+        lambda t: [user(t("What is the weather?"))], lambda t: [assistant(tool_calls=[call(t)])], declared
+    ),
+    "a call with empty content": Shape(
+        lambda t: [user(t("What is the weather?"))], lambda t: [assistant("", tool_calls=[call(t)])]
+    ),
+    "a call with arguments as JSON": Shape(
+        lambda t: [user(t("What is the weather?"))],
+        lambda t: [assistant("", tool_calls=[call(t, city='the "old" town', as_json=True)])],
+        declared,
+    ),
+    "a call with quotes in it": Shape(
+        lambda t: [user(t("What is the weather?"))],
+        lambda t: [assistant("", tool_calls=[call(t, city='the "old" town\nof Zürich')])],
+        declared,
+    ),
+    "several calls": Shape(
+        lambda t: [user(t("What is the weather?"))],
+        lambda t: [assistant("", tool_calls=[call(t), call(t, city="Rome"), call(t, "get_time", "Rome")])],
+        declared,
+    ),
+    "reasoning before a call": Shape(
+        lambda t: [user(t("What is the weather?"))],
+        lambda t: [assistant("", reasoning_content=t("I need a tool.", "reasoning"), tool_calls=[call(t)])],
+        declared,
+    ),
+    "a tool's result": Shape(
+        lambda t: [user(t("What is the weather?"))],
+        lambda t: [assistant("", tool_calls=[call(t)]), tool(t("sunny")), assistant(t("It is sunny."))],
+        declared,
+    ),
+    "a tool's result as JSON": Shape(
+        lambda t: [user(t("What is the weather?"))],
+        lambda t: [
+            assistant("", tool_calls=[call(t)]),
+            tool('{"sky": "' + t("blue") + '", "rain": null}'),
+            assistant(t("It is blue.")),
+        ],
+        declared,
+    ),
+    "a tool's result in the prompt": Shape(
+        lambda t: [user(t("What is the weather?")), assistant("", tool_calls=[call(t)]), tool(t("sunny in Paris"))],
+        lambda t: [assistant(t("It is sunny in Paris."))],
+        declared,
+    ),
+    "the user's turn in the completion": Shape(
+        lambda t: [user(t("Is it green?"))],
+        lambda t: [assistant(t("No.")), user(t("Is it blue?")), assistant(t("Yes, it is."))],
+    ),
+    "an answer begun": Shape(
+        lambda t: [user(t("Is it green?")), assistant(t("The sky is"))],
+        lambda t: [assistant(" " + t("as blue as ever."))],
+    ),
+    "tools alone": Shape(
+        lambda t: [system(t("Be brief.")), user(t("Is it green?"))], lambda t: [assistant(t("No."))], declared
+    ),
+}
+
+
+@dataclass
+class Words:
+    """Writes a long word in place of each text, and remembers which."""
+
+    texts: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def __call__(self, text: str, kind: str = "content") -> str:
+        word = f"{chr(65 + len(self.texts))}vexillology"
+        self.texts[word] = (text, kind)
+        before, after = re.match(r"\s*", text)[0], re.search(r"\s*$", text)[0]  # pyright: ignore
+        return before + word + after
+
+
+@dataclass
+class Truth:
+    """A conversation with words in place of its texts: renderings, and the texts of each message."""
+
+    given: Conversations
+    prompt: str
+    whole: str
+    texts: dict[str, tuple[str, str]]
+
+    def message_of(self, word: str) -> int:
+        """Return the index of the message with a word in the whole conversation; -1 if the tools have it."""
+        return next((i for i, message in enumerate(self.given.wholes[0]) if word in json.dumps(message)), -1)
+
+
+def write_text(text: str, kind: str = "content") -> str:
+    return text
+
+
+@cache
+def row_tokenizer(name: str, **settings: Any) -> RowTokenizer:
+    return RowTokenizer(tokenizer(name), LABELS, **settings)
+
+
+@cache
+def truth_of(name: str, title: str) -> Truth:
+    words = Words()
+    row = SHAPES[title].row(words)
+    template = row_tokenizer(name).template
+    given = conversations(row.prompt, row.completions)  # pyright: ignore[reportArgumentType]
+    prompt = template.fit(given.prompt, row.template, ask=not given.begun, begun=given.begun)
+    return Truth(given, prompt.text, template.fit(given.wholes[0], row.template).text, words.texts)
+
+
+@cache
+def done(name: str, title: str) -> Tokenised:
+    return row_tokenizer(name)([(WHERE, SHAPES[title].row(write_text))])
+
+
+def taken() -> Iterator[tuple[str, str]]:
+    """Yield the templates and shapes that go together."""
+    for name, title in product(TEMPLATES, SHAPES):
+        if not isinstance(done(name, title).rows[0], ValueError):
+            yield name, title
+
+
+def forms(text: str) -> set[str]:
+    """Return a text as a template may write it in quotes."""
+    return {
+        text.strip(),
+        *(json.dumps(text.strip(), ensure_ascii=ascii)[1:-1] for ascii in (False, True)),
+        repr(text.strip())[1:-1],
+    }
+
+
+def pieces_of(pieces: list[Piece], message: int, text: str, kind: str) -> list[Piece]:
+    """Return the pieces that stand for a text of a message."""
+    return [
+        piece
+        for piece in pieces
+        if piece.message == message
+        and (piece.kind == kind or "<think>" in piece.text)
+        and any(form in piece.text for form in forms(text))
+    ]
+
+
+def begins_at(prompt: str, whole: str) -> int:
+    """Return where two texts differ; a special token differs as a whole."""
+    start = next(
+        (i for i, pair in enumerate(zip(prompt, whole, strict=False)) if len(set(pair)) > 1),
+        min(len(prompt), len(whole)),
+    )
+    return min(
+        [start, *(m.start() for text in (prompt, whole) for m in MARKS.finditer(text) if start in range(*m.span()))]
+    )
+
+
+def expected(truth: Truth, whole: str) -> Counter[str]:
+    """Return what there is to say about a conversation, each cause by its own definition."""
+    first, found = truth.given.first, Counter()
+    message = {word: truth.message_of(word) for word in truth.texts}
+    asked = [word for word in truth.texts if message[word] < first]
+    answer = [word for word in truth.texts if message[word] >= first]
+    for word in asked:
+        if word not in truth.whole:
+            reasoning = truth.texts[word][1] == "reasoning"
+            cause = EARLIER_REASONING if reasoning else LOST_IN_BOTH
+            found[(PROMPT_LOST if word in truth.prompt else cause).name] += 1
+    lost = {truth.texts[word][1] for word in answer if word not in truth.whole}
+    found.update({"content": TEXT_LOST, "reasoning": REASONING_LOST, "call": CALLS_LOST}[kind].name for kind in lost)
+    for word, (text, kind) in truth.texts.items():
+        role = truth.given.wholes[0][message[word]]["role"] if message[word] >= 0 else "tool"
+        quoted = kind in ("call", "tool") or role == "tool"
+        there = any(form in whole for form in (forms(text) if quoted else {text.strip()}))
+        found[TEXT_CHANGED.name] += word in truth.whole and not there
+    start = begins_at(truth.prompt, truth.whole)
+    places = sorted((truth.whole.index(word), word) for word in answer if word in truth.whole)
+    if any(truth.whole.rfind(word) >= start for word in asked):
+        found[QUESTION_MOVED.name] = 1
+    elif start < len(truth.prompt):
+        found[PROMPT_END_LOST.name] = 1
+    elif places:
+        place, word = places[0]
+        opening, kind = truth.whole[start:place].strip(), truth.texts[word][1]
+        content = truth.given.wholes[0][message[word]].get("content", "")
+        alien = kind == "content" or "</think>" in opening
+        found[ANSWER_OPENED.name] = alien and opening != "" and not content.lstrip().startswith(opening)
+    found[ANSWER_CONTINUED.name] = truth.given.begun
+    return +found
+
+
+def test_a_template_that_refuses_a_conversation_is_a_refusal_with_row_and_reason():
+    refusals = 0
+    for name, title in product(TEMPLATES, SHAPES):
+        (row,) = done(name, title).rows
+        try:
+            truth_of(name, title)
+        except REFUSALS:
+            refusals += 1
+            assert isinstance(row, ValueError), (name, title)
+            assert re.match(rf"{WHERE}: .*: .+", str(row)), (name, title, row)
+        else:
+            assert not isinstance(row, ValueError), (name, title, row)
+    print(f"{refusals} of {len(TEMPLATES) * len(SHAPES)} conversations refused")
+
+
+def test_each_written_text_is_found_or_lost_as_its_word_is():
+    counts = Counter()
+    for name, title in taken():
+        truth, row = truth_of(name, title), SHAPES[title].row(write_text)
+        template = row_tokenizer(name).template
+        given = conversations(row.prompt, row.completions)  # pyright: ignore[reportArgumentType]
+        pieces = places(template, template.fit(given.wholes[0], row.template))
+        there = Counter()
+        for word, (text, kind) in truth.texts.items():
+            key = (truth.message_of(word), text, kind)
+            there[key] += word in truth.whole
+            counts["strings"] += 1
+            counts["lost"] += word not in truth.whole
+        for key, number in there.items():
+            said = sum(bool(piece.spans) for piece in pieces_of(pieces, *key))
+            counts["misses"] += max(said - number, 0)
+            counts["false alarms"] += max(number - said, 0)
+            if said != number:
+                print(name, "|", title, "|", key, f"in the text {number} times, found {said} times")
+    print(dict(counts))
+    assert (counts["misses"], counts["false alarms"]) == (0, 0)
+
+
+def test_the_findings_are_those_of_the_words():
+    counts = Counter()
+    for name, title in taken():
+        row = SHAPES[title].row(write_text)
+        given = conversations(row.prompt, row.completions)  # pyright: ignore[reportArgumentType]
+        whole = row_tokenizer(name).template.fit(given.wholes[0], row.template).text
+        right = expected(truth_of(name, title), whole)
+        found = done(name, title).findings
+        said = Counter({cause.name: found.count(cause) for cause in CHECKED if found.count(cause)})
+        counts += right
+        if said != right:
+            counts["wrong"] += 1
+            print(name, "|", title, "| missed", dict(right - said), "| false", dict(said - right))
+    print(dict(counts))
+    assert not counts["wrong"]

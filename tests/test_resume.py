@@ -1,0 +1,103 @@
+"""The checkpoint that a run resumes from: which one, why not a newer one, and where in an epoch it goes on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training.run.checkpoint import faults, resolve_resume
+from tests.tiny_model import losses, records, tiny_trainer
+
+SAVING = {"save_strategy": "steps", "save_steps": 2}
+
+
+def saved_run(output_dir: Path, **settings: object) -> HumanlineTrainer:
+    trainer = tiny_trainer(output_dir, **SAVING | settings)
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Folder of a finished run with checkpoints at steps 2, 4 and 6."""
+    saved_run(tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_a_run_resumes_bitwise_at_any_step_of_an_epoch_that_is_no_multiple_of_the_batch(tmp_path: Path, objective: str):
+    """Seven examples, two a step: an epoch has three steps and leaves out one example, another one each time."""
+    settings = {"objective": objective, "train_dataset": records(objective, 7), "save_steps": 1}
+    whole = saved_run(tmp_path / "whole", **settings)
+    for step in range(1, 6):
+        folder = tmp_path / str(step) / f"checkpoint-{step}"
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder)
+        resumed = tiny_trainer(folder.parent, **SAVING | settings)
+        resumed.train("auto")
+        assert losses(resumed) == losses(whole)
+        pairs = zip(resumed.model.parameters(), whole.model.parameters(), strict=True)
+        assert all(torch.equal(mine, other) for mine, other in pairs)
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+WITHOUT_OPTIMIZER = (
+    r"checkpoint-6, checkpoint-4, checkpoint-2: saved without the optimizer \(save_only_model\)\. To start"
+)
+
+
+@pytest.mark.parametrize("resume", ["auto", True])
+def test_checkpoints_that_cannot_be_resumed_from_are_no_reason_to_start_over(tmp_path: Path, resume: str | bool):
+    saved_run(tmp_path, save_only_model=True)
+    before = everything_in(tmp_path)
+    with pytest.raises(ValueError, match=f"={resume!r}: expected a complete checkpoint .*got {WITHOUT_OPTIMIZER}"):
+        tiny_trainer(tmp_path, **SAVING).train(resume)
+    assert everything_in(tmp_path) == before
+
+
+def test_every_checkpoint_is_listed_with_its_own_reason(run_dir: Path):
+    (run_dir / "checkpoint-2" / "files.json").unlink()
+    (run_dir / "checkpoint-4" / "files.json").write_text("{")
+    (run_dir / "checkpoint-6" / "optimizer.pt").unlink()
+    said = (
+        r"got checkpoint-6: optimizer.pt is missing; checkpoint-4, checkpoint-2: files.json is missing or unreadable\."
+    )
+    with pytest.raises(ValueError, match=said):
+        resolve_resume(run_dir, "auto")
+
+
+def test_a_fresh_start_does_not_overwrite_incomplete_checkpoints(tmp_path: Path):
+    saved_run(tmp_path, save_only_model=True)
+    before = everything_in(tmp_path)
+    with pytest.raises(ValueError, match=f"checkpoints of an earlier run, none of which .*: {WITHOUT_OPTIMIZER}"):
+        saved_run(tmp_path)
+    assert everything_in(tmp_path) == before
+
+
+def test_a_file_named_as_a_checkpoint_is_none(tmp_path: Path):
+    (tmp_path / "checkpoint-3").write_text("notes")
+    assert resolve_resume(tmp_path, "auto") is resolve_resume(tmp_path, None) is None
+
+
+@pytest.mark.parametrize("resume", ["auto", True])
+def test_a_resumed_run_says_which_checkpoint_it_took_and_why_not_the_newest(
+    run_dir: Path, resume: str | bool, capsys: pytest.CaptureFixture[str]
+):
+    (run_dir / "checkpoint-6" / "optimizer.pt").write_bytes(b"")
+    capsys.readouterr()
+    tiny_trainer(run_dir, **SAVING).train(resume)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resumed")]
+    name, size = run_dir / "checkpoint-4", json.loads((run_dir / "checkpoint-4" / "files.json").read_text())
+    reason = f"checkpoint-6: optimizer.pt has 0 bytes instead of {size['optimizer.pt']}"
+    assert line == f"resumed from {name}, step 4 (not from {reason})"
+    assert faults(run_dir / "checkpoint-6") == []
+
+
+def test_a_run_resumed_from_the_newest_checkpoint_names_it_alone(run_dir: Path, capsys: pytest.CaptureFixture[str]):
+    tiny_trainer(run_dir, **SAVING).train("auto")
+    assert f"\nresumed from {run_dir / 'checkpoint-6'}, step 6\n" in capsys.readouterr().out
