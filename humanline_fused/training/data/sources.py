@@ -145,7 +145,7 @@ def _failures(name: str, found: str, tried: str, in_cache: bool = False) -> Iter
         reason = (str(error).strip().splitlines() or [""])[0]
         if unwritable := in_cache and _unwritable_cache():
             raise ValueError(
-                f"{name}: the cache of datasets cannot be written ({unwritable}): set HF_HOME (or "
+                f"{name}: {found}, and the cache of datasets cannot be written ({unwritable}): set HF_HOME (or "
                 f"HF_DATASETS_CACHE and HF_HUB_CACHE) to a folder that can; {type(error).__name__}: {reason}"
             ) from None
         raise ValueError(
