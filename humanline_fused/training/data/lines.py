@@ -21,7 +21,7 @@ def lines(path: Path) -> Iterator[str]:
     number = 0
     try:
         with _opened(path) as file:
-            if _is_utf_16(file.peek(4)[:4]):  # pyright: ignore[reportAttributeAccessIssue]
+            if _is_utf_16(file.peek(4)[:4]):
                 raise ValueError(f"{path}: expected UTF-8 text, got UTF-16: save the file as UTF-8")
             for line in io.TextIOWrapper(file, "utf-8-sig", newline=""):
                 number += 1
@@ -32,7 +32,7 @@ def lines(path: Path) -> Iterator[str]:
         raise ValueError(f"{path}, line {number + 1}: cannot be decompressed: {error}") from None
 
 
-def _opened(path: Path) -> io.BufferedIOBase:
+def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
     return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
