@@ -122,7 +122,7 @@ def with_texts(
         source, taker, split, columns: as in :func:`prepare_prompts`.
     """
     texts, others = [], []
-    for _, row, other in _read(source, split, taker, columns, Findings()):
+    for _, row, other in _read(source, split, taker, read_columns(columns), Findings()):
         texts.append(row.prompt)
         others.append(other)
     return _prompts(examples, texts, others, notes["kept"], Findings.from_json(notes["findings"]))
