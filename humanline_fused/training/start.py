@@ -117,8 +117,8 @@ def lengths_of(examples: Sequence[Example], sampled: int = 0) -> Iterable[tuple[
     """Return of each example the tokens of its prompt and of its longest completion; ``sampled`` if it has none."""
     if not isinstance(examples, StoredExamples):
         return ((len(e.prompt_ids), max(map(len, e.completions), default=sampled)) for e in examples)
-    ends = examples.arrays["ends"]
-    sizes = np.diff(ends.reshape(-1), prepend=0).reshape(ends.shape)
+    ends: Any = examples.arrays["ends"]
+    sizes: Any = np.diff(ends.reshape(-1), prepend=0).reshape(ends.shape)
     completions = sizes[:, 1:].max(axis=1) if sizes.shape[1] > 1 else np.full(len(sizes), sampled)
     return zip(sizes[:, 0].tolist(), completions.tolist(), strict=True)
 
@@ -144,15 +144,15 @@ def check_data(
     Raises:
         ValueError: a model has no row for a token, or no position for a sequence.
     """
-    models = [model for model in models if isinstance(causal_lm(model), PreTrainedModel)]
-    rows, longest = min(map(embedding_rows, models)), Longest(0, "")
+    checked = [m for m in models if m is not None and isinstance(causal_lm(m), PreTrainedModel)]
+    rows, longest = min(map(embedding_rows, checked)), Longest(0, "")
     settings: dict[str, Any] = {"max_length": config.max_length, "mismatched": objective.mismatched}
     for kind, examples in (("training", data.train.examples), ("held-out", data.held_out_examples)):
         check_token_ids(kind, examples, tokenizer, rows)
         sampled = config.max_completion_length if config.rollout_every and kind == "training" else 0
         followed = f" and max_completion_length={sampled}" if sampled else ""
         longest = max(longest, longest_sequence(kind, lengths_of(examples, sampled), **settings, followed=followed))
-    warnings = [check_positions(position_limit_of(model), longest, config.max_length) for model in models]
+    warnings = [check_positions(position_limit_of(model), longest, config.max_length) for model in checked]
     return warnings[0]
 
 
