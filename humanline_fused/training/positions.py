@@ -39,11 +39,12 @@ def position_limit_of(model: nn.Module) -> PositionLimit | None:
         return None
     tokens = inside.get_input_embeddings()
     decoder = inside.get_decoder()  # without an image tower, which has a table of its patches
-    for module in decoder.modules():
-        if isinstance(module, nn.Embedding) and module is not tokens:
+    others = set(decoder.modules()) - set(tokens.modules())
+    for module in others:
+        if isinstance(module, nn.Embedding):
             padding = module.padding_idx
             before = getattr(module, "offset", 0 if padding is None else padding + 1)
-            wide = max(config.hidden_size, tokens.weight.shape[-1])
+            wide = max(getattr(config, "hidden_size", 0), tokens.weight.shape[-1])
             if known in (module.num_embeddings, module.num_embeddings - before) and module.embedding_dim <= wide:
                 return PositionLimit(module.num_embeddings - before, is_table=True)
     own = type(inside).__module__.startswith("transformers.models.")

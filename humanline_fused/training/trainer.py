@@ -113,7 +113,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         how = {"prompts_alone": bool(reward), "stops": end_tokens(policy.generation_config, tokenizer)}
         data = read_run_data(train_dataset, eval_dataset, tokenizer, args, self.objective, **how)
         self.train_data, self.eval_data, self.eval_examples = data.train, data.held_out, data.held_out_examples
-        self._warning = check_data([policy, reference_model], data, tokenizer, args, self.objective)
+        self._warning = check_data(policy, reference_model, data, tokenizer, args, self.objective)
         self._plan_steps(reward, tokenizer, args)
         super().__init__(
             model=policy,
