@@ -19,6 +19,7 @@ SHIPPED = [
     "cohere2",
     "deepseek_r1_distill",
     "deepseekv3",
+    "diffusion_gemma",
     "gemma",
     "gemma3",
     "gemma4",
@@ -118,6 +119,7 @@ TRAINING = {
 ENDS = {
     "cohere": "<|END_OF_TURN_TOKEN|>",
     "deepseek": "<｜end▁of▁sentence｜>",
+    "diffusion_gemma": "<turn|>",
     "gemma4": "<turn|>",
     "gemma": "<end_of_turn>",
     "glm": "<|endoftext|>",

@@ -156,6 +156,7 @@ def test_a_text_that_the_setting_makes_the_prompt_of_messages_is_a_users_turn():
         ({"input": "of wasps", "instruction": "Name a fruit"}, "[instruction, input]", "Name a fruit\nof wasps"),
         ({"input": "", "instruction": "Name a fruit"}, "instruction", "Name a fruit"),
         ({"question": "Which?", "system": "Be brief."}, "[system, question]", "Be brief.\nWhich?"),
+        ({"question": "Which?", "history": [["Hello", "Hi"]]}, "question", "Which?"),
         ({"source": "notes of May", "topic_line": "fruit that wasps like"}, None, ""),
         ({"ask_here": "fruit that wasps like"}, "ask_here", "fruit that wasps like"),
     ],
@@ -217,6 +218,8 @@ def test_a_question_that_the_common_beginning_lacks_is_missed_even_if_that_is_lo
 def test_answers_as_messages_are_refused_like_texts():
     told = reason({"question": "w1 w2", "system": "w9", "chosen": [YES], "rejected": [NO]})
     assert "they share no beginning, and 'question' would be ignored: columns: {prompt: question}" in told
+    told = reason({"question": "w1 w2", "system": "w9", "completion": [YES], "label": True}, "kto")
+    assert told.endswith("columns: {prompt: question} makes 'question' the prompt")
     earlier = {"history": [ASK], "chosen": [YES], "rejected": [NO]}
     assert "columns: {prompt: history}" in reason(earlier)
     assert row_of(earlier, columns={"prompt": "history"}) == row_of(CHAT)
@@ -228,11 +231,14 @@ def test_a_prompt_of_text_that_the_messages_beside_it_lack_is_refused():
     told = reason(pair | {"prompt": "w7"})
     assert told.endswith("got the prompt 'w7': columns: {prompt: null} ignores it")
     assert row_of(pair | {"prompt": "w7"}, columns={"prompt": None}).prompt == [ASK]
+    answers = {"chosen": [YES], "rejected": [NO], "prompt": "w1 w2", "question": "w1 w2 w7"}
+    assert reason(answers).endswith("columns: {prompt: prompt} makes the text a user's message")
 
 
 def test_an_empty_prompt_beside_a_question_is_refused():
     told = reason({"prompt": "", "question": "Which fruit?"} | ANSWERS)
-    assert told.endswith("remove the column 'prompt', and columns: {prompt: question}")
+    assert told == "expected a prompt that is not empty, and 'question' would be ignored: columns: {prompt: question}"
+    assert row_of({"prompt": "", "question": "Which?"} | ANSWERS, columns="prompt=question").prompt == "Which?"
     assert row_of({"prompt": ""} | ANSWERS).prompt == ""
 
 
@@ -403,5 +409,8 @@ def test_the_reward_function_gets_the_columns_as_they_are_in_the_dataset():
 
 
 def test_a_bad_mapping_is_reported_with_the_first_row():
-    with pytest.raises(ValueError, match=r"^dataset, example 0: columns: expected a column 'aks' for prompt"):
-        prepare(QUESTIONS, tiny_tokenizer(), find_objective("dpo"), max_length=8, columns={"prompt": "aks"})
+    for columns in ({"prompt": "aks"}, "prompt=aks"):
+        with pytest.raises(ValueError, match=r"^dataset, example 0: columns: expected a column 'aks' for prompt"):
+            prepare(QUESTIONS, tiny_tokenizer(), find_objective("dpo"), max_length=8, columns=columns)
+    with pytest.raises(ValueError, match=r"columns: expected targets among .*, got 'promt'"):
+        inspect_data(QUESTIONS, columns={"promt": "ask"})

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +268,12 @@ def test_a_parquet_file_without_rows_or_cut_off_is_named(tmp_path: Path):
     parquet.write_table(pa.table({"prompt": ["a"] * 100}), tmp_path / "whole.parquet")
     cut = written(tmp_path, "cut.parquet", (tmp_path / "whole.parquet").read_bytes()[:-20])
     assert "cut.parquet: expected a Parquet file: " in error_of(cut)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a name that is not UTF-8")
+def test_a_file_whose_name_is_not_utf_8_is_read(tmp_path: Path):
+    name = os.fsdecode(b"caf\xe9.parquet")
+    parquet.write_table(pa.table({"prompt": ["a"]}), tmp_path / "a.parquet")
+    (tmp_path / "a.parquet").rename(tmp_path / name)
+    assert records_of(tmp_path / name) == [{"prompt": "a"}]
+    assert records_of(written(tmp_path, os.fsdecode(b"caf\xe9.jsonl"), LINE)) == [ROW]

@@ -156,8 +156,9 @@ def test_half_a_character_in_messages_as_json_text_is_refused():
     ['[{"value": 3}]', '[{"role": "admin", "rights": []}]', '[{"role": "user", "content": "a"}] is not valid: why?'],
 )
 def test_an_answer_in_json_stays_text(text: str):
-    row = row_of({"prompt": "w1", "chosen": text, "rejected": "w2"})
-    assert row.completions == [text, "w2"]
+    for other in ("w2", text):
+        row = row_of({"prompt": "w1", "chosen": text, "rejected": other})
+        assert (row.prompt, row.completions) == ("w1", [text, other])
 
 
 def test_text_beside_messages_is_refused():

@@ -53,7 +53,7 @@ def test_an_error_shows_control_characters_of_a_name(tmp_path: Path, capsys: pyt
     assert capsys.readouterr().err.endswith("/\\x1b[2J\\u202e.jsonl, found none\n")
 
 
-SETTINGS = (
+SETTINGS: str = (
     "train --model start --dataset a.jsonl --objective dpo --output_dir run --max_steps 2 --logging_steps 1 "
     "--save_steps 1 --per_device_train_batch_size 2 --learning_rate 1e-3 --use_cpu true"
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from humanline_fused.training import HumanlineTrainer
-from humanline_fused.training.run.checkpoint import faults, resolve_resume
+from humanline_fused.training.run.checkpoint import describe_resume, faults, resolve_resume
 from tests.tiny_model import losses, records, tiny_trainer
 
 SAVING = {"save_strategy": "steps", "save_steps": 2}
@@ -101,3 +101,9 @@ def test_a_resumed_run_says_which_checkpoint_it_took_and_why_not_the_newest(
 def test_a_run_resumed_from_the_newest_checkpoint_names_it_alone(run_dir: Path, capsys: pytest.CaptureFixture[str]):
     tiny_trainer(run_dir, **SAVING).train("auto")
     assert f"\nresumed from {run_dir / 'checkpoint-6'}, step 6\n" in capsys.readouterr().out
+
+
+def test_an_older_checkpoint_taken_for_another_folder_gives_no_reason_against_complete_ones(run_dir: Path):
+    shutil.copytree(run_dir / "checkpoint-2", run_dir / "elsewhere")
+    assert describe_resume(run_dir / "checkpoint-2") == f"resumed from {run_dir / 'checkpoint-2'}, step 2"
+    assert describe_resume(run_dir / "elsewhere") == f"resumed from {run_dir / 'elsewhere'}, step 2"

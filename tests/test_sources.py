@@ -413,8 +413,9 @@ def test_local_data_are_read_without_a_home_and_a_hub_name_is_told_which_folder_
     *rows, last = ran.stdout.splitlines()
     assert rows == [str([PAIR])] * len(paths), ran.stderr
     assert last.startswith(
-        "org/absent: the cache of datasets cannot be written ([Errno 20] Not a directory: '/dev/null/x"
+        f"org/absent: no file or folder of that name in {ROOT}, and the cache of datasets cannot be "
     )
+    assert "written ([Errno 20] Not a directory: '/dev/null/x" in last
     assert "set HF_HOME (or HF_DATASETS_CACHE and HF_HUB_CACHE) to a folder that can" in last
 
 
@@ -426,7 +427,7 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sources, "load_dataset", load)
     monkeypatch.setattr(sources.config if variable == "HF_DATASETS_CACHE" else constants, variable, "/dev/null/x")
     with pytest.raises(
-        ValueError, match=r"^org/name: the cache of datasets cannot be written .*'/dev/null/x'"
+        ValueError, match=r"^org/name: .*, and the cache of datasets cannot be written .*'/dev/null/x'"
     ) as caught:
         list(read_records("org/name"))
     assert str(caught.value).endswith("to a folder that can; OSError: [Errno 30] Read-only file system: 'somewhere'")

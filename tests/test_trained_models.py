@@ -33,7 +33,7 @@ def gemma3_text() -> Gemma3ForCausalLM:
     return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, **special, **attention))
 
 
-def gemma3_with_tower(folder: Path) -> Gemma3ForConditionalGeneration:
+def gemma3_with_tower(folder: Path) -> Any:
     """Return :func:`gemma3_text` beside an image tower, loaded as a run loads it."""
     text = gemma3_text()
     vision = SiglipVisionConfig(image_size=16, patch_size=8, **SIZES)

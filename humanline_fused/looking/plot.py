@@ -6,6 +6,7 @@ from pathlib import Path
 
 from humanline_fused.looking.curves import WORK, Line, has, read_metrics, series, with_clock
 from humanline_fused.looking.pictures import Panel, check_ending, draw
+from humanline_fused.printing import escaped
 
 CLOCK = "seconds of work"
 
@@ -106,7 +107,7 @@ def labels_of(folders: Sequence[Path]) -> list[str]:
     """
     parts = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
-        labels = ["/".join(p[-depth:]) for p in parts]
+        labels = [escaped("/".join(p[-depth:])) for p in parts]
         if len(set(labels)) == len(labels):
             return labels
     twice = next(folder for folder, p in zip(folders, parts, strict=True) if parts.count(p) > 1)

@@ -19,6 +19,7 @@ from humanline_fused.training.data.batch import Batch, collate
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.plan import MicroBatch
 from humanline_fused.training.pending import ByExample
+from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
 from humanline_fused.training.scoring import Scorer
 from humanline_fused.training.start import disable_dropout_, identify, load_policy, pad_token_id_of
 
@@ -99,7 +100,7 @@ class Comparison:
         return torch.autocast(self.run.device.type, dtype) if dtype else nullcontext()
 
     def _scores(self, model: nn.Module) -> list[TokenScores]:
-        with self._autocast():
+        with self._autocast(), without_untrue_warnings():
             return [scores for batch in self._batches() for scores in self.scorer.score(model, [batch])]
 
     def _by_example(self, scored: Sequence[TokenScores]) -> ByExample:

@@ -10,8 +10,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data.chunks import map_chunks
-from humanline_fused.training.data.columns import Columns, apply_columns
+from humanline_fused.training.data.parallel import map_chunks
+from humanline_fused.training.data.columns import Columns, apply_columns, read_columns
 from humanline_fused.training.data.doubts import prompt_hint
 from humanline_fused.training.data.findings import NO_SIGNAL, Findings
 from humanline_fused.training.data.prepare import Cutter, lacks_signal
@@ -161,7 +161,7 @@ def inspect_data(
     split: str = "train",
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int = 1024,
-    columns: Columns | None = None,
+    columns: Columns | str | None = None,
     train_on: str = "assistant",
     stops: Collection[int] = (),
     progress: bool = False,
@@ -184,7 +184,7 @@ def inspect_data(
     type              preference data (prompt, chosen, rejected), for objective='dpo' or objective='kto'
     """
     objective = find_objective(objective) if isinstance(objective, str) else objective
-    found = Inspection(objective, tokenizer, max_length, columns)
+    found = Inspection(objective, tokenizer, max_length, read_columns(columns))
     with tqdm(desc="Reading", unit=" rows", disable=None if progress else True) as bar:
         rows = found.rows(read_rows(source, split))
         for row, examples in _tokenized(found, rows, train_on, stops) if tokenizer else ((row, []) for _, row in rows):

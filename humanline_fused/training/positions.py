@@ -32,22 +32,22 @@ def position_limit_of(model: nn.Module) -> PositionLimit | None:
     in some architectures rows before them (``offset``, or up to the padding row); or, in transformers' own models, a
     constant with such rows (GPT-J).
     """
-    model = causal_lm(model)
-    config: Any = model.config
-    config = config.get_text_config()
+    inside: Any = causal_lm(model)
+    config: Any = inside.config.get_text_config()
     known = getattr(config, "max_position_embeddings", None)
     if not isinstance(known, int) or known < 1:
         return None
-    tokens: Any = model.get_input_embeddings()
-    decoder = model.get_decoder()  # without an image tower, which has a table of its patches
-    for module in decoder.modules():
-        if isinstance(module, nn.Embedding) and module is not tokens:
+    tokens = inside.get_input_embeddings()
+    decoder = inside.get_decoder()  # without an image tower, which has a table of its patches
+    others = set(decoder.modules()) - set(tokens.modules())
+    for module in others:
+        if isinstance(module, nn.Embedding):
             padding = module.padding_idx
             before = getattr(module, "offset", 0 if padding is None else padding + 1)
-            wide = max(config.hidden_size, tokens.weight.shape[-1])
+            wide = max(getattr(config, "hidden_size", 0), tokens.weight.shape[-1])
             if known in (module.num_embeddings, module.num_embeddings - before) and module.embedding_dim <= wide:
                 return PositionLimit(module.num_embeddings - before, is_table=True)
-    own = type(model).__module__.startswith("transformers.models.")
+    own = type(inside).__module__.startswith("transformers.models.")
     constants = (buffer for buffer in decoder.buffers() if buffer.ndim == 2 and buffer.is_floating_point())
     if own and any(len(constant) == known for constant in constants):
         return PositionLimit(known, is_table=True)

@@ -63,7 +63,7 @@ def pad_token_id_of(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> int
     """
     rows = embedding_rows(model)
     ids: tuple[Any, ...] = tokenizer.pad_token_id, tokenizer.eos_token_id, 0
-    return next(pad for pad in ids if pad is not None and pad < rows)
+    return next(pad for pad in ids if pad is not None and 0 <= pad < rows)
 
 
 class KeptPadToken(TrainerCallback):
@@ -74,12 +74,12 @@ class KeptPadToken(TrainerCallback):
 
     def __init__(self, model: nn.Module) -> None:
         inside, self.rows = causal_lm(model), embedding_rows(model)
-        configs = inside.config.get_text_config(), inside.generation_config
+        configs = inside.config.get_text_config(), getattr(inside, "generation_config", None)
         self.before = [(config, getattr(config, "pad_token_id", None)) for config in configs if config is not None]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for config, pad in self.before:
-            if (config.pad_token_id or 0) >= self.rows:
+            if (getattr(config, "pad_token_id", None) or 0) >= self.rows:
                 config.pad_token_id = pad
 
 
@@ -117,14 +117,15 @@ def lengths_of(examples: Sequence[Example], sampled: int = 0) -> Iterable[tuple[
     """Return of each example the tokens of its prompt and of its longest completion; ``sampled`` if it has none."""
     if not isinstance(examples, StoredExamples):
         return ((len(e.prompt_ids), max(map(len, e.completions), default=sampled)) for e in examples)
-    ends = examples.arrays["ends"]
-    sizes = np.diff(ends.reshape(-1), prepend=0).reshape(ends.shape)
+    ends: Any = examples.arrays["ends"]
+    sizes: Any = np.diff(ends.reshape(-1), prepend=0).reshape(ends.shape)
     completions = sizes[:, 1:].max(axis=1) if sizes.shape[1] > 1 else np.full(len(sizes), sampled)
     return zip(sizes[:, 0].tolist(), completions.tolist(), strict=True)
 
 
 def check_data(
-    models: Sequence[nn.Module | None],
+    policy: nn.Module,
+    reference: nn.Module | None,
     data: RunData,
     tokenizer: PreTrainedTokenizerBase,
     config: HumanlineConfig,
@@ -133,7 +134,8 @@ def check_data(
     """Check that the models of a run can take its tokens and lengths.
 
     Args:
-        models: the policy, and a reference model if one was given.
+        policy: the policy.
+        reference: a reference model of its own, if one was given.
         data: the data. With rounds, samples of up to ``max_completion_length`` tokens follow the prompts.
         tokenizer: gives the text of a token.
         config, objective: the settings, and whether mismatched pairs are scored.
@@ -144,7 +146,9 @@ def check_data(
     Raises:
         ValueError: a model has no row for a token, or no position for a sequence.
     """
-    models = [model for model in models if isinstance(causal_lm(model), PreTrainedModel)]
+    models = [policy]
+    if reference is not None and isinstance(causal_lm(reference), PreTrainedModel):
+        models.append(reference)
     rows, longest = min(map(embedding_rows, models)), Longest(0, "")
     settings: dict[str, Any] = {"max_length": config.max_length, "mismatched": objective.mismatched}
     for kind, examples in (("training", data.train.examples), ("held-out", data.held_out_examples)):

@@ -104,16 +104,16 @@ class HumanlineTrainer(EvaluatedTrainer):
         args = self._checked(args, objective, reference_model)
         self.objective = args.make_objective()
         policy, tokenizer = load_policy(model, processing_class, args)
+        if args.reference == "adapter":
+            trained_adapter(policy)
+        if args.head == "fused":
+            score_in_forward_(policy)
         self.pad_token_id = pad_token_id_of(tokenizer, policy)
         reward = the_reward(args.reward, reward_function, rounds=args.rollout_every is not None)
         how = {"prompts_alone": bool(reward), "stops": end_tokens(policy.generation_config, tokenizer)}
         data = read_run_data(train_dataset, eval_dataset, tokenizer, args, self.objective, **how)
         self.train_data, self.eval_data, self.eval_examples = data.train, data.held_out, data.held_out_examples
-        if args.reference == "adapter":
-            trained_adapter(policy)
-        if args.head == "fused":
-            score_in_forward_(policy)
-        self._warning = check_data([policy, reference_model], data, tokenizer, args, self.objective)
+        self._warning = check_data(policy, reference_model, data, tokenizer, args, self.objective)
         self._plan_steps(reward, tokenizer, args)
         super().__init__(
             model=policy,

@@ -106,7 +106,7 @@ def apply_columns(where: str, record: Any, columns: Columns | None) -> Any:
             if name not in record:
                 has = ", ".join(map(repr, record))
                 raise ValueError(f"{where}: columns: expected a column {name!r} for {target}, this has {has}")
-        if rest.get(target) is not None:
+        if rest.get(target) not in (None, ""):
             said = f"expected {target} to come from {' and '.join(map(repr, names))} alone"
             raise ValueError(f"{where}: columns: {said}, but there is a column {target!r} too")
         rest[target] = record[names[0]] if len(names) == 1 else _joined(where, target, names, record)

@@ -6,35 +6,18 @@ from itertools import islice
 from typing import Any
 
 from humanline_fused.training.data.columns import PROMPT_PARTS, SYSTEM_COLUMNS
-from humanline_fused.training.data.messages import Record, Text, content_text
+from humanline_fused.training.data.messages import Record, Text, content_text, looks_like_messages
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 """A word; where a script has no spaces, a character."""
 UNSURE = ("task", "user", "input", "context", "system", "system_prompt")
 """Names of PROMPT_PARTS that other columns have too: beside a long common beginning they raise no doubt."""
-ABOUT = {
-    *(
-        "id",
-        "ids",
-        "uid",
-        "uuid",
-        "index",
-        "hash",
-        "source",
-        "origin",
-        "url",
-        "link",
-        "file",
-        "path",
-        "dataset",
-        "split",
-    ),
-    *("model", "models", "generator", "author", "annotator", "name", "title", "version", "license", "language", "lang"),
-    *("category", "topic", "tag", "tags", "type", "kind", "subset", "label", "date", "time", "timestamp", "created"),
-    *("score", "scores", "rating", "ratings", "reward", "rewards", "reason", "rationale", "explanation", "critique"),
-    *("feedback", "comment", "comments", "note", "notes", "principle", "chosen", "rejected", "answer", "reference"),
-    *("solution", "response", "output", "metadata", "meta"),
-}
+ABOUT = re.compile(
+    "(?<![a-z0-9])(id|uid|uuid|index|hash|source|origin|url|link|file|path|dataset|split|model|generator|author|annotator|"
+    "name|title|version|license|language|lang|category|topic|tag|type|kind|subset|label|date|time|timestamp|created|"
+    "score|rating|reward|reason|rationale|explanation|critique|feedback|comment|note|principle|chosen|rejected|answer|"
+    "reference|solution|response|output|metadata|meta)s?(?![a-z0-9])"
+)
 """Words in the names of columns that describe a row, or repeat its answer, and are no prompt."""
 FEW, SEVERAL, MANY = 2, 3, 10
 """Words: an accidental common beginning has at most FEW, a prompt SEVERAL, a beginning that holds one MANY."""
@@ -62,8 +45,9 @@ def prompt_columns(record: Record, used: Collection[str], shared: str, texts: Se
         elif start <= FEW and _is_prose(name, text) and not any(_holds(one, text) for one in texts):
             others.append(name)
     if set(known) <= {*SYSTEM_COLUMNS}:  # a system message alone is no prompt
-        known = []
-    return sorted(known, key=PROMPT_PARTS.index) or others[:1]
+        return others[:1]
+    texts_alone = [name for name in known if isinstance(record[name], str)]  # the setting joins texts
+    return sorted(texts_alone or known[:1], key=PROMPT_PARTS.index)
 
 
 def ignored_parts(record: Record, used: Collection[str], prompt: str) -> list[str]:
@@ -91,7 +75,7 @@ def doubt_pair(record: Record, used: Collection[str], shared: Text, pair: Sequen
     """
     if not isinstance(shared, str):
         _doubt_repeated(record.get("prompt"), content_text(shared))
-        if any(message["role"] == "user" for message in shared):
+        if record.get("prompt") or any(message["role"] == "user" for message in shared):
             return
     begin = shared if isinstance(shared, str) else ""
     names = prompt_columns(record, used, begin, [content_text(text) for text in pair])
@@ -116,10 +100,7 @@ def doubt_empty(record: Record, used: Collection[str], texts: Sequence[Text]) ->
     """Raise ValueError for completions with an empty prompt beside a column that looks like one."""
     names = prompt_columns(record, used, "", [content_text(text) for text in texts])
     if names:
-        raise ValueError(
-            f"expected a prompt that is not empty, and {_listed(names)} would be ignored: remove the column 'prompt', "
-            f"and {remedy(names)}"
-        )
+        raise ValueError(f"expected a prompt that is not empty, and {_listed(names)} would be ignored: {remedy(names)}")
 
 
 def prompt_hint(record: Record, used: Collection[str]) -> str:
@@ -128,6 +109,8 @@ def prompt_hint(record: Record, used: Collection[str]) -> str:
     >>> prompt_hint({"question": "Is it green?", "completion": "No.", "label": True}, ("completion", "label"))
     ": columns: {prompt: question} makes 'question' the prompt"
     """
+    if any(map(looks_like_messages, record.values())):  # a system column becomes a message of its own
+        used = {*used, *SYSTEM_COLUMNS}
     names = prompt_columns(record, used, "", []) if record.get("prompt") is None else []
     return f": {remedy(names)} makes {_listed(names)} the prompt" if names else ""
 
@@ -180,17 +163,8 @@ def opening(value: Any) -> str:
     return ""
 
 
-def number_ofnumber_of_words(text: str) -> int:
-    """Return the number of words; of characters where a script has no spaces.
-
-    >>> number_ofnumber_of_words("The sky, is it green?"), number_ofnumber_of_words("天空是")
-    (5, 3)
-    """
-    return len(WORD.findall(text))
-
-
 def _is_prose(name: str, text: str) -> bool:
-    return number_of_words(text) >= SEVERAL and not ABOUT & set(re.split(r"[\W_]+", name.lower()))
+    return number_of_words(text) >= SEVERAL and not ABOUT.search(name.lower())
 
 
 def _holds(text: str, part: str) -> bool:

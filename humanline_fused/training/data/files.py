@@ -111,10 +111,10 @@ def _is_split(value: Mapping[str, Any]) -> bool:
 
 def _read_parquet(path: Path) -> Rows:
     try:
-        file = ParquetFile(path)
-        for index, record in enumerate(arrow_records(file.iter_batches(BATCH))):
-            where = f"{path}, example {index}"
-            yield where, ValueError(f"{where}: {record}") if isinstance(record, ValueError) else record
+        with path.open("rb") as file:  # pyarrow's own opening refuses a path that is not UTF-8
+            for index, record in enumerate(arrow_records(ParquetFile(file).iter_batches(BATCH))):
+                where = f"{path}, example {index}"
+                yield where, ValueError(f"{where}: {record}") if isinstance(record, ValueError) else record
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: expected a Parquet file: {reason}") from None

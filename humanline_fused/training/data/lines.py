@@ -18,23 +18,33 @@ def lines(path: Path) -> Iterator[str]:
     Raises:
         ValueError: the file is not UTF-8 (with the line), is UTF-16, or cannot be decompressed.
     """
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
     number = 0
     try:
-        with opened(path, "rb") as file:
-            if _is_utf_16(file.peek(4)[:4]):  # pyright: ignore[reportAttributeAccessIssue]
+        with _opened(path) as file:
+            if _is_utf_16(file.peek(4)[:4]):
                 raise ValueError(f"{path}: expected UTF-8 text, got UTF-16: save the file as UTF-8")
-            text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")  # pyright: ignore
-            for number, line in enumerate(text, 1):
-                if not line.isascii() and (wrong := UNDECODED.search(line)):
-                    byte = f"0x{ord(wrong[0]) - 0xDC00:02x}"
-                    raise ValueError(
-                        f"{path}, line {number}: expected UTF-8 text, got the byte {byte} at character "
-                        f"{wrong.start()}: save the file as UTF-8 (it may be Latin-1 or Windows-1252)"
-                    )
+            for line in io.TextIOWrapper(file, "utf-8-sig", newline=""):
+                number += 1
                 yield line
+    except UnicodeDecodeError:
+        raise _undecoded(path) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}, line {number + 1}: cannot be decompressed: {error}") from None
+
+
+def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _undecoded(path: Path) -> ValueError:
+    """Return the error for the first line that is not UTF-8."""
+    with _opened(path) as file:
+        text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+        number, wrong = next((n, found) for n, line in enumerate(text, 1) if (found := UNDECODED.search(line)))
+    return ValueError(
+        f"{path}, line {number}: expected UTF-8 text, got the byte 0x{ord(wrong[0]) - 0xDC00:02x} at character "
+        f"{wrong.start()}: save the file as UTF-8 (it may be Latin-1 or Windows-1252)"
+    )
 
 
 def leftover(line: str) -> str:

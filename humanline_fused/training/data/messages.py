@@ -51,9 +51,12 @@ def plain_text(name: str, value: Any, where: str, findings: Findings) -> Text | 
 
 
 def looks_like_messages(value: Any) -> bool:
-    """Return True for a list of messages, or a text that begins as JSON of one."""
+    """Return True for a list of messages, or a text that is JSON of one or seems to have been."""
     if isinstance(value, str):
-        return bool(JSON_TEXT.match(value))
+        try:
+            return bool(JSON_TEXT.match(value)) and not isinstance(_parsed("", value), str)
+        except ValueError:
+            return True
     value = as_list(value)
     return isinstance(value, list) and bool(value) and all(isinstance(message, Mapping) for message in value)
 

@@ -21,7 +21,28 @@ def plain(record: Any) -> Any:
         ...
     ValueError: half a surrogate pair at character 3 of chosen[0].content
     """
-    return _plain(record, ())
+    try:
+        return record if _is_plain(record, DEPTH) else _plain(record, ())
+    except UnicodeEncodeError:
+        return _plain(record, ())
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Return True if :func:`_plain` has nothing to do.
+
+    Raises:
+        UnicodeEncodeError: a text has half a surrogate pair.
+    """
+    kind = type(value)
+    if kind is str:
+        if not value.isascii():
+            value.encode()
+        return True
+    if kind is list:
+        return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
+    if kind is dict:
+        return depth > 0 and all(_is_plain(n, 1) and _is_plain(item, depth - 1) for n, item in value.items())
+    return value is None or kind in (bool, int, float)
 
 
 def _plain(value: Any, place: tuple[str | int, ...]) -> Any:

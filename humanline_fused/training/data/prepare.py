@@ -8,8 +8,8 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data.chunks import map_chunks
-from humanline_fused.training.data.columns import Columns, apply_columns
+from humanline_fused.training.data.parallel import map_chunks
+from humanline_fused.training.data.columns import Columns, apply_columns, read_columns
 from humanline_fused.training.data.findings import (
     BARE_END,
     DROPPED,
@@ -110,7 +110,7 @@ def prepare(
     *,
     max_length: int,
     split: str = "train",
-    columns: Columns | None = None,
+    columns: Columns | str | None = None,
     scale_rewards: str = "group",
     drop_no_signal: bool = False,
     train_on: str = "assistant",
@@ -123,8 +123,8 @@ def prepare(
     Args:
         source, split: as in :func:`~humanline_fused.training.data.sources.read_records`, with the columns of one of the
             objective's data types, as text or lists of messages. Pairs may contain the prompt instead of a column.
-        columns: the dataset's columns that have other names, as
-            :func:`~humanline_fused.training.data.columns.read_columns` returns them.
+        columns: the dataset's columns that have other names, as for
+            :func:`~humanline_fused.training.data.columns.read_columns`.
         tokenizer: the tokenizer; its chat template renders messages.
         objective: gives the form of the data.
         max_length: maximum tokens of prompt and completion together; longer sequences are cut at the end.
@@ -136,7 +136,7 @@ def prepare(
     Raises:
         ValueError, TypeError: a record is invalid (with file and line number), or no example is left.
     """
-    findings = Findings()
+    findings, columns = Findings(), read_columns(columns)
     values: list[list[float]] = []
     rows = in_form(checked_rows(source, objective, split, columns, findings), objective.form, values, findings)
     rows = with_signal(rows, objective, drop_no_signal, findings)

@@ -8,8 +8,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data.chunks import map_chunks
-from humanline_fused.training.data.columns import Columns, apply_columns
+from humanline_fused.training.data.parallel import map_chunks
+from humanline_fused.training.data.columns import Columns, apply_columns, read_columns
 from humanline_fused.training.data.findings import DROPPED, Findings
 from humanline_fused.training.data.records import Row, Taker, Text, read_row
 from humanline_fused.training.data.sources import read_records
@@ -54,7 +54,7 @@ def prepare_prompts(
     *,
     max_length: int,
     split: str = "train",
-    columns: Columns | None = None,
+    columns: Columns | str | None = None,
     num_proc: int | None = None,
     progress: bool = False,
 ) -> PreparedPrompts:
@@ -73,6 +73,7 @@ def prepare_prompts(
         ValueError, TypeError: a record is invalid (with file and line number), or no prompt is left.
     """
     findings, written, kept = Findings(), ExampleWriter(sides=0), []
+    columns = read_columns(columns)
     texts: list[Text] = []
     others: list[Mapping[str, Any]] = []
 
@@ -112,7 +113,7 @@ def with_texts(
     taker: Taker,
     *,
     split: str = "train",
-    columns: Columns | None = None,
+    columns: Columns | str | None = None,
 ) -> PreparedPrompts:
     """Return stored prompts, with their texts and columns read again.
 
@@ -121,7 +122,7 @@ def with_texts(
         source, taker, split, columns: as in :func:`prepare_prompts`.
     """
     texts, others = [], []
-    for _, row, other in _read(source, split, taker, columns, Findings()):
+    for _, row, other in _read(source, split, taker, read_columns(columns), Findings()):
         texts.append(row.prompt)
         others.append(other)
     return _prompts(examples, texts, others, notes["kept"], Findings.from_json(notes["findings"]))

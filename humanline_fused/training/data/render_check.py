@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from humanline_fused.training.data.conversation import Conversations
-from humanline_fused.training.data.encoding import Encoder, common_length
+from humanline_fused.training.data.encoding import Encoder
 from humanline_fused.training.data.findings import (
     ANSWER_CONTINUED,
     ANSWER_OPENED,
@@ -25,9 +25,6 @@ from humanline_fused.training.data.findings import (
 )
 from humanline_fused.training.data.pieces import Piece, places
 from humanline_fused.training.data.rendering import Messages, Rendered, Template
-
-LONGEST_MARK = 80
-"""Characters of the longest special token that is looked for where a prompt ends."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ class RenderCheck:
     def _check_start(
         self, where: str, prompt: str, whole: Rendered, asked: Sequence[Piece], answers: Sequence[Piece]
     ) -> None:
-        start = self._differ_at(prompt, whole.text)
+        start = self.template.differ_at(prompt, whole.text)
         behind = [piece.text for piece in asked if any(end > start for _, end in piece.spans)]
         found = min(
             ((piece.spans[0][0], piece) for piece in answers if piece.spans), default=None, key=lambda one: one[0]
@@ -120,15 +117,6 @@ class RenderCheck:
             needed = piece.kind != "content" and "</think>" not in opening
             if opening.strip() and not needed and not content.lstrip().startswith(opening.strip()):
                 self.findings.add(ANSWER_OPENED, where, opening)
-
-    def _differ_at(self, prompt: str, whole: str) -> int:
-        """Return the length of the common beginning; a token that templates write differs as a whole."""
-        start = common_length(prompt, whole)
-        if start == len(prompt):
-            return start
-        near = max(0, start - LONGEST_MARK), start + LONGEST_MARK
-        marks = [match.span() for text in (prompt, whole) for match in self.template.marks.finditer(text, *near)]
-        return min([start, *(begin for begin, end in marks if begin < start < end)])
 
     def _check_answers(self, where: str, answers: Sequence[Piece]) -> None:
         causes = {"reasoning": REASONING_LOST, "call": CALLS_LOST}

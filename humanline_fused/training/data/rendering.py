@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
-from humanline_fused.training.data.encoding import Span
+from humanline_fused.training.data.encoding import Span, common_length
 
 Messages = list[dict[str, Any]]
 
@@ -42,6 +42,9 @@ class Rendered:
     messages: Messages
     variables: Mapping[str, Any]
 
+
+LONGEST_MARK = 80
+"""Characters of the longest special token that is looked for where two texts differ."""
 
 _RENDERING = Lock()
 """transformers notes what is generated in an object that all threads share."""
@@ -120,6 +123,13 @@ class Template:
                 with suppress(*REFUSALS):
                     return Rendered(self.render(other, variables, ask=ask, begun=begun), other, variables)
         raise refusal
+
+    def differ_at(self, first: str, second: str) -> int:
+        """Return the length of the common beginning of two texts; a token that templates write differs as a whole."""
+        start = common_length(first, second)
+        near = max(0, start - LONGEST_MARK), start + LONGEST_MARK
+        marks = [match.span() for text in (first, second) for match in self.marks.finditer(text, *near)]
+        return min([start, *(begin for begin, end in marks if begin < start < end)])
 
     def generated(self, rendered: Rendered) -> list[Span] | None:
         """Return the parts of a conversation's text that the template marks as generated; None if it marks none."""

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from humanline_fused.training.data.encoding import Span
+from humanline_fused.training.data.encoding import Span, common_length
 from humanline_fused.training.data.pieces import Piece
-from humanline_fused.training.data.rendering import REFUSALS, Messages, Rendered, Template
+from humanline_fused.training.data.rendering import LONGEST_MARK, REFUSALS, Messages, Rendered, Template
 
 
 def written_by_policy(
@@ -33,40 +33,56 @@ def written_by_policy(
         return None
     turns = []
     for index in policy:
-        places = [span for piece in pieces if piece.message == index for span in piece.spans]
-        moved = any(places and span[0] < min(places)[0] for span in others)  # a part of the prompt is rendered later
-        begins_it = index == first and not moved
-        begin = start if begins_it else _begin(template, text, messages[:index], variables, places)
-        end = (
-            len(text) if index == len(messages) - 1 else _end(template, text, messages[: index + 1], variables, places)
-        )
+        written = [piece.spans[0] for piece in pieces if piece.message == index and piece.spans]
+        moved = any(written and span[0] < min(written)[0] for span in others)  # a part of the prompt is rendered later
+        begin = _begin(template, text, messages[:index], variables, written) if index > first or moved else start
+        last = index == len(messages) - 1
+        end = len(text) if last else _end(template, text, messages[: index + 1], variables, written)
         if begin is not None and end is not None and begin < end:
             turns.append((begin, end))
     return _without(turns, others)
 
 
 def _begin(
-    template: Template, text: str, before: Messages, variables: Mapping[str, Any], places: Sequence[Span]
+    template: Template, text: str, before: Messages, variables: Mapping[str, Any], written: Sequence[Span]
 ) -> int | None:
-    """Return where a turn begins: after the conversation before it, or else at the first text written in it."""
+    """Return where a turn begins: where the beginning of an answer ends, or else at the first text written in it."""
+    first = min(written)[0] if written else None
     asked = _rendered(template, before, variables, ask=True)
-    if asked is not None and text.startswith(asked) and (not places or len(asked) <= min(places)[0]):
-        return len(asked)
-    return min(places)[0] if places else None
+    if asked is None:
+        return first
+    begin = common_length(asked, text)
+    if begin < len(asked):  # answers may be asked for with more than the turn begins with, such as <think>
+        told = _rendered(template, before, variables)
+        if told is None or begin < len(told) or not asked.startswith(told):
+            return first
+    return begin if first is None or begin <= first else first
 
 
 def _end(
-    template: Template, text: str, until: Messages, variables: Mapping[str, Any], places: Sequence[Span]
+    template: Template, text: str, until: Messages, variables: Mapping[str, Any], written: Sequence[Span]
 ) -> int | None:
-    """Return where a turn ends: with the conversation up to it, or else after the last text written in it."""
+    """Return where a turn ends: where its conversation would, or else after the last text written in it.
+
+    The last turn of a conversation may have another end than this one.
+    """
     told = _rendered(template, until, variables)
-    written = max(end for _, end in places) if places else None
-    if told is not None and text.startswith(told) and (written is None or len(told) >= written):
-        return len(told.rstrip())
-    if written is None:
+    last = max(end for _, end in written) if written else None
+    if told is not None:
+        same = template.differ_at(told, text)
+        if same == len(told) and (last is None or same >= last):
+            return same
+        if last is None or text[last:same].strip():
+            return same
+    if last is None:
         return None
-    mark = template.next_mark.match(text, written)  # the last turn of a conversation may have another end than this one
-    return mark.end() if mark else written
+    start, end = max(written, key=lambda span: span[1])
+    tail = told[told.rfind(text[start:end]) + end - start :] if told and text[start:end] in told else ""
+    same = template.differ_at(tail, text[end : end + len(tail) + LONGEST_MARK])
+    if same:
+        return end + same
+    mark = template.next_mark.match(text, end)
+    return mark.end() if mark else end
 
 
 def _rendered(template: Template, messages: Messages, variables: Mapping[str, Any], *, ask: bool = False) -> str | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import (
     Dataset,
@@ -119,7 +119,8 @@ def _rows_of(source: Any, split: str, name: str) -> Rows:
 def _records_of(dataset: Dataset) -> Iterable[Any]:
     """Return the records of a dataset without its format (torch, numpy, pandas …). A transform is applied."""
     if dataset.format["type"] == "custom":
-        return ({name: without_nulls(value) for name, value in record.items()} for record in dataset)
+        records = cast(Iterable[dict[str, Any]], dataset)
+        return ({name: without_nulls(value) for name, value in record.items()} for record in records)
     return arrow_records(dataset.with_format("arrow").iter(BATCH))
 
 
@@ -145,7 +146,7 @@ def _failures(name: str, found: str, tried: str, in_cache: bool = False) -> Iter
         reason = (str(error).strip().splitlines() or [""])[0]
         if unwritable := in_cache and _unwritable_cache():
             raise ValueError(
-                f"{name}: the cache of datasets cannot be written ({unwritable}): set HF_HOME (or "
+                f"{name}: {found}, and the cache of datasets cannot be written ({unwritable}): set HF_HOME (or "
                 f"HF_DATASETS_CACHE and HF_HUB_CACHE) to a folder that can; {type(error).__name__}: {reason}"
             ) from None
         raise ValueError(

@@ -44,7 +44,8 @@ def metric_names(objective: Objective, inputs: LossInputs, config: Any) -> set[s
     Raises:
         TypeError, ValueError: the loss cannot be computed.
     """
-    with torch.random.fork_rng(), torch.enable_grad():
+    device = inputs.loss_mask.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
         policy = TokenLogp(inputs.reference.logp.detach().clone().requires_grad_())
         metrics = _checked(copy.deepcopy(objective), replace(inputs, policy=policy), config).metrics
     return {name for name, weighted in metrics.items() if weighted.weight}

@@ -96,10 +96,11 @@ def reasons(folders: Iterable[Path]) -> str:
 
 
 def describe_resume(folder: Path) -> str:
-    """Return one line: the checkpoint that a run resumes from, and why not a newer one."""
+    """Return one line: the checkpoint that a run resumes from, and why newer ones cannot be resumed from."""
     line = f"resumed from {folder}, step {step_of(folder)}"
     newer = [other for other in checkpoints(folder.parent) if _step_in(other.name) > _step_in(folder.name)]
-    return f"{line} (not from {reasons(newer)})" if newer else line
+    damaged = [other for other in newer if faults(other)]
+    return f"{line} (not from {reasons(damaged)})" if damaged else line
 
 
 def _step_in(name: str) -> float:
