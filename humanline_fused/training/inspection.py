@@ -10,10 +10,10 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data.parallel import map_chunks
 from humanline_fused.training.data.columns import Columns, apply_columns, read_columns
 from humanline_fused.training.data.doubts import prompt_hint
 from humanline_fused.training.data.findings import NO_SIGNAL, Findings
+from humanline_fused.training.data.parallel import map_chunks
 from humanline_fused.training.data.prepare import Cutter, lacks_signal
 from humanline_fused.training.data.records import (
     ALL_COLUMNS,

@@ -8,7 +8,6 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data.parallel import map_chunks
 from humanline_fused.training.data.columns import Columns, apply_columns, read_columns
 from humanline_fused.training.data.findings import (
     BARE_END,
@@ -21,6 +20,7 @@ from humanline_fused.training.data.findings import (
     Findings,
 )
 from humanline_fused.training.data.forms import Form, Learner
+from humanline_fused.training.data.parallel import map_chunks
 from humanline_fused.training.data.records import Row, Taker, read_row
 from humanline_fused.training.data.scored import grouped
 from humanline_fused.training.data.sources import read_rows

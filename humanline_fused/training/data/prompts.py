@@ -8,9 +8,9 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data.parallel import map_chunks
 from humanline_fused.training.data.columns import Columns, apply_columns, read_columns
 from humanline_fused.training.data.findings import DROPPED, Findings
+from humanline_fused.training.data.parallel import map_chunks
 from humanline_fused.training.data.records import Row, Taker, Text, read_row
 from humanline_fused.training.data.sources import read_records
 from humanline_fused.training.data.store import ExampleWriter, StoredExamples
