@@ -297,13 +297,14 @@ def test_rows_with_tools_of_different_parameters_have_the_same_tokens_from_every
         examples = prepare(source, tokenizer, find_objective("dpo"), max_length=4000).examples
         return [[str(tokenizer.decode(ids)) for ids in (e.prompt_ids, *e.completions)] for e in examples]
 
-    expected = texts(write(tmp_path / "data.jsonl", *map(json.dumps, TOOL_ROWS)))
+    rows = json.loads(json.dumps(TOOL_ROWS, sort_keys=True))  # Arrow has one order of keys; pyarrow 21 sorts them
+    expected = texts(write(tmp_path / "data.jsonl", *map(json.dumps, rows)))
     assert expected[1][0] == (
-        '{"name": "lift", "parameters": {"type": "object", "properties": {"weight": {"type": "number"}}}}\n'
+        '{"name": "lift", "parameters": {"properties": {"weight": {"type": "number"}}, "type": "object"}}\n'
         "<user>Where is the blue chair?<eos>\n<assistant>"
     )
-    assert expected[2][1] == '{"function": {"name": "lift", "arguments": {}}}<eos>\n'
-    for name, source in arrow_sources(tmp_path, TOOL_ROWS).items():
+    assert expected[2][1] == '{"function": {"arguments": {}, "name": "lift"}}<eos>\n'
+    for name, source in arrow_sources(tmp_path, rows).items():
         assert texts(source) == expected, name
 
 
