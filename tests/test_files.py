@@ -12,7 +12,12 @@ import pyarrow.parquet as parquet
 import pytest
 
 from humanline_fused.training.data.lines import lines
+from humanline_fused.training.data.prepare import prepare
+from humanline_fused.training.data.records import read_row
 from humanline_fused.training.data.sources import read_records, read_rows
+from humanline_fused.training.objectives import find_objective
+from humanline_fused.training.objectives.table import ROUND
+from tests.tiny_model import tiny_tokenizer
 
 ROW = {"prompt": "Which colour has grass?", "chosen": " “Green”\r\n\u2028or\x0b olive\x85.", "rejected": " Grey 🙂."}
 LINE = json.dumps(ROW, ensure_ascii=False)
@@ -199,6 +204,12 @@ def test_half_a_character_is_refused_with_its_place(tmp_path: Path, row: dict[st
         assert str(error) == f"{where}: half a surrogate pair at {place}"
 
 
+def test_half_a_character_in_tools_that_are_json_text_is_refused():
+    row = {"prompt": [{"role": "user", "content": "a"}], "tools": json.dumps([{"name": "b\ud83d"}])}
+    with pytest.raises(ValueError, match=r"half a surrogate pair at character 1 of tools\[0\]\.name"):
+        read_row("line 1", row, ROUND)
+
+
 def test_whole_characters_beyond_the_basic_plane_are_kept(tmp_path: Path):
     path = written(tmp_path, "a.jsonl", '{"prompt": "\\ud83d\\ude00", "chosen": "👩🏽\u200d🚀", "rejected": "\\u0000"}')
     assert records_of(path) == [{"prompt": "😀", "chosen": "👩🏽\u200d🚀", "rejected": "\0"}]
@@ -232,6 +243,27 @@ def test_a_number_of_any_length_is_kept_or_refused_with_its_line(tmp_path: Path)
     assert kept == {"note": 10**400 - 1}
     assert isinstance(error, ValueError)
     assert str(error).startswith(f"{where}: expected one JSON object per line, got ")
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+@pytest.mark.parametrize(
+    ("objective", "row", "said"),
+    [
+        ("grpo", '{"prompt": "a", "completions": ["b", "c"], "rewards": [1, %s]}', "expected 2 finite rewards"),
+        (
+            "grpo",
+            '{"prompt": "a", "completion": "b", "reward": %s}',
+            "expected the reward of a completion to be a finite",
+        ),
+        ("kto", '{"prompt": "a", "completion": "b", "label": %s}', "expected label to be true or false, got 999"),
+        ("dpo", '{"prompt": %s, "chosen": "b", "rejected": "c"}', "expected prompt and completions all to be text"),
+    ],
+)
+def test_a_number_of_any_length_has_a_reason(tmp_path: Path, objective: str, row: str, said: str, digits: int):
+    path = written(tmp_path, "a.jsonl", row % ("9" * digits))
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 1: ") as caught:
+        prepare(path, tiny_tokenizer(), find_objective(objective), max_length=64)
+    assert (said if digits == 400 else "expected one JSON object per line, got ") in str(caught.value)
 
 
 # Lines and Parquet

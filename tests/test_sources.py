@@ -297,13 +297,14 @@ def test_rows_with_tools_of_different_parameters_have_the_same_tokens_from_every
         examples = prepare(source, tokenizer, find_objective("dpo"), max_length=4000).examples
         return [[str(tokenizer.decode(ids)) for ids in (e.prompt_ids, *e.completions)] for e in examples]
 
-    expected = texts(write(tmp_path / "data.jsonl", *map(json.dumps, TOOL_ROWS)))
+    rows = json.loads(json.dumps(TOOL_ROWS, sort_keys=True))  # Arrow has one order of keys; pyarrow 21 sorts them
+    expected = texts(write(tmp_path / "data.jsonl", *map(json.dumps, rows)))
     assert expected[1][0] == (
-        '{"name": "lift", "parameters": {"type": "object", "properties": {"weight": {"type": "number"}}}}\n'
+        '{"name": "lift", "parameters": {"properties": {"weight": {"type": "number"}}, "type": "object"}}\n'
         "<user>Where is the blue chair?<eos>\n<assistant>"
     )
-    assert expected[2][1] == '{"function": {"name": "lift", "arguments": {}}}<eos>\n'
-    for name, source in arrow_sources(tmp_path, TOOL_ROWS).items():
+    assert expected[2][1] == '{"function": {"arguments": {}, "name": "lift"}}<eos>\n'
+    for name, source in arrow_sources(tmp_path, rows).items():
         assert texts(source) == expected, name
 
 
@@ -464,10 +465,15 @@ def test_a_folder_has_the_splits_of_load_dataset(tmp_path: Path, layout: str):
     assert str(caught.value).endswith(str(sorted(map(str, loaded))))
 
 
+def test_the_name_of_a_folder_is_no_pattern(tmp_path: Path):
+    folder = tmp_path / "pairs [1] *?"
+    folder.mkdir()
+    write(folder / "train.jsonl", json.dumps(PAIR))
+    assert [record for _, record in read_records(folder)] == [PAIR]
+
+
 def test_a_row_of_a_folder_has_its_file_and_line(tmp_path: Path):
     write(tmp_path / "a.jsonl", json.dumps(PAIR))
-    write(tmp_path / "b.csv.gz")
-    (tmp_path / "b.csv.gz").unlink()
     write(tmp_path / "b.jsonl", "", json.dumps(PAIR), "{")
     assert [where for where, _ in read_rows(tmp_path)] == [
         f"{tmp_path}/a.jsonl, line 1",
@@ -488,7 +494,7 @@ def test_a_folder_without_data_says_so(tmp_path: Path):
         list(read_rows(tmp_path))
     write(tmp_path / "a.jsonl")
     write(tmp_path / "b.jsonl")
-    with pytest.raises(ValueError, match=r"expected at least one row, got none: its 2 files have no data"):
+    with pytest.raises(ValueError, match=r"expected at least one row, got none: its files have no data"):
         list(read_rows(tmp_path))
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from glob import escape
 from pathlib import Path
 
 from datasets import config
@@ -29,12 +30,13 @@ def files_by_split(folder: Path) -> dict[str, list[Path]]:
     if _has_rules(folder):
         return {}
     base = folder.resolve()
+    literally = escape(str(base))
     try:
-        patterns = get_data_patterns(str(base))
+        patterns = get_data_patterns(literally)
     except EmptyDatasetError:
         return {}
     found: dict[str, list[Path]] = {}
-    for split, names in DataFilesDict.from_patterns(patterns, base_path=str(base)).items():
+    for split, names in DataFilesDict.from_patterns(patterns, base_path=literally).items():
         files = [folder / Path(name).relative_to(base) for name in dict.fromkeys(names)]
         readable = [file for file in files if format_of(file)]
         if any(file.suffix.lower() in ARCHIVES for file in files if file not in readable):

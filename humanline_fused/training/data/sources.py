@@ -80,7 +80,7 @@ def _rows_in(folder: Path, split: str) -> Rows:
     elif splits := files_by_split(folder):
         files = _split_of(splits, split, str(folder))
         rows = chain.from_iterable(map(read_file, files))
-        yield from _some(rows, str(folder), f"its {len(files)} files have no data")
+        yield from _some(rows, str(folder), "its files have no data")
     else:
         with tempfile.TemporaryDirectory() as cache:  # a shared cache may hold what the folder held before
             with _failures(str(folder), "a folder", "load_dataset"):

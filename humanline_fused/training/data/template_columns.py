@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from humanline_fused.training.data.columns import TEMPLATE_COLUMNS
 from humanline_fused.training.data.exact_json import parse
 from humanline_fused.training.data.messages import Record, Text, as_list
+from humanline_fused.training.data.plain import plain
 
 RESERVED = {
     *(
@@ -37,7 +38,7 @@ def template_arguments(record: Record, prompt: Text) -> dict[str, Any]:
             raise ValueError(f"{name}: expected a prompt of messages, which a chat template renders, got text")
         if isinstance(value, str):
             try:
-                given[name] = parse(value)
+                given[name] = plain({name: parse(value)})[name]
             except ValueError as error:
                 raise ValueError(f"{name}: expected JSON, got {value[:80]!r}: {error}") from None
     tools, settings = (as_list(given[name]) for name in TEMPLATE_COLUMNS)
