@@ -244,22 +244,25 @@ def data(argv: Sequence[str]) -> None:
     )
     options = parser.parse_args(argv)
 
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     from humanline_fused.training.data.columns import read_columns
     from humanline_fused.training.inspection import inspect_data, report
     from humanline_fused.training.objectives import find_objective
     from humanline_fused.training.objectives.settings import json_mapping
     from humanline_fused.training.online.sampling import end_tokens
+    from humanline_fused.training.positions import position_limit
     from humanline_fused.training.run_data import refuse_losses
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model) if options.model else None
     except (ValueError, OSError) as error:
         raise UserError(f"--model: expected a tokenizer at {options.model}: {error}") from error
-    generation = None
-    with contextlib.suppress(OSError):  # a folder with a tokenizer alone
+    generation = limit = None
+    with contextlib.suppress(OSError, ValueError):  # a folder with a tokenizer alone
         generation = GenerationConfig.from_pretrained(options.model) if options.model else None
+    with contextlib.suppress(OSError, ValueError):
+        limit = position_limit(AutoConfig.from_pretrained(options.model)) if options.model else None
     try:
         kwargs = options.objective_kwargs and json_mapping("--objective_kwargs", options.objective_kwargs)
         if kwargs and not options.objective:
@@ -277,6 +280,12 @@ def data(argv: Sequence[str]) -> None:
         raise UserError(f"{rows}: training would stop at the first")
     if tokenizer and found.objective and not found.num_examples:
         raise UserError("no training example would be left")
+    try:
+        warning = found.check_positions(limit)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if warning:
+        print(f"\n{warning}")
     if options.strict:
         try:
             refuse_losses(found.findings, setting="--strict")

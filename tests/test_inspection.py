@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GPT2Config
 
 from humanline_fused.cli import main
 from humanline_fused.training.data.prepare import prepare
@@ -169,3 +170,28 @@ def test_the_counts_are_those_of_training(objective: str):
     data = prepare(rows, tiny_tokenizer(), kind, max_length=8)
     assert found.findings == data.findings
     assert found.num_examples == len(data.examples)
+
+
+def test_a_sequence_longer_than_the_models_table_of_positions_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    GPT2Config(n_positions=16, n_layer=1, n_embd=8, n_head=1, vocab_size=100).save_pretrained(tmp_path / "model")
+    file = written(tmp_path / "pairs.jsonl", [PAIR, PAIR | {"chosen": " w3" * 20}])
+    model = ["--model", str(tmp_path / "model")]
+    assert main(["data", file, *model]) == 2
+    assert "at most 16 tokens, the model's table of positions, got 23 (dataset example 1)" in capsys.readouterr().err
+    assert main(["data", file, *model, "--max_length", "16"]) == 0
+
+
+def test_strict_data_with_a_loss_exit_with_2_after_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    same = written(tmp_path / "same.jsonl", [PAIR, PAIR | {"rejected": " w3"}])
+    good = written(tmp_path / "good.jsonl", [PAIR, PAIR])
+    model = ["--model", str(tmp_path / "model"), "--strict"]
+    assert main(["data", good, *model]) == 0
+    assert main(["data", same, *model]) == 2
+    said = capsys.readouterr()
+    assert "first example" in said.out
+    line = f"pairs whose tokens that count are equal: 1, e.g. {same}, line 2"
+    assert said.err.endswith(f"--strict: expected data that are learnt as they are written, got\n  {line}\n")

@@ -32,6 +32,7 @@ from humanline_fused.training.data.sources import read_rows
 from humanline_fused.training.data.tokenization import RowTokenizer, Tokenised, UncutExample
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import ROUND, find_objective, names_taking
+from humanline_fused.training.positions import PositionLimit, check_positions, longest_sequence
 
 SHOWN = 10
 """Maximum number of bad rows that are listed with their reason."""
@@ -49,6 +50,7 @@ class Inspection:
         num_wrong: number of rows that cannot be used. Training would stop at the first of them.
         values: labels or rewards of each row's completions.
         prompt_lengths, completion_lengths: in tokens if there is a tokenizer, else in characters.
+        sizes: tokens of the prompt and of the longest completion of each example, before the cut.
         first: names and texts of the parts of the first example.
         num_examples: number of training examples; 0 without a tokenizer.
         findings: what else there is to say about the data.
@@ -68,6 +70,7 @@ class Inspection:
     values: list[list[float]] = field(default_factory=list)
     prompt_lengths: list[int] = field(default_factory=list)
     completion_lengths: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
     first: list[tuple[str, str]] = field(default_factory=list)
     num_examples: int = 0
     findings: Findings = field(default_factory=Findings)
@@ -135,6 +138,7 @@ class Inspection:
         if examples:
             self.prompt_lengths.append(len(examples[0].prompt))
             ids = [c for example in examples for c in example.completions]
+            self.sizes += [(len(e.prompt), max(map(len, e.completions), default=0)) for e in examples]
             self.completion_lengths += map(len, ids)
         else:
             ids = []
@@ -146,6 +150,16 @@ class Inspection:
             if examples and self.tokenizer:
                 texts = [str(self.tokenizer.decode(part)) for part in (examples[0].prompt, *ids)]
             self.first = list(zip(["prompt", *headings], texts, strict=True))
+
+    def check_positions(self, limit: PositionLimit | None) -> str | None:
+        """Return a warning if a sequence is longer than the model was made for.
+
+        Raises:
+            ValueError: a sequence is longer than the model's table of positions.
+        """
+        mismatched = bool(self.objective and self.objective.mismatched)
+        longest = longest_sequence("dataset", self.sizes, self.max_length, mismatched=mismatched)
+        return check_positions(limit, longest, self.max_length) if self.sizes else None
 
     def refuse(self, reason: str) -> None:
         """Count a row that cannot be used."""
