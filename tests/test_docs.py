@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.results import ROOT
 from humanline_fused.training import HumanlineConfig
+from humanline_fused.training.data.findings import CAUSES, Severity
 from humanline_fused.training.data.prepare import prepare
 from humanline_fused.training.objectives import find_objective
 from tests.tiny_model import tiny_tokenizer
@@ -82,3 +83,24 @@ def test_every_setting_named_on_the_migration_page_exists() -> None:
     tables = re.findall(r"^\|(.*)\|(.*)\|(.*)\|$", (DOCS / "moving.md").read_text(), flags=re.MULTILINE)
     named = {name for _, ours, _ in tables for name in re.findall(r"`([a-z_A-Z]+)(?:: [^`]*|=)?`", ours)}
     assert named - known - {"true", "false", "processes", "HumanlineTrainer", "module:function", "auto"} == set()
+
+
+def findings_by_severity() -> str:
+    """The lists of docs/data.md: what each group means, and the findings in it."""
+    meaning = {
+        Severity.LOSS: "A part of the data is not learnt, or not as it was written. Strict data refuse it:",
+        Severity.NOTE: "To know before training:",
+        Severity.DETAIL: "Only in the report of `humanline data`:",
+    }
+    groups = []
+    for severity in Severity:
+        texts = [f"- {cause.text}" for cause in CAUSES.values() if cause.severity is severity]
+        groups.append("\n".join([meaning[severity], "", *texts]))
+    return "\n\n".join(groups)
+
+
+def test_the_page_on_data_lists_every_finding() -> None:
+    page = (DOCS / "data.md").read_text()
+    listed = re.search(r"<!-- findings -->\n(.*?)\n<!-- end of findings -->", page, flags=re.DOTALL)
+    assert listed
+    assert listed[1] == findings_by_severity()

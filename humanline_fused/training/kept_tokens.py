@@ -32,7 +32,7 @@ def key_of(source: Any, split: str, tokenizer: PreTrainedTokenizerBase, settings
                 key.update(block)
     else:
         for _, record in read_rows(source, split):
-            key.update(json.dumps(record, sort_keys=True, default=_as_text).encode("utf-8", "surrogatepass"))
+            key.update(json.dumps(record, default=_as_text).encode("utf-8", "surrogatepass"))
     for part in (FORMAT, split, _describe(tokenizer), dict(settings)):
         key.update(json.dumps(part, sort_keys=True, default=_as_text).encode())
     return key.hexdigest()[:16]
