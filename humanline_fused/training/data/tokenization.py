@@ -159,7 +159,7 @@ class RowTokenizer:
         if row.completions:
             check.completions(where, prompt, wholes, pieces, given)
         kept = [
-            written_by_policy(template, whole, written, first=given.first, start=common_length(prompt.text, whole.text))
+            written_by_policy(template, prompt.text, whole, written, given.first)
             for whole, written in zip(wholes, pieces, strict=True)
         ]
         return _Texts(where, prompt.text, [whole.text for whole in wholes], kept, False)
