@@ -137,7 +137,10 @@ def test_tokens_that_count_are_those_of_what_the_policy_wrote(turns: Any, name: 
     offsets = tok(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][start:]
     kept = example.masks[0].tolist() if example.masks[0] is not None else [True] * len(offsets)
     begins = common_length(
-        tokens.template.render(conversed.prompt, {}, ask=not conversed.begun, begun=conversed.begun), text
+        tokens.template.render(
+            conversed.prompt, {}, ask=not conversed.begun, begun="content" if conversed.begun else ""
+        ),
+        text,
     )
     for (left, right), counts in zip(offsets, kept, strict=True):
         own = any(left < b and right > a for w, (a, b) in places.items() if w in policy)

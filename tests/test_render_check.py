@@ -13,7 +13,7 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-from humanline_fused.training.data.conversation import Conversations, conversations
+from humanline_fused.training.data.conversation import Conversations, begun_prompt, conversations
 from humanline_fused.training.data.findings import (
     ANSWER_CONTINUED,
     ANSWER_OPENED,
@@ -149,6 +149,10 @@ SHAPES = {
         lambda t: [user(t("Is it green?"))],
         lambda t: [assistant(t("No."), reasoning_content=t("Let me think.", "reasoning"))],
     ),
+    "reasoning under two keys": Shape(
+        lambda t: [user(t("Is it green?"))],
+        lambda t: [assistant(t("No."), **dict.fromkeys(("reasoning", "reasoning_content"), t("Let me.", "reasoning")))],
+    ),
     "reasoning of an earlier turn": Shape(
         lambda t: [
             user(t("Is it?")),
@@ -223,6 +227,10 @@ SHAPES = {
         lambda t: [user(t("Is it green?")), assistant(t("The sky is"))],
         lambda t: [assistant(" " + t("as blue as ever."))],
     ),
+    "a reasoning begun": Shape(
+        lambda t: [user(t("Is it green?")), assistant("<think>\n" + t("Let me", "reasoning"))],
+        lambda t: [assistant(" " + t("think.", "reasoning") + "\n</think>\n\n" + t("No."))],
+    ),
     "tools alone": Shape(
         lambda t: [system(t("Be brief.")), user(t("Is it green?"))], lambda t: [assistant(t("No."))], declared
     ),
@@ -271,8 +279,12 @@ def truth_of(name: str, title: str) -> Truth:
     row = SHAPES[title].row(words)
     template = row_tokenizer(name).template
     given = conversations(row.prompt, row.completions)  # pyright: ignore[reportArgumentType]
-    prompt = template.fit(given.prompt, row.template, ask=not given.begun, begun=given.begun)
-    return Truth(given, prompt.text, template.fit(given.wholes[0], row.template).text, words.texts)
+    whole = template.fit(given.wholes[0], row.template)
+    if given.begun:
+        prompt = begun_prompt(template, given.prompt, row.template, [whole])
+    else:
+        prompt = template.fit(given.prompt, row.template, ask=True)
+    return Truth(given, prompt.text, whole.text, words.texts)
 
 
 @cache
