@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
-from humanline_fused.training.data.conversation import conversations
+from humanline_fused.training.data.conversation import Conversations, begun_prompt, conversations
 from humanline_fused.training.data.encoding import Span, common_length
 from humanline_fused.training.data.findings import REASONING_LOST, TEXT_LOST
 from humanline_fused.training.data.forms import LABELS
@@ -93,6 +93,15 @@ def spans_of(text: str, pattern: str, texts: dict[str, str]) -> dict[str, Span] 
     return places if text[position:] == left else None
 
 
+def texts_of(tokens: RowTokenizer, conversed: Conversations) -> tuple[str, str]:
+    """Return the texts of the prompt and of the whole conversation."""
+    template, (messages,) = tokens.template, conversed.wholes
+    whole = template.fit(messages, {})
+    if conversed.begun:
+        return begun_prompt(template, conversed.prompt, {}, [whole]).text, whole.text
+    return template.render(conversed.prompt, {}, ask=True), whole.text
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(turns=turns(), name=st.sampled_from(NAMES), habit=st.sampled_from(HABITS))
 def test_tokens_that_count_are_those_of_what_the_policy_wrote(turns: Any, name: str, habit: str):
@@ -105,7 +114,7 @@ def test_tokens_that_count_are_those_of_what_the_policy_wrote(turns: Any, name: 
         event("refused")
         assert str(row).startswith("line 1: ")
         with pytest.raises(REFUSALS):
-            tokens.template.fit(conversed.wholes[0], {})
+            texts_of(tokens, conversed)
         return
     (example,) = row
     tok, (whole,) = tokens.encoder.tokenizer, conversed.wholes
@@ -136,12 +145,7 @@ def test_tokens_that_count_are_those_of_what_the_policy_wrote(turns: Any, name: 
 
     offsets = tok(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][start:]
     kept = example.masks[0].tolist() if example.masks[0] is not None else [True] * len(offsets)
-    begins = common_length(
-        tokens.template.render(
-            conversed.prompt, {}, ask=not conversed.begun, begun="content" if conversed.begun else ""
-        ),
-        text,
-    )
+    begins = common_length(*texts_of(tokens, conversed))
     for (left, right), counts in zip(offsets, kept, strict=True):
         own = any(left < b and right > a for w, (a, b) in places.items() if w in policy)
         others = any(a <= left and right <= b and left < right for w, (a, b) in places.items() if w not in policy)
