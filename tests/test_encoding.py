@@ -15,7 +15,7 @@ from humanline_fused.training.data.records import UNPAIRED, Row
 from humanline_fused.training.data.rendering import REFUSALS
 from humanline_fused.training.data.tokenization import RowTokenizer
 from tests.chat_templates import HABITS, MARK, end_of, tokenizer
-from tests.test_render_check import Words
+from tests.conversations import Words
 
 NAMES = [
     "chatml",
