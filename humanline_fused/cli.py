@@ -273,7 +273,7 @@ def data(argv: Sequence[str]) -> None:
         settings |= {"train_on": options.train_on, "stops": end_tokens(generation, tokenizer) if tokenizer else ()}
         found = inspect_data(options.file, tokenizer=tokenizer, columns=columns, progress=bool(tokenizer), **settings)
     except (ValueError, TypeError, OSError) as error:
-        raise UserError(str(error)) from error
+        raise user_error(error) from error
     print(escaped(report(found)))
     if found.num_wrong:
         rows = f"{found.num_wrong} of {found.num_rows} rows cannot be used"

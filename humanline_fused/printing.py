@@ -33,12 +33,12 @@ def unfailing_output() -> Iterator[None]:
     reader has ended (``humanline data … | head``), its terminal is closed or its disk is full.
     """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_unfailing, before)
+    sys.stdout, sys.stderr = (_unfailing(stream) for stream in before)
     try:
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(AttributeError):  # None: a process without output
+            if stream:  # None in a process without output
                 stream.flush()
         sys.stdout, sys.stderr = before
 
@@ -67,14 +67,11 @@ def _unfailing(stream: TextIO) -> TextIO:
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.reconfigure(errors="backslashreplace")
-    try:
-        number = stream.fileno()
-    except OSError:  # a stream in memory
+    if stream not in (sys.__stdout__, sys.__stderr__):  # a stream in memory, or another program's
         return stream
-    if stream not in (sys.__stdout__, sys.__stderr__):
-        return stream
-    stream.flush()
-    file = open(number, "wb", closefd=False)  # noqa: SIM115
+    with suppress(OSError):
+        stream.flush()
+    file = open(stream.fileno(), "wb", closefd=False)  # noqa: SIM115
     return _Output(
         file,
         stream.encoding,

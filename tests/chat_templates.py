@@ -142,12 +142,13 @@ SENTENCES = (
     "The sky is blue today. Is it green? No, it is not. Yes, of course. Let me think about the weather.",
     '{"name": "get_weather", "arguments": {"city": "Paris"}} user assistant system tool',
 )
-HABITS = ("bytes", "first", "always", "prepend", "stripping", "bos", "eos")
+HABITS = ("bytes", "first", "always", "prepend", "stripping", "trimmed", "folding", "bos", "eos")
 """How a tokenizer treats text.
 
 "bytes": byte-level BPE, as Qwen's. "first", "always": a space as ``▁``, with one before the text's first word, or
 before that of every part between special tokens. "prepend": Llama 2's normaliser. "stripping": special tokens take the
-white space around them. "bos", "eos": byte-level, and the tokenizer itself adds that token to every text.
+white space around them. "trimmed": the place of a token is without its white space, as in Llama 3. "folding": NFKC and
+small letters. "bos", "eos": byte-level, and the tokenizer itself adds that token to every text.
 """
 
 
@@ -176,6 +177,10 @@ def _backend(habit: str) -> str:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
+    if habit == "trimmed":
+        core.post_processor = processors.ByteLevel(trim_offsets=True)
+    if habit == "folding":
+        core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
         SENTENCES, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)

@@ -114,6 +114,11 @@ WHOLE_COLUMNS = "expected one object per row, got whole columns, "
             LINE + "\n\x1a",
             "end.jsonl, line 2: expected one JSON object per line, got '\\x1a': the end-of-file mark of DOS: delete it",
         ),
+        (
+            "joined.jsonl",
+            f"\ufeff{LINE}\n\ufeff{LINE}",
+            "a byte-order mark inside the file, as of files that were joined",
+        ),
         ("nul.jsonl", LINE.encode() + b"\n" + b"\0" * 16, "NUL bytes: the file was not written to its end"),
         (
             "pretty.jsonl",

@@ -12,7 +12,8 @@ from humanline_fused.training.data.records import UNPAIRED, Row
 from humanline_fused.training.data.rendering import REFUSALS, Rendered, Template
 from humanline_fused.training.data.tokenization import RowTokenizer, UncutExample
 from tests.chat_templates import TEMPLATES, TRAINING, tokenizer
-from tests.test_render_check import SHAPES, WHERE, assistant, done, row_tokenizer, tool, user, write_text
+from tests.conversations import SHAPES, WHERE, assistant, tool, user, write_text
+from tests.test_render_check import done, row_tokenizer
 
 OPENED = {"diffusion_gemma": {"<|tool_response>", "<|turn>model\n"}}
 """Tokens that count though TRL's tags leave them out: the first ends a call, the second opens a turn unasked."""

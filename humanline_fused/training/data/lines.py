@@ -48,7 +48,7 @@ def _undecoded(path: Path) -> ValueError:
 
 
 def leftover(line: str) -> str:
-    """Return what a line of control characters is a leftover of; empty for any other line.
+    """Return what the control characters of a line are left over from; empty for a line without any.
 
     >>> leftover("\\x1a"), leftover("a")
     ('the end-of-file mark of DOS: delete it', '')
@@ -58,7 +58,7 @@ def leftover(line: str) -> str:
         return "the end-of-file mark of DOS: delete it"
     if characters == {"\0"}:
         return "NUL bytes: the file was not written to its end"
-    return ""
+    return "a byte-order mark inside the file, as of files that were joined: delete it" if "\ufeff" in line[:1] else ""
 
 
 def _is_utf_16(start: bytes) -> bool:

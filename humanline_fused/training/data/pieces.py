@@ -88,11 +88,14 @@ class _Nonces:
 
     def message(self, index: int, message: Mapping[str, Any]) -> dict[str, Any]:
         """Return a message with nonces; its pieces are those of reasoning, content and calls, in this order."""
-        marked = dict(message)
+        marked, done = dict(message), {}
         for key in (*REASONING, "content"):
-            if isinstance(message.get(key), str):
+            text = message.get(key)
+            if key in REASONING and text in done:  # the same reasoning under two keys
+                marked[key] = done[text]
+            elif isinstance(text, str):
                 kind = "content" if key == "content" else "reasoning"
-                marked[key] = self._string(index, kind, message[key], str(message.get("role")))
+                marked[key] = done[text] = self._string(index, kind, text, str(message.get("role")))
         if isinstance(message.get("tool_calls"), list):
             marked["tool_calls"] = [self._function(index, "call", call) for call in message["tool_calls"]]
         return marked

@@ -1,10 +1,11 @@
 """The render check: what a chat template made of a conversation, compared with what was written."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from humanline_fused.training.data.conversation import Conversations
-from humanline_fused.training.data.encoding import Encoder
+from humanline_fused.training.data.encoding import Encoder, Span
 from humanline_fused.training.data.findings import (
     ANSWER_CONTINUED,
     ANSWER_OPENED,
@@ -55,6 +56,7 @@ class RenderCheck:
         prompt: Rendered,
         wholes: Sequence[Rendered],
         pieces: Sequence[Sequence[Piece]],
+        kept: Sequence[Sequence[Span] | None],
         given: Conversations,
     ) -> None:
         """Check a prompt with its completions.
@@ -62,26 +64,31 @@ class RenderCheck:
         Args:
             prompt, wholes: the rendered prompt, and the rendered prompt with each completion.
             pieces: places of the written strings in ``wholes``.
+            kept: parts of ``wholes`` that the policy writes; None if it writes all of the completion.
         """
         self._check_begun(where, given)
-        self._check_special(where, given.prompt)
+        self._check_special(where, given.prompt[: given.first])
+        left_out = []
         for index, (whole, written) in enumerate(zip(wholes, pieces, strict=True)):
-            self._check_special(where, whole.messages[len(given.prompt) :])
+            self._check_special(where, whole.messages[given.first :])
             asked = [piece for piece in written if piece.message < given.first]
             answers = [piece for piece in written if piece.message >= given.first]
             if not index:
                 self._check_asked(where, prompt, whole.text, asked)
-            self._check_start(where, prompt.text, whole, asked, answers)
+            left_out.append(self._check_start(where, prompt.text, whole, asked, answers))
             self._check_answers(where, answers)
-            self._check_end(where, whole.text, answers)
+            self._check_end(where, whole.text, answers, kept[index])
+        if end := max(left_out, key=len):
+            self.findings.add(PROMPT_END_LOST, where, end)
 
     def _check_begun(self, where: str, given: Conversations) -> None:
         self.findings.add(ANSWER_CONTINUED, where, str(given.prompt[-1].get("content")), int(given.begun))
 
     def _check_special(self, where: str, messages: Messages) -> None:
         for message in messages:
-            if found := self.encoder.special.search(str(message.get("content") or "")):
-                self.findings.add(SPECIAL_IN_TEXT, where, found[0])
+            for text in _strings({key: value for key, value in message.items() if key != "role"}):
+                if found := self.encoder.special.search(text):
+                    self.findings.add(SPECIAL_IN_TEXT, where, found[0])
 
     def _check_changed(self, where: str, piece: Piece) -> None:
         if piece.changed is not None:
@@ -100,7 +107,8 @@ class RenderCheck:
 
     def _check_start(
         self, where: str, prompt: str, whole: Rendered, asked: Sequence[Piece], answers: Sequence[Piece]
-    ) -> None:
+    ) -> str:
+        """Check what is between prompt and answer; return the end of the prompt that is not there."""
         start = self.template.differ_at(prompt, whole.text)
         behind = [piece.text for piece in asked if any(end > start for _, end in piece.spans)]
         found = min(
@@ -108,15 +116,15 @@ class RenderCheck:
         )
         if behind:
             self.findings.add(QUESTION_MOVED, where, behind[0])
-        elif start < len(prompt):
-            self.findings.add(PROMPT_END_LOST, where, prompt[start:])
-        elif found:
+            return ""
+        if start == len(prompt) and found:
             place, piece = found
             opening, content = whole.text[start:place], str(whole.messages[piece.message].get("content") or "")
             # Reasoning and calls of their own keys need words around them. An empty reasoning is no such words.
             needed = piece.kind != "content" and "</think>" not in opening
             if opening.strip() and not needed and not content.lstrip().startswith(opening.strip()):
                 self.findings.add(ANSWER_OPENED, where, opening)
+        return prompt[start:]
 
     def _check_answers(self, where: str, answers: Sequence[Piece]) -> None:
         causes = {"reasoning": REASONING_LOST, "call": CALLS_LOST}
@@ -126,12 +134,24 @@ class RenderCheck:
         for piece in answers:
             self._check_changed(where, piece)
 
-    def _check_end(self, where: str, whole: str, answers: Sequence[Piece]) -> None:
-        tail = whole[max((end for piece in answers for _, end in piece.spans), default=0) :]
+    def _check_end(self, where: str, whole: str, answers: Sequence[Piece], kept: Sequence[Span] | None) -> None:
+        counted = [(0, len(whole))] if kept is None else kept
+        spans = [span for piece in answers for span in piece.spans]
+        last = max((end for start, end in spans if any(a <= start and end <= b for a, b in counted)), default=0)
+        tail = "".join(whole[max(start, last) : end] for start, end in counted)
         if not self.ends:
             self.findings.add(NO_END, where)
         elif not any(end in tail for end in self.ends):
             self.findings.add(NO_STOP, where, tail.strip())
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield the strings in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for child in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(child)
 
 
 def _lost_in_both(piece: Piece) -> Cause:

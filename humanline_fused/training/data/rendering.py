@@ -81,29 +81,29 @@ class Template:
         """Return the template's text, which may depend on whether there are tools."""
         return self.tokenizer.get_chat_template(tools=variables.get("tools"))
 
-    def render(
-        self, messages: Messages, variables: Mapping[str, Any], *, ask: bool = False, begun: bool = False
-    ) -> str:
+    def render(self, messages: Messages, variables: Mapping[str, Any], *, ask: bool = False, begun: str = "") -> str:
         """Return the text of a conversation.
 
         Args:
             messages: the conversation.
             variables: other variables of the template.
             ask: end with the beginning of an answer.
-            begun: the last message is an answer that goes on: leave its end out.
+            begun: key of the last message's text, if it is the beginning of an answer: leave its end out.
 
         Raises:
             ValueError, TypeError, TemplateError: the template does not take the messages.
         """
-        settings: dict[str, Any] = {"tokenize": False, "add_generation_prompt": ask, "continue_final_message": begun}
+        settings: dict[str, Any] = {
+            "tokenize": False,
+            "add_generation_prompt": ask,
+            "continue_final_message": begun or False,
+        }
         with _RENDERING:
             if self._plain is not None and not (begun or variables) and is_plain(messages):
                 return self._plain(messages=messages, add_generation_prompt=ask)
             return self.tokenizer.apply_chat_template(messages, **(settings | dict(variables)))  # pyright: ignore
 
-    def fit(
-        self, messages: Messages, variables: Mapping[str, Any], *, ask: bool = False, begun: bool = False
-    ) -> Rendered:
+    def fit(self, messages: Messages, variables: Mapping[str, Any], *, ask: bool = False, begun: str = "") -> Rendered:
         """Return a conversation with its text, in a form that the template takes.
 
         Templates take the arguments of a call as an object, as JSON text, or as both; the other one is converted.
@@ -127,6 +127,8 @@ class Template:
     def differ_at(self, first: str, second: str) -> int:
         """Return the length of the common beginning of two texts; a token that templates write differs as a whole."""
         start = common_length(first, second)
+        if start in (len(first), len(second)):
+            return start
         near = max(0, start - LONGEST_MARK), start + LONGEST_MARK
         marks = [match.span() for text in (first, second) for match in self.marks.finditer(text, *near)]
         return min([start, *(begin for begin, end in marks if begin < start < end)])

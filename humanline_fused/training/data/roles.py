@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from humanline_fused.training.data.encoding import Span, common_length
+from humanline_fused.training.data.encoding import Span
 from humanline_fused.training.data.pieces import Piece
 from humanline_fused.training.data.rendering import LONGEST_MARK, REFUSALS, Messages, Rendered, Template
 
 
 def written_by_policy(
-    template: Template, rendered: Rendered, pieces: Sequence[Piece], *, first: int, start: int
+    template: Template, prompt: str, rendered: Rendered, pieces: Sequence[Piece], first: int
 ) -> list[Span] | None:
     """Return the parts of a conversation's text that the policy writes; None if it writes all of the completion.
 
@@ -18,15 +18,16 @@ def written_by_policy(
     out.
 
     Args:
+        prompt: the text of the prompt.
         rendered: the conversation with its text.
         pieces: places of the written strings.
         first: index of the first message of the completion.
-        start: position at which the completion begins.
     """
     generated = template.generated(rendered)
     if generated is not None:
         return generated
     text, messages, variables = rendered.text, rendered.messages, rendered.variables
+    start = template.differ_at(prompt, text)
     policy = [index for index in range(first, len(messages)) if messages[index]["role"] == "assistant"]
     others = [span for piece in pieces if piece.message not in policy for span in piece.spans if span[1] > start]
     if len(policy) == len(messages) - first and not others:
@@ -51,7 +52,7 @@ def _begin(
     asked = _rendered(template, before, variables, ask=True)
     if asked is None:
         return first
-    begin = common_length(asked, text)
+    begin = template.differ_at(asked, text)
     if begin < len(asked):  # answers may be asked for with more than the turn begins with, such as <think>
         told = _rendered(template, before, variables)
         if told is None or begin < len(told) or not asked.startswith(told):

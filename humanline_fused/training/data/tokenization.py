@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data.conversation import conversations
+from humanline_fused.training.data.conversation import begun_prompt, conversations
 from humanline_fused.training.data.encoding import Encoder, Span, common_length
 from humanline_fused.training.data.findings import (
     ADDED_END,
@@ -150,18 +150,21 @@ class RowTokenizer:
     def _chat(self, where: str, row: Row, findings: Findings) -> _Texts:
         template, variables = self.template, row.template
         given = conversations(row.prompt, row.completions)  # pyright: ignore[reportArgumentType]
-        prompt = template.fit(given.prompt, variables, ask=not given.begun, begun=given.begun)
+        wholes = [template.fit(messages, variables) for messages in given.wholes]
+        if given.begun:
+            prompt = begun_prompt(template, given.prompt, variables, wholes)
+        else:
+            prompt = template.fit(given.prompt, variables, ask=True)
         check = RenderCheck(template, self.encoder, self.ends, findings)
         if not row.completions:
             check.prompt(where, prompt, given)
-        wholes = [template.fit(messages, variables) for messages in given.wholes]
         pieces = [places(template, whole) for whole in wholes]
-        if row.completions:
-            check.completions(where, prompt, wholes, pieces, given)
         kept = [
-            written_by_policy(template, whole, written, first=given.first, start=common_length(prompt.text, whole.text))
+            written_by_policy(template, prompt.text, whole, written, given.first)
             for whole, written in zip(wholes, pieces, strict=True)
         ]
+        if row.completions:
+            check.completions(where, prompt, wholes, pieces, kept, given)
         return _Texts(where, prompt.text, [whole.text for whole in wholes], kept, False)
 
     def _examples(
@@ -194,7 +197,7 @@ class RowTokenizer:
     def _mask(self, texts: _Texts, side: int, head: int, length: int) -> Ids | None:
         """Return True for each token of a whole text that the policy writes; None if it writes the whole completion."""
         kept = texts.kept[side]
-        if kept is None:
+        if kept is None or (self.train_on == "completion" and self.encoder.backend is None):
             return None
         spans = self.encoder.spans([texts.wholes[side][texts.cut :]])[0]
         mask = np.zeros(length, bool)
