@@ -33,7 +33,7 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-ROWS, TURNS = 4000, 5
+ROWS, TURNS, WARM_UP = 4000, 5, 256
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def reading(way: str, turn: int, number: int) -> Preparation:
     generator = random.Random(turn)
     tokenizer, words = vocabulary(generator)
     rows = pairs(number, words, generator)
-    WAYS[way](rows[:256], tokenizer)
+    WAYS[way](rows[:WARM_UP], tokenizer)
     gc.collect()
     process, start = psutil.Process(), time.perf_counter()
     before, cpu = process.memory_info().rss, os.times()

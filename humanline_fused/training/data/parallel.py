@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-SIZE = 128
+SIZE = 32
 """Rows per chunk."""
 
 _work: Callable[[Any], Any]
