@@ -13,6 +13,7 @@ from humanline_fused.training.data.findings import (
     MASKED,
     NO_END,
     OTHERS_COUNT,
+    SPECIAL_IN_TEXT,
     TOKENS_MERGED,
     Findings,
 )
@@ -142,6 +143,9 @@ class RowTokenizer:
         eos = self.encoder.eos
         ended = [str(text) if str(text).endswith(eos) else f"{text}{eos}" for text in row.completions]
         findings.add(NO_END, where, count=0 if eos else len(ended))
+        for text in (self.encoder.without_left(row.prompt), *(text.removesuffix(eos) for text in ended)):
+            if found := self.encoder.special.search(text):
+                findings.add(SPECIAL_IN_TEXT, where, found[0])
         if self.encoder.right:
             added = str(self.encoder.tokenizer.decode(self.encoder.right))
             findings.add(ADDED_END, where, added, 1 + len(ended))
