@@ -170,14 +170,14 @@ TEXTS = {"prompt": "Is it green?", "chosen": " No.", "rejected": " Yes."}
 
 def learnt(row: dict[str, str], habit: str) -> tuple[list[str], list[str]]:
     """Return the tokens of a pair as text, and the findings."""
-    tok = tokenizer("alpaca", habit)
+    tok: Any = tokenizer("alpaca", habit)
     data = prepare([row], tok, find_objective("dpo"), max_length=512)
     (example,) = data.examples
     return [tok.decode(ids) for ids in (example.prompt_ids, *example.completions)], data.findings.lines()
 
 
 def sampled(prompt: str, habit: str) -> str:
-    tok = tokenizer("alpaca", habit)
+    tok: Any = tokenizer("alpaca", habit)
     return tok.decode(prepare_prompts([{"prompt": prompt}], tok, ROUND, max_length=512).examples[0].prompt_ids)
 
 
@@ -218,7 +218,7 @@ def test_special_tokens_inside_of_texts_are_counted_and_those_at_their_ends_are_
 
 
 def test_without_an_end_of_sequence_answers_never_end_and_it_is_said():
-    tok = copy.deepcopy(tokenizer("alpaca"))
+    tok: Any = copy.deepcopy(tokenizer("alpaca"))
     tok.eos_token = None
     message = {"prompt": [{"role": "user", "content": "Is it?"}]}
     message |= {side: [{"role": "assistant", "content": "No."}] for side in ("chosen", "rejected")}

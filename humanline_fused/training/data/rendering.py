@@ -144,8 +144,11 @@ class Template:
         plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
         given = {**self.tokenizer.special_tokens_map, **variables}
         with _RENDERING:
-            _, spans = render_jinja_template([plain], chat_template=source, return_assistant_tokens_mask=True, **given)
-        return [(start, end) for start, end in spans[0]]
+            marked: Any = render_jinja_template(
+                [plain], chat_template=source, return_assistant_tokens_mask=True, **given
+            )
+        _, (spans,) = marked
+        return [(start, end) for start, end in spans]
 
 
 def is_plain(messages: Messages) -> bool:

@@ -119,9 +119,10 @@ class RowTokenizer:
         parts = [part for one in texts if isinstance(one, _Texts) for part in one.parts()]
         ids = iter(self.encoder.ids(parts))
         for (_, row), one in zip(rows, texts, strict=True):
-            if isinstance(one, ValueError) or isinstance(row, ValueError):
+            if isinstance(one, ValueError):
                 done.rows.append(one)
             else:
+                assert isinstance(row, Row)
                 head, *tails = [next(ids) for _ in range(2 + len(one.wholes))]
                 done.rows.append(self._examples(row, one, [head + tail for tail in tails], len(head), done.findings))
         return done
