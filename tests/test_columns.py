@@ -75,6 +75,11 @@ def test_an_empty_setting_is_none():
         ("prompt", "columns: expected JSON or pairs such as prompt=question,chosen=good, got 'prompt'"),
         ("prompt=", "columns: expected JSON or pairs such as prompt=question,chosen=good, got 'prompt='"),
         ('{"prompt": ', "columns: expected a mapping in JSON, got "),
+        (
+            '{"prompt": "ask", "prompt": "say"}',
+            "columns: expected a mapping in JSON, got .*the key 'prompt' occurs twice",
+        ),
+        ("prompt=ask,prompt=say", "columns: expected each target once, got 'prompt=ask,prompt=say'"),
         (["prompt"], r"columns: expected a mapping of columns to the dataset's columns, got \['prompt'\]"),
     ],
 )
@@ -281,12 +286,14 @@ def test_ignored_columns_are_counted_and_parts_of_the_prompt_are_a_note():
     silent = Findings()
     row_of(step, columns={"initial_reason_steps": None}, findings=silent)
     assert silent.count(PROMPT_PART_IGNORED) == 0
+    row_of(step | {"initial_reason_steps": None, "Context": "Two plums and two more."}, findings=silent)
+    assert silent.count(PROMPT_PART_IGNORED) == 1
 
 
 # System columns
 
 
-@pytest.mark.parametrize("name", ["system", "system_prompt"])
+@pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
 def test_a_system_column_becomes_the_first_message(name: str):
     findings = Findings()
     assert row_of(CHAT | {name: "w9 w8"}, findings=findings) == row_of(CHAT | {"prompt": [SYSTEM, ASK]})

@@ -1,5 +1,6 @@
 """Token ids are those of transformers, and the tokens that count are those of the text that the policy wrote."""
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -9,11 +10,15 @@ from hypothesis import strategies as st
 
 from humanline_fused.training.data.conversation import Conversations, begun_prompt, conversations
 from humanline_fused.training.data.encoding import Span, common_length
-from humanline_fused.training.data.findings import REASONING_LOST, TEXT_LOST
+from humanline_fused.training.data.findings import REASONING_LOST, TEXT_LOST, Severity
 from humanline_fused.training.data.forms import LABELS
+from humanline_fused.training.data.prepare import prepare
+from humanline_fused.training.data.prompts import prepare_prompts
 from humanline_fused.training.data.records import UNPAIRED, Row
 from humanline_fused.training.data.rendering import REFUSALS
 from humanline_fused.training.data.tokenization import RowTokenizer
+from humanline_fused.training.objectives import find_objective
+from humanline_fused.training.objectives.table import ROUND
 from tests.chat_templates import HABITS, MARK, end_of, tokenizer
 from tests.conversations import Words
 
@@ -156,3 +161,98 @@ def test_tokens_that_count_are_those_of_what_the_policy_wrote(turns: Any, name: 
         a, b = places[word]
         missing = [i for i in range(max(a, begins), b) if i not in covered and not text[i].isspace()]
         assert not missing, (word, text)
+
+
+# Special tokens of texts without a template
+
+TEXTS = {"prompt": "Is it green?", "chosen": " No.", "rejected": " Yes."}
+
+
+def learnt(row: dict[str, str], habit: str) -> tuple[list[str], list[str]]:
+    """Return the tokens of a pair as text, and the findings."""
+    tok: Any = tokenizer("alpaca", habit)
+    data = prepare([row], tok, find_objective("dpo"), max_length=512)
+    (example,) = data.examples
+    return [tok.decode(ids) for ids in (example.prompt_ids, *example.completions)], data.findings.lines()
+
+
+def sampled(prompt: str, habit: str) -> str:
+    tok: Any = tokenizer("alpaca", habit)
+    return tok.decode(prepare_prompts([{"prompt": prompt}], tok, ROUND, max_length=512).examples[0].prompt_ids)
+
+
+@pytest.mark.parametrize("text", ["Is it green?", "<s>Is it green?"])
+def test_a_tokenizer_that_begins_texts_itself_does_it_once(text: str):
+    assert learnt(TEXTS | {"prompt": text}, "bos") == (["<s>Is it green?", " No.</s>", " Yes.</s>"], [])
+    assert sampled(text, "bos") == "<s>Is it green?"
+
+
+@pytest.mark.parametrize("end", ["", "</s>"])
+def test_a_tokenizer_that_ends_texts_itself_ends_answers_once_and_prompts_never(end: str):
+    texts, said = learnt(TEXTS | {"chosen": f" No.{end}"}, "eos")
+    assert texts == ["Is it green?", " No.</s>", " Yes.</s>"]
+    assert said == [
+        "texts that the tokenizer ends itself: removed behind prompts, not doubled behind completions: 3, "
+        "e.g. dataset, example 0: '</s>'"
+    ]
+    assert sampled("Is it green?", "eos") == "Is it green?"
+
+
+@pytest.mark.parametrize("habit", ["bos", "eos"])
+def test_messages_have_the_special_tokens_of_their_template_alone(habit: str):
+    tok = tokenizer("zephyr", habit)
+    asked = [{"role": "user", "content": "Is it green?"}]
+    row = {"prompt": asked, **{side: [{"role": "assistant", "content": "No."}] for side in ("chosen", "rejected")}}
+    data = prepare([row], tok, find_objective("dpo"), max_length=512)
+    (example,) = data.examples
+    assert tok.decode(example.prompt_ids) == "<|user|>\nIs it green?</s><|assistant|>"
+    assert tok.decode(example.completions[0]) == "\nNo.</s>"
+    prompts = prepare_prompts([{"prompt": asked}], tok, ROUND, max_length=512)
+    assert prompts.examples[0].prompt_ids.tolist() == example.prompt_ids.tolist()
+
+
+def test_special_tokens_inside_of_texts_are_counted_and_those_at_their_ends_are_not():
+    assert learnt(TEXTS | {"chosen": " No.</s>"}, "bytes")[1] == []
+    said = learnt({"prompt": "Is </s> green?", "chosen": " No.</s>", "rejected": " A </s> is.</s>"}, "bytes")[1]
+    assert said == ["texts with a special token in them, which becomes that token: 2, e.g. dataset, example 0: '</s>'"]
+
+
+def test_without_an_end_of_sequence_answers_never_end_and_it_is_said():
+    tok: Any = copy.deepcopy(tokenizer("alpaca"))
+    tok.eos_token = None
+    message = {"prompt": [{"role": "user", "content": "Is it?"}]}
+    message |= {side: [{"role": "assistant", "content": "No."}] for side in ("chosen", "rejected")}
+    tok.chat_template = tok.chat_template.replace("eos_token", "''")
+    for row in (TEXTS, message):
+        (said,) = prepare([row], tok, find_objective("dpo"), max_length=512).findings.lines(Severity.NOTE)
+        assert said == (
+            "completions that never end, as the tokenizer has no end-of-sequence token: set its eos_token: 2, e.g. "
+            "dataset, example 0"
+        )
+
+
+# Texts are cut at special tokens
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    parts=st.lists(st.one_of(WRITTEN, st.sampled_from(["<|im_start|>", "<|im_end|>", "<think>", " ", "\n", "<|im"]))),
+    rest=st.tuples(WRITTEN, WRITTEN),
+    habit=st.sampled_from(HABITS),
+)
+def test_a_cut_at_a_shared_special_token_changes_no_id(parts: list[str], rest: tuple[str, str], habit: str):
+    encoder = rows("qwen3", habit).encoder
+    common = "".join(parts)
+    texts = [common, *(common + text for text in rest)]
+    cut = encoder.shared_start(texts)
+    assert len({text[:cut] for text in texts}) == 1
+    (head,) = encoder.ids([texts[0][:cut]])
+    for text in texts:
+        assert head + encoder.ids([text[cut:]])[0] == encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_texts_with_special_tokens_are_cut_at_the_last_that_all_have():
+    encoder = rows("qwen3", "bytes").encoder
+    prompt = "<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\n"
+    assert encoder.shared_start([prompt, prompt + "No.<|im_end|>"]) == prompt.rindex("<|im_start|>")
+    assert encoder.shared_start(["Is it?", "Is it? No."]) == 0

@@ -109,6 +109,19 @@ def test_show_reads_the_kept_tokens_on_the_next_day_without_the_data(
     assert main(["show", str(run), "--step", "2"]) == 0
 
 
+def test_a_preparation_that_was_killed_leaves_nothing_in_the_way(
+    stopped_run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+):
+    run, data = stopped_run
+    (kept,) = (run / "tokens").iterdir()
+    unfinished = kept.with_name("0123456789abcdef.writing-1")
+    shutil.copytree(kept, unfinished)
+    (unfinished / "notes.json").unlink()
+    assert main(["show", str(run), "--step", "2"]) == 0
+    on_day(monkeypatch, 2)
+    dated_trainer(run, data, resume_from_checkpoint="auto").train()
+
+
 def test_the_second_start_tokenises_nothing_and_shares_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = tiny_trainer(tmp_path)
     monkeypatch.setattr(RowTokenizer, "__call__", lambda *_: pytest.fail("tokenised again"))

@@ -91,6 +91,17 @@ def test_text_parts_are_joined_and_counted(content: Any):
         ({"from": "gpt", "value": "w3"}, "expected messages with 'role' and 'content', got 'from' and 'value' ('gpt')"),
         ({"role": 3, "content": "w3"}, "expected the role of a message to be text, got 3"),
         (turn("assistant", "w3") | {"tool_calls": "weigh"}, "expected tool_calls to be a list of objects, got 'weigh'"),
+        *(
+            (
+                turn("assistant", "w3") | {"tool_calls": [{"function": function}]},
+                f"expected the function of a call to be an object with a name, got {function!r}",
+            )
+            for function in (None, "weigh", {"arguments": {}})
+        ),
+        (
+            turn("assistant", "") | {"function_call": {"name": "weigh"}},
+            "expected the calls of a message in 'tool_calls', got 'function_call'",
+        ),
     ],
 )
 def test_a_message_that_is_incomplete_or_no_text_is_refused_with_its_column(message: dict[str, Any], said: str):
@@ -140,6 +151,20 @@ def test_messages_as_json_text_are_the_same_in_every_kind_of_source(tmp_path: Pa
         assert data.findings.count(JSON_MESSAGES) == 3
 
 
+@pytest.mark.parametrize("first", [{"name": "x"}, {"id": 3, "meta": [{"a": "}"}]}])
+def test_the_keys_of_messages_in_json_have_any_order(first: dict[str, Any]):
+    answer = json.dumps([first | YES])
+    assert row_of({"prompt": "w1", "chosen": json.dumps([ASK, YES]), "rejected": json.dumps([ASK, NO])}).completions
+    assert row_of(PAIR | {"chosen": answer}).completions[0] == [first | YES]
+
+
+def test_one_message_as_json_text_is_refused_as_one_that_is_no_text():
+    for answer in (YES, json.dumps(YES), json.dumps({"id": 3} | YES)):
+        assert "expected" in reason(PAIR | {"chosen": answer, "rejected": answer})
+    told = reason({"prompt": "w1", "chosen": json.dumps(YES), "rejected": json.dumps(NO)})
+    assert told == "chosen: expected a list of messages, got one message: " + repr(json.dumps(YES))
+
+
 def test_messages_as_python_text_or_cut_off_are_refused():
     told = reason(PAIR | {"prompt": str([ASK])})
     assert told.startswith("prompt: expected JSON, got \"[{'role': 'user', 'content': 'w1 w2'}]\": ")
@@ -153,7 +178,14 @@ def test_half_a_character_in_messages_as_json_text_is_refused():
 
 @pytest.mark.parametrize(
     "text",
-    ['[{"value": 3}]', '[{"role": "admin", "rights": []}]', '[{"role": "user", "content": "a"}] is not valid: why?'],
+    [
+        '[{"value": 3}]',
+        '[{"role": "admin", "rights": []}]',
+        '[{"role": "user", "content": "a"}] is not valid: why?',
+        '[{"name": "plum", "weight": 3}]',
+        '{"role": "admin", "rights": []}',
+        '{"role": "king", "content": "gold"}',
+    ],
 )
 def test_an_answer_in_json_stays_text(text: str):
     for other in ("w2", text):

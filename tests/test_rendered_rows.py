@@ -19,7 +19,7 @@ ASKED = [user("Is the sea red?")]
 
 def learnt(row: dict[str, Any], name: str, habit: str = "bytes") -> tuple[list[str], list[str]]:
     """Return the texts of a pair's prompt and completions, and the findings."""
-    tok = tokenizer(name, habit)
+    tok: Any = tokenizer(name, habit)
     data = prepare([row], tok, find_objective("dpo"), max_length=512)
     (example,) = data.examples
     return [tok.decode(ids) for ids in (example.prompt_ids, *example.completions)], data.findings.lines()
@@ -27,7 +27,7 @@ def learnt(row: dict[str, Any], name: str, habit: str = "bytes") -> tuple[list[s
 
 def sampled(prompt: Any, name: str, habit: str = "bytes") -> tuple[str, list[str]]:
     """Return the text that a round samples from, and the findings."""
-    tok = tokenizer(name, habit)
+    tok: Any = tokenizer(name, habit)
     data = prepare_prompts([{"prompt": prompt}], tok, ROUND, max_length=512)
     return tok.decode(data.examples[0].prompt_ids), data.findings.lines()
 

@@ -3,8 +3,10 @@
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
+from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizer
 
 from humanline_fused.training.data.conversation import conversations
 from humanline_fused.training.data.forms import LABELS
@@ -92,6 +94,7 @@ def test_the_generation_tags_of_a_template_decide(name: str):
         tags = tokens.template.generated(whole)
         (spans,) = tokens.encoder.spans([whole.text])
         (example,) = row
+        assert tags is not None
         right = [any(start < b and end > a for a, b in tags) for start, end in spans[len(example.prompt) :]]
         assert counted(example) == right, title
 
@@ -105,11 +108,12 @@ def tokens_of(
     """Return the texts of the tokens that count, that do not, and the findings of a conversation."""
     tokens = RowTokenizer(tokenizer(name), LABELS, train_on=train_on)
     found = tokens([(WHERE, Row(UNPAIRED, [user("Is it green?")], [list(completion)], [1.0]))])
-    ((example,),) = found.rows
-    assert not isinstance(example, ValueError)
+    (row,) = found.rows
+    assert not isinstance(row, ValueError)
+    (example,) = row
     mask, ids = counted(example), example.completions[0]
     kept, others = ([i for i, own in zip(ids, mask, strict=True) if own is side] for side in (True, False))
-    decode = tokens.encoder.tokenizer.decode
+    decode: Any = tokens.encoder.tokenizer.decode
     lines = found.findings.lines()
     return decode(kept), decode(others), "; ".join(line for line in lines if "policy" in line)
 
@@ -170,3 +174,35 @@ def test_an_empty_turn_in_the_middle_counts_with_its_end():
 
 def ids_of(text: str) -> list[int]:
     return row_tokenizer("chatml").encoder.ids([text])[0]
+
+
+class Letters(PreTrainedTokenizer):
+    """A tokenizer in Python, which does not tell the text of its tokens."""
+
+    @property
+    def vocab_size(self) -> int:
+        return 2**16
+
+    def get_vocab(self) -> dict[str, int]:
+        return dict(self.added_tokens_encoder)
+
+    def _tokenize(self, text: str, **_: Any) -> list[str]:
+        return list(text)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return ord(token)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return chr(index)
+
+
+def test_a_tokenizer_without_places_takes_answers_of_one_turn_and_others_with_train_on_completion():
+    letters = Letters(eos_token="<|im_end|>", chat_template=TEMPLATES["chatml"])
+    single = Row(UNPAIRED, [user("Is it?")], [[assistant("No.")]], [1.0])
+    several = Row(UNPAIRED, [user("Is it?")], [[assistant("No."), user("Why?"), assistant("Light.")]], [1.0])
+    for row, train_on in ((single, "assistant"), (single, "completion"), (several, "completion")):
+        (made,) = RowTokenizer(letters, LABELS, train_on=train_on)([(WHERE, row)]).rows
+        assert not isinstance(made, ValueError)
+        assert letters.convert_ids_to_tokens(made[0].completions[0])[:4] == ["N", "o", ".", "<|im_end|>"]
+    with pytest.raises(ValueError, match="train_on: expected 'completion' with Letters"):
+        RowTokenizer(letters, LABELS)([(WHERE, several)])

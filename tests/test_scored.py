@@ -14,6 +14,7 @@ from humanline_fused.training.data.findings import (
     ALL_UNDESIRABLE,
     ALONE,
     AT_MEAN,
+    DROPPED,
     LABELLED,
     PAIRED,
     TIED,
@@ -182,6 +183,13 @@ def test_labels_of_one_class_are_a_loss(label: bool):
     assert mixed.count(ALL_DESIRABLE) == mixed.count(ALL_UNDESIRABLE) == 0
 
 
+def test_labels_whose_other_class_is_dropped_are_of_one_class():
+    rows = [{"prompt": "w1 " * (1 if good else 90), "completion": " w2", "label": good} for good in (True, True, False)]
+    inspected = inspect_data(rows, objective="kto", tokenizer=tiny_tokenizer(), max_length=64).findings
+    for findings in (prepared(rows, "kto").findings, inspected):
+        assert (findings.count(DROPPED), findings.count(ALL_DESIRABLE)) == (1, 2)
+
+
 # Numbers
 
 
@@ -211,7 +219,7 @@ def test_a_reward_may_be_a_number_of_any_library_or_the_text_of_one(reward: Any)
 
 @pytest.mark.parametrize(
     "reward",
-    [True, np.bool_(True), "good", "", "nan", float("nan"), float("inf"), 10**400, -(10**400), [1], {}, "1e999"],
+    [True, np.bool_(True), "good", "", "nan", float("nan"), float("inf"), 10**400, -(10**400), [1], {}, "1e999", "1_0"],
 )
 def test_another_reward_is_refused(reward: Any):
     with pytest.raises(ValueError, match=r"^line 1: expected the reward of a completion to be a finite number, got "):

@@ -49,6 +49,7 @@ class Inspection:
         wrong: place and reason of the first ten rows that cannot be used.
         num_wrong: number of rows that cannot be used. Training would stop at the first of them.
         values: labels or rewards of each row's completions.
+        weights: weights of the training examples; without a tokenizer, all labels or rewards.
         prompt_lengths, completion_lengths: in tokens if there is a tokenizer, else in characters.
         sizes: tokens of the prompt and of the longest completion of each example, before the cut.
         first: names and texts of the parts of the first example.
@@ -68,6 +69,7 @@ class Inspection:
     num_pairs: int = 0
     equal_pairs: int = 0
     values: list[list[float]] = field(default_factory=list)
+    weights: Sequence[float] = ()
     prompt_lengths: list[int] = field(default_factory=list)
     completion_lengths: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
@@ -208,7 +210,9 @@ def inspect_data(
                 found.add(row, examples)
             bar.update()
     if found.objective:
-        found.objective.form.doubts(found.values, found.findings)
+        if not tokenizer:
+            found.weights = [value for row in found.values for value in row]
+        found.objective.form.doubts(found.weights, found.findings)
     if not found.num_rows:
         raise ValueError(f"{source if isinstance(source, str) else 'dataset'}: expected at least one row, got none")
     return found
@@ -237,7 +241,7 @@ def _tokenized(
             if cutter and not isinstance(examples, ValueError):
                 for example in examples:
                     cutter.add(where, example)
-                found.num_examples = len(cutter.written)
+                found.num_examples, found.weights = len(cutter.written), cutter.written.weights
             yield row, examples
 
 

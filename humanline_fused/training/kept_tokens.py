@@ -79,7 +79,8 @@ def kept(
 def find_kept(run_dir: Path, num_examples: int, code: int) -> StoredExamples | None:
     """Return the stored examples of a run that have this number and :func:`fingerprint`; None if there are none."""
     for folder in sorted(Path(run_dir, FOLDER).glob("*")):
-        found = load(folder)
+        # A suffix is that of a folder being written, or left by a process that was killed.
+        found = None if folder.suffix else load(folder)
         if found and len(found[0]) == num_examples and fingerprint(found[0]) == code:
             return found[0]
     return None

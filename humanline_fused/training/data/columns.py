@@ -1,15 +1,15 @@
 """The ``columns`` setting: which columns of a dataset are the prompt, the completions and the rest."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from humanline_fused.training.data.exact_json import parse
 from humanline_fused.validation.values import nearest
 
 Columns = Mapping[str, str | list[str] | None]
 """Source columns by target column: a name, names whose texts are joined by a newline, or None for no such column."""
 
-SYSTEM_COLUMNS = ("system", "system_prompt")
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 TARGETS = (
     *("prompt", "chosen", "rejected", "completion", "label", "completions", "rewards", "reward", "score"),
@@ -69,13 +69,16 @@ def read_columns(given: Mapping[str, Any] | str | None, name: str = "columns") -
 def _parsed(text: str, name: str) -> Any:
     if text.lstrip().startswith("{"):
         try:
-            return json.loads(text)
+            return parse(text)
         except ValueError as error:
             raise ValueError(f"{name}: expected a mapping in JSON, got {text!r:.80}: {error}") from None
     pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
     if not all(equals and source.strip() for _, equals, source in pairs):
         raise ValueError(f"{name}: expected JSON or pairs such as prompt=question,chosen=good, got {text!r:.80}")
-    return {target.strip(): None if source.strip() == "null" else source.strip() for target, _, source in pairs}
+    found = {target.strip(): None if source.strip() == "null" else source.strip() for target, _, source in pairs}
+    if len(found) < len(pairs):
+        raise ValueError(f"{name}: expected each target once, got {text!r:.80}")
+    return found
 
 
 def apply_columns(where: str, record: Any, columns: Columns | None) -> Any:

@@ -10,7 +10,7 @@ from humanline_fused.training.data.messages import Record, Text, content_text, l
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 """A word; where a script has no spaces, a character."""
-UNSURE = ("task", "user", "input", "context", "system", "system_prompt")
+UNSURE = ("task", "user", "input", "context", *SYSTEM_COLUMNS)
 """Names of PROMPT_PARTS that other columns have too: beside a long common beginning they raise no doubt."""
 ABOUT = re.compile(
     "(?<![a-z0-9])(id|uid|uuid|index|hash|source|origin|url|link|file|path|dataset|split|model|generator|author|annotator|"
@@ -59,9 +59,9 @@ def ignored_parts(record: Record, used: Collection[str], prompt: str) -> list[st
     return [
         name
         for name, text in _unused(record, used)
-        if name in PROMPT_PARTS
+        if (part := name.lower()) in PROMPT_PARTS
         and not _holds(prompt, text)
-        and (name not in UNSURE or name == "input" or number_of_words(text) >= SEVERAL)
+        and (part not in UNSURE or part == "input" or number_of_words(text) >= SEVERAL)
     ]
 
 

@@ -63,6 +63,10 @@ class Encoder:
         """Return ids of plain text with :attr:`left` before them, unless they begin with it already."""
         return ids if ids[: len(self.left)] == self.left else self.left + ids
 
+    def without_left(self, text: str) -> str:
+        """Return a text without the text of :attr:`left` at its beginning."""
+        return text.removeprefix(str(self.tokenizer.decode(self.left))) if self.left else text
+
     def shared_start(self, texts: Sequence[str]) -> int:
         """Return a position before which all texts are equal, and at which they can be cut without another token.
 

@@ -4,7 +4,7 @@ A form converts rows and the samples of a round to examples. It does not depend 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -129,8 +129,8 @@ class Form(ABC):
         """Return lines of a dataset's report, as name and text, from the :meth:`values` of its rows."""
         return []
 
-    def doubts(self, values: Iterable[Sequence[float]], findings: Findings) -> None:
-        """Add the findings of a dataset as a whole, from the :meth:`values` of its converted rows."""
+    def doubts(self, weights: Sequence[float], findings: Findings) -> None:
+        """Add the findings of a dataset as a whole, from the weights of its examples."""
         return
 
 
@@ -190,10 +190,9 @@ class Labels(Form):
         completions = [row.completions[index] for index in labels]
         return replace(row, type=UNPAIRED, completions=completions, values=[*labels.values()])
 
-    def doubts(self, values: Iterable[Sequence[float]], findings: Findings) -> None:
-        labels = [label for row in values for label in row]
-        if len(set(labels)) == 1:
-            findings.add(ALL_DESIRABLE if labels[0] else ALL_UNDESIRABLE, count=len(labels))
+    def doubts(self, weights: Sequence[float], findings: Findings) -> None:
+        if len(set(weights)) == 1:
+            findings.add(ALL_DESIRABLE if weights[0] else ALL_UNDESIRABLE, count=len(weights))
 
     def values(self, row: Row) -> list[float]:
         return row.values or [1.0, 0.0]

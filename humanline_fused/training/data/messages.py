@@ -13,8 +13,10 @@ Record = Mapping[str, Any]
 Text = str | list[dict[str, Any]]
 Message = dict[str, Any]
 
-JSON_TEXT = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
-"""Beginning of a text that holds a list of messages."""
+JSON_TEXT = re.compile(r"\s*\[?\s*\{\s*['\"][^'\"]+['\"]\s*:")
+"""Beginning of a text that may hold messages."""
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Roles by which an object in JSON is known to be a message."""
 KEYS = (("role", "content"), ("from", "value"))
 """Keys of a message: TRL's, and ShareGPT's, which are refused by name."""
 CONTENT_INSTEAD = ("tool_calls", "reasoning_content", "thinking")
@@ -112,11 +114,15 @@ def _parsed(name: str, text: str) -> Any:
     try:
         value = parse(text)
     except ValueError as error:
-        if _goes_on(text) or not any(
-            all(f"{quote}{key}{quote}" in text for key in keys) for keys in KEYS for quote in "'\""
+        if (
+            not text.lstrip().startswith("[")
+            or _goes_on(text)
+            or not any(all(f"{quote}{key}{quote}" in text for key in keys) for keys in KEYS for quote in "'\"")
         ):
             return text
         raise ValueError(f"{name}: expected JSON, got {text.strip()[:80]!r}: {error}") from None
+    if isinstance(value, Mapping) and value.get("role") in ROLES and _are_messages([value]):
+        raise ValueError(f"{name}: expected a list of messages, got one message: {text.strip()[:80]!r}")
     return plain({name: value})[name] if _are_messages(value) else text
 
 
@@ -168,9 +174,16 @@ def _check_role(name: str, message: Message) -> None:
 
 
 def _check_calls(name: str, message: Message) -> None:
+    if message.get("function_call"):
+        raise ValueError(f"{name}: expected the calls of a message in 'tool_calls', got 'function_call'")
     calls = message.get("tool_calls", [])
     if not isinstance(calls, list | tuple) or not all(isinstance(call, Mapping) for call in calls):
         raise ValueError(f"{name}: expected tool_calls to be a list of objects, got {calls!r:.80}")
+    for function in (call["function"] for call in calls if "function" in call):
+        if not (isinstance(function, Mapping) and isinstance(function.get("name"), str)):
+            raise ValueError(
+                f"{name}: expected the function of a call to be an object with a name, got {function!r:.80}"
+            )
 
 
 def _lacks_content(message: Message) -> str:

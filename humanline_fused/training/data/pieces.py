@@ -160,8 +160,9 @@ class _Nonces:
 def _forms(piece: Piece) -> list[str]:
     """Return the texts that a template may write for a piece."""
     text = piece.text
-    escaped = [*(json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True)), repr(text)[1:-1]]
-    return [text, *escaped] if piece.quoted else [text]
+    if not piece.quoted:
+        return [text]
+    return [text, *(json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True)), repr(text)[1:-1]]
 
 
 def _find(text: str, piece: Piece, start: int) -> list[Span]:

@@ -137,8 +137,7 @@ def prepare(
         ValueError, TypeError: a record is invalid (with file and line number), or no example is left.
     """
     findings, columns = Findings(), read_columns(columns)
-    values: list[list[float]] = []
-    rows = in_form(checked_rows(source, objective, split, columns, findings), objective.form, values, findings)
+    rows = in_form(checked_rows(source, objective, split, columns, findings), objective.form, findings)
     rows = with_signal(rows, objective, drop_no_signal, findings)
     tokenize = RowTokenizer(tokenizer, objective.form, scale_rewards=scale_rewards, train_on=train_on, stops=stops)
     cutter = Cutter(objective.form.sides, max_length, findings)
@@ -151,7 +150,7 @@ def prepare(
                 for example in examples:
                     cutter.add(where, example)
             bar.update(len(chunk))
-    objective.form.doubts(values, findings)
+    objective.form.doubts(cutter.written.weights, findings)
     if not len(cutter.written):
         reasons = findings.lines() or ["it has no rows"]
         raise ValueError(f"expected at least one example, got none ({'; '.join(reasons)})")
@@ -159,13 +158,11 @@ def prepare(
 
 
 def in_form(
-    rows: Iterable[tuple[str, Row | ValueError]], form: Form, values: list[list[float]], findings: Findings
+    rows: Iterable[tuple[str, Row | ValueError]], form: Form, findings: Findings
 ) -> Iterator[tuple[str, Row | ValueError]]:
-    """Yield rows, grouped by prompt if they are scored, in a form; ``values`` gets the labels or rewards of each."""
+    """Yield rows, grouped by prompt if they are scored, in a form."""
     for where, given in grouped(rows, findings):
         row = given if isinstance(given, ValueError) else form.converted(where, given, findings)
-        if isinstance(row, Row):
-            values.append(form.values(row))
         if row is not None:
             yield where, row
 

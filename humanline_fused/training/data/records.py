@@ -285,6 +285,8 @@ def _number(value: Any) -> float | None:
     value = as_list(value)
     if isinstance(value, bool) or not isinstance(value, Real | str):
         return None
+    if isinstance(value, str) and "_" in value:  # Python reads 1_0 as 10
+        return None
     try:
         number = float(value)
     except (ValueError, OverflowError):

@@ -86,9 +86,10 @@ class RenderCheck:
 
     def _check_special(self, where: str, messages: Messages) -> None:
         for message in messages:
-            for text in _strings({key: value for key, value in message.items() if key != "role"}):
-                if found := self.encoder.special.search(text):
-                    self.findings.add(SPECIAL_IN_TEXT, where, found[0])
+            for key, value in message.items():
+                for text in (value,) if isinstance(value, str) else _strings(value):
+                    if key != "role" and (found := self.encoder.special.search(text)):
+                        self.findings.add(SPECIAL_IN_TEXT, where, found[0])
 
     def _check_changed(self, where: str, piece: Piece) -> None:
         if piece.changed is not None:
@@ -135,10 +136,11 @@ class RenderCheck:
             self._check_changed(where, piece)
 
     def _check_end(self, where: str, whole: str, answers: Sequence[Piece], kept: Sequence[Span] | None) -> None:
-        counted = [(0, len(whole))] if kept is None else kept
         spans = [span for piece in answers for span in piece.spans]
-        last = max((end for start, end in spans if any(a <= start and end <= b for a, b in counted)), default=0)
-        tail = "".join(whole[max(start, last) : end] for start, end in counted)
+        if kept is not None:
+            spans = [(start, end) for start, end in spans if any(a <= start and end <= b for a, b in kept)]
+        last = max((end for _, end in spans), default=0)
+        tail = whole[last:] if kept is None else "".join(whole[max(start, last) : end] for start, end in kept)
         if not self.ends:
             self.findings.add(NO_END, where)
         elif not any(end in tail for end in self.ends):

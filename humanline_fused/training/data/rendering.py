@@ -126,9 +126,9 @@ class Template:
 
     def differ_at(self, first: str, second: str) -> int:
         """Return the length of the common beginning of two texts; a token that templates write differs as a whole."""
+        if second.startswith(first):
+            return len(first)
         start = common_length(first, second)
-        if start in (len(first), len(second)):
-            return start
         near = max(0, start - LONGEST_MARK), start + LONGEST_MARK
         marks = [match.span() for text in (first, second) for match in self.marks.finditer(text, *near)]
         return min([start, *(begin for begin, end in marks if begin < start < end)])
@@ -144,8 +144,11 @@ class Template:
         plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
         given = {**self.tokenizer.special_tokens_map, **variables}
         with _RENDERING:
-            _, spans = render_jinja_template([plain], chat_template=source, return_assistant_tokens_mask=True, **given)
-        return [(start, end) for start, end in spans[0]]
+            marked: Any = render_jinja_template(
+                [plain], chat_template=source, return_assistant_tokens_mask=True, **given
+            )
+        _, (spans,) = marked
+        return [(start, end) for start, end in spans]
 
 
 def is_plain(messages: Messages) -> bool:

@@ -13,6 +13,7 @@ from humanline_fused.training.data.findings import (
     MASKED,
     NO_END,
     OTHERS_COUNT,
+    SPECIAL_IN_TEXT,
     TOKENS_MERGED,
     Findings,
 )
@@ -118,9 +119,10 @@ class RowTokenizer:
         parts = [part for one in texts if isinstance(one, _Texts) for part in one.parts()]
         ids = iter(self.encoder.ids(parts))
         for (_, row), one in zip(rows, texts, strict=True):
-            if isinstance(one, ValueError) or isinstance(row, ValueError):
+            if isinstance(one, ValueError):
                 done.rows.append(one)
             else:
+                assert isinstance(row, Row)
                 head, *tails = [next(ids) for _ in range(2 + len(one.wholes))]
                 done.rows.append(self._examples(row, one, [head + tail for tail in tails], len(head), done.findings))
         return done
@@ -142,6 +144,9 @@ class RowTokenizer:
         eos = self.encoder.eos
         ended = [str(text) if str(text).endswith(eos) else f"{text}{eos}" for text in row.completions]
         findings.add(NO_END, where, count=0 if eos else len(ended))
+        for text in (self.encoder.without_left(row.prompt), *(text.removesuffix(eos) for text in ended)):
+            if found := self.encoder.special.search(text):
+                findings.add(SPECIAL_IN_TEXT, where, found[0])
         if self.encoder.right:
             added = str(self.encoder.tokenizer.decode(self.encoder.right))
             findings.add(ADDED_END, where, added, 1 + len(ended))
