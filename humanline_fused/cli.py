@@ -259,10 +259,12 @@ def data(argv: Sequence[str]) -> None:
     except (ValueError, OSError) as error:
         raise UserError(f"--model: expected a tokenizer at {options.model}: {error}") from error
     generation = limit = None
-    with contextlib.suppress(OSError, ValueError):  # a folder with a tokenizer alone
-        generation = GenerationConfig.from_pretrained(options.model) if options.model else None
-    with contextlib.suppress(OSError, ValueError):
-        limit = position_limit(AutoConfig.from_pretrained(options.model)) if options.model else None
+    if options.model:
+        with contextlib.suppress(OSError, ValueError):  # a folder with a tokenizer alone
+            model = AutoConfig.from_pretrained(options.model)
+            limit, generation = position_limit(model), GenerationConfig.from_model_config(model)
+        with contextlib.suppress(OSError, ValueError):  # the model's config stands for one that is not there
+            generation = GenerationConfig.from_pretrained(options.model)
     try:
         kwargs = options.objective_kwargs and json_mapping("--objective_kwargs", options.objective_kwargs)
         if kwargs and not options.objective:

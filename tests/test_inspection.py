@@ -184,6 +184,20 @@ def test_a_sequence_longer_than_the_models_table_of_positions_is_an_error(
     assert main(["data", file, *model, "--max_length", "16"]) == 0
 
 
+def test_the_models_config_gives_its_stop_tokens_if_it_has_no_generation_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' w9 ' }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "model")
+    turns = [{"role": role, "content": "w1"} for role in ("user", "assistant")]
+    file = written(tmp_path / "pairs.jsonl", [{"prompt": turns[:1], "chosen": turns[1:], "rejected": turns[1:]}])
+    for ends, warned in ((1, True), ([1, tokenizer.convert_tokens_to_ids("w9")], False)):
+        GPT2Config(vocab_size=100, eos_token_id=ends).save_pretrained(tmp_path / "model")
+        assert main(["data", file, "--model", str(tmp_path / "model")]) == 0
+        assert ("completions that end without a stop token" in capsys.readouterr().out) == warned
+
+
 def test_strict_data_with_a_loss_exit_with_2_after_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     same = written(tmp_path / "same.jsonl", [PAIR, PAIR | {"rejected": " w3"}])
