@@ -243,6 +243,8 @@ def data(argv: Sequence[str]) -> None:
         "--strict", action="store_true", help="Exit with 2 if a part of the data would not be learnt as it is written."
     )
     options = parser.parse_args(argv)
+    if options.max_length < 1:
+        raise UserError(f"--max_length: expected an integer >= 1, got {options.max_length}")
 
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
@@ -280,7 +282,7 @@ def data(argv: Sequence[str]) -> None:
     if found.num_wrong:
         rows = f"{found.num_wrong} of {found.num_rows} rows cannot be used"
         raise UserError(f"{rows}: training would stop at the first")
-    if tokenizer and found.objective and not found.num_examples:
+    if tokenizer and not found.num_examples:
         raise UserError("no training example would be left")
     try:
         warning = found.check_positions(limit)

@@ -1,6 +1,7 @@
 """Reports of `humanline data` on datasets."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,12 @@ import pytest
 from transformers import GPT2Config
 
 from humanline_fused.cli import main
+from humanline_fused.training.data.findings import DROPPED
 from humanline_fused.training.data.prepare import prepare
+from humanline_fused.training.data.prompts import prepare_prompts
 from humanline_fused.training.inspection import Inspection, inspect_data, report
 from humanline_fused.training.objectives import find_objective
+from humanline_fused.training.objectives.table import ROUND
 from tests.tiny_model import records, tiny_tokenizer
 
 PAIR = {"prompt": "w1 w2", "chosen": " w3", "rejected": " w4 w5"}
@@ -123,6 +127,25 @@ def test_prompts_alone_are_for_rounds_whatever_the_objective(objective: str):
     assert "for the reward    label" in lines
     assert lines[-1] == "    <user> w1 w2 <eos> <assistant>"
     assert (found.num_wrong, found.prompt_lengths) == (0, [5])
+
+
+def test_prompts_that_a_round_drops_or_refuses_are_counted():
+    prompts = [{"prompt": text} for text in ("w1", "w1 w2 w3", "")]
+    found = inspect_data(prompts, tokenizer=tiny_tokenizer(), max_length=3)
+    prepared = prepare_prompts(prompts[:2], tiny_tokenizer(), ROUND, max_length=3)
+    assert found.findings.count(DROPPED) == prepared.findings.count(DROPPED) == 1
+    reason = "dataset, example 2: expected a prompt of at least one token to sample from, got ''"
+    assert found.wrong == [reason]
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        prepare_prompts(prompts, tiny_tokenizer(), ROUND, max_length=3)
+    assert f"examples          {found.num_examples} with max_length=3" in report(found)
+    assert found.num_examples == 1
+
+
+@pytest.mark.parametrize("length", ["0", "-5"])
+def test_a_length_below_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], length: str):
+    assert main(["data", written(tmp_path / "pairs.jsonl", [PAIR]), f"--max_length={length}"]) == 2
+    assert f"--max_length: expected an integer >= 1, got {length}" in capsys.readouterr().err
 
 
 def test_a_completion_that_repeats_its_prompt_is_counted():

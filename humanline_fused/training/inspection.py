@@ -15,6 +15,7 @@ from humanline_fused.training.data.doubts import prompt_hint
 from humanline_fused.training.data.findings import NO_SIGNAL, Findings
 from humanline_fused.training.data.parallel import map_chunks
 from humanline_fused.training.data.prepare import Cutter, lacks_signal
+from humanline_fused.training.data.prompts import leaves_room
 from humanline_fused.training.data.records import (
     ALL_COLUMNS,
     PROMPTS,
@@ -53,7 +54,7 @@ class Inspection:
         prompt_lengths, completion_lengths: in tokens if there is a tokenizer, else in characters.
         sizes: tokens of the prompt and of the longest completion of each example, before the cut.
         first: names and texts of the parts of the first example.
-        num_examples: number of training examples; 0 without a tokenizer.
+        num_examples: number of training examples or prompts; 0 without a tokenizer.
         findings: what else there is to say about the data.
     """
 
@@ -242,6 +243,11 @@ def _tokenized(
                 for example in examples:
                     cutter.add(where, example)
                 found.num_examples, found.weights = len(cutter.written), cutter.written.weights
+            elif isinstance(row, Row) and not isinstance(examples, ValueError):
+                try:
+                    found.num_examples += leaves_room(where, row, examples[0].prompt, found.max_length, found.findings)
+                except ValueError as error:
+                    row = error
             yield row, examples
 
 
@@ -255,7 +261,7 @@ def report(found: Inspection) -> str:
     blocks = ["\n".join(f"{name:<18}{value}" for name, value in _facts(found))]
     if found.prompt_lengths:
         blocks.append(_lengths(found))
-    if found.tokenizer and found.objective:
+    if found.tokenizer:
         blocks.append(f"examples          {found.num_examples} with max_length={found.max_length}")
     if found.findings.found:
         blocks.append("\n".join(["findings", *(f"  {line}" for line in found.findings.lines())]))

@@ -14,7 +14,7 @@ from humanline_fused.training.data.parallel import map_chunks
 from humanline_fused.training.data.records import Row, Taker, Text, read_row
 from humanline_fused.training.data.sources import read_records
 from humanline_fused.training.data.store import ExampleWriter, StoredExamples
-from humanline_fused.training.data.tokenization import RowTokenizer
+from humanline_fused.training.data.tokenization import Ids, RowTokenizer
 
 NOT_HANDED_ON = ("prompt", "prompts", "completion", "completions")
 """Columns that are not passed on to the reward function; the round passes its own prompts and completions."""
@@ -91,19 +91,31 @@ def prepare_prompts(
                 if isinstance(made, ValueError):
                     raise made
                 ids = made[0].prompt
-                if not len(ids):
-                    raise ValueError(
-                        f"{where}: expected a prompt of at least one token to sample from, got {row.prompt!r}"
-                    )
-                if len(ids) >= max_length:
-                    findings.add(DROPPED, where)
-                    continue
-                written.add([ids], [], 0.0, 0.0)
-                kept.append(number)
+                if leaves_room(where, row, ids, max_length, findings):
+                    written.add([ids], [], 0.0, 0.0)
+                    kept.append(number)
             bar.update(len(chunk))
     if not kept:
         raise ValueError(f"expected at least one prompt, got none ({'; '.join(findings.lines()) or 'it has no rows'})")
     return _prompts(written.finish(), texts, others, kept, findings)
+
+
+def leaves_room(where: str, row: Row, ids: Ids, max_length: int, findings: Findings) -> bool:
+    """Return True for a prompt that leaves room for a completion; one that does not is dropped, and counted.
+
+    Args:
+        where: place of the row.
+        row, ids: the prompt, and its token ids.
+        max_length: maximum tokens of prompt and completion together.
+        findings: get the count.
+
+    Raises:
+        ValueError: the prompt has no token.
+    """
+    if not len(ids):
+        raise ValueError(f"{where}: expected a prompt of at least one token to sample from, got {row.prompt!r}")
+    findings.add(DROPPED, where, count=int(len(ids) >= max_length))
+    return len(ids) < max_length
 
 
 def with_texts(
