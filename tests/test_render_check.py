@@ -100,7 +100,7 @@ def forms(text: str) -> set[str]:
     return {
         text.strip(),
         *(json.dumps(text.strip(), ensure_ascii=ascii)[1:-1] for ascii in (False, True)),
-        repr(text.strip())[1:-1],
+        repr(text.strip() + '"')[1:-2],
     }
 
 
@@ -153,9 +153,10 @@ def expected(truth: Truth, whole: str) -> Counter[str]:
     elif places:
         place, word = places[0]
         opening, kind = truth.whole[start:place].strip(), truth.texts[word][1]
-        content = truth.given.wholes[0][message[word]].get("content", "")
-        alien = kind == "content" or "</think>" in opening
-        found[ANSWER_OPENED.name] = alien and opening != "" and not content.lstrip().startswith(opening)
+        answer = truth.given.wholes[0][message[word]]
+        apart = kind == "call" or (kind == "reasoning" and "reasoning_content" in answer)
+        alien = not apart or "</think>" in opening
+        found[ANSWER_OPENED.name] = alien and not answer.get("content", "").split(word)[0].rstrip().endswith(opening)
     found[ANSWER_CONTINUED.name] = truth.given.begun
     return +found
 
@@ -181,19 +182,23 @@ def test_each_written_text_is_found_or_lost_as_its_word_is():
         truth, row = truth_of(name, title), SHAPES[title].row(write_text)
         template = row_tokenizer(name).template
         given = conversations(row.prompt, row.completions)  # pyright: ignore[reportArgumentType]
-        pieces = places(template, template.fit(given.wholes[0], row.template))
-        there = Counter()
-        for word, (text, kind) in truth.texts.items():
-            key = (truth.message_of(word), text, kind)
-            there[key] += word in truth.whole
-            counts["strings"] += 1
-            counts["lost"] += word not in truth.whole
-        for key, number in there.items():
-            said = sum(bool(piece.spans) for piece in pieces_of(pieces, *key))
-            counts["misses"] += max(said - number, 0)
-            counts["false alarms"] += max(number - said, 0)
-            if said != number:
-                print(name, "|", title, "|", key, f"in the text {number} times, found {said} times")
+        whole = template.fit(given.wholes[0], row.template)
+        rendered = [(whole, truth.whole)]
+        if not given.begun:
+            rendered.append((template.fit(given.prompt, row.template, ask=True), truth.prompt))
+        for text, words in rendered:
+            pieces, there = places(template, text), Counter()
+            for word, (written, kind) in truth.texts.items():
+                if truth.message_of(word) < len(text.messages):
+                    there[truth.message_of(word), written, kind] += word in words
+                    counts["strings"] += 1
+                    counts["lost"] += word not in words
+            for key, number in there.items():
+                said = sum(bool(piece.spans) for piece in pieces_of(pieces, *key))
+                counts["misses"] += max(said - number, 0)
+                counts["false alarms"] += max(number - said, 0)
+                if said != number:
+                    print(name, "|", title, "|", key, f"in the text {number} times, found {said} times")
     print(dict(counts))
     assert (counts["misses"], counts["false alarms"]) == (0, 0)
 

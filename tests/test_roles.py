@@ -203,6 +203,6 @@ def test_a_tokenizer_without_places_takes_answers_of_one_turn_and_others_with_tr
     for row, train_on in ((single, "assistant"), (single, "completion"), (several, "completion")):
         (made,) = RowTokenizer(letters, LABELS, train_on=train_on)([(WHERE, row)]).rows
         assert not isinstance(made, ValueError)
-        assert letters.convert_ids_to_tokens(made[0].completions[0])[:4] == ["N", "o", ".", "<|im_end|>"]
+        assert letters.convert_ids_to_tokens(made[0].completions[0].tolist())[:4] == ["N", "o", ".", "<|im_end|>"]
     with pytest.raises(ValueError, match="train_on: expected 'completion' with Letters"):
         RowTokenizer(letters, LABELS)([(WHERE, several)])

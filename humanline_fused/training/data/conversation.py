@@ -72,7 +72,7 @@ def begun_prompt(
         return prompt
     if thinks and not before.strip():  # some templates take reasoning apart, once its end is there
         with suppress(*REFUSALS):
-            message = {**last, "content": "", REASONING[0]: reasoning.strip()}
+            message = {**last, "content": "", REASONING[0]: reasoning.strip("\n")}
             apart = template.fit([*messages[:-1], message], variables, begun=REASONING[0])
             if all(whole.text.startswith(apart.text) for whole in wholes):
                 return apart

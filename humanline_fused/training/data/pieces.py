@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from humanline_fused.training.data.encoding import Span
@@ -22,6 +23,7 @@ class Piece:
         kind: "content", "reasoning", "call" or "tool".
         text: as written.
         spans: its places in the rendered text; empty if the template leaves it out.
+        before: what stands before it in its string.
         quoted: True if a template may write it as JSON or Python would inside quotes.
         changed: the rendered text if it is another.
     """
@@ -29,6 +31,7 @@ class Piece:
     message: int
     kind: str
     text: str
+    before: str = ""
     quoted: bool = False
     spans: list[Span] = field(default_factory=list)
     changed: str | None = None
@@ -60,16 +63,17 @@ def _searched(rendered: Rendered) -> list[Piece] | None:
 
 
 def _marked(template: Template, rendered: Rendered) -> list[Piece]:
-    text, messages, variables = rendered.text, rendered.messages, rendered.variables
+    text, variables = rendered.text, rendered.variables
+    render = partial(template.render, ask=rendered.ask, begun=rendered.begun)
     nonces = _Nonces(text, template.marks)
-    marked = [nonces.message(index, message) for index, message in enumerate(messages)]
+    marked = [nonces.message(index, message) for index, message in enumerate(rendered.messages)]
     tools = {"tools": nonces.tools(variables["tools"])} if variables.get("tools") else {}
     try:
-        plain = nonces.locate(template.render(marked, {**variables, **tools}))
+        plain = nonces.locate(render(marked, {**variables, **tools}))
     except REFUSALS:
         return _ordered(text, nonces.pieces)
     # A template may write the time, so that the first rendering is out of date.
-    if plain != text and (plain != template.render(messages, variables) or len(plain) != len(text)):
+    if plain != text and (len(plain) != len(text) or plain != render(rendered.messages, variables)):
         return _ordered(text, nonces.pieces)
     for piece in nonces.pieces:
         piece.changed = next((text[a:b] for a, b in piece.spans if text[a:b] not in _forms(piece)), None)
@@ -130,18 +134,18 @@ class _Nonces:
         for start, end in [*(match.span() for match in self.marks.finditer(text)), (len(text), len(text))]:
             closed = role == "assistant" and text[start:end] == "</think>"
             part = "reasoning" if thinking or closed else kind
-            parts += [self._piece(index, part, text[position:start], role == "tool"), text[start:end]]
+            parts += [self._piece(index, part, text[position:start], role == "tool", text[:position]), text[start:end]]
             thinking = role == "assistant" and (text[start:end] == "<think>" or (thinking and not closed))
             position = end
         return "".join(parts)
 
-    def _piece(self, index: int, kind: str, text: str, quoted: bool = False) -> str:
+    def _piece(self, index: int, kind: str, text: str, quoted: bool = False, before: str = "") -> str:
         core = text.strip()
         if not core:
             return text
-        number, (before, after) = len(self.pieces), text.split(core, 1)
-        self.pieces.append(Piece(index, kind, core, quoted))
-        return f"{before}{self.tag}{number}a{core}{self.tag}{number}b{after}"
+        number, (left, right) = len(self.pieces), text.split(core, 1)
+        self.pieces.append(Piece(index, kind, core, before, quoted))
+        return f"{left}{self.tag}{number}a{core}{self.tag}{number}b{right}"
 
     def locate(self, rendered: str) -> str:
         """Set the pieces' places in a rendered text, and return it without nonces."""
@@ -162,7 +166,8 @@ def _forms(piece: Piece) -> list[str]:
     text = piece.text
     if not piece.quoted:
         return [text]
-    return [text, *(json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True)), repr(text)[1:-1]]
+    single = repr(text + '"')[1:-2]  # Python's quotes are double ones only in a text with single ones alone
+    return [text, *(json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True)), repr(text)[1:-1], single]
 
 
 def _find(text: str, piece: Piece, start: int) -> list[Span]:

@@ -25,7 +25,7 @@ from humanline_fused.training.data.findings import (
     Findings,
 )
 from humanline_fused.training.data.pieces import Piece, places
-from humanline_fused.training.data.rendering import Messages, Rendered, Template
+from humanline_fused.training.data.rendering import REASONING, Messages, Rendered, Template
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,11 @@ class RenderCheck:
             return ""
         if start == len(prompt) and found:
             place, piece = found
-            opening, content = whole.text[start:place], str(whole.messages[piece.message].get("content") or "")
-            # Reasoning and calls of their own keys need words around them. An empty reasoning is no such words.
-            needed = piece.kind != "content" and "</think>" not in opening
-            if opening.strip() and not needed and not content.lstrip().startswith(opening.strip()):
+            opening, message = whole.text[start:place], whole.messages[piece.message]
+            # Calls, and reasoning under its own key, need words around them. An empty reasoning is no such words.
+            apart = piece.kind == "call" or (piece.kind == "reasoning" and any(message.get(key) for key in REASONING))
+            needed = apart and "</think>" not in opening
+            if not needed and not piece.before.rstrip().endswith(opening.strip()):
                 self.findings.add(ANSWER_OPENED, where, opening)
         return prompt[start:]
 

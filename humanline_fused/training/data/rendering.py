@@ -36,11 +36,14 @@ class Rendered:
         text: the text.
         messages: the conversation, with the arguments of its calls in the form that the template takes.
         variables: other variables of the template.
+        ask, begun: as in :meth:`Template.render`.
     """
 
     text: str
     messages: Messages
     variables: Mapping[str, Any]
+    ask: bool = False
+    begun: str = ""
 
 
 LONGEST_MARK = 80
@@ -115,14 +118,17 @@ class Template:
             ValueError, TypeError, TemplateError: the template does not take the messages.
         """
         try:
-            return Rendered(self.render(messages, variables, ask=ask, begun=begun), messages, variables)
+            return self._rendered(messages, variables, ask, begun)
         except REFUSALS as error:
             refusal = error
         for other in (_with_arguments(messages, as_text) for as_text in (False, True)):
             if other != messages:
                 with suppress(*REFUSALS):
-                    return Rendered(self.render(other, variables, ask=ask, begun=begun), other, variables)
+                    return self._rendered(other, variables, ask, begun)
         raise refusal
+
+    def _rendered(self, messages: Messages, variables: Mapping[str, Any], ask: bool, begun: str) -> Rendered:
+        return Rendered(self.render(messages, variables, ask=ask, begun=begun), messages, variables, ask, begun)
 
     def differ_at(self, first: str, second: str) -> int:
         """Return the length of the common beginning of two texts; a token that templates write differs as a whole."""
