@@ -181,6 +181,19 @@ def test_the_key_is_of_content_tokenizer_template_and_settings_not_of_times_and_
     assert len(keys) == 7
 
 
+def test_tokens_that_cannot_be_written_are_an_error_with_their_folder_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*given: Any) -> None:
+        raise OSError("64 requested and 8 written")  # NumPy's words for a full disk
+
+    data = prepare(chats(2), tiny_tokenizer(), find_objective("dpo"), max_length=64)
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match=r"tokens/key: the tokens of the data cannot be written: 64 requested and 8 wr"):
+        data.examples.save(tmp_path / "tokens" / "key", {})
+    assert list((tmp_path / "tokens").iterdir()) == []
+
+
 def test_damaged_tokens_are_refused_with_the_folder(tmp_path: Path):
     tiny_trainer(tmp_path)
     (folder,) = (tmp_path / "tokens").iterdir()

@@ -129,6 +129,14 @@ def test_keys_that_are_none_are_dropped_and_an_empty_content_beside_calls_stays(
     assert row_of(PAIR | {"chosen": [given]}).completions[0] == [turn("assistant", "") | {"tool_calls": [CALL]}]
 
 
+def test_messages_of_other_roles_are_counted():
+    findings = Findings()
+    prompt = [turn(role, "w1") for role in ("system", "human", "tool", "User", "user")]
+    assert row_of(PAIR | {"prompt": prompt}, findings=findings).prompt == prompt
+    (line,) = findings.lines()
+    assert line.endswith("and tool: 2, e.g. line 1: 'human'")
+
+
 # Messages as JSON text
 
 
@@ -231,6 +239,17 @@ def test_texts_that_begin_with_their_prompt_are_counted_and_stay():
     assert findings.count(PROMPT_REPEATED) == 2
     row_of({"prompt": "Go", "chosen": "Go on.", "rejected": "Stop."}, findings=findings)
     assert findings.count(PROMPT_REPEATED) == 2
+
+
+def test_answers_that_begin_with_the_answer_begun_in_the_prompt_are_counted_and_stay():
+    findings = Findings()
+    begun = turn("assistant", "w3 w4")
+    record = {"prompt": [ASK, begun], "chosen": [turn("assistant", "w3 w4 w5")], "rejected": [turn("assistant", "w6")]}
+    assert row_of(record, findings=findings).completions == [record["chosen"], record["rejected"]]
+    assert findings.count(PROMPT_REPEATED) == 1
+    row_of(record | {"prompt": [ASK]}, findings=findings)
+    row_of(record | {"prompt": [ASK, turn("assistant", "")]}, findings=findings)
+    assert findings.count(PROMPT_REPEATED) == 1
 
 
 def test_conversations_that_part_at_a_users_turn_are_refused():

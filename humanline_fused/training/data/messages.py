@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from humanline_fused.training.data.exact_json import parse
-from humanline_fused.training.data.findings import JSON_MESSAGES, PARTS_JOINED, Findings
+from humanline_fused.training.data.findings import JSON_MESSAGES, OTHER_ROLES, PARTS_JOINED, Findings
 from humanline_fused.training.data.plain import plain
 
 Record = Mapping[str, Any]
@@ -16,7 +16,7 @@ Message = dict[str, Any]
 JSON_TEXT = re.compile(r"\s*\[?\s*\{\s*['\"][^'\"]+['\"]\s*:")
 """Beginning of a text that may hold messages."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
-"""Roles by which an object in JSON is known to be a message."""
+"""Roles of messages; those of other ones are counted."""
 KEYS = (("role", "content"), ("from", "value"))
 """Keys of a message: TRL's, and ShareGPT's, which are refused by name."""
 CONTENT_INSTEAD = ("tool_calls", "reasoning_content", "thinking")
@@ -143,10 +143,11 @@ def _are_messages(value: Any) -> bool:
 
 
 def _plain(name: str, message: Mapping[str, Any], where: str, findings: Findings) -> Message:
-    if message.keys() == PLAIN and isinstance(message["content"], str) and isinstance(message["role"], str):
+    if message.keys() == PLAIN and isinstance(message["content"], str) and message["role"] in ROLES:
         return dict(message)
     given = {key: value for key, value in message.items() if value is not None}
     _check_role(name, given)
+    findings.add(OTHER_ROLES, where, given["role"], count=given["role"] not in ROLES)
     _check_calls(name, given)
     content = given.get("content")
     if content is None and not any(given.get(key) for key in CONTENT_INSTEAD):

@@ -1,6 +1,6 @@
 """Where a prompt ends and its completions begin, and which system message it has."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from humanline_fused.training.data.columns import SYSTEM_COLUMNS
@@ -41,14 +41,13 @@ def take_prompt_once(
     """Return completions without their prompt, if all are whole conversations that begin with it.
 
     A conversation may also begin with the message of the row's system column. Texts stay as they are; the ones that
-    begin with their prompt are counted.
+    begin with their prompt are counted, as are answers that begin with the answer that the prompt has begun.
     """
     if isinstance(prompt, str):
-        told = prompt.strip()
-        repeated = sum(isinstance(text, str) and text.lstrip().startswith(told) for text in completions)
-        if repeated and (len(told) >= REPEATED_CHARACTERS or number_of_words(told) >= REPEATED_WORDS):
-            findings.add(PROMPT_REPEATED, where, told, repeated)
+        _count_repeated(prompt, completions, where, findings)
         return completions
+    if prompt[-1]["role"] == "assistant":
+        _count_repeated(prompt[-1].get("content", ""), map(_first_content, completions), where, findings)
     beginnings = [prompt] if system is None else [prompt, [_system_turn(system), *prompt]]
     for beginning in beginnings:
         length = len(beginning)
@@ -56,6 +55,18 @@ def take_prompt_once(
             findings.add(PROMPT_TAKEN_ONCE, where, count=len(completions))
             return [text[length:] for text in completions]
     return completions
+
+
+def _count_repeated(begun: str, texts: Iterable[Text], where: str, findings: Findings) -> None:
+    """Count the texts that begin with what they are to go on with."""
+    told = begun.strip()
+    repeated = sum(isinstance(text, str) and text.lstrip().startswith(told) for text in texts)
+    if repeated and (len(told) >= REPEATED_CHARACTERS or number_of_words(told) >= REPEATED_WORDS):
+        findings.add(PROMPT_REPEATED, where, told, repeated)
+
+
+def _first_content(completion: Text) -> str:
+    return "" if isinstance(completion, str) else completion[0].get("content", "")
 
 
 def system_message(record: Mapping[str, Any]) -> tuple[str, str] | None:

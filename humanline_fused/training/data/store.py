@@ -70,19 +70,23 @@ class StoredExamples(Sequence[Example]):
         return sum(part.nbytes for part in self.arrays.values())
 
     def save(self, folder: Path, notes: dict[str, Any]) -> None:
-        """Write the arrays and ``notes``, which are JSON, into a new folder, which appears only when it is complete."""
+        """Write the arrays and ``notes``, which are JSON, into a new folder, which appears only when it is complete.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         writing = folder.with_name(f"{folder.name}.writing-{os.getpid()}")
         shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
-        for name, part in self.arrays.items():
-            np.save(writing / f"{name}.npy", part)
-        (writing / NOTES).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
         try:
+            writing.mkdir(parents=True)
+            for name, part in self.arrays.items():
+                np.save(writing / f"{name}.npy", part)
+            (writing / NOTES).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
             os.rename(writing, folder)
-        except OSError:  # another process was faster
-            shutil.rmtree(writing)
-            if not folder.is_dir():
-                raise
+        except OSError as error:
+            shutil.rmtree(writing, ignore_errors=True)
+            if not folder.is_dir():  # else another process was faster
+                raise OSError(f"{folder}: the tokens of the data cannot be written: {error}") from error
 
 
 def load(folder: Path) -> tuple[StoredExamples, dict[str, Any]] | None:
