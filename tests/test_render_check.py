@@ -8,10 +8,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from humanline_fused.training.data.conversation import Conversations, begun_prompt, conversations
 from humanline_fused.training.data.findings import (
@@ -218,3 +221,71 @@ def test_the_findings_are_those_of_the_words():
             print(name, "|", title, "| missed", dict(right - said), "| false", dict(said - right))
     print(dict(counts))
     assert not counts["wrong"]
+
+
+TEXTS = [
+    "a",
+    "No.",
+    "user",
+    "assistant",
+    "system",
+    "tool",
+    "name",
+    "functions",
+    "true",
+    "null",
+    "1",
+    "t",
+    '"',
+    "'",
+    "{",
+    "}",
+    "[",
+    "]",
+    "|",
+    "<",
+    "<|",
+    "»",
+    "晴",
+    "🌈",
+    "\\n",
+    "&amp;",
+    "<b>",
+    "zq0a",
+    "C:\\new",
+    "Paris",
+]
+TEXTS += [
+    "Be brief.",
+    "{{ x }}",
+    "- a\n- b",
+    "You are a helpful assistant.",
+    "The sky is blue today, I think, and the sea.",
+]
+APART = ("mistral_v3", "a call with arguments as JSON")
+"""Of these the truth depends on the texts: equal texts at the beginning, and quotes in JSON."""
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from([name for name in TEMPLATES if name not in APART]),
+    title=st.sampled_from([title for title in SHAPES if title not in APART]),
+    texts=st.lists(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=2).map(" ".join), min_size=9, max_size=9),
+)
+def test_the_findings_are_those_of_the_words_whatever_the_texts_are(name: str, title: str, texts: list[str]):
+    written: list[tuple[str, str]] = []
+
+    def write(_: str, kind: str = "content") -> str:
+        written.append((texts[len(written)], kind))
+        return written[-1][0]
+
+    row = SHAPES[title].row(write)
+    found = row_tokenizer(name)([(WHERE, row)])
+    if isinstance(found.rows[0], ValueError):
+        assert isinstance(done(name, title).rows[0], ValueError)
+        return
+    truth = replace(truth_of(name, title), texts=dict(zip(truth_of(name, title).texts, written, strict=True)))
+    (messages,) = conversations(row.prompt, row.completions).wholes  # pyright: ignore[reportArgumentType]
+    right = expected(truth, row_tokenizer(name).template.fit(messages, row.template).text)
+    said = {cause.name: found.findings.count(cause) for cause in CHECKED if found.findings.count(cause)}
+    assert said == right
