@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 from humanline_fused.validation import values
+from tests.test_masked_tokens import rows
 from tests.tiny_model import tiny_trainer
 
 WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2")
@@ -46,6 +47,16 @@ class Waits(TorchDispatchMode, TrainerCallback):
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disable checks of values, which only run on a CPU."""
     monkeypatch.setattr(values, "may_look_at", lambda tensor: False)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_masked_tokens_add_no_read(tmp_path: Path, objective: str):
+    waits = Waits()
+    settings: dict[str, Any] = {"objective": objective, "train_dataset": rows(objective, 8), "max_length": 64}
+    trainer = tiny_trainer(tmp_path, optim="sgd", logging_steps=100, max_steps=3, callbacks=[waits], **settings)
+    assert any(example.masks for example in trainer.train_examples)
+    trainer.train()
+    assert set(waits.seen) == {"transformers/masking_utils.py"}
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -121,8 +122,8 @@ def pad(given: Sequence[Parts], pad_token_id: int, max_length: int, columns: dic
         input_ids[row, :length] = torch.cat([prompt, completion])[:length]
         attention_mask[row, :length] = 1
         completion_mask[row, len(prompt) : length] = True if mask is None else mask[: length - len(prompt)]
-        # Each row scores the next token.
-        rows.append(completion_mask[row, 1:].nonzero()[:, 0] + row * shape[1])
+        # Each row scores the next token. numpy's count does not look like a wait for a device.
+        rows.append(torch.from_numpy(np.flatnonzero(completion_mask[row, 1:].numpy())) + row * shape[1])
     return Batch(input_ids, attention_mask, completion_mask, torch.cat(rows), columns)
 
 
@@ -151,4 +152,6 @@ def collate(
 def num_loss_tokens(example: Example) -> int:
     """Return the number of completion tokens that a loss counts: those of the mask, without a sequence's first."""
     first = int(len(example.prompt_ids) == 0)
-    return sum(len(c[first:]) if mask is None else int(mask[first:].sum()) for c, mask in example.sides)
+    return sum(
+        len(c[first:]) if mask is None else int(np.count_nonzero(mask.numpy()[first:])) for c, mask in example.sides
+    )

@@ -52,9 +52,9 @@ class StoredExamples(Sequence[Example]):
         stops = [int(ends[number - 1, -1]) if number else 0, *ends[number].tolist()]
         prompt, *completions = (self._view("ids", a, b) for a, b in pairwise(stops))
         masks: tuple[Tensor, ...] = ()
-        if len(self.arrays["counts"]):
+        counts = self.arrays["counts"]
+        if len(counts) and not counts[stops[1] : stops[-1]].all():
             masks = tuple(self._view("counts", a, b) for a, b in pairwise(stops[1:]))
-            masks = () if all(bool(mask.all()) for mask in masks) else masks
         weight, reward = (float(self.arrays[name][number]) for name in ("weights", "rewards"))
         return Example(prompt, tuple(completions), weight, reward, masks)
 
