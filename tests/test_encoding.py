@@ -21,6 +21,7 @@ from humanline_fused.training.objectives import find_objective
 from humanline_fused.training.objectives.table import ROUND
 from tests.chat_templates import HABITS, MARK, end_of, tokenizer
 from tests.conversations import Words
+from tests.tiny_model import tiny_tokenizer
 
 NAMES = [
     "chatml",
@@ -229,6 +230,19 @@ def test_without_an_end_of_sequence_answers_never_end_and_it_is_said():
             "completions that never end, as the tokenizer has no end-of-sequence token: set its eos_token: 2, e.g. "
             "dataset, example 0"
         )
+
+
+def test_text_that_the_tokenizer_does_not_know_is_counted_with_its_first_part():
+    tok, dpo = tiny_tokenizer(), find_objective("dpo")
+    row = {"prompt": "w1 sea", "chosen": " w2 sky", "rejected": " w3"}
+    said = (
+        "texts with a part that the tokenizer does not know, so that it is not learnt: {}, e.g. dataset, example 0: {}"
+    )
+    assert prepare([row], tok, dpo, max_length=9).findings.lines() == [said.format(2) + "'sea'"]
+    assert prepare([row | {"prompt": "w1"}], tok, dpo, max_length=9).findings.lines() == [said.format(1) + "'sky'"]
+    assert prepare_prompts([row], tok, ROUND, max_length=9).findings.lines() == [said.format(1) + "'sea'"]
+    tok.unk_token = tok.eos_token  # as GPT-2 has it: not told apart from the end
+    assert prepare([row], tok, dpo, max_length=9).findings.lines() == []
 
 
 # Texts are cut at special tokens

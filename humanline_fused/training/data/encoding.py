@@ -32,11 +32,14 @@ class Encoder:
     Attributes:
         left, right: ids that the tokenizer adds before and after every text.
         eos: the end-of-sequence token's text; empty if the tokenizer has none.
+        unknown: id of the token for text that is not in the vocabulary; None if that may be another token's, too.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.eos = str(tokenizer.eos_token or "")
+        other = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        self.unknown = None if tokenizer.unk_token_id in other else tokenizer.unk_token_id
         self.left, self.right = _added_to("a", tokenizer)
         self.backend = _backend(tokenizer)
 
@@ -58,6 +61,14 @@ class Encoder:
                 "a token, so that tokens of others cannot be masked, got 'assistant'"
             )
         return [encoding.offsets for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def unknown_part(self, text: str) -> str:
+        """Return the first part of a text that is not in the vocabulary; empty if the tokenizer does not tell it."""
+        if self.backend is None:
+            return ""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        start, end = encoding.offsets[encoding.ids.index(self.unknown)]
+        return text[start:end]
 
     def with_left(self, ids: list[int]) -> list[int]:
         """Return ids of plain text with :attr:`left` before them, unless they begin with it already."""

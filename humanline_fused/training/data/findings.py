@@ -152,6 +152,7 @@ OTHERS_COUNT = _cause(
 )
 TOKENS_MERGED = _cause("tokens merged", "prompts whose last token merges with the completion", DETAIL)
 SPECIAL_IN_TEXT = _cause("special in text", "texts with a special token in them, which becomes that token", NOTE)
+UNKNOWN = _cause("unknown", "texts with a part that the tokenizer does not know, so that it is not learnt", LOSS)
 ADDED_END = _cause(
     "added end", "texts that the tokenizer ends itself: removed behind prompts, not doubled behind completions", NOTE
 )

@@ -15,6 +15,7 @@ from humanline_fused.training.data.findings import (
     OTHERS_COUNT,
     SPECIAL_IN_TEXT,
     TOKENS_MERGED,
+    UNKNOWN,
     Findings,
 )
 from humanline_fused.training.data.forms import Form
@@ -178,6 +179,9 @@ class RowTokenizer:
         if texts.plain:
             ids = [self.encoder.with_left(one) for one in ids]
         prompt, *wholes = ids
+        read = zip(texts.wholes or [texts.prompt], wholes or ids, strict=True)
+        if unknown := [text for text, one in read if self.encoder.unknown in one]:
+            findings.add(UNKNOWN, texts.where, self.encoder.unknown_part(unknown[0]), len(unknown))
         if self.form is None:
             return [UncutExample(np.array(prompt, np.int32))]
         masks = [self._mask(texts, side, head, len(whole)) for side, whole in enumerate(wholes)]
