@@ -78,7 +78,7 @@ def vocabulary(generator: random.Random) -> tuple[PreTrainedTokenizerFast, list[
 
 
 def pairs(number: int, words: Sequence[str], generator: random.Random) -> list[dict[str, Any]]:
-    """Pairs of about 576 tokens, a quarter of them in the prompt, as in UltraFeedback."""
+    """Pairs of about 576 tokens, a quarter of them in the prompt."""
     weights = [1 / (rank + 10) for rank in range(len(words))]
 
     def message(role: str, length: int) -> list[dict[str, str]]:
