@@ -106,6 +106,11 @@ def test_a_completion_without_a_token_is_dropped_and_one_with_only_an_end_is_kep
     data = prepared([PAIR, said_nothing])
     assert counts(data, EMPTY, BARE_END) == (2, 0, 1)
     assert [c.tolist() for c in data.examples[1].completions] == [ids("w3 <eos>"), ids("<eos>")]
+    assert counts(prepared([PAIR | {"rejected": " \n<eos>"}]), BARE_END) == (1, 1)
+    chat = {side: [{"role": role, "content": "w1"}] for side, role in (("prompt", "user"), ("chosen", "assistant"))}
+    for content in ("", " "):
+        row = chat | {"rejected": [{"role": "assistant", "content": content, "id": "7"}]}
+        assert counts(prepared([row]), BARE_END) == (1, 1)
     endless = tiny_tokenizer()
     endless.eos_token = None
     for objective, rows, left in (

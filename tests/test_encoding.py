@@ -235,9 +235,7 @@ def test_without_an_end_of_sequence_answers_never_end_and_it_is_said():
 def test_text_that_the_tokenizer_does_not_know_is_counted_with_its_first_part():
     tok, dpo = tiny_tokenizer(), find_objective("dpo")
     row = {"prompt": "w1 sea", "chosen": " w2 sky", "rejected": " w3"}
-    said = (
-        "texts with a part that the tokenizer does not know, so that it is not learnt: {}, e.g. dataset, example 0: {}"
-    )
+    said = "texts with a part that the tokenizer does not know, so that it is not learnt: {}, e.g. dataset, example 0: "
     assert prepare([row], tok, dpo, max_length=9).findings.lines() == [said.format(2) + "'sea'"]
     assert prepare([row | {"prompt": "w1"}], tok, dpo, max_length=9).findings.lines() == [said.format(1) + "'sky'"]
     assert prepare_prompts([row], tok, ROUND, max_length=9).findings.lines() == [said.format(1) + "'sea'"]

@@ -118,7 +118,9 @@ def test_a_share_gpt_message_is_refused_with_the_names_to_use():
     )
 
 
-@pytest.mark.parametrize("said", [{"tool_calls": [CALL]}, {"reasoning_content": "w9"}, {"thinking": "w9"}])
+@pytest.mark.parametrize(
+    "said", [{"tool_calls": [CALL]}, {"reasoning_content": "w9"}, {"thinking": "w9"}, {"reasoning": "w9"}]
+)
 def test_a_message_without_content_may_call_a_tool_or_reason(said: dict[str, Any]):
     for given in ({"role": "assistant"}, turn("assistant", None)):
         assert row_of(PAIR | {"chosen": [given | said]}).completions[0] == [{"role": "assistant"} | said]

@@ -88,6 +88,42 @@ def test_a_begun_answer_that_the_template_takes_out_is_refused():
     assert prompt == "<s><｜User｜>Is the sea red?<｜Assistant｜><think>\nI see"
 
 
+@pytest.mark.parametrize(
+    ("begun", "answer", "said"),
+    [
+        (assistant("I look.", tool_calls=[call(write_text)]), assistant("No."), "to go on with it, got tool_calls"),
+        (assistant("", reasoning_content="I see"), assistant("No."), "to go on with it, got reasoning_content"),
+        (
+            assistant("The sea"),
+            assistant(" is blue.", reasoning_content="I see."),
+            "expected content that continues the prompt's last message, got reasoning_content",
+        ),
+    ],
+)
+def test_what_cannot_be_continued_is_refused_with_the_row(begun: dict[str, Any], answer: dict[str, Any], said: str):
+    row = {"prompt": [*ASKED, begun], "chosen": [answer], "rejected": [assistant("Yes.")]}
+    with pytest.raises(ValueError, match=f"^dataset, example 0: .*{said}$"):
+        learnt(row, "qwen3")
+
+
+@pytest.mark.parametrize("name", ["deepseekv3", "glm4moe", "lfm2_2_5_v2"])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_arguments_of_calls_are_given_in_the_form_that_the_template_takes(name: str, as_json: bool):
+    chosen = assistant("", tool_calls=[call(write_text, city="Rome", as_json=as_json)])
+    texts, said = learnt({"prompt": ASKED, "chosen": [chosen], "rejected": [assistant("No.")]}, name)
+    assert "Rome" in texts[1]
+    assert not [line for line in said if "calls" in line or "changes" in line]
+
+
+def test_arguments_as_json_that_the_template_writes_in_quotes_are_said_to_be_changed():
+    chosen = assistant("", tool_calls=[call(write_text, as_json=True)])
+    _, said = learnt({"prompt": ASKED, "chosen": [chosen], "rejected": [assistant("No.")]}, "qwen2_5")
+    assert said == [
+        """texts that the template changes: 1, e.g. dataset, example 0: """
+        """'{"city": "Paris", "days": 2} -> {\\\\"city\\\\": \\\\"Paris\\\\", \\\\"days\\\\": 2}'"""
+    ]
+
+
 def test_an_empty_answer_begun_is_no_answer():
     row = {"prompt": [*ASKED, assistant("")], "chosen": [assistant("No.")], "rejected": [assistant("Yes.")]}
     assert learnt(row, "chatml") == learnt({**row, "prompt": ASKED}, "chatml")

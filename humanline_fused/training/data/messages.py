@@ -19,7 +19,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles of messages; those of other ones are counted."""
 KEYS = (("role", "content"), ("from", "value"))
 """Keys of a message: TRL's, and ShareGPT's, which are refused by name."""
-CONTENT_INSTEAD = ("tool_calls", "reasoning_content", "thinking")
+CONTENT_INSTEAD = ("tool_calls", "reasoning_content", "thinking", "reasoning")
 """Keys that make a message without ``content`` complete."""
 OTHER_NAMES = ("text", "value", "message")
 """Keys that some data have for ``content``."""

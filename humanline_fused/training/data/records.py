@@ -9,7 +9,15 @@ from typing import Any, Protocol
 from humanline_fused.training.data.columns import SYSTEM_COLUMNS, TEMPLATE_COLUMNS, Renamed
 from humanline_fused.training.data.doubts import doubt_empty, doubt_pair, ignored_parts, is_accidental, prompt_hint
 from humanline_fused.training.data.findings import COLUMN_IGNORED, NO_PROMPT, PROMPT_PART_IGNORED, Findings
-from humanline_fused.training.data.messages import Record, Text, as_list, content_text, looks_like_messages, plain_text
+from humanline_fused.training.data.messages import (
+    CONTENT_INSTEAD,
+    Record,
+    Text,
+    as_list,
+    content_text,
+    looks_like_messages,
+    plain_text,
+)
 from humanline_fused.training.data.prompt_rules import (
     expect_answers,
     split_prompt,
@@ -295,11 +303,11 @@ def _number(value: Any) -> float | None:
 
 
 def is_blank(text: Text, end: str) -> bool:
-    """Return True for a completion that has no content, or only the end of sequence.
+    """Return True for a completion that has no content but white space and the end of sequence.
 
-    >>> is_blank("</s>", "</s>"), is_blank([{"role": "assistant", "content": "yes"}], "</s>")
+    >>> is_blank(" </s>", "</s>"), is_blank([{"role": "assistant", "content": "yes"}], "</s>")
     (True, False)
     """
     if isinstance(text, str):
-        return text in ("", end)
-    return not any(value for message in text for key, value in message.items() if key not in ("role", "name"))
+        return not text.removesuffix(end).strip()
+    return not any(message.get(key) for message in text for key in CONTENT_INSTEAD) and not content_text(text).strip()

@@ -86,9 +86,9 @@ class RenderCheck:
 
     def _check_special(self, where: str, messages: Messages) -> None:
         for message in messages:
-            for key, value in message.items():
-                for text in (value,) if isinstance(value, str) else _strings(value):
-                    if key != "role" and (found := self.encoder.special.search(text)):
+            for key in ("content", *REASONING, "tool_calls"):
+                for text in _strings(message.get(key)):
+                    if found := self.encoder.special.search(text):
                         self.findings.add(SPECIAL_IN_TEXT, where, found[0])
 
     def _check_changed(self, where: str, piece: Piece) -> None:
