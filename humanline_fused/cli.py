@@ -248,7 +248,7 @@ def data(argv: Sequence[str]) -> None:
 
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    from humanline_fused.training.data.columns import read_columns
+    from humanline_fused.training.data.rows.columns import read_columns
     from humanline_fused.training.inspection import inspect_data, report
     from humanline_fused.training.objectives import find_objective
     from humanline_fused.training.objectives.settings import json_mapping

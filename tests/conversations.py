@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from humanline_fused.training.data.records import UNPAIRED, Row
+from humanline_fused.training.data.rows.records import UNPAIRED, Row
 
 Messages = list[dict[str, Any]]
 Write = Callable[..., str]

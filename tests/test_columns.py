@@ -8,7 +8,6 @@ import pytest
 
 from humanline_fused.cli import main
 from humanline_fused.looking.stored_run import open_run
-from humanline_fused.training.data.columns import apply_columns, read_columns
 from humanline_fused.training.data.examples import fingerprint
 from humanline_fused.training.data.findings import (
     COLUMN_IGNORED,
@@ -19,7 +18,8 @@ from humanline_fused.training.data.findings import (
 )
 from humanline_fused.training.data.prepare import prepare
 from humanline_fused.training.data.prompts import prepare_prompts
-from humanline_fused.training.data.records import Row, read_row
+from humanline_fused.training.data.rows.columns import apply_columns, read_columns
+from humanline_fused.training.data.rows.records import Row, read_row
 from humanline_fused.training.inspection import inspect_data
 from humanline_fused.training.objectives import find_objective
 from humanline_fused.training.objectives.table import ROUND

@@ -8,15 +8,16 @@ import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
-from humanline_fused.training.data.conversation import Conversations, begun_prompt, conversations
-from humanline_fused.training.data.encoding import Span, common_length
 from humanline_fused.training.data.findings import REASONING_LOST, TEXT_LOST, Severity
 from humanline_fused.training.data.forms import LABELS
+from humanline_fused.training.data.prefix import common_length
 from humanline_fused.training.data.prepare import prepare
 from humanline_fused.training.data.prompts import prepare_prompts
-from humanline_fused.training.data.records import UNPAIRED, Row
-from humanline_fused.training.data.rendering import REFUSALS
-from humanline_fused.training.data.tokenization import RowTokenizer
+from humanline_fused.training.data.rows.records import UNPAIRED, Row
+from humanline_fused.training.data.tokenizing.conversation import Conversations, begun_prompt, conversations
+from humanline_fused.training.data.tokenizing.encoding import Span
+from humanline_fused.training.data.tokenizing.rendering import REFUSALS
+from humanline_fused.training.data.tokenizing.tokenization import RowTokenizer
 from humanline_fused.training.objectives import find_objective
 from humanline_fused.training.objectives.table import ROUND
 from tests.chat_templates import HABITS, MARK, end_of, tokenizer

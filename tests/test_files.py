@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from humanline_fused.training.data.lines import lines
 from humanline_fused.training.data.prepare import prepare
-from humanline_fused.training.data.records import read_row
-from humanline_fused.training.data.sources import read_records, read_rows
+from humanline_fused.training.data.reading.lines import lines
+from humanline_fused.training.data.reading.sources import read_records, read_rows
+from humanline_fused.training.data.rows.records import read_row
 from humanline_fused.training.objectives import find_objective
 from humanline_fused.training.objectives.table import ROUND
 from tests.tiny_model import tiny_tokenizer

@@ -16,7 +16,7 @@ from transformers.utils import chat_template_utils
 from humanline_fused.cli import main
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.prepare import prepare
-from humanline_fused.training.data.tokenization import RowTokenizer
+from humanline_fused.training.data.tokenizing.tokenization import RowTokenizer
 from humanline_fused.training.kept_tokens import key_of
 from humanline_fused.training.objectives import find_objective
 from tests.tiny_model import CHAT_TEMPLATE, records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer

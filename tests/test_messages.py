@@ -15,7 +15,7 @@ from humanline_fused.training.data.findings import (
     Findings,
 )
 from humanline_fused.training.data.prepare import prepare
-from humanline_fused.training.data.records import Row, read_row
+from humanline_fused.training.data.rows.records import Row, read_row
 from humanline_fused.training.objectives import find_objective
 from humanline_fused.training.objectives.table import ROUND
 from tests.tiny_model import tiny_tokenizer

@@ -14,7 +14,7 @@ from humanline_fused.cli import main
 from humanline_fused.looking.page import Summary, page, visible
 from humanline_fused.printing import escaped, unfailing_output
 from humanline_fused.training import HumanlineTrainer
-from humanline_fused.training.data import exact_json
+from humanline_fused.training.data.reading import exact_json
 from tests.html_page import Page
 from tests.test_page import sequence
 from tests.tiny_model import tiny_model, tiny_tokenizer

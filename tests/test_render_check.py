@@ -16,7 +16,6 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from humanline_fused.training.data.conversation import Conversations, begun_prompt, conversations
 from humanline_fused.training.data.findings import (
     ANSWER_CONTINUED,
     ANSWER_OPENED,
@@ -31,9 +30,10 @@ from humanline_fused.training.data.findings import (
     TEXT_LOST,
 )
 from humanline_fused.training.data.forms import LABELS
-from humanline_fused.training.data.pieces import Piece, places
-from humanline_fused.training.data.rendering import REFUSALS
-from humanline_fused.training.data.tokenization import RowTokenizer, Tokenised
+from humanline_fused.training.data.tokenizing.conversation import Conversations, begun_prompt, conversations
+from humanline_fused.training.data.tokenizing.pieces import Piece, places
+from humanline_fused.training.data.tokenizing.rendering import REFUSALS
+from humanline_fused.training.data.tokenizing.tokenization import RowTokenizer, Tokenised
 from tests.chat_templates import MARK, PLAIN_MARKS, TEMPLATES, tokenizer
 from tests.conversations import SHAPES, WHERE, Words, write_text
 

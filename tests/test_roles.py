@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizer
 
-from humanline_fused.training.data.conversation import conversations
 from humanline_fused.training.data.forms import LABELS
-from humanline_fused.training.data.records import UNPAIRED, Row
-from humanline_fused.training.data.rendering import REFUSALS, Rendered, Template
-from humanline_fused.training.data.tokenization import RowTokenizer, UncutExample
+from humanline_fused.training.data.rows.records import UNPAIRED, Row
+from humanline_fused.training.data.tokenizing.conversation import conversations
+from humanline_fused.training.data.tokenizing.rendering import REFUSALS, Rendered, Template
+from humanline_fused.training.data.tokenizing.tokenization import RowTokenizer, UncutExample
 from tests.chat_templates import TEMPLATES, TRAINING, tokenizer
 from tests.conversations import SHAPES, WHERE, assistant, tool, user, write_text
 from tests.test_render_check import done, row_tokenizer

@@ -21,8 +21,8 @@ from humanline_fused.training.data.findings import (
     Findings,
 )
 from humanline_fused.training.data.prepare import PreparedData, prepare
-from humanline_fused.training.data.records import REWARDED, SCORED, Row, read_row
-from humanline_fused.training.data.scored import grouped
+from humanline_fused.training.data.rows.records import REWARDED, SCORED, Row, read_row
+from humanline_fused.training.data.rows.scored import grouped
 from humanline_fused.training.inspection import inspect_data, report
 from humanline_fused.training.objectives import find_objective
 from tests.tiny_model import tiny_tokenizer

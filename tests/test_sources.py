@@ -18,9 +18,9 @@ from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from humanline_fused.training.data import sources
+from humanline_fused.training.data.reading import sources
 from humanline_fused.training.data.prepare import prepare
-from humanline_fused.training.data.sources import read_records, read_rows
+from humanline_fused.training.data.reading.sources import read_records, read_rows
 from humanline_fused.training.objectives import find_objective
 from tests.tiny_model import records, tiny_tokenizer
 
@@ -402,7 +402,7 @@ def test_local_data_are_read_without_a_home_and_a_hub_name_is_told_which_folder_
     write(paths[-1] / "README.md", "---", "configs:", "- config_name: default", "  data_files: '*.jsonl'", "---")
     write(paths[-1] / "part.jsonl", json.dumps(PAIR))
     code = (
-        "import sys\nfrom humanline_fused.training.data.sources import read_records\n"
+        "import sys\nfrom humanline_fused.training.data.reading.sources import read_records\n"
         "for path in sys.argv[1:]:\n    print([record for _, record in read_records(path)])\n"
         "try:\n    list(read_records('org/absent'))\nexcept ValueError as error:\n    print(error)\n"
     )

@@ -16,8 +16,8 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
 
 from humanline_fused.training.data.prepare import prepare
-from humanline_fused.training.data.records import PROMPTS, read_row, type_of
-from humanline_fused.training.data.sources import read_records
+from humanline_fused.training.data.reading.sources import read_records
+from humanline_fused.training.data.rows.records import PROMPTS, read_row, type_of
 from humanline_fused.training.objectives import find_objective
 from humanline_fused.training.objectives.table import ROUND
 

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from humanline_fused.training.data.columns import read_columns
+from humanline_fused.training.data.rows.columns import read_columns
 from humanline_fused.training.objectives.metrics import less_is_better
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.settings import expect, json_mapping

@@ -10,13 +10,14 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data.columns import Columns, apply_columns, read_columns
-from humanline_fused.training.data.doubts import prompt_hint
 from humanline_fused.training.data.findings import NO_SIGNAL, Findings
 from humanline_fused.training.data.parallel import map_chunks
 from humanline_fused.training.data.prepare import Cutter, lacks_signal
 from humanline_fused.training.data.prompts import leaves_room
-from humanline_fused.training.data.records import (
+from humanline_fused.training.data.reading.sources import read_rows
+from humanline_fused.training.data.rows.columns import Columns, apply_columns, read_columns
+from humanline_fused.training.data.rows.doubts import prompt_hint
+from humanline_fused.training.data.rows.records import (
     ALL_COLUMNS,
     PROMPTS,
     TYPES,
@@ -28,9 +29,8 @@ from humanline_fused.training.data.records import (
     type_of,
     used_columns,
 )
-from humanline_fused.training.data.scored import grouped
-from humanline_fused.training.data.sources import read_rows
-from humanline_fused.training.data.tokenization import RowTokenizer, Tokenised, UncutExample
+from humanline_fused.training.data.rows.scored import grouped
+from humanline_fused.training.data.tokenizing.tokenization import RowTokenizer, Tokenised, UncutExample
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import ROUND, find_objective, names_taking
 from humanline_fused.training.positions import PositionLimit, check_positions, longest_sequence
@@ -186,12 +186,12 @@ def inspect_data(
     """Read a whole dataset as training does, but continue after a bad row.
 
     Args:
-        source, split: as in :func:`~humanline_fused.training.data.sources.read_records`.
+        source, split: as in :func:`~humanline_fused.training.data.reading.sources.read_records`.
         objective: itself, its name, or ``module:Class``; default the first that accepts the type of the first row.
         tokenizer: gives lengths in tokens, and the examples that would be dropped or cut.
         max_length: maximum tokens of prompt and completion together.
         columns: as in :func:`~humanline_fused.training.data.prepare.prepare`.
-        train_on, stops: as in :class:`~humanline_fused.training.data.tokenization.RowTokenizer`.
+        train_on, stops: as in :class:`~humanline_fused.training.data.tokenizing.tokenization.RowTokenizer`.
         progress: show a progress bar.
 
     Raises:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.examples import fingerprint
-from humanline_fused.training.data.sources import read_rows
+from humanline_fused.training.data.reading.sources import read_rows
 from humanline_fused.training.data.store import StoredExamples, load
 
 FOLDER = "tokens"

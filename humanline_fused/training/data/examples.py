@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from humanline_fused.training.data.records import Text
+from humanline_fused.training.data.rows.records import Text
 
 
 @dataclass(frozen=True)

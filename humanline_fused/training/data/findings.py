@@ -131,7 +131,7 @@ REASONING_LOST = _cause(
 )
 CALLS_LOST = _cause("calls lost", "answers whose tool calls the template leaves out, so that they are not learnt", LOSS)
 PROMPT_LOST = _cause("prompt lost", "texts that are in the prompt when sampling, but not when training", LOSS)
-LOST_IN_BOTH = _cause("lost in both", "texts of prompts that the template leaves out", NOTE)
+LOST_IN_BOTH = _cause("lost in both", "texts of prompts that the template leaves out", LOSS)
 EARLIER_REASONING = _cause("earlier reasoning", "earlier turns whose reasoning the template leaves out", DETAIL)
 TEXT_CHANGED = _cause("text changed", "texts that the template changes", LOSS)
 QUESTION_MOVED = _cause(

@@ -22,7 +22,7 @@ from humanline_fused.training.data.findings import (
     TIED,
     Findings,
 )
-from humanline_fused.training.data.records import (
+from humanline_fused.training.data.rows.records import (
     IMPLICIT,
     PREFERENCE,
     REWARDED,

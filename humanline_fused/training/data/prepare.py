@@ -8,7 +8,6 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data.columns import Columns, apply_columns, read_columns
 from humanline_fused.training.data.findings import (
     BARE_END,
     DROPPED,
@@ -21,11 +20,12 @@ from humanline_fused.training.data.findings import (
 )
 from humanline_fused.training.data.forms import Form, Learner
 from humanline_fused.training.data.parallel import map_chunks
-from humanline_fused.training.data.records import Row, Taker, read_row
-from humanline_fused.training.data.scored import grouped
-from humanline_fused.training.data.sources import read_rows
+from humanline_fused.training.data.reading.sources import read_rows
+from humanline_fused.training.data.rows.columns import Columns, apply_columns, read_columns
+from humanline_fused.training.data.rows.records import Row, Taker, read_row
+from humanline_fused.training.data.rows.scored import grouped
 from humanline_fused.training.data.store import ExampleWriter, StoredExamples
-from humanline_fused.training.data.tokenization import RowTokenizer, UncutExample
+from humanline_fused.training.data.tokenizing.tokenization import RowTokenizer, UncutExample
 
 
 @dataclass(frozen=True)
@@ -121,14 +121,16 @@ def prepare(
     """Read, check and tokenise a dataset.
 
     Args:
-        source, split: as in :func:`~humanline_fused.training.data.sources.read_records`, with the columns of one of the
-            objective's data types, as text or lists of messages. Pairs may contain the prompt instead of a column.
+        source, split: as in :func:`~humanline_fused.training.data.reading.sources.read_records`, with the columns of
+            one of the objective's data types, as text or lists of messages. Pairs may contain the prompt instead of a
+            column.
         columns: the dataset's columns that have other names, as for
-            :func:`~humanline_fused.training.data.columns.read_columns`.
+            :func:`~humanline_fused.training.data.rows.columns.read_columns`.
         tokenizer: the tokenizer; its chat template renders messages.
         objective: gives the form of the data.
         max_length: maximum tokens of prompt and completion together; longer sequences are cut at the end.
-        scale_rewards, train_on, stops: as in :class:`~humanline_fused.training.data.tokenization.RowTokenizer`.
+        scale_rewards, train_on, stops: as in
+            :class:`~humanline_fused.training.data.tokenizing.tokenization.RowTokenizer`.
         drop_no_signal: leave out groups of equal rewards.
         num_proc: number of processes; None: this one, with the tokenizer's threads.
         progress: show a progress bar.

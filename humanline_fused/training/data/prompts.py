@@ -8,13 +8,13 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data.columns import Columns, apply_columns, read_columns
 from humanline_fused.training.data.findings import DROPPED, Findings
 from humanline_fused.training.data.parallel import map_chunks
-from humanline_fused.training.data.records import Row, Taker, Text, read_row
-from humanline_fused.training.data.sources import read_records
+from humanline_fused.training.data.reading.sources import read_records
+from humanline_fused.training.data.rows.columns import Columns, apply_columns, read_columns
+from humanline_fused.training.data.rows.records import Row, Taker, Text, read_row
 from humanline_fused.training.data.store import ExampleWriter, StoredExamples
-from humanline_fused.training.data.tokenization import Ids, RowTokenizer
+from humanline_fused.training.data.tokenizing.tokenization import Ids, RowTokenizer
 
 NOT_HANDED_ON = ("prompt", "prompts", "completion", "completions")
 """Columns that are not passed on to the reward function; the round passes its own prompts and completions."""

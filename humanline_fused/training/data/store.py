@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from humanline_fused.training.data.examples import Example
-from humanline_fused.training.data.tokenization import Ids
+from humanline_fused.training.data.tokenizing.tokenization import Ids
 
 ARRAYS = {"ids": np.int32, "counts": np.bool_, "ends": np.int64, "weights": np.float64, "rewards": np.float64}
 """Arrays of a store and their types.

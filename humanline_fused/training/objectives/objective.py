@@ -11,7 +11,7 @@ from humanline_fused.eager.sequences import sequence_counts, sequence_sum
 from humanline_fused.functional import token_log_ratio, token_logp
 from humanline_fused.scores import Scores, TokenLogp
 from humanline_fused.training.data.forms import Form
-from humanline_fused.training.data.records import DataType
+from humanline_fused.training.data.rows.records import DataType
 from humanline_fused.training.objectives.metrics import Weighted, clamp_metrics, mean
 from humanline_fused.training.objectives.settings import LossSettings
 from humanline_fused.types import ClampedOutput

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from humanline_fused.training.data.forms import FORMS, Form
-from humanline_fused.training.data.records import PROMPTS, DataType
+from humanline_fused.training.data.rows.records import PROMPTS, DataType
 from humanline_fused.training.named import import_named
 from humanline_fused.training.objectives.dpo import DPO, DPOSettings
 from humanline_fused.training.objectives.grpo import GRPO, GRPOSettings

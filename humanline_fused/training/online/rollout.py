@@ -16,7 +16,7 @@ from humanline_fused.training.data.advantages import advantages
 from humanline_fused.training.data.examples import Example, Sample
 from humanline_fused.training.data.plan import BatchSizes, RoundPlan
 from humanline_fused.training.data.prompts import PreparedPrompts
-from humanline_fused.training.data.records import Text
+from humanline_fused.training.data.rows.records import Text
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.online.reward import RewardFunction, RolloutError
 from humanline_fused.training.online.sampling import Sampling, end_tokens, sample

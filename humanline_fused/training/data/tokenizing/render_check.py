@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from humanline_fused.training.data.conversation import Conversations
-from humanline_fused.training.data.encoding import Encoder, Span
 from humanline_fused.training.data.findings import (
     ANSWER_CONTINUED,
     ANSWER_OPENED,
@@ -24,8 +22,10 @@ from humanline_fused.training.data.findings import (
     Cause,
     Findings,
 )
-from humanline_fused.training.data.pieces import Piece, places
-from humanline_fused.training.data.rendering import REASONING, Messages, Rendered, Template
+from humanline_fused.training.data.tokenizing.conversation import Conversations
+from humanline_fused.training.data.tokenizing.encoding import Encoder, Span
+from humanline_fused.training.data.tokenizing.pieces import Piece, places
+from humanline_fused.training.data.tokenizing.rendering import REASONING, Messages, Rendered, Template
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 from pyarrow.parquet import ParquetFile
 
-from humanline_fused.training.data.arrow import BATCH, arrow_records
-from humanline_fused.training.data.delimited import read_csv, read_tsv
-from humanline_fused.training.data.exact_json import parse
-from humanline_fused.training.data.lines import leftover, lines
+from humanline_fused.training.data.reading.arrow import BATCH, arrow_records
+from humanline_fused.training.data.reading.delimited import read_csv, read_tsv
+from humanline_fused.training.data.reading.exact_json import parse
+from humanline_fused.training.data.reading.lines import leftover, lines
 
 Rows = Iterator[tuple[str, Any]]
 """Pairs of a record's place, as text, and the record, or the ValueError for a row that cannot be read."""

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from humanline_fused.training.data.encoding import Span
-from humanline_fused.training.data.pieces import Piece
-from humanline_fused.training.data.rendering import LONGEST_MARK, REFUSALS, Messages, Rendered, Template
+from humanline_fused.training.data.tokenizing.encoding import Span
+from humanline_fused.training.data.tokenizing.pieces import Piece
+from humanline_fused.training.data.tokenizing.rendering import LONGEST_MARK, REFUSALS, Messages, Rendered, Template
 
 
 def written_by_policy(

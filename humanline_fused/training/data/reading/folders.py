@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import config
 from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
-from humanline_fused.training.data.files import format_of
+from humanline_fused.training.data.reading.files import format_of
 
 FAMILY = {".jsonl": "JSON", ".ndjson": "JSON", ".json": "JSON"}
 ARCHIVES = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip", ".tar", ".7z", ".arrow")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from humanline_fused.training.data.encoding import Span
-from humanline_fused.training.data.rendering import REASONING, REFUSALS, Rendered, Template, is_plain
+from humanline_fused.training.data.tokenizing.encoding import Span
+from humanline_fused.training.data.tokenizing.rendering import REASONING, REFUSALS, Rendered, Template, is_plain
 
 LONG = 16
 """Characters of a text that is found in a rendering only where the template wrote it."""

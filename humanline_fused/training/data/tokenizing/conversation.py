@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from humanline_fused.training.data.rendering import REASONING, REFUSALS, Messages, Rendered, Template
+from humanline_fused.training.data.tokenizing.rendering import REASONING, REFUSALS, Messages, Rendered, Template
 
 
 @dataclass(frozen=True)

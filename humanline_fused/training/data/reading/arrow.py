@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from humanline_fused.training.data.exact_json import parse
+from humanline_fused.training.data.reading.exact_json import parse
 
 BATCH = 1000
 """Rows that are converted together."""

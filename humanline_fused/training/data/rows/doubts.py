@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from humanline_fused.training.data.columns import PROMPT_PARTS, SYSTEM_COLUMNS
-from humanline_fused.training.data.messages import Record, Text, content_text, looks_like_messages
+from humanline_fused.training.data.rows.columns import PROMPT_PARTS, SYSTEM_COLUMNS
+from humanline_fused.training.data.rows.messages import Record, Text, content_text, looks_like_messages
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 """A word; where a script has no spaces, a character."""

@@ -14,7 +14,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
-from humanline_fused.training.data.encoding import Span, common_length
+from humanline_fused.training.data.prefix import common_length
+from humanline_fused.training.data.tokenizing.encoding import Span
 
 Messages = list[dict[str, Any]]
 

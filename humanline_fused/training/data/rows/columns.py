@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from humanline_fused.training.data.exact_json import parse
+from humanline_fused.training.data.reading.exact_json import parse
 from humanline_fused.validation.values import nearest
 
 Columns = Mapping[str, str | list[str] | None]

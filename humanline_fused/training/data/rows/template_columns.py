@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data.columns import TEMPLATE_COLUMNS
-from humanline_fused.training.data.exact_json import parse
-from humanline_fused.training.data.messages import Record, Text, as_list
-from humanline_fused.training.data.plain import plain
+from humanline_fused.training.data.reading.exact_json import parse
+from humanline_fused.training.data.reading.plain import plain
+from humanline_fused.training.data.rows.columns import TEMPLATE_COLUMNS
+from humanline_fused.training.data.rows.messages import Record, Text, as_list
 
 RESERVED = {
     *(

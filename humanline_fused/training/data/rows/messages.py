@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from humanline_fused.training.data.exact_json import parse
 from humanline_fused.training.data.findings import JSON_MESSAGES, OTHER_ROLES, PARTS_JOINED, Findings
-from humanline_fused.training.data.plain import plain
+from humanline_fused.training.data.reading.exact_json import parse
+from humanline_fused.training.data.reading.plain import plain
 
 Record = Mapping[str, Any]
 Text = str | list[dict[str, Any]]

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from humanline_fused.training.data.conversation import begun_prompt, conversations
-from humanline_fused.training.data.encoding import Encoder, Span, common_length
 from humanline_fused.training.data.findings import (
     ADDED_END,
     MASKED,
@@ -19,11 +17,14 @@ from humanline_fused.training.data.findings import (
     Findings,
 )
 from humanline_fused.training.data.forms import Form
-from humanline_fused.training.data.pieces import places
-from humanline_fused.training.data.records import Row, is_blank
-from humanline_fused.training.data.render_check import RenderCheck
-from humanline_fused.training.data.rendering import REFUSALS, Template
-from humanline_fused.training.data.roles import written_by_policy
+from humanline_fused.training.data.prefix import common_length
+from humanline_fused.training.data.rows.records import Row, is_blank
+from humanline_fused.training.data.tokenizing.conversation import begun_prompt, conversations
+from humanline_fused.training.data.tokenizing.encoding import Encoder, Span
+from humanline_fused.training.data.tokenizing.pieces import places
+from humanline_fused.training.data.tokenizing.render_check import RenderCheck
+from humanline_fused.training.data.tokenizing.rendering import REFUSALS, Template
+from humanline_fused.training.data.tokenizing.roles import written_by_policy
 
 Ids = np.ndarray
 """Token ids, [n], int32."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Protocol
 
-from humanline_fused.training.data.columns import SYSTEM_COLUMNS, TEMPLATE_COLUMNS, Renamed
-from humanline_fused.training.data.doubts import doubt_empty, doubt_pair, ignored_parts, is_accidental, prompt_hint
 from humanline_fused.training.data.findings import COLUMN_IGNORED, NO_PROMPT, PROMPT_PART_IGNORED, Findings
-from humanline_fused.training.data.messages import (
+from humanline_fused.training.data.rows.columns import SYSTEM_COLUMNS, TEMPLATE_COLUMNS, Renamed
+from humanline_fused.training.data.rows.doubts import doubt_empty, doubt_pair, ignored_parts, is_accidental, prompt_hint
+from humanline_fused.training.data.rows.messages import (
     CONTENT_INSTEAD,
     Record,
     Text,
@@ -18,14 +18,14 @@ from humanline_fused.training.data.messages import (
     looks_like_messages,
     plain_text,
 )
-from humanline_fused.training.data.prompt_rules import (
+from humanline_fused.training.data.rows.prompt_rules import (
     expect_answers,
     split_prompt,
     system_message,
     take_prompt_once,
     with_system,
 )
-from humanline_fused.training.data.template_columns import template_arguments
+from humanline_fused.training.data.rows.template_columns import template_arguments
 
 BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 IMAGE_COLUMNS = ("image", "images")
@@ -144,7 +144,7 @@ def read_row(
 
     Args:
         where: place of the record, for error messages.
-        record: the record, after :func:`~humanline_fused.training.data.columns.apply_columns`.
+        record: the record, after :func:`~humanline_fused.training.data.rows.columns.apply_columns`.
         taker: the consumer of the row; a round takes the prompt of any record.
         like: the type of the preceding rows.
         findings: counts of what was noticed, to be added to.

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from humanline_fused.training.data.findings import ALONE, Findings
-from humanline_fused.training.data.records import REWARDED, SCORED, Row
+from humanline_fused.training.data.rows.records import REWARDED, SCORED, Row
 
 
 def grouped(rows: Iterable[tuple[str, Row | ValueError]], findings: Findings) -> Iterator[tuple[str, Row | ValueError]]:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from humanline_fused.training.data.columns import SYSTEM_COLUMNS
-from humanline_fused.training.data.doubts import number_of_words
-from humanline_fused.training.data.encoding import common_length
 from humanline_fused.training.data.findings import PROMPT_REPEATED, PROMPT_TAKEN_ONCE, SYSTEM_ADDED, Findings
-from humanline_fused.training.data.messages import Message, Text, joined
+from humanline_fused.training.data.prefix import common_length
+from humanline_fused.training.data.rows.columns import SYSTEM_COLUMNS
+from humanline_fused.training.data.rows.doubts import number_of_words
+from humanline_fused.training.data.rows.messages import Message, Text, joined
 
 SYSTEM_ROLES = ("system", "developer")
 REPEATED_WORDS, REPEATED_CHARACTERS = 2, 10

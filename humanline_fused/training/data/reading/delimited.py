@@ -5,15 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from humanline_fused.training.data.exact_json import parse
-from humanline_fused.training.data.lines import leftover, lines
+from humanline_fused.training.data.reading.exact_json import parse
+from humanline_fused.training.data.reading.lines import leftover, lines
 
 JSON_CELLS = ("completions", "rewards", "tools", "chat_template_kwargs")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 def read_csv(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of a file of comma-separated cells, as :data:`~humanline_fused.training.data.files.Rows`."""
+    """Yield the rows of a file of comma-separated cells, as
+    :data:`~humanline_fused.training.data.reading.files.Rows`.
+    """
     return _read_cells(path, ",")
 
 

@@ -17,10 +17,10 @@ from datasets import (
     load_from_disk,
 )
 
-from humanline_fused.training.data.arrow import BATCH, arrow_records, without_nulls
-from humanline_fused.training.data.files import READERS, Rows, format_of, read_file
-from humanline_fused.training.data.folders import files_by_split
-from humanline_fused.training.data.plain import plain
+from humanline_fused.training.data.reading.arrow import BATCH, arrow_records, without_nulls
+from humanline_fused.training.data.reading.files import READERS, Rows, format_of, read_file
+from humanline_fused.training.data.reading.folders import files_by_split
+from humanline_fused.training.data.reading.plain import plain
 
 
 def read_records(source: Any, split: str = "train") -> Rows:

@@ -1,0 +1,1 @@
+"""Reading of records from files, folders, names and memory."""

@@ -1,0 +1,1 @@
+"""Checks of records: columns, messages and types of data."""

@@ -1,0 +1,1 @@
+"""Rendering and tokenisation of rows, compared with what was written."""
