@@ -214,5 +214,5 @@ def test_any_error_of_a_template_names_the_row(template: str):
     tok: Any = copy.deepcopy(tokenizer("qwen3"))
     tok.chat_template = template
     row = {"prompt": ASKED, "chosen": [assistant("No.")], "rejected": [assistant("Yes.")]}
-    with pytest.raises(ValueError, match="^dataset, example 0: the tokenizer does not take it: "):
+    with pytest.raises(ValueError, match=r"^dataset, example 0: the tokenizer does not take it: "):
         prepare([row], tok, find_objective("dpo"), max_length=512)
