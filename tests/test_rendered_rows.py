@@ -1,5 +1,6 @@
 """Rows as a training and a round see them: tokens, masks, and what is said about them."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -193,3 +194,25 @@ def test_rows_are_rendered_in_threads_as_in_one():
     rows = [{**row, "prompt": [user(f"Is it {i}?")]} for i in range(400)]
     data = prepare(rows, tokenizer("qwen2_5", template=template), find_objective("dpo"), max_length=512)
     assert [example.masks for example in data.examples] == [()] * 400
+
+
+def test_keys_and_variables_that_the_template_does_not_read_are_counted():
+    row = {"prompt": ASKED, "chosen": [assistant("No.")], "rejected": [assistant("Yes.")]}
+    extra = row | {"chosen": [assistant("No.") | {"weight": 0}], "chat_template_kwargs": {"mood": "calm"}}
+    said = "rows with keys of messages or template variables that the chat template does not read: 1, e.g. dataset, "
+    assert learnt(row, "qwen3")[1] == learnt(row | {"chat_template_kwargs": {"enable_thinking": True}}, "qwen3")[1]
+    texts, lines = learnt(extra, "qwen3")
+    assert texts == learnt(row, "qwen3")[0]
+    assert said + "example 0: 'mood, weight'" in lines
+    prompt, lines = sampled([ASKED[0] | {"weight": 0}], "qwen3")
+    assert prompt == sampled(ASKED, "qwen3")[0]
+    assert said + "example 0: 'weight'" in lines
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ range(10 ** 9) | list }}", "{{ messages[0].x.y }}", "{{ 'a"])
+def test_any_error_of_a_template_names_the_row(template: str):
+    tok: Any = copy.deepcopy(tokenizer("qwen3"))
+    tok.chat_template = template
+    row = {"prompt": ASKED, "chosen": [assistant("No.")], "rejected": [assistant("Yes.")]}
+    with pytest.raises(ValueError, match=r"^dataset, example 0: the tokenizer does not take it: "):
+        prepare([row], tok, find_objective("dpo"), max_length=512)

@@ -18,8 +18,8 @@ from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from humanline_fused.training.data.reading import sources
 from humanline_fused.training.data.prepare import prepare
+from humanline_fused.training.data.reading import sources
 from humanline_fused.training.data.reading.sources import read_records, read_rows
 from humanline_fused.training.objectives import find_objective
 from tests.tiny_model import records, tiny_tokenizer

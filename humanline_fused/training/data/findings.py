@@ -173,6 +173,7 @@ EQUAL_PAIRS = _cause("equal pairs", "pairs whose tokens that count are equal", L
 
 PARTS_JOINED = _cause("parts joined", "messages whose content is a list of text parts, which are joined", DETAIL)
 JSON_MESSAGES = _cause("JSON messages", "texts that are messages in JSON, and are read as messages", DETAIL)
+UNREAD = _cause("unread", "rows with keys of messages or template variables that the chat template does not read", NOTE)
 OTHER_ROLES = _cause("other roles", "messages of another role than system, developer, user, assistant and tool", NOTE)
 SYSTEM_ADDED = _cause("system added", "prompts that begin with the message of the system column", NOTE)
 PROMPT_PART_IGNORED = _cause(

@@ -22,7 +22,7 @@ Messages = list[dict[str, Any]]
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys of a message's reasoning; transformers copies the first that is there to the others."""
 
-REFUSALS = (ValueError, TypeError, TemplateError)
+REFUSALS = (ValueError, TypeError, ArithmeticError, TemplateError)
 """Errors of a template that does not take a conversation."""
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")

@@ -14,6 +14,7 @@ from humanline_fused.training.data.findings import (
     SPECIAL_IN_TEXT,
     TOKENS_MERGED,
     UNKNOWN,
+    UNREAD,
     Findings,
 )
 from humanline_fused.training.data.forms import Form
@@ -25,6 +26,7 @@ from humanline_fused.training.data.tokenizing.pieces import places
 from humanline_fused.training.data.tokenizing.render_check import RenderCheck
 from humanline_fused.training.data.tokenizing.rendering import REFUSALS, Template
 from humanline_fused.training.data.tokenizing.roles import written_by_policy
+from humanline_fused.training.data.tokenizing.unread import unread_names
 
 Ids = np.ndarray
 """Token ids, [n], int32."""
@@ -170,6 +172,8 @@ class RowTokenizer:
             written_by_policy(template, prompt.text, whole, written, given.first)
             for whole, written in zip(wholes, pieces, strict=True)
         ]
+        unread = dict.fromkeys(name for one in wholes or [prompt] for name in unread_names(template, one))
+        findings.add(UNREAD, where, ", ".join(unread), count=bool(unread))
         if row.completions:
             check.completions(where, prompt, wholes, pieces, kept, given)
         return _Texts(where, prompt.text, [whole.text for whole in wholes], kept, False)
