@@ -16,6 +16,7 @@ from transformers.utils import chat_template_utils
 from humanline_fused.cli import main
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.prepare import prepare
+from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.data.tokenizing.tokenization import RowTokenizer
 from humanline_fused.training.kept_tokens import key_of
 from humanline_fused.training.objectives import find_objective
@@ -150,6 +151,8 @@ def test_prompts_of_rounds_are_kept_with_their_texts_and_columns(tmp_path: Path,
     first = trainer()
     monkeypatch.setattr(RowTokenizer, "__call__", lambda *_: pytest.fail("tokenised again"))
     second = trainer()
+    assert isinstance(first.train_data, PreparedPrompts)
+    assert isinstance(second.train_data, PreparedPrompts)
     assert second.train_data.texts == first.train_data.texts == ["w0", "w2", "w3"]
     assert second.train_data.columns == [{"wanted": "w0"}, {"wanted": "w2"}, {"wanted": "w3"}]
     assert second.train_data.findings.lines() == ["dropped examples (prompt >= max_length): 1, e.g. dataset, example 1"]

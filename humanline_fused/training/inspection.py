@@ -224,11 +224,12 @@ def _tokenized(
 ) -> Iterator[tuple[Row | ValueError, list[UncutExample] | ValueError]]:
     """Yield rows with their examples, and count the examples that training would have."""
     assert found.tokenizer is not None
+    given = found.tokenizer
     settings: dict[str, Any] = {"train_on": train_on, "stops": stops}
 
     @cache
     def tokenizer() -> RowTokenizer:  # the first row tells the form
-        return RowTokenizer(found.tokenizer, found.objective.form if found.objective else None, **settings)
+        return RowTokenizer(given, found.objective.form if found.objective else None, **settings)
 
     def tokenize(chunk: Sequence[tuple[str, Row | ValueError]]) -> Tokenised:
         return tokenizer()(chunk)

@@ -77,7 +77,7 @@ class Cutter:
             return
         self.findings.add(BARE_END, where, count=example.blank)
         self.findings.add(TRUNCATED, where, count=sum(len(c) > room for c in example.completions))
-        self.findings.add(EQUAL_PAIRS, where, count=int(len(kept) == 2 and np.array_equal(*kept)))
+        self.findings.add(EQUAL_PAIRS, where, count=int(len(kept) == 2 and np.array_equal(kept[0], kept[1])))
         self.written.add([prompt, *cut], masks, example.weight, example.reward)
 
 
