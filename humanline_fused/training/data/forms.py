@@ -31,14 +31,18 @@ from humanline_fused.training.data.rows.records import (
     DataType,
     Row,
     Taker,
-    Text,
 )
 
 
 class Draft(NamedTuple):
-    """An example before tokenisation."""
+    """An example before tokenisation.
 
-    completions: list[Text]
+    Attributes:
+        sides: indices of its completions in the row.
+        weight, reward: as of :class:`~humanline_fused.training.data.examples.Example`.
+    """
+
+    sides: list[int]
     weight: float = 0.0
     reward: float = 0.0
 
@@ -151,7 +155,7 @@ class Pairs(Form):
         return replace(row, type=PREFERENCE, completions=[row.completions[i] for i in chosen], values=[])
 
     def drafts(self, row: Row, scale_rewards: str) -> list[Draft]:
-        return [Draft(row.completions)]
+        return [Draft([0, 1])]
 
     def examples_of(self, prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
         """Yield the first best sample as chosen with the first worst as rejected; nothing if all rewards are equal."""
@@ -198,7 +202,7 @@ class Labels(Form):
         return row.values or [1.0, 0.0]
 
     def drafts(self, row: Row, scale_rewards: str) -> list[Draft]:
-        return [Draft([text], label) for text, label in zip(row.completions, self.values(row), strict=True)]
+        return [Draft([side], label) for side, label in enumerate(self.values(row))]
 
     def examples_of(self, prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
         """Yield samples above the group's mean reward as desirable and below it as undesirable; skip those at it."""
@@ -231,7 +235,7 @@ class Groups(Form):
 
     def drafts(self, row: Row, scale_rewards: str) -> list[Draft]:
         weights = advantages(row.values, scale_rewards)
-        return [Draft([t], w, r) for t, w, r in zip(row.completions, weights, row.values, strict=True)]
+        return [Draft([side], *given) for side, given in enumerate(zip(weights, row.values, strict=True))]
 
     def examples_of(self, prompt: Example, group: Sequence[Sample]) -> Iterator[Example]:
         """Yield every sample. Samples with equal rewards have advantage 0, and their tokens count, as in TRL."""

@@ -192,16 +192,15 @@ class RowTokenizer:
         masks = [self._mask(texts, side, head, len(whole)) for side, whole in enumerate(wholes)]
         made = []
         for draft in self.form.drafts(row, self.scale_rewards):
-            sides = [next(i for i, text in enumerate(row.completions) if text is side) for side in draft.completions]
-            start = min(common_length(prompt, wholes[side]) for side in sides)
-            merged = start < len(prompt) and all(texts.wholes[side].startswith(texts.prompt) for side in sides)
+            start = min(common_length(prompt, wholes[side]) for side in draft.sides)
+            merged = start < len(prompt) and all(texts.wholes[side].startswith(texts.prompt) for side in draft.sides)
             findings.add(TOKENS_MERGED, texts.where, count=int(merged))
             made.append(
                 UncutExample(
                     np.array(prompt[:start], np.int32),
-                    tuple(np.array(wholes[side][start:], np.int32) for side in sides),
-                    tuple(self._counted(masks[side], start, texts.where, findings) for side in sides),
-                    sum(is_blank(row.completions[side], self.encoder.eos) for side in sides),
+                    tuple(np.array(wholes[side][start:], np.int32) for side in draft.sides),
+                    tuple(self._counted(masks[side], start, texts.where, findings) for side in draft.sides),
+                    sum(is_blank(row.completions[side], self.encoder.eos) for side in draft.sides),
                     draft.weight,
                     draft.reward,
                 )
