@@ -150,7 +150,8 @@ def test_rounds_and_datasets_have_the_same_rule(objective: str):
         ]
         row = form.converted("", Row(REWARDED, "w1", [*map(str, words)], [*map(float, rewards)]), Findings())
         drafts = form.drafts(row, "group") if row else []
-        assert from_round == [([json.loads(str(t)) for t in draft.completions], draft.weight) for draft in drafts]
+        texts = row.completions if row else []
+        assert from_round == [([json.loads(str(texts[i])) for i in draft.sides], draft.weight) for draft in drafts]
 
 
 def test_the_report_names_the_objective_without_a_conversion_first():
