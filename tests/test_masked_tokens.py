@@ -9,12 +9,14 @@ import torch
 
 from humanline_fused.cli import main
 from humanline_fused.targets import shift_targets
+from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.batch import collate, num_loss_tokens
 from humanline_fused.training.data.examples import fingerprint
+from humanline_fused.training.data.findings import NO_STOP
 from humanline_fused.training.data.plan import MicroBatch
 from humanline_fused.training.data.prepare import prepare
 from humanline_fused.training.objectives import find_objective
-from tests.tiny_model import losses, tiny_tokenizer, tiny_trainer
+from tests.tiny_model import losses, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer
 
 ASK = [{"role": "user", "content": "w90"}]
 
@@ -63,6 +65,25 @@ def test_the_masked_tokens_of_one_completion_are_these():
     assert fingerprint(everything.examples) != fingerprint([example])
 
 
+def test_a_mask_is_cut_with_its_completion():
+    def prepared(max_length: int) -> Any:
+        return prepare(rows("dpo", 1), tiny_tokenizer(), find_objective("dpo"), max_length=max_length).examples[0]
+
+    whole, cut = prepared(64), prepared(len(prepared(64).prompt_ids) + 6)
+    assert [len(ids) for ids in cut.completions] == [len(mask) for mask in cut.masks] == [6, 6]
+    for mask, longer in zip(cut.masks, whole.masks, strict=True):
+        assert mask.tolist() == longer[:6].tolist()
+
+
+def test_examples_before_and_after_a_masked_one_count_as_a_whole():
+    masked = rows("dpo", 1)
+    unmasked = [{"prompt": ASK, **{side: answer("w1", "", "")[:1] for side in ("chosen", "rejected")}}]
+    examples = prepare(unmasked + masked + unmasked, tiny_tokenizer(), find_objective("dpo"), max_length=64).examples
+    alone = prepare(masked, tiny_tokenizer(), find_objective("dpo"), max_length=64).examples[0]
+    assert examples[0].masks == examples[2].masks == ()
+    assert [mask.tolist() for mask in examples[1].masks] == [mask.tolist() for mask in alone.masks]
+
+
 def test_both_heads_train_on_the_same_tokens(tmp_path: Path, objective: str):
     data = rows(objective, 8)
     runs = {}
@@ -90,6 +111,26 @@ def test_a_run_says_how_much_is_masked_or_counted_and_strict_data_accept_it(
     )
     tiny_trainer(tmp_path / "b", train_on="completion", **settings).train()
     assert re.search(rf"{tokens}, and that count \(train_on=assistant masks them\): {share}", capsys.readouterr().out)
+
+
+def test_a_run_with_strict_data_refuses_a_loss_in_training_and_in_held_out_data(tmp_path: Path):
+    good = [{"prompt": "w1", "chosen": f" w{i}", "rejected": " w9"} for i in range(8)]
+    equal = [*good, {"prompt": "w1", "chosen": " w9", "rejected": " w9"}]
+    for given in ({"train_dataset": equal}, {"train_dataset": good, "eval_dataset": equal}):
+        tiny_trainer(tmp_path / "a", **given)
+        with pytest.raises(ValueError, match=r"^strict_data: .*\n  pairs whose tokens that count are equal: 1"):
+            tiny_trainer(tmp_path / "a", strict_data=True, **given)
+    tiny_trainer(tmp_path / "a", strict_data=True, train_dataset=good, eval_dataset=good)
+
+
+def test_a_run_knows_the_stop_tokens_of_its_model(tmp_path: Path):
+    tokenizer, model = tiny_tokenizer(), tiny_model()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' w9 ' }}{% endfor %}"
+    data, config = rows("dpo", 4), tiny_config(tmp_path, max_length=64)
+    for end, number in ((1, 8), ([1, tokenizer.convert_tokens_to_ids("w9")], 0)):
+        model.generation_config.eos_token_id = end
+        trainer = HumanlineTrainer(model, config, processing_class=tokenizer, train_dataset=data)
+        assert trainer.train_data.findings.count(NO_STOP) == number
 
 
 def test_the_page_shows_the_masked_tokens_as_not_scored(tmp_path: Path):
