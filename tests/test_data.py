@@ -16,6 +16,7 @@ from humanline_fused.training.data.findings import (
     EMPTY,
     NO_SIGNAL,
     NO_SIGNAL_DROPPED,
+    TOKENS_MERGED,
     TRUNCATED,
     Cause,
 )
@@ -77,6 +78,12 @@ def test_a_completion_begins_where_either_side_differs_from_the_prompt():
     # "w1" + "2 w3" becomes the token "w12", so the prompt's last token belongs to neither prompt.
     row = {"prompt": "w9 w1", "chosen": "2 w3", "rejected": " w4"}
     assert tokens(row) == (ids("w9"), [ids("w12 w3 <eos>"), ids("w1 w4 <eos>")])
+
+
+def test_a_prompt_whose_last_token_merges_with_a_completion_is_counted():
+    data = prepared([PAIR | {"chosen": "7 w3"}, PAIR])
+    assert data.findings.count(TOKENS_MERGED) == 1
+    assert [len(example.prompt_ids) for example in data.examples] == [1, 2]
 
 
 def test_a_prompt_of_max_length_is_dropped_and_long_completions_keep_their_start():

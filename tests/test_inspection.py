@@ -129,6 +129,11 @@ def test_prompts_alone_are_for_rounds_whatever_the_objective(objective: str):
     assert (found.num_wrong, found.prompt_lengths) == (0, [5])
 
 
+def test_a_prompt_beside_a_part_of_a_pair_is_no_prompt_alone():
+    (told,) = inspect_data([{"prompt": "w1", "chosen": " w2"}]).wrong
+    assert "expected an object with the columns of preferences, rewards or prompts, got columns 'prompt'" in told
+
+
 def test_prompts_that_a_round_drops_or_refuses_are_counted():
     prompts = [{"prompt": text} for text in ("w1", "w1 w2 w3", "")]
     found = inspect_data(prompts, tokenizer=tiny_tokenizer(), max_length=3)
