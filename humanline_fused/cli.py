@@ -149,17 +149,36 @@ def read_settings(file: Path, fields: Sequence[str]) -> list[str]:
     from humanline_fused.validation.values import nearest
 
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        settings, repeated = yaml.safe_load(text), repeated_key(yaml.compose(text, yaml.SafeLoader))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config: {file}: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
         raise UserError(f"--config: {file} is not YAML: {' '.join(str(error).split())}") from error
+    if repeated:
+        raise UserError(f"--config: {file}, {repeated}")
     if not isinstance(settings, dict):
         raise UserError(f"--config: {file}: expected a mapping of fields to values, got {type(settings).__name__}")
     for key in settings:
         if key not in fields:
             raise UserError(f"--config: {file}: {key!r} is not a field{nearest(str(key), fields)}")
     return [argument for key, value in settings.items() for argument in as_arguments(key, value)]
+
+
+def repeated_key(node: Any) -> str:
+    """Return the place of a key that a mapping of YAML has twice, of which PyYAML drops the first; empty without one.
+
+    >>> import yaml
+    >>> repeated_key(yaml.compose("seed: 1\\nseed: 2"))
+    "line 2: the key 'seed' occurs twice"
+    """
+    if getattr(node, "id", None) != "mapping":
+        return ""
+    keys = [key.value for key, _ in node.value]
+    for index, (key, _) in enumerate(node.value):
+        if key.id == "scalar" and key.value in keys[:index]:
+            return f"line {key.start_mark.line + 1}: the key {key.value!r} occurs twice"
+    return next(filter(None, (repeated_key(value) for _, value in node.value)), "")
 
 
 def as_arguments(key: str, value: Any) -> list[str]:

@@ -98,6 +98,8 @@ def test_an_unknown_option_names_the_nearest_one(here: Path, capsys: pytest.Capt
     [
         ("- a list\n", "expected a mapping of fields to values, got list"),
         ("model: [unclosed\n", "config.yaml is not YAML"),
+        ("model: start\nseed: 1\nseed: 2\n", "config.yaml, line 3: the key 'seed' occurs twice"),
+        ("model: start\ncolumns:\n  prompt: a\n  prompt: b\n", "config.yaml, line 4: the key 'prompt' occurs twice"),
         ("model: start\ndataset: absent.jsonl\n", "expected a JSONL file at absent.jsonl, found none"),
         ("model: start\ndataset: pairs.jsonl\nsync_every: 0\n", "sync_every: expected an integer >= 1, got 0"),
         (
