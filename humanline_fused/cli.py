@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; default those of the process.
 
     Returns:
-        The exit status: 0 for success, 2 for an unusable setting or file, 1 for a run that failed. Errors are one line
-        on stderr.
+        The exit status: 0 for success, 2 for an unusable setting or file, 1 for a run that failed, 130 after Ctrl-C.
+        Errors are one line on stderr.
 
     >>> main(["info"])  # doctest: +SKIP
     0
@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except UserError as error:
             print(f"humanline {arguments.command}: error: {escaped(str(error))}", file=sys.stderr)
             return error.status
+        except KeyboardInterrupt:
+            print(f"humanline {arguments.command}: interrupted", file=sys.stderr)
+            return 130
         return 0
 
 

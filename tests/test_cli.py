@@ -204,3 +204,11 @@ def test_sigterm_saves_ends_with_status_0_and_says_how_to_continue(
     assert not Path("run/model.safetensors").exists()
     assert main(["train", "--config", "config.yaml", "--resume_from_checkpoint", "auto"]) == 0
     assert [line["step"] for line in logged("run") if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_an_interruption_ends_with_one_line_and_status_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("humanline_fused.cli.info", lambda argv: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["info"]) == 130
+    assert capsys.readouterr().err == "humanline info: interrupted\n"

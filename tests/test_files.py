@@ -53,8 +53,8 @@ def error_of(path: Path) -> str:
         ("lines.json", f"{LINE}\n{LINE}\n"),
         ("UPPER.JSONL", f"{LINE}\n{LINE}"),
         ("Mixed.Json", json.dumps({"version": 1, "data": [ROW, ROW]})),
-        ("small.jsonl.gz", gzip.compress(f"\ufeff{LINE}\n{LINE}\n".encode())),
-        ("SMALL.NDJSON.GZ", gzip.compress(f"{LINE}\n{LINE}\n".encode())),
+        ("small.jsonl.gz", gzip.compress(f"\ufeff{LINE}\n{LINE}\n".encode(), mtime=0)),
+        ("SMALL.NDJSON.GZ", gzip.compress(f"{LINE}\n{LINE}\n".encode(), mtime=0)),
         ("small.json.gz", gzip.compress(json.dumps([ROW, ROW]).encode())),
     ],
 )
@@ -69,7 +69,7 @@ def test_json_is_read_whatever_wrote_it(tmp_path: Path, name: str, content: str 
         ("no_end.csv", TABLE.rstrip()),
         ("UPPER.CSV", TABLE),
         ("tabs.tsv", TABLE.replace(",", "\t")),
-        ("small.csv.gz", gzip.compress(TABLE.encode())),
+        ("small.csv.gz", gzip.compress(TABLE.encode(), mtime=0)),
         ("small.tsv.gz", gzip.compress(TABLE.replace(",", "\t").encode())),
     ],
 )
@@ -102,6 +102,7 @@ WHOLE_COLUMNS = "expected one object per row, got whole columns, "
         ),
         ("quoted.csv", '"prompt";"chosen"\n"a";"b"', "quoted.csv, line 1: expected a header of column names separated"),
         ("commas.tsv", TABLE, "separated by tabs, got 'prompt,chosen,rejected', separated by commas"),
+        ("spaces.csv", "prompt, chosen\na,b", "spaces.csv, line 1: expected column names without white space around"),
         ("excel.csv", "sep=,\r\n" + TABLE, "got 'sep=,', which only Excel reads: delete this line"),
         ("nul.csv", "prompt,chosen\na,b\na,b\0c", "nul.csv, line 3: chosen: expected text, got a NUL at character 1"),
         (
@@ -152,7 +153,7 @@ WHOLE_COLUMNS = "expected one object per row, got whole columns, "
         ("bom.jsonl", "\ufeff", "bom.jsonl: expected at least one row, got none: the file has no data"),
         ("header.csv", "prompt,chosen,rejected\n", "header.csv: expected at least one row, got none: the file has no"),
         ("list.json", "[]", "list.json: expected at least one row, got none: the file has no data"),
-        ("cut.jsonl.gz", gzip.compress(LINE.encode())[:-12], "cut.jsonl.gz, line 1: cannot be decompressed: "),
+        ("cut.jsonl.gz", gzip.compress(LINE.encode(), mtime=0)[:-12], "cut.jsonl.gz, line 1: cannot be decompressed: "),
         ("plain.jsonl.gz", LINE, "plain.jsonl.gz, line 1: cannot be decompressed: Not a gzipped file"),
         ("data.parquet.gz", b"", "expected a file that ends in .jsonl, "),
     ],

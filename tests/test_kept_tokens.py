@@ -158,6 +158,14 @@ def test_prompts_of_rounds_are_kept_with_their_texts_and_columns(tmp_path: Path,
     assert second.train_data.findings.lines() == ["dropped examples (prompt >= max_length): 1, e.g. dataset, example 1"]
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path: Path):
+    tiny_trainer(tmp_path)
+    (folder,) = (tmp_path / "tokens").iterdir()
+    folder.rename(folder.with_name(f"{folder.name}.writing-1"))
+    tiny_trainer(tmp_path)
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == [folder.name]
+
+
 def test_a_dry_run_keeps_nothing(tmp_path: Path):
     tiny_trainer(tmp_path / "run", dry_run=True).train()
     assert not (tmp_path / "run" / "tokens").exists()

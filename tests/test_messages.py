@@ -275,7 +275,7 @@ def test_the_prompt_of_a_round_is_made_plain_too():
 
 RESERVED = (
     "padding truncation max_length chat_template return_tensors return_dict tokenize add_generation_prompt "
-    "continue_final_message conversation messages tools bos_token eos_token"
+    "continue_final_message conversation conversations messages tools bos_token eos_token"
 )
 
 

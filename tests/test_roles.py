@@ -136,6 +136,11 @@ def test_results_of_tools_and_turns_of_users_do_not_count():
     assert said.endswith(", e.g. data.jsonl, line 7")
 
 
+def test_the_header_of_a_second_turn_of_the_policy_does_not_count():
+    kept, others, _ = tokens_of(assistant("No."), assistant("It is blue."))
+    assert (kept, others) == ("No.<|im_end|>\nIt is blue.<|im_end|>\n", "<|im_start|>assistant\n")
+
+
 def test_a_last_turn_of_the_user_does_not_count():
     kept, others, _ = tokens_of(assistant("No."), user("The sky is?"))
     assert (kept, others) == ("No.<|im_end|>\n", "<|im_start|>user\nThe sky is?<|im_end|>\n")

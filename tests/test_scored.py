@@ -220,7 +220,22 @@ def test_a_reward_may_be_a_number_of_any_library_or_the_text_of_one(reward: Any)
 
 @pytest.mark.parametrize(
     "reward",
-    [True, np.bool_(True), "good", "", "nan", float("nan"), float("inf"), 10**400, -(10**400), [1], {}, "1e999", "1_0"],
+    [
+        True,
+        np.bool_(True),
+        "good",
+        "",
+        "nan",
+        float("nan"),
+        float("inf"),
+        10**400,
+        -(10**400),
+        [1],
+        {},
+        "1e999",
+        "1_0",
+        1e39,
+    ],
 )
 def test_another_reward_is_refused(reward: Any):
     with pytest.raises(ValueError, match=r"^line 1: expected the reward of a completion to be a finite number, got "):

@@ -76,7 +76,8 @@ class StoredExamples(Sequence[Example]):
             OSError: it cannot be written.
         """
         writing = folder.with_name(f"{folder.name}.writing-{os.getpid()}")
-        shutil.rmtree(writing, ignore_errors=True)
+        for left in folder.parent.glob(f"{folder.name}.writing-*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         try:
             writing.mkdir(parents=True)
             for name, part in self.arrays.items():

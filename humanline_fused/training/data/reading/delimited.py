@@ -42,6 +42,8 @@ def _read_cells(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
             header = cells
             if len(set(header)) < len(header):
                 raise ValueError(f"{where}: expected a header of distinct column names, got {header}")
+            if spaced := [name for name in header if name != name.strip()]:
+                raise ValueError(f"{where}: expected column names without white space around them, got {spaced}")
         else:
             yield where, _record(where, header, cells)
 

@@ -1,10 +1,11 @@
 """Checks of records: data type, prompt, completions, and labels or rewards."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Protocol
+
+import torch
 
 from humanline_fused.training.data.findings import COLUMN_IGNORED, NO_PROMPT, PROMPT_PART_IGNORED, Findings
 from humanline_fused.training.data.rows.columns import SYSTEM_COLUMNS, TEMPLATE_COLUMNS, Renamed
@@ -289,7 +290,7 @@ def _values(record: Record, kind: DataType, number: int) -> list[float]:
 
 
 def _number(value: Any) -> float | None:
-    """Return a finite number, or the text of one, as a float; None for anything else, such as true."""
+    """Return a number that is finite in float32, or the text of one; None for anything else, such as true."""
     value = as_list(value)
     if isinstance(value, bool) or not isinstance(value, Real | str):
         return None
@@ -299,7 +300,7 @@ def _number(value: Any) -> float | None:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= torch.finfo(torch.float32).max else None
 
 
 def is_blank(text: Text, end: str) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from humanline_fused.training.data.reading.exact_json import parse
 from humanline_fused.training.data.reading.plain import plain
@@ -14,8 +15,9 @@ from humanline_fused.training.data.rows.messages import Record, Text, as_list
 RESERVED = {
     *(
         name
-        for name in inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
-        if name != "documents"
+        for function in (PreTrainedTokenizerBase.apply_chat_template, render_jinja_template)
+        for name in inspect.signature(function).parameters
+        if name not in ("documents", "kwargs")
     ),
     *("messages", "additional_special_tokens", "extra_special_tokens"),
     *PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES,

@@ -30,7 +30,7 @@ def written_by_policy(
     start = template.differ_at(prompt, text)
     policy = [index for index in range(first, len(messages)) if messages[index]["role"] == "assistant"]
     others = [span for piece in pieces if piece.message not in policy for span in piece.spans if span[1] > start]
-    if len(policy) == len(messages) - first and not others:
+    if policy == [first] and len(messages) == first + 1 and not others:
         return None
     turns = []
     for index in policy:
