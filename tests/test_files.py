@@ -55,7 +55,7 @@ def error_of(path: Path) -> str:
         ("Mixed.Json", json.dumps({"version": 1, "data": [ROW, ROW]})),
         ("small.jsonl.gz", gzip.compress(f"\ufeff{LINE}\n{LINE}\n".encode(), mtime=0)),
         ("SMALL.NDJSON.GZ", gzip.compress(f"{LINE}\n{LINE}\n".encode(), mtime=0)),
-        ("small.json.gz", gzip.compress(json.dumps([ROW, ROW]).encode())),
+        ("small.json.gz", gzip.compress(json.dumps([ROW, ROW]).encode(), mtime=0)),
     ],
 )
 def test_json_is_read_whatever_wrote_it(tmp_path: Path, name: str, content: str | bytes):
@@ -70,7 +70,7 @@ def test_json_is_read_whatever_wrote_it(tmp_path: Path, name: str, content: str 
         ("UPPER.CSV", TABLE),
         ("tabs.tsv", TABLE.replace(",", "\t")),
         ("small.csv.gz", gzip.compress(TABLE.encode(), mtime=0)),
-        ("small.tsv.gz", gzip.compress(TABLE.replace(",", "\t").encode())),
+        ("small.tsv.gz", gzip.compress(TABLE.replace(",", "\t").encode(), mtime=0)),
     ],
 )
 def test_a_table_is_read_whatever_wrote_it(tmp_path: Path, name: str, content: str | bytes):
