@@ -13,7 +13,7 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from humanline_fused.training.data.findings import (
@@ -267,6 +267,7 @@ APART = ("mistral_v3", "a call with arguments as JSON")
 
 
 @settings(max_examples=150, deadline=None)
+@example("deepseek_r1_distill", "reasoning of an earlier turn", ["a"] * 9)
 @given(
     name=st.sampled_from([name for name in TEMPLATES if name not in APART]),
     title=st.sampled_from([title for title in SHAPES if title not in APART]),

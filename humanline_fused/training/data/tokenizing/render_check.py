@@ -97,11 +97,11 @@ class RenderCheck:
 
     def _check_asked(self, where: str, prompt: Rendered, whole: str, asked: Sequence[Piece]) -> None:
         lost = [piece for piece in asked if not piece.spans]
-        sampled: set[tuple[int, str]] = set()
+        sampled: set[tuple[int, str, str]] = set()
         if lost and not whole.startswith(prompt.text):
-            sampled = {(piece.message, piece.text) for piece in places(self.template, prompt) if piece.spans}
+            sampled = {_key(piece) for piece in places(self.template, prompt) if piece.spans}
         for piece in lost:
-            cause = PROMPT_LOST if (piece.message, piece.text) in sampled else _lost_in_both(piece)
+            cause = PROMPT_LOST if _key(piece) in sampled else _lost_in_both(piece)
             self.findings.add(cause, where, piece.text)
         for piece in asked:
             self._check_changed(where, piece)
@@ -155,6 +155,10 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping | list):
         for child in value.values() if isinstance(value, Mapping) else value:
             yield from _strings(child)
+
+
+def _key(piece: Piece) -> tuple[int, str, str]:
+    return piece.message, piece.kind, piece.text
 
 
 def _lost_in_both(piece: Piece) -> Cause:
