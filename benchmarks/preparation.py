@@ -120,7 +120,7 @@ def ours(num_proc: int | None) -> Callable[[Sequence[Any], Any], Any]:
     return way
 
 
-BASE, OURS = "one text at a time", "humanline, the tokenizer's threads"
+BASE, OURS = "one text at a time", "humanline, a thread per core"
 WAYS = {BASE: one_at_a_time, "TRL": trl, OURS: ours(None), "humanline, a process per core": ours(os.cpu_count())}
 
 GOALS = (

@@ -37,6 +37,6 @@ def test_the_table_says_where_its_figures_come_from(tmp_path: Path):
     facts = {"machine": "a machine", "transformers": "5.0", "tokenizers": "0.1"}
     write(file, Preparation, facts, [row(BASE, 0, 1.0), row(OURS, 0, 0.2)])
     table = markdown(file, "data.csv")
-    assert "| humanline, the tokenizer's threads | 500 | 4.00 |" in table
+    assert "| humanline, a thread per core | 500 | 4.00 |" in table
     source = "`data.csv`: a machine; transformers 5.0; tokenizers 0.1; 100 pairs of 600 tokens on average"
     assert table.endswith(f"{source}, medians of 1 processes each.")

@@ -15,6 +15,7 @@ from transformers.utils import chat_template_utils
 
 from humanline_fused.cli import main
 from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training.data.parallel import map_chunks
 from humanline_fused.training.data.prepare import prepare
 from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.data.tokenizing.tokenization import RowTokenizer
@@ -242,3 +243,21 @@ def test_processes_give_the_same_examples_and_findings(num_proc: int):
     )
     assert all(np.array_equal(here.examples.arrays[name], there.examples.arrays[name]) for name in here.examples.arrays)
     assert here.findings == there.findings
+
+
+@pytest.mark.parametrize("given", [None, "true"])
+def test_the_tokenizers_own_threads_are_off_only_while_rows_are_prepared(
+    monkeypatch: pytest.MonkeyPatch, given: str | None
+):
+    name = "TOKENIZERS_PARALLELISM"
+    monkeypatch.delenv(name, raising=False)
+    if given:
+        monkeypatch.setenv(name, given)
+    seen = set()
+    for _ in map_chunks(lambda chunk: seen.add(os.environ[name]), range(100)):
+        pass
+    assert seen == {given or "false"}
+    assert os.environ.get(name) == given
+    with pytest.raises(ValueError, match="looks like prompt-only"):
+        prepare([*chats(1), {"prompt": "line 2"}], tiny_tokenizer(), find_objective("dpo"), max_length=64)
+    assert os.environ.get(name) == given

@@ -123,7 +123,7 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
     )
     dataset_num_proc: int | None = field(
         default=None,
-        metadata=_help("Processes that tokenise. Default: this one, with the tokenizer's own threads."),
+        metadata=_help("Processes that tokenise. Default: this one, with a thread for every core (at most 8)."),
     )
 
     objective: ObjectiveSetting = field(

@@ -132,7 +132,7 @@ def prepare(
         scale_rewards, train_on, stops: as in
             :class:`~humanline_fused.training.data.tokenizing.tokenization.RowTokenizer`.
         drop_no_signal: leave out groups of equal rewards.
-        num_proc: number of processes; None: this one, with the tokenizer's threads.
+        num_proc: number of processes; None: this one, with a thread for every core, at most 8.
         progress: show a progress bar.
 
     Raises:
