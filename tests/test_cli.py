@@ -209,6 +209,10 @@ def test_sigterm_saves_ends_with_status_0_and_says_how_to_continue(
 def test_an_interruption_ends_with_one_line_and_status_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("humanline_fused.cli.info", lambda argv: (_ for _ in ()).throw(KeyboardInterrupt))
+    def interrupted(argv: Any) -> None:
+        """Be interrupted."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("humanline_fused.cli.info", interrupted)
     assert main(["info"]) == 130
     assert capsys.readouterr().err == "humanline info: interrupted\n"
