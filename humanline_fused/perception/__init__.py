@@ -1,0 +1,1 @@
+"""The theory of humanline: perceived probabilities and humanline sampling. Pure tensors."""
