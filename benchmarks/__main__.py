@@ -1,4 +1,4 @@
-"""``python -m benchmarks [run | train | data | gpu | static | report]``; bare, a short run."""
+"""``python -m benchmarks [run | train | data | paper | gpu | static | report]``; bare, a short run."""
 
 import importlib
 import sys
@@ -7,6 +7,7 @@ VERBS = {
     "run": ("benchmarks.kernels.run", "compare cases here and now"),
     "train": ("benchmarks.training.train", "the cost of a training step, of whole trainers"),
     "data": ("benchmarks.preparation", "how fast rows become tokens, and what these keep in memory"),
+    "paper": ("benchmarks.paper.command", "the paper's claims, repeated with tiny policies and a small Llama"),
     "gpu": ("benchmarks.gpu", "everything that belongs on a GPU, in restartable parts"),
     "static": ("benchmarks.static.loop_table", "the kernels' machine code, read without a GPU"),
     "report": ("benchmarks.report", "make the tables of README.md and docs/performance.md anew"),

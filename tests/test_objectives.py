@@ -21,7 +21,7 @@ from tests.tiny_model import losses, records, tiny_model, tiny_tokenizer, tiny_t
 
 PACKAGE = Path(humanline_fused.__file__).parent
 ROOT = PACKAGE.parent
-EXEMPT = ("training/objectives/", "demo/", "integrations/")
+EXEMPT = ("training/objectives/", "demo/", "integrations/", "tiny/")
 
 DESCENT = {"optim": "sgd", "learning_rate": 0.1}
 """Plain gradient descent, because Adam would scale a gradient of pure rounding error up to a full update."""

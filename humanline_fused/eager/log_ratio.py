@@ -22,5 +22,5 @@ def clamped_log_ratio(
     raw = (logp - ref_logp.detach()).where(loss_mask, 0.0)
     below, above = raw < log_epsilon_P, raw > log_epsilon_R
     # Tensor.clamp's gradient on a bound and at NaN depends on torch's version; this one is equation 3's.
-    clamped = raw.masked_fill(below, log_epsilon_P).masked_fill(above, log_epsilon_R)
+    clamped = raw.where(~below, log_epsilon_P).where(~above, log_epsilon_R)
     return ClampedLogRatio(clamped, raw, below.sum(), above.sum())

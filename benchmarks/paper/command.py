@@ -1,0 +1,63 @@
+"""``python -m benchmarks paper NAME|all``: the paper's claims, repeated with tiny policies and a small Llama.
+
+Each experiment writes ``benchmarks/results/paper/NAME.csv`` and ``docs/images/paper/NAME.png``; ``python -m benchmarks
+report`` then makes the text and the tables of docs/paper.md anew. ``--quick`` takes seconds and writes nothing there.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import environment
+from benchmarks.paper.catalogue import EXPERIMENTS
+from benchmarks.paper.experiment import Experiment
+from benchmarks.results import RESULTS, ROOT, read, write
+
+FOLDER, IMAGES = RESULTS / "paper", ROOT / "docs/images/paper"
+
+
+def main(arguments: list[str]) -> None:
+    lines = "\n".join(f"  {name:<12}{one.title}" for name, one in EXPERIMENTS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks paper",
+        description=__doc__,
+        epilog=f"experiments:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="+", choices=[*EXPERIMENTS, "all"], metavar="NAME")
+    parser.add_argument("--seeds", type=int, help="final seeds, at least 6. Default: those of the protocol")
+    parser.add_argument("--quick", action="store_true", help="a few steps; its numbers mean nothing, and none is kept")
+    parser.add_argument("--draw", action="store_true", help="draw the figures anew from the results")
+    parser.add_argument("--output_dir", type=Path, help="folder of results and figures instead of the repository's")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    for name in EXPERIMENTS if "all" in options.names else options.names:
+        try:
+            _do(EXPERIMENTS[name], options)
+        except ValueError as error:
+            sys.exit(f"{name}: {error}")
+
+
+def _do(experiment: Experiment, options: argparse.Namespace) -> None:
+    folder, images = (options.output_dir, options.output_dir) if options.output_dir else (FOLDER, IMAGES)
+    file, image = folder / f"{experiment.name}.csv", images / f"{experiment.name}.png"
+    if options.draw:
+        experiment.figure(read(file, experiment.kind)[1], image)
+        print(image)
+        return
+    protocol = experiment.protocol.with_seeds(options.seeds)
+    protocol = protocol.quick() if options.quick else protocol
+    began = time.process_time()
+    rows = experiment.run(protocol)
+    print(f"{experiment.title}\n\n{experiment.paragraph(rows)}\n")
+    print(f"{time.process_time() - began:.0f} CPU seconds")
+    if options.quick and not options.output_dir:
+        return
+    facts = {**environment(torch.device("cpu")), **experiment.facts(protocol)}
+    facts["cpu_seconds"] = f"{time.process_time() - began:.0f}"
+    write(file, experiment.kind, facts, rows)
+    experiment.figure(rows, image)
+    print(f"{file}\n{image}")

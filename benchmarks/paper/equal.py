@@ -1,0 +1,138 @@
+"""Plain, humanline and online training with 48 settings each: is anything gained once all are tuned alike?"""
+
+from pathlib import Path
+
+from benchmarks.paper.arms import online, plain, tuned_humanline, tuned_regularisation
+from benchmarks.paper.drawing import learning_curves
+from benchmarks.paper.experiment import Claim, Experiment
+from benchmarks.paper.intervals import Interval, cpu_seconds, final, gain, mean_reward, wins
+from benchmarks.paper.protocol import Arms, Comparison, Protocol
+from benchmarks.paper.run_rows import Run
+from humanline_fused.tiny import Loss, Trainings
+
+OBJECTIVES: tuple[Loss, ...] = ("dpo", "kto", "grpo")
+ARMS = ("plain", "humanline", "online")
+
+
+def arms(loss: Loss) -> Arms:
+    """Return the arms of an objective."""
+    return {
+        "plain": tuned_regularisation(plain(loss), loss),
+        "humanline": tuned_humanline(loss),
+        "online": tuned_regularisation(online(plain(loss)), loss, "humanline"),
+    }
+
+
+def run(protocol: Protocol) -> list[Run]:
+    found = []
+    for loss in OBJECTIVES:
+        comparison = Comparison("equal", "", Trainings(loss), protocol)
+        mine = arms(loss)
+        found += comparison.compare({arm: s[::16] for arm, s in mine.items()} if protocol.small else mine)
+    return found
+
+
+def figure(rows: list[Run], image: Path) -> None:
+    learning_curves(rows, ARMS, image)
+
+
+def above(rows: list[Run], objective: str, arm: str, reward: float) -> str:
+    """Return how many of an arm's settings reach a reward in the first round of tuning."""
+    mine = [row for row in rows if (row.phase, row.objective, row.arm) == ("tuning", objective, arm)]
+    by_setting: dict[tuple, list[float]] = {}
+    for row in mine:
+        by_setting.setdefault((row.learning_rate, row.beta, row.epsilon, row.width, row.sync_every), []).append(
+            row.reward
+        )
+    means = [sum(values) / len(values) for values in by_setting.values()]
+    return f"{sum(mean >= reward for mean in means)} of {len(means)}"
+
+
+def chosen(rows: list[Run], objective: str, arm: str) -> str:
+    """Return the chosen setting in words."""
+    row = final(rows, objective=objective, arm=arm)[0]
+    parts = [f"lr {row.learning_rate:g}"]
+    if arm == "humanline":
+        parts += [f"±{row.width:g}", f"k = {row.sync_every}"]
+    else:
+        parts.append(f"ε {row.epsilon:g}" if objective == "grpo" else f"β {row.beta:g}")
+    return ", ".join(parts)
+
+
+def closed(rows: list[Run], objective: str) -> tuple[Interval, Interval]:
+    """Return humanline's and online's gain over plain."""
+    return gain(rows, "humanline", "plain", objective=objective), gain(rows, "online", "plain", objective=objective)
+
+
+def paragraph(rows: list[Run]) -> str:
+    lines = ["| | plain | humanline | online | humanline − plain | settings ≥ .8: plain, humanline, online |"]
+    lines.append("|---|---|---|---|---|---|")
+    for objective in OBJECTIVES:
+        cells = [f"{mean_reward(rows, objective=objective, arm=arm)} ({chosen(rows, objective, arm)})" for arm in ARMS]
+        shares = ", ".join(above(rows, objective, arm, 0.8) for arm in ARMS)
+        ours = gain(rows, "humanline", "plain", objective=objective).signed
+        cells += [f"{ours}, {wins(rows, 'humanline', 'plain', objective=objective)} seeds", shares]
+        lines.append(f"| {objective.upper()} | {' | '.join(cells)} |")
+    seeds = len({row.seed for row in rows if row.phase == "final"})
+    lines.append("")
+    lines.append(
+        f"48 settings for every arm, {seeds} final seeds; {len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds."
+    )
+    return "\n".join(lines)
+
+
+def _ours(rows: list[Run]) -> str:
+    return "; ".join(f"{o.upper()} {gain(rows, 'online', 'plain', objective=o).signed}" for o in OBJECTIVES)
+
+
+def _holds(rows: list[Run], arm: str) -> str:
+    holding = [o.upper() for o in OBJECTIVES if gain(rows, arm, "plain", objective=o).low > 0]
+    if len(holding) == len(OBJECTIVES):
+        return "holds"
+    return f"holds only for {', '.join(holding)}" if holding else "does not hold"
+
+
+def _closing(rows: list[Run]) -> str:
+    cells = []
+    for objective in OBJECTIVES:
+        ours, theirs = closed(rows, objective)
+        share = f"{ours.mean / theirs.mean:.0%} of the gap" if theirs.low > 0 else "no gap"
+        cells.append(f"{objective.upper()} {ours.signed}, {share}")
+    return "; ".join(cells)
+
+
+def _parity(rows: list[Run]) -> str:
+    """Parity needs a gain over plain, and no loss to online that the seeds can show."""
+    parity = [o.upper() for o in OBJECTIVES if gain(rows, "humanline", "online", objective=o).high >= 0]
+    gains = [o.upper() for o in OBJECTIVES if gain(rows, "humanline", "plain", objective=o).low > 0]
+    if len(parity) == len(gains) == len(OBJECTIVES):
+        return "holds"
+    part = f"a gain for {', '.join(gains)}" if gains else "no gain"
+    return f"holds only in part: {part}; parity with online for {', '.join(parity) or 'none'}"
+
+
+EXPERIMENT = Experiment(
+    name="equal",
+    title="Equal tuning",
+    kind=Run,
+    run=run,
+    figure=figure,
+    paragraph=paragraph,
+    claims=(
+        Claim(
+            "online beats offline",
+            "win rate 1.4x DPO, 1.3x KTO, 1.6x GRPO",
+            _ours,
+            lambda rows: _holds(rows, "online"),
+            "Fresh samples keep the trust region around the current policy.",
+        ),
+        Claim(
+            "offline + humanline = online",
+            "parity in win rate",
+            _closing,
+            _parity,
+            "A clamp of the right width moves the trust region along; the samples stay those of the start.",
+        ),
+    ),
+    arms=[arms(loss) for loss in OBJECTIVES],
+)

@@ -1,0 +1,25 @@
+"""Tiny policies, many trained at once on a CPU: how losses, clamp and sync behave, over many seeds, in seconds.
+
+Every setting is a vector over policies; the losses are the package's own. The task has an exact reward, and the
+held-out reward is a probability, so there is no noise of sampling in it.
+"""
+
+from humanline_fused.tiny.loop import train
+from humanline_fused.tiny.policies import Parameters, Policies
+from humanline_fused.tiny.setting import Curves, Loss, Setting, Trainings
+from humanline_fused.tiny.sorting import Sorting
+from humanline_fused.tiny.supervised import Demonstrations, fine_tune, held_out_prompts
+
+__all__ = [
+    "Curves",
+    "Demonstrations",
+    "Loss",
+    "Parameters",
+    "Policies",
+    "Setting",
+    "Sorting",
+    "Trainings",
+    "fine_tune",
+    "held_out_prompts",
+    "train",
+]
