@@ -6,9 +6,9 @@ held-out reward is a probability, so there is no noise of sampling in it.
 
 from humanline_fused.tiny.loop import train
 from humanline_fused.tiny.policies import Parameters, Policies
-from humanline_fused.tiny.setting import Curves, Loss, Setting, Trainings
 from humanline_fused.tiny.sorting import Sorting
 from humanline_fused.tiny.supervised import Demonstrations, fine_tune, held_out_prompts
+from humanline_fused.tiny.trainings import Curves, Loss, Setting, Trainings
 
 __all__ = [
     "Curves",

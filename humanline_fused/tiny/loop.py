@@ -12,8 +12,8 @@ from torch import Tensor
 from humanline_fused.tiny.adamw import AdamW, clipped_gradients
 from humanline_fused.tiny.losses import LOSSES, Samples, Scored
 from humanline_fused.tiny.policies import Parameters, chosen_logp, gumbel, overwritten, rows
-from humanline_fused.tiny.setting import Curves, Setting, Trainings
 from humanline_fused.tiny.supervised import held_out_prompts
+from humanline_fused.tiny.trainings import Curves, Setting, Trainings
 
 WARM_UP = 0.1
 """Share of the steps over which the learning rate rises."""
