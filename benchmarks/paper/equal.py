@@ -41,9 +41,7 @@ def above(rows: list[Run], objective: str, arm: str, reward: float) -> str:
     mine = [row for row in rows if (row.phase, row.objective, row.arm) == ("tuning", objective, arm)]
     by_setting: dict[tuple, list[float]] = {}
     for row in mine:
-        by_setting.setdefault((row.learning_rate, row.beta, row.epsilon, row.width, row.sync_every), []).append(
-            row.reward
-        )
+        by_setting.setdefault(row.setting, []).append(row.reward)
     means = [sum(values) / len(values) for values in by_setting.values()]
     return f"{sum(mean >= reward for mean in means)} of {len(means)}"
 

@@ -74,6 +74,19 @@ def wins(rows: Sequence[Run], arm: str, over: str, **fixed: object) -> str:
     return f"{sum(a.reward > b.reward for a, b in zip(mine, others, strict=True))}/{len(mine)}"
 
 
+def best_of_tuning(rows: Sequence[Run], arms: Sequence[str], **fixed: object) -> str:
+    """Return the arm whose best setting has the highest mean reward over all tuning seeds."""
+    means: dict[str, float] = {}
+    for arm in arms:
+        by_setting: dict[tuple[object, ...], list[float]] = {}
+        for row in rows:
+            if row.phase == "tuning" and row.arm == arm and all(getattr(row, n) == v for n, v in fixed.items()):
+                by_setting.setdefault(row.setting, []).append(row.reward)
+        most = max(map(len, by_setting.values()))
+        means[arm] = max(sum(values) / most for values in by_setting.values() if len(values) == most)
+    return max(means, key=means.__getitem__)
+
+
 def cpu_seconds(rows: Sequence[Run]) -> float:
     """Return the process seconds of all trainings."""
     return math.fsum(row.cpu_seconds or 0.0 for row in rows)

@@ -6,6 +6,7 @@ Every arm has the same number of settings. All runs, those of the tuning too, ar
 """
 
 import hashlib
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -154,6 +155,8 @@ class Comparison:
 
     def _rows(self, arm: str, phase: str, settings: Sequence[Setting], seeds: Sequence[int]) -> list[Run]:
         curves, seconds = self.curves(settings, seeds, evaluate_every=20 if phase == "final" else self.protocol.steps)
+        words = [self.experiment, self.trainings.loss, self.condition, arm]
+        print(f"{' '.join(filter(None, words))}: {phase}, {len(settings) * len(seeds)} runs", file=sys.stderr)
         names = {"experiment": self.experiment, "condition": self.condition, "objective": self.trainings.loss}
         return rows_of(curves, seconds, arm=arm, phase=phase, **names)
 
@@ -174,10 +177,5 @@ class Comparison:
 
 
 def _same(row: Run, setting: Setting) -> bool:
-    return (row.learning_rate, row.beta, row.epsilon, row.width, row.sync_every) == (
-        setting.learning_rate,
-        setting.beta,
-        setting.epsilon,
-        setting.log_epsilon_R,
-        setting.sync_every,
-    )
+    s = setting
+    return row.setting == (s.learning_rate, s.beta, s.epsilon, s.log_epsilon_R, s.sync_every)

@@ -58,6 +58,11 @@ class Run:
     steps: tuple[int, ...] = ()
     rewards: tuple[float, ...] = ()
 
+    @property
+    def setting(self) -> tuple[object, ...]:
+        """What an arm is tuned over."""
+        return (self.learning_rate, self.beta, self.epsilon, self.width, self.sync_every)
+
 
 def rows_of(
     curves: Curves, seconds: float, *, experiment: str, phase: str, condition: str, arm: str, objective: Loss
