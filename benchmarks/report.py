@@ -2,7 +2,8 @@
 
 ``<!-- benchmarks: benchmarks/results/cpu.csv dpo full -->`` is followed by the rows of that file whose case and mode
 are among the words, by all rows where there is no word. The name may be a pattern of names; where no file has such a
-name yet, the document says so. ``<!-- benchmarks: floors logits -->`` (or ``head``) is followed by the cases' floors.
+name yet, the document says so. ``<!-- benchmarks: floors logits -->`` (or ``head``) is followed by the cases' floors,
+``<!-- benchmarks: paper equal -->`` by the text of an experiment (``claims``: by the table of the paper's claims).
 """
 
 import importlib
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.results import ROOT, first_column
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs/performance.md", ROOT / "docs/data.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs/performance.md", ROOT / "docs/data.md", ROOT / "docs/paper.md")
 BEGIN, END = "<!-- benchmarks: {} -->", "<!-- end of benchmarks -->"
 
 TABLES = {
@@ -40,6 +41,10 @@ def _marked(match: re.Match[str]) -> str:
         from benchmarks.kernels.figures import floors
 
         tables = [floors(*words)]
+    elif pattern == "paper":
+        from benchmarks.paper.document import marked
+
+        tables = [marked(*words)]
     else:
         tables = [table(file, words) for file in sorted(ROOT.glob(pattern))]
     filled = "\n\n".join(tables) or f"*Not measured yet: no file is called `{pattern}`.*"

@@ -13,10 +13,9 @@ import torch
 
 from benchmarks.machine import environment
 from benchmarks.paper.catalogue import EXPERIMENTS
+from benchmarks.paper.document import FOLDER, IMAGES
 from benchmarks.paper.experiment import Experiment
-from benchmarks.results import RESULTS, ROOT, read, write
-
-FOLDER, IMAGES = RESULTS / "paper", ROOT / "docs/images/paper"
+from benchmarks.results import read, write
 
 
 def main(arguments: list[str]) -> None:

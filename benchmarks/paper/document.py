@@ -1,0 +1,64 @@
+"""Text and tables of docs/paper.md, made from the results."""
+
+from pathlib import Path
+
+from benchmarks.paper.catalogue import EXPERIMENTS
+from benchmarks.paper.experiment import Experiment
+from benchmarks.results import RESULTS, ROOT, Facts, read
+from benchmarks.tables import piped
+
+FOLDER, IMAGES = RESULTS / "paper", ROOT / "docs/images/paper"
+
+
+def marked(name: str) -> str:
+    """Return what stands at a mark: the table of the ``claims``, or the text of an experiment."""
+    return claims() if name == "claims" else section(EXPERIMENTS[name])
+
+
+def claims() -> str:
+    """Return a table of the paper's claims, with our figures and verdicts."""
+    lines = []
+    for experiment in EXPERIMENTS.values():
+        if not experiment.claims or not _file(experiment).is_file():
+            continue
+        rows = _results(experiment)[1]
+        for claim in experiment.claims:
+            lines.append(
+                {
+                    "the paper's claim": claim.text,
+                    "its figure": claim.paper,
+                    "ours": claim.ours(rows),
+                    "verdict": f"**{claim.verdict(rows)}**",
+                    "why, as far as we know": claim.why,
+                    "command": f"[`{experiment.name}`](#{anchor(experiment)})",
+                }
+            )
+    return piped(lines) if lines else "*No experiment has been run yet.*"
+
+
+def section(experiment: Experiment) -> str:
+    """Return the text of an experiment with its figure, and where its numbers come from."""
+    if not _file(experiment).is_file():
+        return f"*Not run yet: `python -m benchmarks paper {experiment.name}`.*"
+    facts, rows = _results(experiment)
+    source = (
+        f"`python -m benchmarks paper {experiment.name}` wrote `{_file(experiment).relative_to(ROOT)}`: "
+        f"{facts['machine']}; torch {facts['torch']}; {facts['cpu_seconds']} CPU seconds; "
+        f"protocol `{facts['protocol']}`."
+    )
+    picture = f"![{experiment.title}](images/paper/{experiment.name}.png)"
+    return "\n\n".join([experiment.paragraph(rows), picture, source])
+
+
+def anchor(experiment: Experiment) -> str:
+    """Return the heading's anchor, as GitHub makes it."""
+    kept = "".join(letter for letter in experiment.title.lower() if letter.isalnum() or letter in " -_")
+    return kept.replace(" ", "-")
+
+
+def _file(experiment: Experiment) -> Path:
+    return FOLDER / f"{experiment.name}.csv"
+
+
+def _results(experiment: Experiment) -> tuple[Facts, list]:
+    return read(_file(experiment), experiment.kind)
