@@ -2,47 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
-
-import torch
 
 from benchmarks.paper.run_rows import Run
-
-FEWEST = 6
-"""Seeds that a bootstrap needs: fewer give intervals that are too short."""
-
-
-class Interval(NamedTuple):
-    """A mean with its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    @property
-    def signed(self) -> str:
-        """The same with signs, for differences."""
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
-
-
-def bootstrap(values: Sequence[float], resamples: int = 10_000) -> Interval:
-    """Return the mean over seeds with its 95 % percentile interval. For a comparison give paired differences.
-
-    Raises:
-        ValueError: fewer than six values.
-
-    >>> bootstrap([1.0] * 6)
-    Interval(mean=1.0, low=1.0, high=1.0)
-    """
-    if len(values) < FEWEST:
-        raise ValueError(f"expected at least {FEWEST} seeds for a bootstrap, got {len(values)}")
-    given = torch.tensor(values, dtype=torch.float64)
-    draws = torch.randint(len(values), (resamples, len(values)), generator=torch.Generator().manual_seed(0))
-    means = given[draws].mean(1)
-    return Interval(float(given.mean()), float(means.quantile(0.025)), float(means.quantile(0.975)))
+from humanline_fused.tiny import Interval, bootstrap
 
 
 def final(rows: Sequence[Run], **fixed: object) -> list[Run]:

@@ -4,6 +4,7 @@ A policy's curve depends on its setting and seed only, not on the others that tr
 the same prompts and the same noise of sampling, so that their differences are paired.
 """
 
+import time
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -87,6 +88,8 @@ class _Loop:
         self.series: dict[str, list[Tensor]] = {
             name: [] for name in ("surplus", "mean_ratio", "logp", "clamped", "norm", "reward", "length")
         }
+        self.spent = {"sampling": 0.0, "training": 0.0}
+        self.clock: list[tuple[float, float]] = []
 
     def _numbers(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values).repeat_interleave(len(self.seeds))
@@ -105,6 +108,7 @@ class _Loop:
         self._evaluate()
         shape = (len(self.settings), len(self.seeds))
         series = {name: torch.stack(values, -1).unflatten(0, shape) for name, values in self.series.items() if values}
+        seconds = torch.tensor(self.clock).T[:, None].expand(-1, len(self.settings), -1) / len(self.runs)
         return Curves(
             settings=self.settings,
             seeds=self.seeds,
@@ -117,9 +121,12 @@ class _Loop:
             unclamped=1 - series["clamped"].mean(-1),
             grad_norm=series["norm"].mean(-1),
             parameters=self.policy,
+            sampling_seconds=seconds[0],
+            training_seconds=seconds[1],
         )
 
     def _evaluate(self) -> None:
+        self.clock.append((self.spent["sampling"], self.spent["training"]))
         prompts = self.held_out[self.seed_of_run]
         self.series["reward"].append(self.policies.expected_reward(self.policy, prompts))
         if self.task.filler:
@@ -130,11 +137,13 @@ class _Loop:
             self.series["length"].append(self.task.loss_mask(answers).float().sum(-1).mean(-1))
 
     def _step(self, step: int) -> None:
+        began = time.process_time()
         fresh = self._flags([bool(s.resample_every) and step % (s.resample_every or 1) == 0 for s in self.settings])
         if step and fresh.any():
             self.writer = overwritten(self.writer, fresh, self.policy)
             self.reference = overwritten(self.reference, fresh & self.follows, self.policy)
         samples = self._samples(step)
+        drawn = time.process_time()
         for parameter in self.policy.values():
             parameter.requires_grad_()
         losses = self._losses(samples)
@@ -147,6 +156,8 @@ class _Loop:
             self.reference = overwritten(self.reference, synced, self.policy)
         self.optimizer.step(gradients, min(1.0, (step + 1) / max(1.0, WARM_UP * self.trainings.steps)))
         self.series["norm"].append(norm)
+        self.spent["sampling"] += drawn - began
+        self.spent["training"] += time.process_time() - drawn
 
     def _samples(self, step: int) -> Samples:
         """Return the samples of a step; in a later epoch, those of the first."""

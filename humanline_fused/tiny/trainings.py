@@ -106,6 +106,8 @@ class Curves:
         unclamped: share of tokens within humanline's bounds, mean over the steps, [A, S].
         grad_norm: before clipping, mean over the steps, [A, S].
         parameters: of the trained policies, A · S of them.
+        sampling_seconds, training_seconds: CPU seconds of the process before each evaluation, [A, E]: for prompts,
+            samples and rewards, and for the updates; divided by the policies that trained at once.
     """
 
     settings: Sequence[Setting]
@@ -119,6 +121,8 @@ class Curves:
     unclamped: Tensor
     grad_norm: Tensor
     parameters: Parameters
+    sampling_seconds: Tensor
+    training_seconds: Tensor
 
     @classmethod
     def joined(cls, parts: Sequence["Curves"]) -> "Curves":
@@ -126,7 +130,10 @@ class Curves:
         first = parts[0]
         joined = {
             name: torch.cat([getattr(part, name) for part in parts])
-            for name in ("reward", "surplus", "mean_ratio", "logp", "unclamped", "grad_norm")
+            for name in (
+                *("reward", "surplus", "mean_ratio", "logp", "unclamped", "grad_norm"),
+                *("sampling_seconds", "training_seconds"),
+            )
         }
         lengths = [part.length for part in parts if part.length is not None]
         return cls(
