@@ -12,7 +12,13 @@ from pathlib import Path
 
 from benchmarks.results import ROOT, first_column
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs/performance.md", ROOT / "docs/data.md", ROOT / "docs/paper.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "docs/performance.md",
+    ROOT / "docs/data.md",
+    ROOT / "docs/paper.md",
+    ROOT / "docs/choosing.md",
+)
 BEGIN, END = "<!-- benchmarks: {} -->", "<!-- end of benchmarks -->"
 
 TABLES = {

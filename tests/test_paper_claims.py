@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.paper import ablation, budget, cadence, document, equal
+from benchmarks.paper.choosing import ADVICE, Advice
 from benchmarks.paper.intervals import best_of_tuning, bootstrap, gain, wins
 from benchmarks.paper.run_rows import Run
-from benchmarks.results import write
+from benchmarks.results import read, write
 
 SEEDS = range(800, 808)
 BASE = Run("equal", "final", "", "plain", "dpo", 800, 1e-3, 0.1, 0.2, math.inf, None, None, 0.4, 0.5, 0.5)
@@ -165,3 +166,9 @@ def test_a_section_has_text_picture_and_source(tmp_path: Path, monkeypatch: pyte
     assert picture == "![Equal tuning](images/paper/equal.png)"
     assert "a CPU; torch 2.13; 7 CPU seconds; protocol `abc`" in source
     assert "[`equal`](#equal-tuning)" in document.claims()
+
+
+@pytest.mark.parametrize("advice", ADVICE, ids=lambda advice: f"{advice.experiment}, {advice.setting}")
+def test_the_committed_results_support_the_advice(advice: Advice):
+    file = document.FOLDER / f"{advice.experiment}.csv"
+    assert advice.holds(read(file, Run)[1])

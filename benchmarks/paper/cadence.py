@@ -62,7 +62,8 @@ def figure(rows: list[Run], image: Path) -> None:
     save(figure, image)
 
 
-def _best(rows: list[Run], objective: str, width: float) -> int:
+def best_cadence(rows: list[Run], objective: str, width: float) -> int:
+    """Return the best k of a width in the tuning."""
     names = {name(k, width): k for k in _cadences(rows)}
     return names[best_of_tuning(rows, list(names), objective=objective)]
 
@@ -71,7 +72,7 @@ def paragraph(rows: list[Run]) -> str:
     lines = []
     for objective in OBJECTIVES:
         for width in WIDTHS:
-            k = _best(rows, objective, width)
+            k = best_cadence(rows, objective, width)
             ours = gain(rows, name(k, width), "plain", objective=objective).signed
             one = gain(rows, name(1, width), "plain", objective=objective).signed
             text = f"k = 1 against plain {one}; the best k of the tuning, {k}, against plain {ours}"

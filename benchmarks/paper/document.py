@@ -1,8 +1,9 @@
-"""Text and tables of docs/paper.md, made from the results."""
+"""Text and tables of docs/paper.md and docs/choosing.md, made from the results."""
 
 from pathlib import Path
 
 from benchmarks.paper.catalogue import EXPERIMENTS
+from benchmarks.paper.choosing import ADVICE
 from benchmarks.paper.experiment import Experiment
 from benchmarks.results import RESULTS, ROOT, Facts, read
 from benchmarks.tables import piped
@@ -11,8 +12,9 @@ FOLDER, IMAGES = RESULTS / "paper", ROOT / "docs/images/paper"
 
 
 def marked(name: str) -> str:
-    """Return what stands at a mark: the table of the ``claims``, or the text of an experiment."""
-    return claims() if name == "claims" else section(EXPERIMENTS[name])
+    """Return what stands at a mark: the table of the ``claims``, of ``choosing``, or the text of an experiment."""
+    tables = {"claims": claims, "choosing": choosing}
+    return tables[name]() if name in tables else section(EXPERIMENTS[name])
 
 
 def claims() -> str:
@@ -33,6 +35,16 @@ def claims() -> str:
                     "command": f"[`{experiment.name}`](#{anchor(experiment)})",
                 }
             )
+    return piped(lines) if lines else "*No experiment has been run yet.*"
+
+
+def choosing() -> str:
+    """Return the table of docs/choosing.md."""
+    lines = []
+    for advice in ADVICE:
+        experiment = EXPERIMENTS[advice.experiment]
+        if _file(experiment).is_file():
+            lines.append(advice.line(_results(experiment)[1], f"[{experiment.name}](paper.md#{anchor(experiment)})"))
     return piped(lines) if lines else "*No experiment has been run yet.*"
 
 

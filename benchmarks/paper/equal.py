@@ -62,9 +62,35 @@ def closed(rows: list[Run], objective: str) -> tuple[Interval, Interval]:
     return gain(rows, "humanline", "plain", objective=objective), gain(rows, "online", "plain", objective=objective)
 
 
+def edges(rows: list[Run], objective: str) -> list[str]:
+    """Return the arms whose chosen learning rate is the lowest or highest of their grid."""
+    found = []
+    for arm in ARMS:
+        rates = {row.learning_rate for row in rows if (row.objective, row.arm, row.phase) == (objective, arm, "tuning")}
+        rate = final(rows, objective=objective, arm=arm)[0].learning_rate
+        if rate in (min(rates), max(rates)):
+            found.append(f"{objective.upper()} {arm} (lr {rate:g})")
+    return found
+
+
+def summary(rows: list[Run]) -> str:
+    """Return in a sentence where humanline loses to plain, and where it gains."""
+    gains = {o.upper(): gain(rows, "humanline", "plain", objective=o) for o in OBJECTIVES}
+    words = [
+        ("Humanline ends below tuned plain training with", [o for o, one in gains.items() if one.high < 0]),
+        ("no difference that the seeds can show with", [o for o, one in gains.items() if one.low <= 0 <= one.high]),
+        ("above it with", [o for o, one in gains.items() if one.low > 0]),
+    ]
+    text = "; ".join(f"{word} {', '.join(names)}" for word, names in words if names)
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def paragraph(rows: list[Run]) -> str:
-    lines = ["| | plain | humanline | online | humanline − plain | settings ≥ .8: plain, humanline, online |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = [summary(rows), ""]
+    lines += [
+        "| | plain | humanline | online | humanline − plain | settings ≥ .8: plain, humanline, online |",
+        "|---|---|---|---|---|---|",
+    ]
     for objective in OBJECTIVES:
         cells = [f"{mean_reward(rows, objective=objective, arm=arm)} ({chosen(rows, objective, arm)})" for arm in ARMS]
         shares = ", ".join(above(rows, objective, arm, 0.8) for arm in ARMS)
@@ -72,10 +98,10 @@ def paragraph(rows: list[Run]) -> str:
         cells += [f"{ours}, {wins(rows, 'humanline', 'plain', objective=objective)} seeds", shares]
         lines.append(f"| {objective.upper()} | {' | '.join(cells)} |")
     seeds = len({row.seed for row in rows if row.phase == "final"})
-    lines.append("")
-    lines.append(
-        f"48 settings for every arm, {seeds} final seeds; {len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds."
-    )
+    at_edge = [name for objective in OBJECTIVES for name in edges(rows, objective)]
+    more = f" The tuning chose an end of the grid of learning rates for {', '.join(at_edge)}." if at_edge else ""
+    made = f"{len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds"
+    lines += ["", f"48 settings for every arm, {seeds} final seeds; {made}.{more}"]
     return "\n".join(lines)
 
 

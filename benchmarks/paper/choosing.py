@@ -1,0 +1,162 @@
+"""Advice of docs/choosing.md: each line with the experiment it rests on, and a test of it on the results."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.paper import budget, cadence, equal
+from benchmarks.paper.ablation import BOTH_ONLINE, OBJECTIVES, best
+from benchmarks.paper.intervals import final, gain
+from benchmarks.paper.run_rows import Run
+from benchmarks.tables import Line
+
+Rows = list[Run]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One line of the table.
+
+    Attributes:
+        setting: what is chosen.
+        text: the advice.
+        experiment: name of the experiment it rests on.
+        evidence: our figure, from the rows.
+        holds: True if the rows support the advice.
+    """
+
+    setting: str
+    text: str
+    experiment: str
+    evidence: Callable[[Rows], str]
+    holds: Callable[[Rows], bool]
+
+    def line(self, rows: Rows, link: str) -> Line:
+        """Return the line of the table."""
+        return {"choose": self.setting, "advice": self.text, "evidence": f"{self.evidence(rows)} ({link})"}
+
+
+def _rate(rows: Rows, objective: str, arm: str) -> float:
+    return final(rows, objective=objective, arm=arm)[0].learning_rate
+
+
+def _rates(rows: Rows) -> str:
+    return "best learning rates: " + "; ".join(
+        f"{o.upper()} plain {_rate(rows, o, 'plain'):g}, clamp {_rate(rows, o, 'clamp'):g}, "
+        f"{best(rows, o, 'both')} {_rate(rows, o, best(rows, o, 'both')):g}"
+        for o in OBJECTIVES
+    )
+
+
+def _width(rows: Rows, objective: str, k: int | None) -> float:
+    """Return the best width of a cadence."""
+    found = {width: value for (other, width), value in budget.grid(rows, objective).items() if other == k}
+    return max(found, key=found.__getitem__)
+
+
+def _widths(rows: Rows) -> str:
+    def of(objective: str) -> str:
+        return ", ".join(
+            f"{'never' if k is None else f'k = {k}'} ±{_width(rows, objective, k):g}" for k in budget.CADENCES
+        )
+
+    return "best widths: " + "; ".join(f"{o.upper()}: {of(o)}" for o in budget.OBJECTIVES)
+
+
+def _cadences(rows: Rows) -> str:
+    def of(objective: str, width: float) -> str:
+        k = cadence.best_cadence(rows, objective, width)
+        first = gain(rows, cadence.name(1, width), "plain", objective=objective).mean
+        return f"±{width:g}: k = 1 {first:+.2f}, k = {k} {_gain(rows, objective, k, width):+.2f}"
+
+    lines = (f"{o.upper()} {'; '.join(of(o, w) for w in cadence.WIDTHS)}" for o in cadence.OBJECTIVES)
+    return "gain over plain: " + "; ".join(lines)
+
+
+def _gain(rows: Rows, objective: str, k: int, width: float) -> float:
+    return gain(rows, cadence.name(k, width), "plain", objective=objective).mean
+
+
+def _beta(rows: Rows) -> str:
+    chosen = ((o, equal.chosen(rows, o, "plain")) for o in equal.OBJECTIVES)
+    return "plain's best of 48: " + "; ".join(f"{o.upper()} {setting}" for o, setting in chosen)
+
+
+def _losses(rows: Rows) -> str:
+    return "humanline − plain, both tuned: " + "; ".join(
+        f"{o.upper()} {gain(rows, 'humanline', 'plain', objective=o).signed}" for o in equal.OBJECTIVES
+    )
+
+
+def _shares(rows: Rows) -> str:
+    return "settings of 48 that reach .8 (plain, humanline): " + "; ".join(
+        f"{o.upper()} {equal.above(rows, o, 'plain', 0.8)}, {equal.above(rows, o, 'humanline', 0.8)}"
+        for o in equal.OBJECTIVES
+    )
+
+
+def _more(text: str) -> int:
+    return int(text.split()[0])
+
+
+def _online(rows: Rows) -> str:
+    return "online with clamp and sync − online: " + "; ".join(
+        f"{o.upper()} {gain(rows, BOTH_ONLINE, 'online', objective=o).signed}" for o in OBJECTIVES
+    )
+
+
+ADVICE = (
+    Advice(
+        "the loss",
+        "Try humanline with DPO first, then GRPO. KTO has a saturating loss of its own: tune it plain.",
+        "equal",
+        _losses,
+        lambda rows: (
+            gain(rows, "humanline", "plain", objective="dpo").low > 0
+            and gain(rows, "humanline", "plain", objective="kto").mean
+            < gain(rows, "humanline", "plain", objective="grpo").mean
+        ),
+    ),
+    Advice(
+        "β, ε",
+        "Tune them for the plain loss: its best value may be far from the usual .1 (ε .2).",
+        "equal",
+        _beta,
+        lambda rows: final(rows, objective="dpo", arm="plain")[0].beta > 0.1,
+    ),
+    Advice(
+        "learning rate",
+        "Tune it again after every change of clamp or k, over at least a factor of ten.",
+        "ablation",
+        _rates,
+        lambda rows: any(_rate(rows, o, "plain") != _rate(rows, o, best(rows, o, "both")) for o in OBJECTIVES),
+    ),
+    Advice(
+        "learning rate",
+        "If you can afford few settings, humanline DPO forgives a wrong one more often than plain DPO.",
+        "equal",
+        _shares,
+        lambda rows: _more(equal.above(rows, "dpo", "humanline", 0.8)) > _more(equal.above(rows, "dpo", "plain", 0.8)),
+    ),
+    Advice(
+        "width",
+        "The rarer the syncs, the wider. The paper's ±1.5 is wide for the log-ratios of one k.",
+        "budget",
+        _widths,
+        lambda rows: all(_width(rows, o, None) >= _width(rows, o, 25) for o in budget.OBJECTIVES),
+    ),
+    Advice(
+        "k",
+        "Begin with a k of a quarter to a half of the run and lower it while the failure sign stays silent. "
+        "k = 1 is a different method: a linear contrast without a trust region.",
+        "sync",
+        _cadences,
+        lambda rows: all(cadence.best_cadence(rows, o, w) > 1 for o in cadence.OBJECTIVES for w in cadence.WIDTHS),
+    ),
+    Advice(
+        "online",
+        "With fresh samples at every step leave clamp and sync off.",
+        "ablation",
+        _online,
+        lambda rows: all(gain(rows, BOTH_ONLINE, "online", objective=o).low <= 0 for o in OBJECTIVES),
+    ),
+)
