@@ -15,7 +15,15 @@ from humanline_fused.functional import (
 from humanline_fused.impl import choose_impl
 from humanline_fused.scores import LMHead, Logits, TokenLogp
 from humanline_fused.targets import shift_targets
-from humanline_fused.types import DPOOutput, GRPOOutput, HumanlineClamp, KTOOutput, TokenLogpOutput, TokenLogRatioOutput
+from humanline_fused.types import (
+    DPOOutput,
+    GRPOOutput,
+    HumanlineClamp,
+    HumanlineSampling,
+    KTOOutput,
+    TokenLogpOutput,
+    TokenLogRatioOutput,
+)
 
 __version__ = "0.1.0"
 
@@ -23,6 +31,7 @@ __all__ = [
     "DPOOutput",
     "GRPOOutput",
     "HumanlineClamp",
+    "HumanlineSampling",
     "KTOOutput",
     "LMHead",
     "Logits",

@@ -274,7 +274,7 @@ def data(argv: Sequence[str]) -> None:
     from humanline_fused.training.inspection import inspect_data, report
     from humanline_fused.training.objectives import find_objective
     from humanline_fused.training.objectives.settings import json_mapping
-    from humanline_fused.training.online.sampling import end_tokens
+    from humanline_fused.training.online.generation import end_tokens
     from humanline_fused.training.positions import position_limit
     from humanline_fused.training.run_data import refuse_losses
 

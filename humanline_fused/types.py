@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 Impl = Literal["auto", "triton", "eager"]
 """The implementation. A named one raises if it cannot run; only ``"auto"`` chooses."""
@@ -51,9 +53,71 @@ class HumanlineClamp:
 PAPER_CLAMP = HumanlineClamp()
 
 
+Ranks = ProcessGroup | Literal["local"] | None
+"""The ranks of a reduction: a group, this rank alone (``"local"``), or all ranks (``None``)."""
+
+
+@dataclass(frozen=True, eq=False)
+class HumanlineSampling:
+    """Humanline sampling: each token is kept with a random threshold, or its gradient is stopped.
+
+    A token's value stays in the loss. It has no gradient if ``π_θ/π_ref < M_P B_P`` or ``π_ref/π_θ < M_R B_R``, with
+    ``B_P ~ Beta(gamma_P, beta_P)`` and ``B_R ~ Beta(gamma_R, beta_R)``, drawn for each token and call (docs/math.md,
+    equation 23). With β = 1 the kept tokens of the reference are distributed as ``π_ref^(1 − g) π_θ^g``,
+    ``g = gamma_P − gamma_R``.
+
+    Args:
+        gamma_P, gamma_R: ≥ 0; 0 keeps every token on that side.
+        beta_P, beta_R: > 0.
+        generator: source of the draws; None is torch's default generator of the device. A generator on the CPU gives
+            the same draws on every device. Ranks that hold slices of one vocabulary (``LMHead(group=...)``) need
+            generators of one seed.
+        draws: log B_P and log B_R, [2, B, T], float64, drawn ahead
+            (:func:`humanline_fused.perception.sampling.log_draws`). None: this call draws them.
+        maxima: M_P and M_R, numbers ≥ 1 or tensors []. None: the largest ratio, and the largest inverse ratio, among
+            the tokens that count in this call, at least 1. They decide how many tokens are kept, so give those of the
+            whole step where a call sees a part of it.
+        group: the ranks whose tokens the maxima of None are taken over; each must make the call.
+
+    Raises:
+        ValueError: a number lies outside its interval.
+
+    Source: arXiv 2509.24207, section 4; the defaults are the last that the authors published.
+
+    >>> HumanlineSampling().gamma_P
+    0.5
+    """
+
+    gamma_P: float = 0.5
+    beta_P: float = 1.0
+    gamma_R: float = 0.01
+    beta_R: float = 1.0
+    generator: torch.Generator | None = None
+    draws: Tensor | None = None
+    maxima: tuple[Tensor | float, Tensor | float] | None = None
+    group: Ranks = None
+
+    def __post_init__(self) -> None:
+        for name in ("gamma_P", "beta_P", "gamma_R", "beta_R"):
+            number, least = getattr(self, name), "> 0" if name.startswith("beta") else ">= 0"
+            is_number = not isinstance(number, bool) and isinstance(number, int | float)
+            if not is_number or not 0 <= number < math.inf or (least == "> 0" and number == 0):
+                raise ValueError(f"{name}: expected a finite number {least}, got {number!r}")
+        for name, maximum in zip(("M_P", "M_R"), self.maxima or (), strict=False):
+            if not isinstance(maximum, Tensor) and not 1 <= maximum < math.inf:
+                raise ValueError(f"maxima: expected {name} >= 1, got {maximum!r}")
+
+
+Perception = Literal["clamp", "sampling"] | HumanlineSampling
+"""Humanline's form: the clamp, or sampling with its default settings or with those given."""
+
+
 @dataclass(frozen=True, eq=False)
 class ClampedOutput:
     """Results that all operations with a clamp share, detached.
+
+    With humanline sampling, ``clamped_low_fraction`` is the share of tokens rejected because their ratio is small,
+    ``clamped_high_fraction`` the share of the other rejected tokens, and ``unclamped_fraction`` the share that is kept.
 
     Attributes:
         logp: log-probs of the targets under the policy, [B, T], nats, 0 where the mask is False.

@@ -24,7 +24,10 @@ STEPS, SAVED = 8, 4
 """With sync_every=3 the checkpoint has the scores of steps 4 to 6 but not of step 7, and a copied reference differs
 from both the saved and the initial policy."""
 
-WHOLE: dict[str, dict[str, Any]] = {f"{objective} lookahead": {} for objective in OBJECTIVES} | {"dpo copy": {}}
+WHOLE: dict[str, dict[str, Any]] = {f"{objective} lookahead": {} for objective in OBJECTIVES} | {
+    "dpo copy": {},
+    "grpo lookahead sampling": {"perception": "sampling"},
+}
 TWO_ONLY: dict[str, dict[str, Any]] = {
     "kto copy": {},
     "grpo copy": {},

@@ -14,9 +14,9 @@ from humanline_fused.training.data.batch import collate
 from humanline_fused.training.data.examples import Example, Sample
 from humanline_fused.training.data.plan import BatchSizes, RoundPlan
 from humanline_fused.training.objectives import find_objective
+from humanline_fused.training.online.generation import Sampling, sample
 from humanline_fused.training.online.reward import RolloutError
 from humanline_fused.training.online.rollout import fill, logged_groups
-from humanline_fused.training.online.sampling import Sampling, sample
 from humanline_fused.training.run.checkpoint import newest_complete
 from tests.tiny_model import WORDS, records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer
 

@@ -8,9 +8,10 @@ from torch import Tensor
 from humanline_fused import validation
 from humanline_fused.dispatch import layer_for, loss_of
 from humanline_fused.functional.arguments import bounds_of
+from humanline_fused.functional.perceived import perceive, sampling_of
 from humanline_fused.scores import Scores
 from humanline_fused.tokens import Tokens
-from humanline_fused.types import PAPER_CLAMP, DPOLossType, DPOOutput, HumanlineClamp, Impl
+from humanline_fused.types import PAPER_CLAMP, DPOLossType, DPOOutput, HumanlineClamp, Impl, Perception
 
 
 def dpo_loss(
@@ -24,6 +25,7 @@ def dpo_loss(
     loss_type: DPOLossType = "sigmoid",
     cu_seqlens: Tensor | None = None,
     clamp: HumanlineClamp | None = PAPER_CLAMP,
+    perception: Perception = "clamp",
     impl: Impl = "auto",
 ) -> DPOOutput:
     """DPO: ``−log σ(β (R(y_w) − R(y_l)))`` with ``R(y) = Σ_t l̃_t``, mean over pairs (docs/math.md, equation 4).
@@ -51,6 +53,7 @@ def dpo_loss(
         cu_seqlens: [B + 1], int32 or int64, for packed input: ids, scores and mask are one row [1, N], and sequence b
             is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention).
         clamp: humanline's bounds; ``None`` is plain DPO.
+        perception: ``"clamp"``; or humanline sampling instead of it, ``"sampling"`` or :class:`HumanlineSampling`.
         impl: the implementation; ``"auto"`` chooses.
 
     Returns:
@@ -74,7 +77,8 @@ def dpo_loss(
     >>> dpo_loss(Logits(logits), TokenLogp(torch.zeros(2, 1)), ids, mask, loss_type="hinge").loss.item()
     1.0
     """
-    bounds = bounds_of(clamp)
+    sampling = sampling_of(perception, clamp)
+    bounds = bounds_of(None if sampling else clamp)
     validation.check_tokens(policy, reference, target_ids, loss_mask)
     validation.check_pairs(validation.check_sequences(target_ids, cu_seqlens))
     beta = validation.check_number("beta", beta, 0)
@@ -84,6 +88,7 @@ def dpo_loss(
         validation.check_positive("beta with loss_type='ipo'", beta)
     if loss_type != "sigmoid" and label_smoothing:
         raise ValueError(f"label_smoothing: expected 0 with loss_type={loss_type!r}, got {label_smoothing}")
+    policy, reference, _, shares = perceive(policy, reference, target_ids, loss_mask, sampling, impl)
     layer = layer_for(impl, policy, reference)
     tokens = Tokens(target_ids, loss_mask, cu_seqlens, depends="pair")
     loss_of_logp = partial(
@@ -96,4 +101,4 @@ def dpo_loss(
         **bounds,
     )
     result, logp, ref_logp = loss_of(layer, policy, reference, tokens, loss_of_logp)
-    return DPOOutput(logp=logp, ref_logp=ref_logp, **result._asdict())
+    return DPOOutput(logp=logp, ref_logp=ref_logp, **result._asdict() | shares)

@@ -8,9 +8,10 @@ from torch import Tensor
 from humanline_fused import validation
 from humanline_fused.dispatch import accumulation_dtype, grpo_in_one_launch, layer_for, loss_of, per_token
 from humanline_fused.functional.arguments import bounds_of, scalar
+from humanline_fused.functional.perceived import perceive, sampling_of
 from humanline_fused.scores import LMHead, Scores
 from humanline_fused.tokens import Tokens
-from humanline_fused.types import PAPER_CLAMP, GRPOOutput, HumanlineClamp, Impl
+from humanline_fused.types import PAPER_CLAMP, GRPOOutput, HumanlineClamp, Impl, Perception
 
 
 def grpo_loss(
@@ -27,12 +28,14 @@ def grpo_loss(
     one_launch: bool = False,
     cu_seqlens: Tensor | None = None,
     clamp: HumanlineClamp | None = PAPER_CLAMP,
+    perception: Perception = "clamp",
     impl: Impl = "auto",
 ) -> GRPOOutput:
     """GRPO: ``−min(A r_t, A clip(r_t, 1 − ε, 1 + ε_high)) + β k3_t`` with ``r_t = exp(l̃_t)``, mean over tokens.
 
     The synced reference is the old policy of PPO, so there is no third model. ``k3_t`` is taken on the unclamped
-    log-ratio, so a token outside humanline's bounds still receives its gradient (docs/math.md, equations 9 to 11).
+    log-ratio, so a token outside humanline's bounds, or rejected by its sampling, still receives its gradient
+    (docs/math.md, equations 9 to 11).
 
     Args:
         policy, reference: ``Logits`` [B, T, V], ``LMHead`` [B, T, H] or ``TokenLogp`` [B, T], in any mix. No gradient
@@ -53,6 +56,7 @@ def grpo_loss(
         cu_seqlens: [B + 1], int32 or int64, for packed input: ids, scores and mask are one row [1, N], and sequence b
             is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention).
         clamp: humanline's bounds; ``None`` is plain GRPO.
+        perception: ``"clamp"``; or humanline sampling instead of it, ``"sampling"`` or :class:`HumanlineSampling`.
         impl: the implementation; ``"auto"`` chooses.
 
     Raises:
@@ -67,7 +71,8 @@ def grpo_loss(
     >>> grpo_loss(same, same, ids, mask, torch.tensor([2.0])).loss
     tensor(-2.)
     """
-    bounds = bounds_of(clamp)
+    sampling = sampling_of(perception, clamp)
+    bounds = bounds_of(None if sampling else clamp)
     validation.check_tokens(policy, reference, target_ids, loss_mask)
     num_sequences = validation.check_sequences(target_ids, cu_seqlens)
     shape = target_ids.shape if isinstance(advantages, Tensor) and advantages.ndim == 2 else [num_sequences]
@@ -83,7 +88,10 @@ def grpo_loss(
     elif num_items_in_batch is not None:
         num_items_in_batch = validation.check_number("num_items_in_batch", num_items_in_batch, 1)
     if one_launch:
+        if sampling:
+            raise ValueError("one_launch: expected False with humanline sampling, which scores before the loss")
         validation.check_one_launch(policy)
+    policy, reference, ungated, shares = perceive(policy, reference, target_ids, loss_mask, sampling, impl)
     layer = layer_for(impl, policy, reference)
     accumulation = accumulation_dtype(policy, reference)
     gradient = None
@@ -94,7 +102,7 @@ def grpo_loss(
     num_items = None
     if num_items_in_batch is not None:
         num_items = scalar(num_items_in_batch, accumulation, target_ids.device).clamp(min=1)
-    settings = {"epsilon": epsilon, "epsilon_high": epsilon_high, "beta": beta, **bounds}
+    settings = {"epsilon": epsilon, "epsilon_high": epsilon_high, "beta": beta if ungated is None else 0.0, **bounds}
     scored = None
     if one_launch:
         scored = grpo_in_one_launch(layer, policy, reference, tokens, advantages, num_items, **settings)
@@ -107,4 +115,11 @@ def grpo_loss(
             **settings,
         )
         scored = loss_of(layer, policy, reference, tokens, loss_of_logp)
-    return GRPOOutput(logp=scored.logp, ref_logp=scored.ref_logp, **scored.result._asdict())
+    result = scored.result
+    if ungated is not None and beta:
+        # The penalty of every token, rejected ones too: GRPO without advantages, its policy gradient clamped away.
+        penalty = {"epsilon": epsilon, "epsilon_high": epsilon_high, "beta": beta, **bounds_of(HumanlineClamp(0, 0))}
+        none = torch.zeros_like(advantages)
+        k3 = layer.grpo_loss(ungated, scored.ref_logp, tokens.loss_mask, none, num_items, **penalty)
+        result = result._replace(loss=result.loss + k3.loss)
+    return GRPOOutput(logp=scored.logp, ref_logp=scored.ref_logp, **result._asdict() | shares)

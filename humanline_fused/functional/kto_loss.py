@@ -11,9 +11,10 @@ from humanline_fused import eager, validation
 from humanline_fused.dispatch import accumulation_dtype, layer_for, loss_of
 from humanline_fused.functional.arguments import bounds_of, scalar
 from humanline_fused.functional.log_ratio import token_log_ratio
+from humanline_fused.functional.perceived import perceive, sampling_of
 from humanline_fused.scores import Scores
 from humanline_fused.tokens import Tokens
-from humanline_fused.types import PAPER_CLAMP, HumanlineClamp, Impl, KTOOutput
+from humanline_fused.types import PAPER_CLAMP, HumanlineClamp, Impl, KTOOutput, Perception
 
 
 def kto_kl(
@@ -68,6 +69,7 @@ def kto_loss(
     undesirable_weight: float = 1.0,
     cu_seqlens: Tensor | None = None,
     clamp: HumanlineClamp | None = PAPER_CLAMP,
+    perception: Perception = "clamp",
     impl: Impl = "auto",
 ) -> KTOOutput:
     """KTO: ``λ_D (1 − σ(β (R − z0)))`` or ``λ_U (1 − σ(β (z0 − R)))``, ``R = Σ_t l̃_t``, mean over sequences.
@@ -80,12 +82,14 @@ def kto_loss(
         target_ids: [B, T], int64 or int32.
         loss_mask: [B, T], bool. A sequence without any token that counts is left out of the mean.
         desirable: [B], bool.
-        kl: z0 from :func:`kto_kl`, [] or a number, nats, ≥ 0; no gradient flows into it.
+        kl: z0 from :func:`kto_kl` (of ``clamp=None`` beside humanline sampling, which would only stop its gradient), []
+            or a number, nats, ≥ 0; no gradient flows into it.
         beta: weight of the implicit reward.
         desirable_weight, undesirable_weight: λ_D and λ_U.
         cu_seqlens: [B + 1], int32 or int64, for packed input: ids, scores and mask are one row [1, N], and sequence b
             is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention).
         clamp: humanline's bounds; ``None`` is plain KTO.
+        perception: ``"clamp"``; or humanline sampling instead of it, ``"sampling"`` or :class:`HumanlineSampling`.
         impl: the implementation; ``"auto"`` chooses.
 
     Raises:
@@ -100,7 +104,8 @@ def kto_loss(
     >>> kto_loss(same, same, ids, mask, torch.tensor([True]), kl=0.0).loss
     tensor(0.5000)
     """
-    bounds = bounds_of(clamp)
+    sampling = sampling_of(perception, clamp)
+    bounds = bounds_of(None if sampling else clamp)
     validation.check_tokens(policy, reference, target_ids, loss_mask)
     num_sequences = validation.check_sequences(target_ids, cu_seqlens)
     validation.check_tensor("desirable", desirable, [num_sequences], (torch.bool,), target_ids.device)
@@ -111,6 +116,7 @@ def kto_loss(
         validation.check_tensor("kl", kl, [], validation.FLOATS, target_ids.device)
     else:
         kl = validation.check_number("kl", kl, 0)
+    policy, reference, _, shares = perceive(policy, reference, target_ids, loss_mask, sampling, impl)
     layer = layer_for(impl, policy, reference)
     tokens = Tokens(target_ids, loss_mask, cu_seqlens, depends="sequence")
     z0 = scalar(kl, accumulation_dtype(policy, reference), target_ids.device)
@@ -126,4 +132,4 @@ def kto_loss(
         **bounds,
     )
     result, logp, ref_logp = loss_of(layer, policy, reference, tokens, loss_of_logp)
-    return KTOOutput(logp=logp, ref_logp=ref_logp, kl=z0, **result._asdict())
+    return KTOOutput(logp=logp, ref_logp=ref_logp, kl=z0, **result._asdict() | shares)

@@ -5,9 +5,10 @@ from torch import Tensor
 from humanline_fused import eager, validation
 from humanline_fused.dispatch import layer_for, score_both
 from humanline_fused.functional.arguments import bounds_of
+from humanline_fused.functional.perceived import perceive, sampling_of
 from humanline_fused.scores import Scores
 from humanline_fused.tokens import Tokens
-from humanline_fused.types import PAPER_CLAMP, HumanlineClamp, Impl, TokenLogRatioOutput
+from humanline_fused.types import PAPER_CLAMP, HumanlineClamp, Impl, Perception, TokenLogRatioOutput
 
 
 def token_log_ratio(
@@ -17,6 +18,7 @@ def token_log_ratio(
     loss_mask: Tensor,
     *,
     clamp: HumanlineClamp | None = PAPER_CLAMP,
+    perception: Perception = "clamp",
     impl: Impl = "auto",
 ) -> TokenLogRatioOutput:
     """Each token's log-ratio ``log π_θ − log π_ref``, clamped. Any humanline loss can be computed from it.
@@ -30,6 +32,7 @@ def token_log_ratio(
         target_ids: [B, T], int64 or int32; read only where ``loss_mask`` is True.
         loss_mask: [B, T], bool: the tokens that count; on the device of the ids, or on the CPU.
         clamp: humanline's bounds; ``None`` does not clamp.
+        perception: ``"clamp"``; or humanline sampling instead of it, ``"sampling"`` or :class:`HumanlineSampling`.
         impl: the implementation; ``"auto"`` chooses.
 
     Returns:
@@ -47,18 +50,17 @@ def token_log_ratio(
     >>> out.log_ratio
     tensor([[1.5000]])
     """
-    bounds = bounds_of(clamp)
+    sampling = sampling_of(perception, clamp)
+    bounds = bounds_of(None if sampling else clamp)
     validation.check_tokens(policy, reference, target_ids, loss_mask)
+    policy, reference, _, shares = perceive(policy, reference, target_ids, loss_mask, sampling, impl)
     tokens = Tokens(target_ids, loss_mask)
     scores = score_both(layer_for(impl, policy, reference), policy, reference, tokens)
     loss_mask = tokens.loss_mask
     # N floats: a kernel would not be faster, so both implementations use this one.
     ratio = eager.clamped_log_ratio(scores.logp, scores.ref_logp, loss_mask, **bounds)
     num_tokens = loss_mask.sum().clamp(min=1)
+    clamped = {"clamped_low_fraction": ratio.low / num_tokens, "clamped_high_fraction": ratio.high / num_tokens}
     return TokenLogRatioOutput(
-        log_ratio=ratio.clamped,
-        logp=scores.logp.detach(),
-        ref_logp=scores.ref_logp,
-        clamped_low_fraction=ratio.low / num_tokens,
-        clamped_high_fraction=ratio.high / num_tokens,
+        log_ratio=ratio.clamped, logp=scores.logp.detach(), ref_logp=scores.ref_logp, **clamped | shares
     )

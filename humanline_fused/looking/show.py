@@ -8,6 +8,7 @@ from humanline_fused.looking.page import Summary, page
 from humanline_fused.looking.scored_sequences import ScoredSequence, sequences_of
 from humanline_fused.looking.stored_run import StoredRun, example_of, examples_of, open_run
 from humanline_fused.looking.token_scores import Compared, Comparison
+from humanline_fused.training.run.summary import describe_sampling
 
 
 def show_run(
@@ -93,6 +94,8 @@ def share(part: int, whole: int) -> str:
 
 def _bounds(run: StoredRun) -> str:
     clamp = run.config.humanline_clamp
+    if sampling := describe_sampling(run.config):
+        return f"none: {sampling}; its draws are not shown"
     if clamp is None:
         return "none: the clamp is off"
     low, high = clamp.log_epsilon_P, clamp.log_epsilon_R

@@ -1,6 +1,7 @@
 """Settings of a training run: transformers' TrainingArguments, humanline's own fields, and defaults for both."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -11,7 +12,13 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from humanline_fused.training.data.rows.columns import read_columns
 from humanline_fused.training.objectives.metrics import less_is_better
 from humanline_fused.training.objectives.objective import Objective
-from humanline_fused.training.objectives.settings import expect, json_mapping
+from humanline_fused.training.objectives.settings import (
+    CLAMP,
+    SAMPLING,
+    PerceptionSetting,
+    expect,
+    json_mapping,
+)
 from humanline_fused.training.objectives.table import (
     DEFAULT,
     OBJECTIVES,
@@ -230,6 +237,7 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
             self.scale_rewards = "group" if self.scale_rewards else "none"
         choices = {
             "train_on": TrainOn,
+            "perception": PerceptionSetting,
             "reference": Reference,
             "impl": Impl,
             "head": Head,
@@ -251,6 +259,7 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
         if self.dataset_num_proc is not None:
             self._expect_integer("dataset_num_proc", 1)
         HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R)
+        self._check_perception()
         self._check_rounds()
         self._refuse()
 
@@ -322,11 +331,20 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
         holds = isinstance(value, int) and not isinstance(value, bool) and value >= least
         self._expect(name, holds, f"an integer >= {least}")
 
+    def _expect_defaults(self, names: Iterable[str], where: str) -> None:
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in names:
+            self._expect(name, getattr(self, name) == defaults[name], f"{defaults[name]!r} {where}")
+
+    def _check_perception(self) -> None:
+        """Refuse settings of the clamp beside sampling, and the reverse."""
+        others = SAMPLING if self.perception == "clamp" else CLAMP
+        self._expect_defaults(others, f"with perception={self.perception!r}")
+        _ = self.humanline_sampling  # checks its settings
+
     def _check_rounds(self) -> None:
         if self.rollout_every is None:
-            defaults = {field.name: field.default for field in fields(self)}
-            for name in ROLLOUT:
-                self._expect(name, getattr(self, name) == defaults[name], f"{defaults[name]!r} without rollout_every")
+            self._expect_defaults(ROLLOUT, "without rollout_every")
             return
         for name, least in (("rollout_every", 1), ("num_generations", 2), ("max_completion_length", 1)):
             self._expect_integer(name, least)

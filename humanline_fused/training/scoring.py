@@ -91,7 +91,8 @@ class Scorer:
     def _inputs(self, scores: Scores, batch: Batch, targets: Targets, kl: Tensor | None) -> LossInputs:
         """Return the inputs of the objective's loss on a batch that has ``ref_logp``."""
         assert batch.ref_logp is not None
-        return LossInputs(scores, TokenLogp(batch.ref_logp), *targets, batch.columns, batch.num_items, kl)
+        ref = TokenLogp(batch.ref_logp)
+        return LossInputs(scores, ref, *targets, batch.columns, batch.num_items, kl, batch.sampling)
 
     @torch.no_grad()
     def _kl(self, model: nn.Module, mismatched: Batch) -> Tensor:

@@ -40,9 +40,9 @@ from humanline_fused.training.initial_scores import InitialScores
 from humanline_fused.training.objectives.metrics import Weighted, distance
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import check_parts
+from humanline_fused.training.online.generation import end_tokens
 from humanline_fused.training.online.reward import RolloutError, the_reward
 from humanline_fused.training.online.rollout import Rounds, make_rounds
-from humanline_fused.training.online.sampling import end_tokens
 from humanline_fused.training.run.checkpoint import describe_resume, step_of
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.failure_signs import FailureSigns
@@ -57,6 +57,7 @@ from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
 from humanline_fused.training.run_data import read_run_data, scales_by_batch
 from humanline_fused.training.scoring import Scorer
 from humanline_fused.training.start import KeptPadToken, check_data, load_policy, pad_token_id_of
+from humanline_fused.training.step_sampling import with_sampling
 
 
 class HumanlineTrainer(EvaluatedTrainer):
@@ -287,6 +288,9 @@ class HumanlineTrainer(EvaluatedTrainer):
         if scales_by_batch(self.args, self.objective):
             scale = batch_scale([example.reward for example in examples])
             inputs = [replace(b, columns={name: c / scale for name, c in b.columns.items()}) for b in inputs]
+        if self.args.perception == "sampling":
+            micro_batches = self.plan.window(step, self.args.process_index)
+            inputs = with_sampling(self.scorer, self._policy, inputs, micro_batches, self.train_examples, step)
         if self.args.include_num_input_tokens_seen == "no":
             self.state.num_input_tokens_seen += sum(len(e.prompt_ids) + len(c) for e in examples for c in e.completions)
         return inputs, None

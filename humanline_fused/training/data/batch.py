@@ -11,6 +11,7 @@ from torch import Tensor
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.forms import Learner
 from humanline_fused.training.data.plan import MicroBatch
+from humanline_fused.types import HumanlineSampling
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Batch:
         ref_logp: [B, T], float32, nats: the reference's log-probs; None before scoring.
         num_items: []: the divisor of a sum over tokens: tokens of the optimizer step, averaged over its
             micro-batches.
+        sampling: draws and maxima of humanline sampling; None with the clamp and in evaluation.
         index: position of the micro-batch in an evaluation.
         repeated: True if the micro-batch is a repetition that does not count.
     """
@@ -42,6 +44,7 @@ class Batch:
     kl: "Batch | None" = None
     ref_logp: Tensor | None = None
     num_items: Tensor | None = None
+    sampling: HumanlineSampling | None = None
     index: int | None = None
     repeated: bool = False
 

@@ -47,8 +47,7 @@ class DPO(Objective):
             beta=config.beta,
             label_smoothing=config.label_smoothing,
             loss_type=cast(DPOLossType, config.loss_type),
-            clamp=config.humanline_clamp,
-            impl=config.impl,
+            **inputs.perceived(config),
         )
         metrics = {"loss": Weighted.of(out.loss, len(out.rewards) // 2)}
         return result(out.loss, out, inputs, metrics | pair_metrics(out.rewards, sequence_sum(out.logp, None)))

@@ -48,8 +48,7 @@ class GRPO(Objective):
             epsilon_high=config.epsilon_high,
             beta=config.beta,
             num_items_in_batch=inputs.num_items,
-            clamp=config.humanline_clamp,
-            impl=config.impl,
+            **inputs.perceived(config),
         )
         tokens = inputs.loss_mask.sum()
         shares = {

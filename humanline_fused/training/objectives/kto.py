@@ -41,8 +41,7 @@ class KTO(Objective):
             beta=config.beta,
             desirable_weight=config.desirable_weight,
             undesirable_weight=config.undesirable_weight,
-            clamp=config.humanline_clamp,
-            impl=config.impl,
+            **inputs.perceived(config),
         )
         metrics = {"loss": Weighted.of(out.loss, len(desirable)), "kl": Weighted.of(out.kl, len(desirable))}
         logps = sequence_sum(out.logp, None)

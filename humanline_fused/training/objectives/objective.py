@@ -14,7 +14,7 @@ from humanline_fused.training.data.forms import Form
 from humanline_fused.training.data.rows.records import DataType
 from humanline_fused.training.objectives.metrics import Weighted, clamp_metrics, mean
 from humanline_fused.training.objectives.settings import LossSettings
-from humanline_fused.types import ClampedOutput
+from humanline_fused.types import ClampedOutput, HumanlineSampling
 
 Metric = Tensor | Weighted | float
 """A metric of a user-defined loss."""
@@ -32,6 +32,7 @@ class LossInputs:
         columns: as of :class:`~humanline_fused.training.data.batch.Batch`.
         num_items: [], the divisor of a sum over tokens; None: the number of tokens that count in this micro-batch.
         kl: [], nats, detached: the mean log-ratio of the mismatched pairs, ≥ 0; None for an objective without them.
+        sampling: humanline sampling in place of the clamp; None with the clamp and in evaluation.
     """
 
     policy: Scores
@@ -41,6 +42,12 @@ class LossInputs:
     columns: Mapping[str, Tensor]
     num_items: Tensor | None = None
     kl: Tensor | None = None
+    sampling: HumanlineSampling | None = None
+
+    def perceived(self, config: LossSettings) -> dict[str, Any]:
+        """Return the arguments ``clamp`` or ``perception``, and ``impl``, of every loss in :mod:`humanline_fused`."""
+        how = {"clamp": config.humanline_clamp} if self.sampling is None else {"perception": self.sampling}
+        return {**how, "impl": config.impl}
 
     @property
     def scored(self) -> tuple[Scores, TokenLogp, Tensor, Tensor]:
@@ -69,7 +76,8 @@ class ScoredTokens:
     """The inputs of a loss on log-ratios. ``log_ratio``, ``logp`` and ``ref_logp`` are 0 where the mask is False.
 
     Attributes:
-        log_ratio: [B, T], nats: ``log π_θ − log π_ref``, clamped, with a graph to the policy.
+        log_ratio: [B, T], nats: ``log π_θ − log π_ref``, clamped, with a graph to the policy; with humanline sampling
+            not clamped, and without a graph at rejected tokens.
         logp: [B, T], nats: log-probs under the policy, with a graph.
         ref_logp: [B, T], nats: log-probs under the reference.
         loss_mask: [B, T], bool: the tokens that count.
@@ -144,7 +152,7 @@ class Objective:
         """Return the loss of a micro-batch and its metrics, from any kind of scores."""
         ids, mask, impl = inputs.target_ids, inputs.loss_mask, config.impl
         logp = token_logp(inputs.policy, ids, mask, impl=impl)
-        ratio = token_log_ratio(TokenLogp(logp), inputs.reference, ids, mask, clamp=config.humanline_clamp, impl=impl)
+        ratio = token_log_ratio(TokenLogp(logp), inputs.reference, ids, mask, **inputs.perceived(config))
         num_items = mask.sum() if inputs.num_items is None else inputs.num_items
         tokens = ScoredTokens(ratio.log_ratio, logp, ratio.ref_logp, mask, inputs.columns, num_items, inputs.kl)
         given = self.loss(tokens, config)

@@ -2,9 +2,15 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from humanline_fused.types import HumanlineClamp, Impl
+from humanline_fused.types import HumanlineClamp, HumanlineSampling, Impl
+
+PerceptionSetting = Literal["clamp", "sampling"]
+SAMPLING = ("gamma_P", "beta_P", "gamma_R", "beta_R")
+"""Settings that apply only to humanline sampling."""
+CLAMP = ("clamp", "log_epsilon_P", "log_epsilon_R")
+"""Settings that apply only to the clamp."""
 
 
 @dataclass
@@ -16,6 +22,21 @@ class LossSettings:
     )
     log_epsilon_P: float = field(default=-1.5, metadata={"help": "Lower bound of the log-ratio, nats, <= 0."})
     log_epsilon_R: float = field(default=1.5, metadata={"help": "Upper bound of the log-ratio, nats, >= 0."})
+    perception: PerceptionSetting = field(
+        default="clamp",
+        metadata={
+            "help": "clamp, or sampling: humanline sampling in its place, which stops the gradient of random tokens. "
+            "It takes a further forward pass."
+        },
+    )
+    gamma_P: float = field(
+        default=0.5, metadata={"help": "sampling: B_P is drawn from Beta(gamma_P, beta_P); 0 keeps every token."}
+    )
+    beta_P: float = field(default=1.0, metadata={"help": "sampling: second parameter of B_P's distribution, > 0."})
+    gamma_R: float = field(
+        default=0.01, metadata={"help": "sampling: B_R is drawn from Beta(gamma_R, beta_R); 0 keeps every token."}
+    )
+    beta_R: float = field(default=1.0, metadata={"help": "sampling: second parameter of B_R's distribution, > 0."})
     beta: float | None = field(
         default=None,
         metadata={"help": "Weight of the implicit reward, or of the KL penalty. The default depends on the objective."},
@@ -24,8 +45,14 @@ class LossSettings:
 
     @property
     def humanline_clamp(self) -> HumanlineClamp | None:
-        """The bounds as an argument of the losses; None if ``clamp`` is off."""
-        return HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R) if self.clamp else None
+        """The bounds as an argument of the losses; None if ``clamp`` is off, or sampling takes its place."""
+        clamps = self.clamp and self.perception == "clamp"
+        return HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R) if clamps else None
+
+    @property
+    def humanline_sampling(self) -> HumanlineSampling | None:
+        """The settings of humanline sampling, without draws and maxima; None with ``perception="clamp"``."""
+        return HumanlineSampling(**{s: getattr(self, s) for s in SAMPLING}) if self.perception == "sampling" else None
 
 
 def expect(settings: object, name: str, holds: bool, expected: str) -> None:

@@ -18,8 +18,8 @@ from humanline_fused.training.data.plan import BatchSizes, RoundPlan
 from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.data.rows.records import Text
 from humanline_fused.training.objectives.objective import Objective
+from humanline_fused.training.online.generation import Sampling, end_tokens, sample
 from humanline_fused.training.online.reward import RewardFunction, RolloutError
-from humanline_fused.training.online.sampling import Sampling, end_tokens, sample
 from humanline_fused.training.run import json_lines
 from humanline_fused.training.run.clock import Clock
 

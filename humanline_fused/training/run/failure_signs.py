@@ -125,7 +125,7 @@ class FailureSigns(TrainerCallback):
     def _no_gain(self, numbers: dict[str, float], state: Any) -> None:
         unclamped = self.seen.get("humanline/unclamped", [])
         too_early = len(unclamped) < FEWEST_LINES or 2 * state.global_step < state.max_steps
-        if "loss" not in numbers or not self.config.clamp or too_early or min(unclamped) < 1:
+        if "loss" not in numbers or self.config.humanline_clamp is None or too_early or min(unclamped) < 1:
             return
         if not self._gained():
             self._warn(

@@ -13,6 +13,7 @@ from humanline_fused.training.data.findings import Severity
 from humanline_fused.training.data.prepare import PreparedData
 from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.objectives.objective import Objective
+from humanline_fused.training.objectives.settings import LossSettings
 
 
 def describe(
@@ -23,14 +24,27 @@ def describe(
     held_out: PreparedData | None,
 ) -> str:
     """Return the loss and its implementation, and the data with what a user should know of them, a line each."""
-    clamp = f"[{config.log_epsilon_P:g}, {config.log_epsilon_R:g}] nats" if config.clamp else "off"
-    loss = f"{objective.name}: clamp {clamp}, computed by {choice.impl} ({choice.why})"
+    clamp = f"clamp [{config.log_epsilon_P:g}, {config.log_epsilon_R:g}] nats" if config.clamp else "clamp off"
+    perception = describe_sampling(config) or clamp
+    loss = f"{objective.name}: {perception}, computed by {choice.impl} ({choice.why})"
     data = f"data: {train.summary()}" + (f"; held out: {held_out.summary()}" if held_out else "")
     said = train.findings.lines(Severity.LOSS, Severity.NOTE)
     said += [
         f"held out: {line}" for line in (held_out.findings.lines(Severity.LOSS, Severity.NOTE) if held_out else ())
     ]
     return "\n".join([loss, data, *(f"  {line}" for line in said)])
+
+
+def describe_sampling(config: LossSettings) -> str | None:
+    """Return one phrase on humanline sampling, or None with the clamp.
+
+    >>> describe_sampling(LossSettings(perception="sampling", gamma_P=0.7))
+    'humanline sampling, B_P ~ Beta(0.7, 1), B_R ~ Beta(0.01, 1)'
+    """
+    if config.perception == "clamp":
+        return None
+    sides = (("P", config.gamma_P, config.beta_P), ("R", config.gamma_R, config.beta_R))
+    return ", ".join(["humanline sampling", *(f"B_{side} ~ Beta({g:g}, {b:g})" for side, g, b in sides)])
 
 
 def describe_model(config: HumanlineConfig, objective: Objective, model: nn.Module, difference: float | None) -> str:
@@ -50,7 +64,7 @@ def describe_model(config: HumanlineConfig, objective: Objective, model: nn.Modu
         "adapter": f"adapter k={config.sync_every}, {as_bytes(second)} more instead of {weights}",
         "frozen": f"frozen, {weights} more",
     }[config.reference]
-    forwards = 4 if objective.mismatched else 2
+    forwards = (4 if objective.mismatched else 2) + (config.perception == "sampling")
     sync = "no sync" if config.reference == "frozen" else "first sync at step 0"
     return f"{head}; reference: {reference}; forwards per micro-batch {forwards}; {sync}"
 
