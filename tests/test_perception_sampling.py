@@ -305,11 +305,20 @@ def test_masked_tokens_are_neither_counted_nor_a_source_of_the_maxima(device):
 # Errors
 
 
-@pytest.mark.parametrize("clamp", [None, HumanlineClamp(-1.0, 1.5)])
-def test_a_clamp_beside_sampling_is_refused(objective, clamp):
-    batch = random_batch(torch.device("cpu"))
+def test_a_clamp_beside_sampling_is_refused(objective):
+    batch, clamp = random_batch(torch.device("cpu")), HumanlineClamp(-1.0, 1.5)
     with pytest.raises(ValueError, match=r"^clamp: expected none beside perception='sampling', which replaces it, got"):
         loss_of(objective, Logits(batch.logits), Logits(batch.ref_logits), batch, perception="sampling", clamp=clamp)
+
+
+def test_no_clamp_may_be_said_beside_sampling(objective):
+    batch = random_batch(torch.device("cpu"))
+    losses = []
+    for clamp in ({}, {"clamp": None}):
+        sampling = HumanlineSampling(generator=torch.Generator().manual_seed(0))
+        scores = Logits(batch.logits), Logits(batch.ref_logits)
+        losses.append(loss_of(objective, *scores, batch, perception=sampling, **clamp).loss.item())
+    assert losses[0] == losses[1]
 
 
 def test_an_unknown_perception_is_refused():

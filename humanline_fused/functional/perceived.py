@@ -39,7 +39,7 @@ def sampling_of(perception: Perception, clamp: HumanlineClamp | None) -> Humanli
         raise ValueError(
             f"perception: expected 'clamp', 'sampling' or HumanlineSampling(...), got {describe(perception)}"
         )
-    if clamp != PAPER_CLAMP:
+    if clamp not in (None, PAPER_CLAMP):
         raise ValueError(f"clamp: expected none beside perception='sampling', which replaces it, got {clamp!r}")
     return HumanlineSampling() if perception == "sampling" else perception
 
