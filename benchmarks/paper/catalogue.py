@@ -1,5 +1,7 @@
 """The experiments by name."""
 
-from benchmarks.paper import ablation, budget, cadence, equal
+from benchmarks.paper import ablation, budget, cadence, equal, stale
 
-EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in (equal, ablation, cadence, budget)}
+MODULES = (equal, ablation, cadence, budget, stale)
+
+EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}

@@ -1,5 +1,6 @@
 """One training of a tiny policy or of the Llama as a row of the results."""
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -62,6 +63,17 @@ class Run:
     def setting(self) -> tuple[object, ...]:
         """What an arm is tuned over."""
         return (self.learning_rate, self.beta, self.epsilon, self.width, self.sync_every)
+
+    @property
+    def words(self) -> str:
+        """Its settings that may have been tuned."""
+        parts = [f"lr {self.learning_rate:g}"]
+        parts.append(f"ε {self.epsilon:g}" if self.objective == "grpo" else f"β {self.beta:g}")
+        if math.isfinite(self.width):
+            parts.append(f"±{self.width:g}")
+        if self.sync_every:
+            parts.append(f"k = {self.sync_every}")
+        return ", ".join(parts)
 
 
 def rows_of(
