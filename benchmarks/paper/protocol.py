@@ -164,16 +164,18 @@ class Comparison:
         self, settings: Sequence[Setting], seeds: Sequence[int], evaluate_every: int = 20
     ) -> tuple[Curves, float]:
         """Train settings with seeds. Return their curves, and CPU seconds per run."""
-        starts = [self.start, *self.sources]
-        if self.protocol.small:
-            starts = [one.small() for one in starts]
-        trainings = replace(
-            self.trainings, policies=starts[0].policies, steps=self.protocol.steps, evaluate_every=evaluate_every
-        )
-        start, *sources = (one.of(seeds) for one in starts)
+        policies, (start, *sources) = self.writers(seeds)
+        trainings = replace(self.trainings, policies=policies, steps=self.protocol.steps, evaluate_every=evaluate_every)
         began = time.process_time()
         curves = train(trainings, settings, seeds, start, sources)
         return curves, (time.process_time() - began) / (len(settings) * len(seeds))
+
+    def writers(self, seeds: Sequence[int]) -> tuple[Policies, list[Parameters]]:
+        """Return the architecture, the initial policies of seeds and the other writers of their samples."""
+        starts = [self.start, *self.sources]
+        if self.protocol.small:
+            starts = [one.small() for one in starts]
+        return starts[0].policies, [one.of(seeds) for one in starts]
 
 
 def _same(row: Run, setting: Setting) -> bool:

@@ -87,7 +87,10 @@ def paragraph(rows: list[Run]) -> str:
         cells.append(f"{over_plain(rows, usual, condition).signed}, {wins(rows, usual, 'plain', condition=condition)}")
         lines.append(f"| {condition} | {' | '.join(cells)} |")
     seeds = len(final(rows, condition="1", arm="plain"))
-    lines += ["", f"10 settings for every arm, {seeds} final seeds; {len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds."]
+    lines += [
+        "",
+        f"10 settings for every arm, {seeds} final seeds; {len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds.",
+    ]
     return "\n".join(lines)
 
 
@@ -135,7 +138,11 @@ EXPERIMENT = Experiment(
             "k = 1 collapses on verifiable rewards, k of 12 to 24 does not",
             "collapse at k = 1",
             _collapse,
-            lambda rows: "holds" if gain(rows, "humanline k = 16", "humanline k = 1", condition="64").low > 0 else "does not hold",
+            lambda rows: (
+                "holds"
+                if gain(rows, "humanline k = 16", "humanline k = 1", condition="64").low > 0
+                else "does not hold"
+            ),
             "At k = 1 the ratio stays near 1, so nothing limits how far the policy leaves the data.",
         ),
     ),
