@@ -13,7 +13,7 @@ from humanline_fused.tiny import Loss, Policies, Setting, Sorting, Trainings
 OBJECTIVES: tuple[Loss, ...] = ("dpo", "grpo")
 WIDTHS = (0.1, 0.3, 1.0, 1.5, 3.0)
 SYNC_EVERY = 50
-LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 START = Start(Policies(Sorting(filler=6)))
 TIGHT, LOOSE = f"±{WIDTHS[0]:g}", f"±{WIDTHS[-1]:g}"
 
@@ -29,7 +29,7 @@ def run(protocol: Protocol) -> list[Run]:
     found = []
     for loss in OBJECTIVES:
         mine = arms(loss)
-        mine = {arm: settings[:2] for arm, settings in mine.items()} if protocol.small else mine
+        mine = {arm: settings[1:] for arm, settings in mine.items()} if protocol.small else mine
         found += Comparison("bounds", "", Trainings(loss), protocol, START).compare(mine)
     return found
 
@@ -125,6 +125,6 @@ EXPERIMENT = Experiment(
             "The reward here does not depend on the length; a judge's preference for long answers may.",
         ),
     ),
-    protocol=Protocol(survivors=2, final=SEEDS[:12]),
+    protocol=Protocol(survivors=2, final=SEEDS[:8]),
     arms=[arms(loss) for loss in OBJECTIVES],
 )

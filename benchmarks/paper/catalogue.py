@@ -1,7 +1,7 @@
 """The experiments by name."""
 
-from benchmarks.paper import ablation, bounds, budget, cadence, equal, quality, quartile, stale
+from benchmarks.paper import ablation, beyond, bounds, budget, cadence, equal, quality, quartile, stale
 
-MODULES = (equal, ablation, cadence, budget, stale, bounds, quartile, quality)
+MODULES = (equal, ablation, cadence, budget, stale, bounds, quartile, quality, beyond)
 
 EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}

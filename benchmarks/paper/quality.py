@@ -1,5 +1,6 @@
 """The quality of offline data: samples of the initial policy at five temperatures, and of other models."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +21,13 @@ MODELS = {
 }
 """Other models that write the data, by what they learnt from."""
 
-CADENCES = (16, 50, 100)
+CADENCES = {"grpo": (16, 50), "dpo": (50,)}
 USUAL = "humanline k = 50"
 ONLINE = "online"
 WIDTHS = (0.3, 1.5)
-LEARNING_RATES = {"grpo": (3e-4, 1e-3, 3e-3, 1e-2), "dpo": (1e-4, 3e-4, 1e-3, 3e-3)}
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+HIGHER = (1e-3, 3e-3, 1e-2)
+"""Learning rates of online training."""
 
 Source = tuple[float, tuple[Start, ...]]
 SOURCES: dict[str, Source] = {f"start, temperature {t:g}": (t, ()) for t in TEMPERATURES}
@@ -33,7 +36,7 @@ SOURCES |= {name: (1.0, (start,)) for name, start in MODELS.items()}
 
 
 def arms(loss: Loss, source: Source) -> Arms:
-    """Return eight settings of every arm: two β, ε or widths times four learning rates.
+    """Return six settings of every arm: two β, ε or widths times three learning rates.
 
     Every reference is the initial policy. Where another model wrote the data of GRPO, an arm more has that model as its
     reference, so that its ratio is an importance ratio.
@@ -43,28 +46,29 @@ def arms(loss: Loss, source: Source) -> Arms:
     made: Arms = {"plain": _regularised(usual, loss)}
     if others and loss == "grpo":
         made["plain, importance ratio"] = _regularised(replace(usual, follows_data=True), loss)
-    made["clamp"] = _bounded([clamped(width) for width in WIDTHS], loss)
-    made |= {f"humanline k = {k}": _bounded([humanline(k, width) for width in WIDTHS], loss) for k in CADENCES}
+    if loss == "grpo":
+        made["clamp"] = _bounded([clamped(width) for width in WIDTHS])
+    made |= {f"humanline k = {k}": _bounded([humanline(k, width) for width in WIDTHS]) for k in CADENCES[loss]}
     return {
         name: [replace(one, temperature=temperature, source=len(others)) for one in settings]
         for name, settings in made.items()
     }
 
 
-def _regularised(setting: Setting, loss: Loss, rates: Loss | None = None) -> list[Setting]:
-    axis = {"epsilon": (0.2, 10.0)} if loss == "grpo" else {"beta": (0.1, 8.0)}
-    return varied(setting, **axis, learning_rate=LEARNING_RATES[rates or loss])
+def _regularised(setting: Setting, loss: Loss, rates: Sequence[float] = LEARNING_RATES) -> list[Setting]:
+    axis = {"epsilon": (0.2, 10.0)} if loss == "grpo" else {"beta": (0.1, 4.0)}
+    return varied(setting, **axis, learning_rate=rates)
 
 
-def _bounded(settings: list[Setting], loss: Loss) -> list[Setting]:
-    return [one for setting in settings for one in varied(setting, learning_rate=LEARNING_RATES["grpo"])]
+def _bounded(settings: list[Setting]) -> list[Setting]:
+    return [one for setting in settings for one in varied(setting, learning_rate=LEARNING_RATES)]
 
 
 def run(protocol: Protocol) -> list[DataRun]:
     found: list[DataRun] = []
     sources = dict(list(SOURCES.items())[4:6]) if protocol.small else SOURCES
     for loss in OBJECTIVES:
-        mine = {ONLINE: _regularised(online(plain(loss)), loss, "grpo")}
+        mine = {ONLINE: _regularised(online(plain(loss)), loss, HIGHER)}
         found += _compared(protocol, loss, ONLINE, mine, (1.0, ()))
         for condition, source in sources.items():
             found += _compared(protocol, loss, condition, arms(loss, source), source)
@@ -73,7 +77,7 @@ def run(protocol: Protocol) -> list[DataRun]:
 
 def _compared(protocol: Protocol, loss: Loss, condition: str, mine: Arms, source: Source) -> list[DataRun]:
     comparison = Comparison("quality", condition, Trainings(loss), protocol, sources=source[1])
-    mine = {arm: settings[::7] for arm, settings in mine.items()} if protocol.small else mine
+    mine = {arm: settings[::5] for arm, settings in mine.items()} if protocol.small else mine
     rows = comparison.compare(mine)
     return with_diagnostics(rows, comparison, next(iter(mine.values()))[0])
 
@@ -97,7 +101,8 @@ def figure(rows: list[DataRun], image: Path) -> None:
         one.axhline(best, color=color(ONLINE), ls=":", lw=1.5, label="online")
         for arm, shade in shades.items():
             groups = [[r.reward for r in final(rows, objective=objective, condition=c, arm=arm)] for c in names]
-            line(one, range(len(names)), groups, arm, shade)
+            if all(groups):
+                line(one, range(len(names)), groups, arm, shade)
         one.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
         one.set_ylim(0, 1)
         one.set_title(objective.upper(), loc="left")
@@ -112,15 +117,14 @@ def paragraph(rows: list[DataRun]) -> str:
         better, worse = _signs(rows, objective)
         best = mean_reward(rows, objective=objective, condition=ONLINE)
         lines.append(
-            f"- {objective.upper()}: humanline (k = 50) is worse than plain on {_list(worse)}, better on {_list(better)}. "
+            f"- {objective.upper()}: humanline (k = 50) is worse than plain on {_list(worse)}, "
+            f"better on {_list(better)}. "
             f"Online training reaches {best}."
         )
     for objective in OBJECTIVES:
-        shown = ["plain", "clamp", *(f"humanline k = {k}" for k in CADENCES)]
-        lines += [
-            "",
-            f"| {objective.upper()}, source of the data | its reward | KL / token | {' | '.join(shown)} | k = 50 − plain |",
-        ]
+        shown = list(arms(objective, SOURCES["start, temperature 1"]))
+        head = [f"{objective.upper()}, source of the data", "its reward", "KL / token", *shown, "k = 50 − plain"]
+        lines += ["", f"| {' | '.join(head)} |"]
         lines.append(f"|---|---|---|{'---|' * len(shown)}---|")
         for condition in conditions(rows):
             data = final(rows, objective=objective, condition=condition, arm="plain")
@@ -139,7 +143,7 @@ def paragraph(rows: list[DataRun]) -> str:
     seeds = len(final(rows, objective="grpo", condition=ONLINE))
     lines += [
         "",
-        f"8 settings for every arm, {seeds} final seeds; {len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds.",
+        f"6 settings for every arm, {seeds} final seeds; {len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds.",
     ]
     return "\n".join(lines)
 
