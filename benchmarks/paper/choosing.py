@@ -98,6 +98,14 @@ def _more(text: str) -> int:
     return int(text.split()[0])
 
 
+def _clamp_alone(rows: Rows) -> str:
+    def of(objective: str) -> str:
+        arms = ("clamp", best(rows, objective, "sync"), best(rows, objective, "both"))
+        return ", ".join(f"{arm} {gain(rows, arm, 'plain', objective=objective).mean:+.3f}" for arm in arms)
+
+    return "gain over plain: " + "; ".join(f"{o.upper()} {of(o)}" for o in OBJECTIVES)
+
+
 def _online(rows: Rows) -> str:
     return "online with clamp and sync − online: " + "; ".join(
         f"{o.upper()} {gain(rows, BOTH_ONLINE, 'online', objective=o).signed}" for o in OBJECTIVES
@@ -136,6 +144,13 @@ ADVICE = (
         "equal",
         _shares,
         lambda rows: _more(equal.above(rows, "dpo", "humanline", 0.8)) > _more(equal.above(rows, "dpo", "plain", 0.8)),
+    ),
+    Advice(
+        "clamp, sync",
+        "Try the clamp with a frozen reference (`reference: frozen`) too: here it gave at least as much as both together.",
+        "ablation",
+        _clamp_alone,
+        lambda rows: all(gain(rows, "clamp", best(rows, o, "both"), objective=o).mean >= 0 for o in OBJECTIVES),
     ),
     Advice(
         "width",
