@@ -21,8 +21,8 @@ MODELS = {
 }
 """Other models that write the data, by what they learnt from."""
 
-CADENCES = {"grpo": (16, 50), "dpo": (50,)}
-USUAL = "humanline k = 50"
+SYNC_EVERY = 50
+USUAL = "humanline"
 ONLINE = "online"
 WIDTHS = (0.3, 1.5)
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
@@ -48,7 +48,7 @@ def arms(loss: Loss, source: Source) -> Arms:
         made["plain, importance ratio"] = _regularised(replace(usual, follows_data=True), loss)
     if loss == "grpo":
         made["clamp"] = _bounded([clamped(width) for width in WIDTHS])
-    made |= {f"humanline k = {k}": _bounded([humanline(k, width) for width in WIDTHS]) for k in CADENCES[loss]}
+    made[USUAL] = _bounded([humanline(SYNC_EVERY, width) for width in WIDTHS])
     return {
         name: [replace(one, temperature=temperature, source=len(others)) for one in settings]
         for name, settings in made.items()
@@ -117,13 +117,13 @@ def paragraph(rows: list[DataRun]) -> str:
         better, worse = _signs(rows, objective)
         best = mean_reward(rows, objective=objective, condition=ONLINE)
         lines.append(
-            f"- {objective.upper()}: humanline (k = 50) is worse than plain on {_list(worse)}, "
+            f"- {objective.upper()}: humanline (k = {SYNC_EVERY}) is worse than plain on {_list(worse)}, "
             f"better on {_list(better)}. "
             f"Online training reaches {best}."
         )
     for objective in OBJECTIVES:
         shown = list(arms(objective, SOURCES["start, temperature 1"]))
-        head = [f"{objective.upper()}, source of the data", "its reward", "KL / token", *shown, "k = 50 − plain"]
+        head = [f"{objective.upper()}, source of the data", "its reward", "KL / token", *shown, "humanline − plain"]
         lines += ["", f"| {' | '.join(head)} |"]
         lines.append(f"|---|---|---|{'---|' * len(shown)}---|")
         for condition in conditions(rows):
