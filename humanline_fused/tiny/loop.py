@@ -42,13 +42,19 @@ def train(
         at_once: policies that train at once; more need more memory.
 
     Raises:
-        ValueError: no setting or seed, or other numbers of policies than seeds.
+        ValueError: no setting or seed, other numbers of policies than seeds, a source that is not there, or fresh
+            samples where later epochs repeat the first.
     """
     if not settings or not seeds:
         raise ValueError(f"expected at least one setting and seed, got {len(settings)} and {len(seeds)}")
     for given in (start, *sources):
         if len(given["input"]) != len(seeds):
             raise ValueError(f"expected a policy for each of {len(seeds)} seeds, got {len(given['input'])}")
+    for setting in settings:
+        if not 0 <= setting.source <= len(sources):
+            raise ValueError(f"{setting.name}: expected a source from 0 to {len(sources)}, got {setting.source}")
+        if setting.resample_every and trainings.epochs > 1:
+            raise ValueError(f"{setting.name}: expected resample_every=None with {trainings.epochs} epochs")
     size = max(1, at_once // len(seeds))
     parts = [settings[first : first + size] for first in range(0, len(settings), size)]
     return Curves.joined([_Loop(trainings, part, seeds, start, sources).run() for part in parts])

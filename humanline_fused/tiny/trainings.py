@@ -52,6 +52,11 @@ class Setting:
             value = getattr(self, field_name)
             if value is not None and value < 1:
                 raise ValueError(f"{self.name}: expected {field_name} >= 1 or None, got {value}")
+        if not self.log_epsilon_P <= 0 <= self.log_epsilon_R:
+            given = f"{self.log_epsilon_P} and {self.log_epsilon_R}"
+            raise ValueError(f"{self.name}: expected log_epsilon_P <= 0 <= log_epsilon_R, got {given}")
+        if not self.temperature > 0:
+            raise ValueError(f"{self.name}: expected temperature > 0, got {self.temperature}")
 
 
 Choose = Callable[[Policies, Parameters, Tensor, Tensor], Tensor]
@@ -89,6 +94,12 @@ class Trainings:
 
     def __post_init__(self) -> None:
         check_choice("loss", self.loss, ("dpo", "kto", "grpo"))
+        if not 1 <= self.epochs <= self.steps:
+            raise ValueError(f"epochs: expected 1 to {self.steps}, one step each at least, got {self.epochs}")
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"noise: expected a probability, got {self.noise}")
+        if (self.choose is None) != (self.drawn is None):
+            raise ValueError(f"choose, drawn: expected both or neither, got {self.choose} and {self.drawn}")
 
 
 @dataclass(frozen=True)
