@@ -54,14 +54,15 @@ GROUPS = {"reward noise": 0.0, "epochs": 1.0, "digits": 5.0, "max_grad_norm": 1.
 def arms(condition: Condition) -> Arms:
     """Return six settings of every arm: two β or widths times three learning rates.
 
-    Online training has no second epoch, because its samples would no longer be the policy's own.
+    Online training has no second epoch, because its samples would no longer be the policy's own. Gradients are clipped
+    for the offline arms alone.
     """
     usual = plain("dpo")
     made = {
         "plain": varied(usual, beta=BETAS, learning_rate=LEARNING_RATES),
         "humanline": [one for width in WIDTHS for one in varied(humanline(SYNC_EVERY, width), learning_rate=HIGHER)],
     }
-    if condition.group != "epochs":
+    if condition.group not in ("epochs", "max_grad_norm"):
         made["online"] = varied(online(usual), beta=BETAS, learning_rate=HIGHER)
     return {
         arm: [replace(one, max_grad_norm=condition.max_grad_norm) for one in settings] for arm, settings in made.items()
@@ -127,7 +128,7 @@ def paragraph(rows: list[DataRun]) -> str:
     seeds = len(final(rows, condition=USUAL.name, arm="plain"))
     lines += [
         "",
-        "Later epochs repeat the samples, at 200 optimizer steps in all; online training has one epoch only. ",
+        "Later epochs repeat the samples, at 200 optimizer steps in all; online training has one epoch and one max_grad_norm. ",
     ]
     lines[-1] += (
         f"6 settings for every arm, {seeds} final seeds; {len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds."

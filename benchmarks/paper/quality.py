@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.paper.arms import clamped, humanline, online, plain, varied
+from benchmarks.paper.arms import humanline, online, plain, varied
 from benchmarks.paper.data_quality import DataRun, with_diagnostics
 from benchmarks.paper.drawing import color, line, panels, save
 from benchmarks.paper.experiment import Claim, Experiment
@@ -46,8 +46,6 @@ def arms(loss: Loss, source: Source) -> Arms:
     made: Arms = {"plain": _regularised(usual, loss)}
     if others and loss == "grpo":
         made["plain, importance ratio"] = _regularised(replace(usual, follows_data=True), loss)
-    if loss == "grpo":
-        made["clamp"] = _bounded([clamped(width) for width in WIDTHS])
     made[USUAL] = _bounded([humanline(SYNC_EVERY, width) for width in WIDTHS])
     return {
         name: [replace(one, temperature=temperature, source=len(others)) for one in settings]
@@ -95,7 +93,7 @@ def over_plain(rows: list[DataRun], objective: str, condition: str, arm: str = U
 def figure(rows: list[DataRun], image: Path) -> None:
     figure, axes = panels(len(OBJECTIVES), 5.2, 4.4)
     names = conditions(rows)
-    shades = {"plain": color("plain"), "clamp": color("clamp"), USUAL: color("humanline")}
+    shades = {"plain": color("plain"), USUAL: color("humanline")}
     for one, objective in zip(axes, OBJECTIVES, strict=True):
         best = mean_reward(rows, objective=objective, condition=ONLINE).mean
         one.axhline(best, color=color(ONLINE), ls=":", lw=1.5, label="online")
