@@ -128,7 +128,7 @@ def paragraph(rows: list[DataRun]) -> str:
     seeds = len(final(rows, condition=USUAL.name, arm="plain"))
     lines += [
         "",
-        "Later epochs repeat the samples, at 200 optimizer steps in all; online training has one epoch and one max_grad_norm. ",
+        "Later epochs repeat the samples, at 200 steps in all; online training has one epoch and max_grad_norm 1. ",
     ]
     lines[-1] += (
         f"6 settings for every arm, {seeds} final seeds; {len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds."

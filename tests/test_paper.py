@@ -1,0 +1,146 @@
+"""The paper's experiments: their rules, and the quick form of each."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.paper.arms import humanline, plain, tuned_humanline, tuned_regularisation, varied
+from benchmarks.paper.catalogue import EXPERIMENTS
+from benchmarks.paper.protocol import Comparison, Protocol, protocol_hash
+from benchmarks.paper.run_rows import Run
+from benchmarks.results import read, write
+from humanline_fused.tiny import Setting, Trainings
+
+QUICK = Protocol().quick()
+TINY = [name for name, experiment in EXPERIMENTS.items() if issubclass(experiment.kind, Run)]
+"""Experiments whose rows are trainings under a protocol."""
+
+
+def compared(*settings: Setting, protocol: Protocol = QUICK) -> list[Run]:
+    return Comparison("test", "", Trainings("dpo"), protocol).compare({"arm": list(settings)})
+
+
+# Rules
+
+
+def test_no_setting_is_tuned_with_a_final_seed():
+    with pytest.raises(ValueError, match=r"expected final seeds that no setting is tuned with, got \[900\] in both"):
+        Protocol(final=(800, 900))
+    usual = Protocol()
+    assert not {*usual.first, *usual.second} & {*usual.final}
+    assert len({*usual.first, *usual.second}) >= 6
+    assert Protocol().with_seeds(7).final == usual.final[:7]
+
+
+def test_the_hash_changes_with_every_rule_and_setting():
+    usual, setting = Protocol(), plain("dpo")
+    hashes = {
+        protocol_hash(usual, setting),
+        protocol_hash(replace(usual, survivors=9), setting),
+        protocol_hash(usual.with_seeds(8), setting),
+        protocol_hash(usual, replace(setting, learning_rate=2e-3)),
+        protocol_hash(usual, replace(setting, sync_every=2)),
+    }
+    assert len(hashes) == 5
+    assert protocol_hash(Protocol(), plain("dpo")) in hashes
+
+
+def test_the_head_of_the_results_has_the_hash_of_what_was_run():
+    experiment = EXPERIMENTS["equal"]
+    assert experiment.facts(experiment.protocol) != experiment.facts(experiment.protocol.with_seeds(7))
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto", "grpo"])
+def test_plain_and_humanline_are_tuned_over_48_different_settings(loss):
+    for settings in (tuned_regularisation(plain(loss), loss), tuned_humanline(loss)):
+        assert len(set(settings)) == len(settings) == 48
+
+
+def test_arms_with_different_numbers_of_settings_are_refused():
+    with pytest.raises(ValueError, match=r"expected the same number of settings for every arm, got \{'a': 1, 'b': 2\}"):
+        Comparison("test", "", Trainings("dpo"), QUICK).compare({"a": [plain("dpo")], "b": [plain("dpo")] * 2})
+
+
+def test_tuning_chooses_the_setting_with_the_highest_mean_reward():
+    none, good, harmful = varied(Setting("x", resample_every=1), learning_rate=(1e-9, 0.01, 10.0))
+    protocol = replace(QUICK, first=(900, 901), second=(902,), survivors=2, steps=20)
+    rows = compared(none, good, harmful, protocol=protocol)
+    final = [row for row in rows if row.phase == "final"]
+    assert {row.learning_rate for row in final} == {0.01}
+    assert sorted(row.seed for row in final) == list(protocol.final)
+    tuned = Counter(row.learning_rate for row in rows if row.phase == "tuning")
+    assert tuned == {0.01: 3, 1e-9: 3, 10.0: 2}, "two survivors see the second seeds"
+
+
+def test_a_single_setting_needs_no_tuning():
+    assert {row.phase for row in compared(humanline(2))} == {"final"}
+
+
+def test_a_row_says_what_was_trained():
+    row = compared(replace(humanline(2, 0.5), learning_rate=2e-3))[0]
+    assert (row.experiment, row.arm, row.objective, row.seed) == ("test", "arm", "dpo", 800)
+    assert (row.learning_rate, row.width, row.sync_every, row.resample_every) == (2e-3, 0.5, 2, None)
+    assert row.rewards == (row.start, row.reward)
+    assert row.steps == (0, QUICK.steps)
+    assert row.best == max(row.rewards)
+    assert row.words == "lr 0.002, β 0.1, ±0.5, k = 2"
+
+
+# Experiments
+
+
+@pytest.fixture(scope="module")
+def quick_rows():
+    kept: dict[str, list] = {}
+
+    def rows(name: str) -> list:
+        if name not in kept:
+            experiment = EXPERIMENTS[name]
+            kept[name] = experiment.run(experiment.protocol.quick())
+        return kept[name]
+
+    return rows
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_an_experiment_runs_writes_its_results_and_says_what_they_are(name, quick_rows, tmp_path: Path):
+    experiment, rows = EXPERIMENTS[name], quick_rows(name)
+    file, image = tmp_path / f"{name}.csv", tmp_path / f"{name}.png"
+    write(file, experiment.kind, experiment.facts(experiment.protocol), rows)
+    facts, again = read(file, experiment.kind)
+    assert again == rows
+    assert facts["protocol"] == protocol_hash(experiment.protocol, experiment.name, experiment.arms)
+    experiment.figure(again, image)
+    assert image.read_bytes().startswith(b"\x89PNG")
+    assert f"{len(rows)} runs" in experiment.paragraph(again)
+    for claim in experiment.claims:
+        assert claim.ours(again)
+        assert claim.verdict(again).startswith(("holds", "does not hold", "no difference"))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_arm_of_an_experiment_has_the_same_final_seeds_and_budget(name, quick_rows):
+    rows, protocol = quick_rows(name), EXPERIMENTS[name].protocol.quick()
+    seeds: dict[tuple, list[int]] = {}
+    tuning: dict[tuple, dict[str, int]] = {}
+    for row in rows:
+        group = (row.objective, row.condition)
+        assert math.isfinite(row.reward)
+        if row.phase == "final":
+            seeds.setdefault((*group, row.arm, row.setting), []).append(row.seed)
+        else:
+            counts = tuning.setdefault(group, {})
+            counts[row.arm] = counts.get(row.arm, 0) + 1
+    assert all(sorted(found) == list(protocol.final) for found in seeds.values())
+    assert all(len(set(counts.values())) == 1 for counts in tuning.values())
+
+
+def test_an_experiment_gives_the_same_rows_twice(quick_rows):
+    def measured(rows: list[Run]) -> list[Run]:
+        return [replace(row, cpu_seconds=None) for row in rows]
+
+    experiment = EXPERIMENTS["stale"]
+    assert measured(experiment.run(experiment.protocol.quick())) == measured(quick_rows("stale"))
