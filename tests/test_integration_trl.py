@@ -110,7 +110,7 @@ def test_losses_and_weights_equal_those_of_humanline_trainer_with_a_copied_refer
     for trainer in (actual, plain, oracle):
         run(trainer)
     sides = ("logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected")
-    shares = ("humanline/unclamped", "humanline/clamped_low", "humanline/clamped_high")
+    shares = tuple(f"humanline/{name}" for name in ("unclamped", "clamped_low", "clamped_high", "mean_ratio"))
     # TRL averages a step's metrics over micro-batches without weights; with one micro-batch they are comparable.
     assert_same_run(actual, plain, oracle, (*sides, *shares) if accumulation == 1 else ())
     assert min(logged(actual, "humanline/unclamped")) < 0.8

@@ -78,6 +78,7 @@ def test_missing_quantities_are_reported_for_all_runs_and_for_single_runs(
         "left out, no run logged it: margin (eval_rewards_initial/margins, rewards/margins)",
         "humanline/unclamped is not in a",
         "eval_kl_initial is not in b",
+        "left out, no run logged it: surplus surprisal (humanline/surplus)",
         str(tmp_path / "plot.png"),
     ]
     assert len(drawn) == 2

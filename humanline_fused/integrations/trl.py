@@ -220,7 +220,7 @@ class _HumanlineMixin(_BaseTrainer):
         raise NotImplementedError
 
     def _report(self, ratios: LogRatios, chosen: Tensor) -> None:
-        """Replace the log-ratios that TRL logged as log-probs by log-probs, and log the clamped shares."""
+        """Replace the log-ratios that TRL logged as log-probs by log-probs, and log ``humanline/*``."""
         assert self.model is not None
         metrics = self._metrics["train" if self.model.training else "eval"]
         out, logps = ratios.last, ratios.last.logp.sum(-1)
@@ -235,12 +235,14 @@ class _HumanlineMixin(_BaseTrainer):
             if value is not None:
                 metrics[f"logps/{side}"][-1] = value
         tokens = ratios.loss_mask.sum()
-        shares = {
+        ratio = (out.logp - out.ref_logp).exp().where(ratios.loss_mask, 0.0).sum() / tokens.clamp(min=1)
+        means = {
             "unclamped": out.unclamped_fraction,
             "clamped_low": out.clamped_low_fraction,
             "clamped_high": out.clamped_high_fraction,
+            "mean_ratio": ratio,
         }
-        for name, share in shares.items():
+        for name, share in means.items():
             value = mean(share * tokens, tokens)
             if value is not None:
                 metrics[f"humanline/{name}"].append(value)

@@ -1,4 +1,4 @@
-"""Picture of several runs: reward, margin, unclamped share and KL to the initial policy, by steps and seconds."""
+"""Picture of several runs: reward, margin, unclamped share, KL and surplus surprisal, by steps and seconds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -96,6 +96,16 @@ QUANTITIES = (
             ),
         ),
     ),
+    Quantity(
+        "surplus surprisal",
+        (
+            Metric(
+                "humanline/surplus",
+                "Surplus surprisal of the data under the reference.\nUp: the reference leaves the data",
+                "nats per token",
+            ),
+        ),
+    ),
 )
 
 
@@ -130,7 +140,7 @@ def plot_runs(folders: Sequence[Path], image: Path | None = None) -> list[str]:
         OSError: the picture cannot be written.
 
     >>> plot_runs([Path("runs/demo/plain"), Path("runs/demo/humanline")])  # doctest: +SKIP
-    ['left out, no run logged it: KL to the initial model (eval_kl_initial)', 'plot.png']
+    ['left out, no run logged it: KL to the initial model (eval_kl_initial)', ..., 'plot.png']
     """
     image = image or (folders[0] / "plot.png" if len(folders) == 1 else Path("plot.png"))
     check_ending(image)

@@ -6,15 +6,15 @@ from typing import Any
 from torch import Tensor
 
 TokenScores = dict[str, Tensor]
-"""Reference log-probs of one micro-batch, by name in the batch; each [B, T], float32, nats."""
+"""Reference log-probs and entropies of one micro-batch, by name in the batch; each [B, T], float32, nats."""
 
 
 class LookaheadReference:
     """Keeps the reference log-probs of the coming steps instead of a reference model.
 
     Humanline copies the policy into the reference before the optimizer step of steps 0, k, 2k … So the reference of
-    steps t + 1 … t + k is the policy at the *start* of step t: score the batches of those steps there and keep one
-    float per token. The log-probs equal those of a copied model. There is no second model and no hook between backward
+    steps t + 1 … t + k is the policy at the *start* of step t: score the batches of those steps there and keep the
+    floats per token. The log-probs equal those of a copied model. There is no second model and no hook between backward
     and optimizer step (DeepSpeed has no such hook).
 
     Args:
@@ -28,7 +28,7 @@ class LookaheadReference:
         self.score = score
         self.sync_every = sync_every
         self.last_step = 0
-        # Kept on the device that computed them: four bytes per token, and a move would wait for the GPU.
+        # Kept on the device that computed them: eight bytes per token, and a move would wait for the GPU.
         self.pending: dict[int, list[TokenScores]] = {}
 
     def scores(self, step: int, last_step: int) -> list[TokenScores]:

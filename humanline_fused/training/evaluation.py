@@ -199,4 +199,8 @@ class EvaluatedTrainer(ResumableTrainer):
             names = gather_object([list(self.meters[meter].sums)])
             if any(other != names[0] for other in names):
                 raise ValueError(f"{self.objective.name}: expected metrics of the same names on all ranks, got {names}")
-        return with_margins(self.meters[meter].drain(lambda sums: self.accelerator.reduce(sums, "sum")))  # pyright: ignore
+        return with_margins(self.meters[meter].drain(self._summed))
+
+    def _summed(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all ranks. Collective."""
+        return self.accelerator.reduce(values, "sum")  # pyright: ignore[reportReturnType]

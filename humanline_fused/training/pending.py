@@ -11,8 +11,11 @@ from humanline_fused.training.data.forms import Learner
 from humanline_fused.training.data.plan import MicroBatch
 
 ByExample = dict[int, dict[str, list[Tensor]]]
-"""Log-probs by example id, then by name (``ref_logp``, ``kl_ref_logp``): one tensor [T] for each sequence of the
-example, without padding, float32, nats, on the CPU."""
+"""Scores by example id, then by name: one tensor [T] for each sequence of the example, without padding, float32, nats,
+on the CPU."""
+
+NAMES = {"": ("ref_logp", "ref_entropy"), "kl_": ("kl_ref_logp",)}
+"""Names of the scores of each forward pass. Checkpoints of earlier versions have no entropies."""
 
 
 def by_example(
@@ -26,10 +29,10 @@ def by_example(
     taken: ByExample = {}
     for scores, micro in zip(scored, window, strict=True):
         for prefix, given in sequences(examples, micro, objective):
-            name = f"{prefix}ref_logp"
-            for row, (parts, logp) in enumerate(zip(given, scores[name].cpu(), strict=True)):
-                example = taken.setdefault(micro.ids[row % len(micro.ids)], {})
-                example.setdefault(name, []).append(logp[: length_of(parts, max_length)].clone())
+            for name in (name for name in NAMES[prefix] if name in scores):
+                for row, (parts, values) in enumerate(zip(given, scores[name].cpu(), strict=True)):
+                    example = taken.setdefault(micro.ids[row % len(micro.ids)], {})
+                    example.setdefault(name, []).append(values[: length_of(parts, max_length)].clone())
     return taken
 
 
@@ -38,15 +41,18 @@ def in_batches(
 ) -> list[TokenScores]:
     """Return one step's scores for the micro-batches of one rank, right-padded with 0.
 
+    Entropies are left out if the scores have none.
+
     Raises:
         KeyError: an example of ``window`` has no scores.
     """
     scored = []
     for micro in window:
         scores: TokenScores = {}
-        for name in ("ref_logp", "kl_ref_logp") if objective.mismatched else ("ref_logp",):
+        names = ["ref_logp", *(["kl_ref_logp"] if objective.mismatched else [])]
+        for name in [*names, *(["ref_entropy"] if "ref_entropy" in taken[micro.ids[0]] else [])]:
             sides = zip(*(taken[i][name] for i in micro.ids), strict=True)
-            rows = [logp for side in sides for logp in side]
+            rows = [values for side in sides for values in side]
             scores[name] = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         scored.append(scores)
     return scored

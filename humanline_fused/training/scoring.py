@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from humanline_fused.functional import kto_kl, token_logp
+from humanline_fused.functional import kto_kl, token_logp, token_logp_and_entropy
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.scores import LMHead, Logits, Scores, TokenLogp
 from humanline_fused.targets import shift_targets
@@ -41,15 +42,23 @@ class Scorer:
         self.config, self.objective = config, objective
 
     @torch.no_grad()
-    def score(self, model: nn.Module, batches: list[Batch]) -> list[TokenScores]:
-        """Return the log-probs of the micro-batches' tokens.
+    def score(self, model: nn.Module, batches: list[Batch], *, with_entropy: bool = False) -> list[TokenScores]:
+        """Return the log-probs of the micro-batches' tokens, and with ``with_entropy`` the entropies beside them.
 
-        The micro-batches are those of training, because another padding changes the last bits.
+        The micro-batches are those of training, because another padding changes the last bits. Mismatched pairs have
+        no entropies: they are not data.
         """
         model.eval()
-        return [
-            {f"{prefix}ref_logp": self._logp(model, part) for prefix, part in batch.passes.items()} for batch in batches
-        ]
+        return [self._scores(model, batch, with_entropy) for batch in batches]
+
+    def _scores(self, model: nn.Module, batch: Batch, with_entropy: bool) -> TokenScores:
+        if with_entropy:
+            score: Any = partial(token_logp_and_entropy, impl=self.config.impl)
+            out, _ = self._forward(model, batch, lambda scores: score(scores, *targets_of(batch)))
+            scores = {"ref_logp": out.logp, "ref_entropy": out.entropy}
+        else:
+            scores = {"ref_logp": self._logp(model, batch)}
+        return scores if batch.kl is None else scores | {"kl_ref_logp": self._logp(model, batch.kl)}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossResult, Tensor]:
         """Return the loss of a micro-batch that has ``ref_logp``, with a graph; its result; and its loss mask."""

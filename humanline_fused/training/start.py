@@ -21,8 +21,29 @@ from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.store import StoredExamples
 from humanline_fused.training.objectives.objective import Objective
+from humanline_fused.training.objectives.table import check_parts
 from humanline_fused.training.positions import Longest, check_positions, longest_sequence, position_limit_of
 from humanline_fused.training.run_data import RunData
+
+
+def check_arguments(args: Any, objective: Objective | None, reference_model: nn.Module | None) -> HumanlineConfig:
+    """Return the settings, checked against this machine and the other arguments."""
+    if not isinstance(args, HumanlineConfig):
+        raise TypeError(f"args: expected a HumanlineConfig, got {type(args).__name__}")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"expected one process per GPU, got one process that sees {args.n_gpu} GPUs. Start with\n"
+            f"  accelerate launch --num_processes {args.n_gpu} -m humanline_fused train ...\n"
+            "or show it one with CUDA_VISIBLE_DEVICES=0"
+        )
+    if reference_model is not None and args.reference in ("lookahead", "adapter"):
+        raise ValueError(
+            f"reference_model: expected None with reference={args.reference!r}, which keeps no second model"
+        )
+    if objective is not None:
+        check_parts(objective)
+        return args.with_objective(objective)
+    return args
 
 
 def load_policy(

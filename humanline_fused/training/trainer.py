@@ -39,12 +39,12 @@ from humanline_fused.training.evaluation import EvaluatedTrainer, HeldOut
 from humanline_fused.training.initial_scores import InitialScores
 from humanline_fused.training.objectives.metrics import Weighted, distance
 from humanline_fused.training.objectives.objective import Objective
-from humanline_fused.training.objectives.table import check_parts
 from humanline_fused.training.online.generation import end_tokens
 from humanline_fused.training.online.reward import RolloutError, the_reward
 from humanline_fused.training.online.rollout import Rounds, make_rounds
 from humanline_fused.training.run.checkpoint import describe_resume, step_of
 from humanline_fused.training.run.clock import Clock
+from humanline_fused.training.run.data_metrics import DataMetrics, steps_of_initial_reference
 from humanline_fused.training.run.failure_signs import FailureSigns
 from humanline_fused.training.run.identity import check_identity, run_identity
 from humanline_fused.training.run.metrics_log import Meter, MetricsFile
@@ -56,7 +56,7 @@ from humanline_fused.training.run.termination import Termination
 from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
 from humanline_fused.training.run_data import read_run_data, scales_by_batch
 from humanline_fused.training.scoring import Scorer
-from humanline_fused.training.start import KeptPadToken, check_data, load_policy, pad_token_id_of
+from humanline_fused.training.start import KeptPadToken, check_arguments, check_data, load_policy, pad_token_id_of
 from humanline_fused.training.step_sampling import with_sampling
 
 
@@ -102,7 +102,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         reward_function: Callable[..., Any] | None = None,
         objective: Objective | None = None,
     ) -> None:
-        args = self._checked(args, objective, reference_model)
+        args = check_arguments(args, objective, reference_model)
         self.objective = args.make_objective()
         policy, tokenizer = load_policy(model, processing_class, args)
         if args.reference == "adapter":
@@ -134,27 +134,9 @@ class HumanlineTrainer(EvaluatedTrainer):
         self._watch()
         self._identity = run_identity(args, self.objective, self.plan, self.train_data, self.rounds, policy)
         self.reference = self._make_reference(reference_model)
+        given = {"reference_model": reference_model is not None, "rounds": self.rounds is not None}
+        self.data_metrics = DataMetrics(steps_of_initial_reference(args, **given))
         self._windows: dict[int, list[Batch]] = {}
-
-    @staticmethod
-    def _checked(args: Any, objective: Objective | None, reference_model: nn.Module | None) -> HumanlineConfig:
-        """Return the settings, checked against this machine and the other arguments."""
-        if not isinstance(args, HumanlineConfig):
-            raise TypeError(f"args: expected a HumanlineConfig, got {type(args).__name__}")
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"expected one process per GPU, got one process that sees {args.n_gpu} GPUs. Start with\n"
-                f"  accelerate launch --num_processes {args.n_gpu} -m humanline_fused train ...\n"
-                "or show it one with CUDA_VISIBLE_DEVICES=0"
-            )
-        if reference_model is not None and args.reference in ("lookahead", "adapter"):
-            raise ValueError(
-                f"reference_model: expected None with reference={args.reference!r}, which keeps no second model"
-            )
-        if objective is not None:
-            check_parts(objective)
-            return args.with_objective(objective)
-        return args
 
     def _plan_steps(
         self, reward: Callable[..., Any] | None, tokenizer: PreTrainedTokenizerBase, args: HumanlineConfig
@@ -206,7 +188,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         refuse_engine(self.accelerator, args.reference, rounds=self.rounds is not None)
 
         def score(step: int) -> list[TokenScores]:
-            return self.scorer.score(self._policy, self._window(step))
+            return self.scorer.score(self._policy, self._window(step), with_entropy=True)
 
         if args.reference == "lookahead":
             assert args.sync_every is not None
@@ -225,7 +207,11 @@ class HumanlineTrainer(EvaluatedTrainer):
         if sync_every:
             pair_tensors(model, self._policy)
         model = prepare_reference(self.accelerator, model)
-        reference = CopyReference(lambda step: self.scorer.score(model, self._window(step)), model, sync_every)
+
+        def score_reference(step: int) -> list[TokenScores]:
+            return self.scorer.score(model, self._window(step), with_entropy=True)
+
+        reference = CopyReference(score_reference, model, sync_every)
         self.add_callback(ReferenceSync(reference))
         return reference
 
@@ -326,7 +312,9 @@ class HumanlineTrainer(EvaluatedTrainer):
         meter = self.meters["train" if model.training else "eval"]
         loss, out, loss_mask = self.scorer.loss(model, inputs)
         metrics = dict(out.metrics)
-        if not model.training:
+        if model.training:
+            metrics |= self.data_metrics.update(self.state.global_step, out, inputs.ref_entropy, loss_mask)
+        else:
             metrics["kl_initial"] = distance(out.logp, out.ref_logp, loss_mask)
         if inputs.repeated:  # zeros under the same names, so that all ranks reduce the same metrics
             metrics = {name: Weighted(*map(torch.zeros_like, weighted)) for name, weighted in metrics.items()}
@@ -338,7 +326,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         if "loss" in logs:
             sampled = self.rounds.drain() if self.rounds else {}
             done = {"num_tokens": self.state.num_input_tokens_seen, **self.clock.seconds()}
-            logs = {**self._drain("train"), **sampled, **done, **logs}
+            logs = {**self._drain("train"), **self.data_metrics.drain(self._summed), **sampled, **done, **logs}
         super().log(logs, start_time)
 
     # Checkpoints
@@ -348,6 +336,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         self.check_evaluation()
         initial, run_dir = self.held_out.initial, Path(str(self.args.output_dir))
         initial.scores = None
+        self.data_metrics.load_state_dict({}, self.args.device, 1)
         self.clock.start()
         if self.rounds:
             self.rounds.restart(step_of(Path(resume)) if resume else 0)
@@ -380,6 +369,7 @@ class HumanlineTrainer(EvaluatedTrainer):
 
     def run_state(self) -> Any:
         state: dict[str, Any] = self.reference.state_dict() | {"clock": self.clock.state_dict()}
+        state["data_metrics"] = self.data_metrics.state_dict(self._summed)
         if self.rounds:
             state["rounds"] = self.rounds.state_dict()
         if self.args.reference == "lookahead":
@@ -393,6 +383,7 @@ class HumanlineTrainer(EvaluatedTrainer):
 
     def restore(self, state: Any) -> None:
         self.clock.load_state_dict(state["clock"])
+        self.data_metrics.load_state_dict(state.get("data_metrics", {}), self.args.device, self.args.world_size)
         if self.rounds:
             self.rounds.load_state_dict(state["rounds"])
             self._windows = {}

@@ -29,6 +29,7 @@ class Batch:
             ``advantages`` (float32) for groups.
         kl: the mismatched pairs of the same examples, for an objective that scores them; else None.
         ref_logp: [B, T], float32, nats: the reference's log-probs; None before scoring.
+        ref_entropy: [B, T], float32, nats: the reference's entropies; None if they were not scored.
         num_items: []: the divisor of a sum over tokens: tokens of the optimizer step, averaged over its
             micro-batches.
         sampling: draws and maxima of humanline sampling; None with the clamp and in evaluation.
@@ -43,6 +44,7 @@ class Batch:
     columns: dict[str, Tensor]
     kl: "Batch | None" = None
     ref_logp: Tensor | None = None
+    ref_entropy: Tensor | None = None
     num_items: Tensor | None = None
     sampling: HumanlineSampling | None = None
     index: int | None = None
@@ -67,20 +69,20 @@ class Batch:
 
         tensors = {
             name: move(getattr(self, name))
-            for name in ("input_ids", "attention_mask", "completion_mask", "ref_logp", "num_items")
+            for name in ("input_ids", "attention_mask", "completion_mask", "ref_logp", "ref_entropy", "num_items")
             if getattr(self, name) is not None
         }
         columns = {name: move(tensor) for name, tensor in self.columns.items()}
         return replace(self, **tensors, columns=columns, kl=None if self.kl is None else self.kl.to(device))
 
     def with_scores(self, scores: dict[str, Tensor]) -> "Batch":
-        """Return the batch with the reference's log-probs: ``ref_logp``, and ``kl_ref_logp`` for mismatched pairs."""
-        device = self.input_ids.device
-        parts = {
-            prefix: replace(part, ref_logp=scores[f"{prefix}ref_logp"].to(device, non_blocking=True))
-            for prefix, part in self.passes.items()
-        }
-        return replace(parts[""], kl=parts.get("kl_"))
+        """Return the batch with the reference's scores.
+
+        These are ``ref_logp``, ``kl_ref_logp`` for mismatched pairs, and ``ref_entropy`` if it was scored.
+        """
+        scores = {name: values.to(self.input_ids.device, non_blocking=True) for name, values in scores.items()}
+        kl = None if self.kl is None else replace(self.kl, ref_logp=scores["kl_ref_logp"])
+        return replace(self, ref_logp=scores["ref_logp"], ref_entropy=scores.get("ref_entropy"), kl=kl)
 
 
 class Parts(NamedTuple):
