@@ -14,6 +14,7 @@ from humanline_fused.perception.diagnostics import (
     clamp_share,
     data_drift,
     effective_sample_size,
+    left_the_data,
     mean_entropy,
     mean_ratio,
     pareto_k,
@@ -103,6 +104,39 @@ def test_sequences_without_a_token_that_counts_are_left_out():
 def test_quartiles_are_interpolated():
     assert quartiles(torch.tensor([4.0, 1.0, 2.0, 3.0])).tolist() == [1.75, 2.5, 3.25]
     assert quartiles(torch.arange(101.0)).tolist() == [25, 50, 75]
+
+
+# A reference that leaves the data
+
+
+def test_a_rise_of_the_surplus_above_a_tenth_of_a_nat_has_left_the_data():
+    flat = [0.02] * 5
+    assert left_the_data([*flat, *[0.13] * 5])
+    assert not left_the_data([*flat, *[0.11] * 5])
+    assert not left_the_data([*flat, *[-0.5] * 5])
+
+
+def test_what_counts_is_the_rise_not_the_level():
+    assert not left_the_data([0.8] * 40)
+    assert left_the_data([0.8 + 0.01 * step for step in range(40)])
+
+
+def test_fewer_than_ten_lines_are_not_judged():
+    steep = [float(step) for step in range(10)]
+    assert not left_the_data(steep[:9])
+    assert left_the_data(steep)
+
+
+def ever_left(surplus: list[float]) -> bool:
+    return any(left_the_data(surplus[:lines]) for lines in range(10, len(surplus) + 1))
+
+
+def test_noise_is_rarely_a_rise_even_if_it_is_ten_times_the_threshold():
+    """Four standard errors from a robust estimate: at most one run in ten; with the noise of a usual run none."""
+    noise = torch.randn(100, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    assert sum(map(ever_left, noise.tolist())) <= 10
+    assert not any(map(ever_left, (0.03 * noise).tolist()))
+    assert ever_left((noise[0] + torch.arange(60)).tolist())
 
 
 # Effective sample size

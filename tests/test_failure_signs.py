@@ -61,6 +61,23 @@ def test_a_resumed_run_includes_its_earlier_log_lines(tmp_path: Path):
         watch.on_log(watch.config, state, None, logs={"reward": 0.1})
 
 
+def rising(rise: float = 0.03) -> list[dict[str, float]]:
+    return [{"humanline/surplus": 0.4 + rise * line} for line in range(15)]
+
+
+def test_a_synced_reference_that_leaves_the_data_gives_one_warning(tmp_path: Path):
+    (said,) = signs(tmp_path, rising(), sync_every=4)
+    assert "the reference has left the data: their surplus surprisal under it rose from 0.46 to 0.61" in said
+    assert "up to step 10, with a sync every 4 step(s). Raise sync_every, or resample (a new round)" in said
+    assert signs(tmp_path, rising(0.0)) == signs(tmp_path, rising(-0.03)) == []
+
+
+def test_a_frozen_reference_cannot_leave_the_data_and_rounds_are_not_judged(tmp_path: Path):
+    rounds = {"objective": "grpo", "rollout_every": 2, "reference": "copy", "num_generations": 2}
+    rounds |= {"reward": "tests.test_rollout:reward", "max_completion_length": 4}
+    assert signs(tmp_path, rising(), reference="frozen") == signs(tmp_path, rising(), **rounds) == []
+
+
 def test_a_gradient_norm_of_ten_times_its_median_gives_one_warning(tmp_path: Path):
     calm = [{"grad_norm": 2.0 + step % 3} for step in range(10)]
     (said,) = signs(tmp_path, [*calm, {"grad_norm": 40.0}, {"grad_norm": 90.0}])

@@ -7,6 +7,8 @@ All functions compute in float64. ``counts`` is the mask of the tokens that coun
 """
 
 import math
+from collections.abc import Sequence
+from statistics import NormalDist, fmean, median
 
 import torch
 from torch import Tensor
@@ -15,6 +17,14 @@ from humanline_fused.types import PAPER_CLAMP, HumanlineClamp
 
 FEWEST_WEIGHTS = 25
 """Smallest sample whose largest fifth has the 5 weights that a fit of the tail needs."""
+
+
+SURPLUS_RISE = 0.1
+"""Nats per token. Chosen on runs that no result is counted on: the reward of synced runs peaks as the surplus crosses
+0.15 to 0.4, and the windows of :func:`left_the_data` lag behind (``python -m benchmarks paper drift``)."""
+
+WINDOW = 5
+"""Log lines that are averaged."""
 
 
 def surplus_surprisal(logp: Tensor, entropy: Tensor, counts: Tensor | None = None) -> Tensor:
@@ -35,6 +45,26 @@ def surplus_surprisal(logp: Tensor, entropy: Tensor, counts: Tensor | None = Non
     (0.0, 0.693147)
     """
     return _mean("surplus surprisal", -logp.double() - entropy.double(), counts)
+
+
+def left_the_data(surplus: Sequence[float]) -> bool:
+    """Return whether a moving reference has left the data: their surplus surprisal under it rose since the start.
+
+    The mean of the last five values must exceed that of the first five by ``SURPLUS_RISE``, and by four standard
+    errors of such a difference. Noise is measured by second differences, which a steady rise leaves small.
+
+    Args:
+        surplus: surplus surprisal of a run's log lines so far, nats per token. Fewer than ten are not judged.
+
+    >>> left_the_data([0.0] * 10 + [0.2] * 5), left_the_data([0.5] * 15)
+    (True, False)
+    """
+    if len(surplus) < 2 * WINDOW:
+        return False
+    rise = fmean(surplus[-WINDOW:]) - fmean(surplus[:WINDOW])
+    bends = [abs(a - 2 * b + c) for a, b, c in zip(surplus, surplus[1:], surplus[2:], strict=False)]
+    deviation = median(bends) / (NormalDist().inv_cdf(0.75) * math.sqrt(6))
+    return rise > max(SURPLUS_RISE, 4 * deviation * math.sqrt(2 / WINDOW))
 
 
 def mean_entropy(entropy: Tensor, counts: Tensor | None = None) -> Tensor:

@@ -8,10 +8,14 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from humanline_fused.perception.diagnostics import WINDOW, left_the_data
 from humanline_fused.training.config import HumanlineConfig
 
 MARGINS = "eval_rewards_initial/margins"
 """Reward margin of held-out pairs against the initial policy: 0 at the start."""
+
+SURPLUS = "humanline/surplus"
+"""Surplus surprisal of the data under the reference: flat while the data fit it."""
 
 REWARDS = ("reward", "heldout/reward", MARGINS)
 """Metrics that rise as the policy improves."""
@@ -51,6 +55,8 @@ class FailureSigns(TrainerCallback):
     """Warns once of each sign; stops the run if the loss is not finite.
 
     - A reward collapses with a small k.
+    - A synced reference has left the data. Rounds are not judged: their data are new, and pairs of the best and the
+      worst sample are surprising by choice.
     - The gradient norm explodes.
     - No token was clamped in the first half of the run, and there is no gain: held-out margins (GRPO: the held-out
       loss) are no better than at the start or, without an evaluation, ``rewards/margins`` are not above 0 on average
@@ -77,6 +83,7 @@ class FailureSigns(TrainerCallback):
         self._remember(numbers)
         if state.is_world_process_zero:
             self._collapse(numbers, step)
+            self._drift(numbers, step)
             self._explosion(numbers, step)
             self._no_gain(numbers, state)
 
@@ -109,6 +116,18 @@ class FailureSigns(TrainerCallback):
                     f"step {step}, with a sync every {k} step(s). Raise sync_every (12 to 24 for a small model), "
                     "or lower learning_rate",
                 )
+
+    def _drift(self, numbers: dict[str, float], step: int) -> None:
+        values, k = self.seen.get(SURPLUS, []), self.config.sync_every
+        if SURPLUS not in numbers or k is None or self.config.rollout_every is not None or not left_the_data(values):
+            return
+        start, now = fmean(values[:WINDOW]), fmean(values[-WINDOW:])
+        self._warn(
+            "drift",
+            f"the reference has left the data: their surplus surprisal under it rose from {start:.2f} to {now:.2f} "
+            f"nats per token up to step {step}, with a sync every {k} step(s). Raise sync_every, or resample (a new "
+            "round). Where a held-out reward still rises the sign is early, more so with a large sync_every",
+        )
 
     def _explosion(self, numbers: dict[str, float], step: int) -> None:
         norms = self.seen.get("grad_norm", [])
