@@ -1,7 +1,19 @@
 """The experiments by name."""
 
-from benchmarks.paper import ablation, beyond, bounds, budget, cadence, equal, quality, quartile, stale
+from benchmarks.paper import (
+    ablation,
+    beyond,
+    bounds,
+    budget,
+    cadence,
+    equal,
+    perception,
+    personal,
+    quality,
+    quartile,
+    stale,
+)
 
-MODULES = (equal, ablation, cadence, budget, stale, bounds, quartile, quality, beyond)
+MODULES = (equal, ablation, cadence, budget, stale, bounds, quartile, quality, beyond, perception, personal)
 
 EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}

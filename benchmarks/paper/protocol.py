@@ -180,4 +180,4 @@ class Comparison:
 
 def _same(row: Run, setting: Setting) -> bool:
     s = setting
-    return row.setting == (s.learning_rate, s.beta, s.epsilon, s.log_epsilon_R, s.sync_every)
+    return row.setting == (s.learning_rate, s.beta, s.epsilon, s.log_epsilon_R, s.sync_every, s.gamma_P)

@@ -28,9 +28,10 @@ class Run:
             and of the last tenth of the steps.
         ratio_end: mean of π_θ / π_ref over the last tenth.
         drop: fall of the data's mean log-prob under the policy from the first to the last tenth, nats per token.
-        unclamped: share of tokens within the bounds.
+        unclamped: share of tokens within the bounds, or kept by humanline sampling.
         length: mean tokens of held-out samples at the end; None for answers of fixed length.
         cpu_seconds: of the process, divided by the trainings that ran at once.
+        gamma_P: of humanline sampling; 0: no token is rejected.
         steps, rewards: evaluations.
     """
 
@@ -56,13 +57,14 @@ class Run:
     unclamped: float | None = None
     length: float | None = None
     cpu_seconds: float | None = None
+    gamma_P: float = 0.0
     steps: tuple[int, ...] = ()
     rewards: tuple[float, ...] = ()
 
     @property
     def setting(self) -> tuple[object, ...]:
         """What an arm is tuned over."""
-        return (self.learning_rate, self.beta, self.epsilon, self.width, self.sync_every)
+        return (self.learning_rate, self.beta, self.epsilon, self.width, self.sync_every, self.gamma_P)
 
     @property
     def words(self) -> str:
@@ -114,6 +116,7 @@ def rows_of(
                     unclamped=_number(curves.unclamped[a, s]),
                     length=None if curves.length is None else _number(curves.length[a, s, -1]),
                     cpu_seconds=round(seconds, 3),
+                    gamma_P=setting.gamma_P,
                     steps=tuple(curves.steps) if phase == "final" else (),
                     rewards=rewards if phase == "final" else (),
                 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from humanline_fused.tiny.adamw import AdamW, clipped_gradients
-from humanline_fused.tiny.losses import LOSSES, Samples, Scored
+from humanline_fused.tiny.losses import LOSSES, Samples, Scored, kept_gradient
 from humanline_fused.tiny.policies import Parameters, chosen_logp, gumbel, overwritten, rows
 from humanline_fused.tiny.supervised import held_out_prompts
 from humanline_fused.tiny.trainings import Curves, Setting, Trainings
@@ -86,6 +86,10 @@ class _Loop:
         self.reference = overwritten(self.start, follows, self.writer)
         self.generators = [torch.Generator().manual_seed(1_000_003 * (seed + 1)) for seed in seeds]
         self.seed_of_run, self.follows = seed_of_run, follows
+        self.token_generators = [torch.Generator().manual_seed(5_000_003 * (seed + 1)) for seed in seeds]
+        self.gammas = torch.stack(
+            [self._numbers([s.gamma_P for s in settings]), self._numbers([s.gamma_R for s in settings])], 1
+        )
         self.temperature = self._numbers([s.temperature for s in settings])
         self.norm = self._numbers([s.max_grad_norm for s in settings])
         self.optimizer = AdamW(self.policy, self._numbers([s.learning_rate for s in settings]))
@@ -213,9 +217,17 @@ class _Loop:
             for name in ("beta", "epsilon", "log_epsilon_P", "log_epsilon_R")
         }
         kl = self._kl(samples, settings) if self.trainings.loss == "kto" else None
+        stopped = torch.zeros(())
+        if self.gammas.any():
+            logp, stopped = kept_gradient(logp, ref_logp, seen.loss_mask, self._draws(logp.shape[1:]))
         losses, clamped = self.loss(Scored(seen, logp, ref_logp, kl, **settings))
-        self.series["clamped"].append(clamped.detach())
+        self.series["clamped"].append(clamped.detach() + stopped)
         return losses
+
+    def _draws(self, shape: Sequence[int]) -> Tensor:
+        """Return log B_P and log B_R of each policy's tokens, [M, 2, N, T], from uniform numbers that a seed shares."""
+        uniform = [torch.rand((2, *shape), generator=g, dtype=torch.float64) for g in self.token_generators]
+        return torch.stack(uniform).log()[self.seed_of_run] / self.gammas[..., None, None]
 
     def _record(self, logp: Tensor, ref_logp: Tensor, entropy: Tensor, mask: Tensor) -> None:
         def mean(values: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from humanline_fused.eager import dpo_loss, grpo_loss, kto_loss
+from humanline_fused.perception.sampling import detached_where, rejected
+from humanline_fused.types import HumanlineSampling
 
 MARGIN = 1e-2
 """Added to the standard deviation of a group's rewards (ContextualAI/HALOs at aa02f66)."""
@@ -70,6 +72,22 @@ class Scored:
     epsilon: Tensor
     log_epsilon_P: Tensor
     log_epsilon_R: Tensor
+
+
+def kept_gradient(logp: Tensor, ref_logp: Tensor, loss_mask: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-probs without a gradient at the tokens that humanline sampling rejects, and their share, [M].
+
+    Args:
+        logp, ref_logp, loss_mask: [M, N, T].
+        draws: log B_P and log B_R, [M, 2, N, T].
+    """
+
+    def one(logp: Tensor, ref_logp: Tensor, mask: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        out = rejected(logp - ref_logp, mask, HumanlineSampling(draws=draws, group="local"))
+        stopped = out.low | out.high
+        return detached_where(stopped, logp), stopped.sum() / mask.sum().clamp(min=1)
+
+    return torch.func.vmap(one)(logp, ref_logp, loss_mask, draws)
 
 
 def pairs(samples: Samples) -> Samples:

@@ -23,6 +23,8 @@ class Setting:
         beta: β of DPO and KTO.
         epsilon: PPO's clip of GRPO; infinite: none.
         log_epsilon_P, log_epsilon_R: humanline's bounds, nats; infinite: none.
+        gamma_P, gamma_R: of humanline sampling (β = 1), which rejects tokens at random in place of the clamp; 0 rejects
+            none. The maxima are those of a policy's step.
         sync_every: k, optimizer steps between two syncs of the reference; None: it is never synced.
         follows_data: the reference is the policy that wrote the current samples, so log-ratios are importance ratios.
         resample_every: steps between two draws of samples from the policy: 1 is online; None: the initial policy writes
@@ -38,6 +40,8 @@ class Setting:
     epsilon: float = 0.2
     log_epsilon_P: float = -float("inf")
     log_epsilon_R: float = float("inf")
+    gamma_P: float = field(default=0.0, repr=False)  # added later: a setting's repr is part of the results' hashes
+    gamma_R: float = field(default=0.0, repr=False)
     sync_every: int | None = None
     follows_data: bool = False
     resample_every: int | None = None
@@ -48,6 +52,8 @@ class Setting:
     def __post_init__(self) -> None:
         if self.follows_data and self.sync_every:
             raise ValueError(f"{self.name}: expected sync_every=None with follows_data, got {self.sync_every}")
+        if self.samples_tokens and (self.log_epsilon_P, self.log_epsilon_R) != (-float("inf"), float("inf")):
+            raise ValueError(f"{self.name}: expected infinite bounds with humanline sampling, got finite ones")
         for field_name in ("sync_every", "resample_every"):
             value = getattr(self, field_name)
             if value is not None and value < 1:
@@ -57,6 +63,11 @@ class Setting:
             raise ValueError(f"{self.name}: expected log_epsilon_P <= 0 <= log_epsilon_R, got {given}")
         if not self.temperature > 0:
             raise ValueError(f"{self.name}: expected temperature > 0, got {self.temperature}")
+
+    @property
+    def samples_tokens(self) -> bool:
+        """True with humanline sampling."""
+        return bool(self.gamma_P or self.gamma_R)
 
 
 Choose = Callable[[Policies, Parameters, Tensor, Tensor], Tensor]
@@ -114,7 +125,7 @@ class Curves:
         surplus: mean over a step's tokens of −log π_ref(y) − H(π_ref), nats, [A, S, steps]. Assumption 4.1 makes it 0.
         mean_ratio: mean of π_θ / π_ref over a step's tokens, [A, S, steps].
         logp: mean log-prob of a step's tokens under the policy, nats, [A, S, steps].
-        unclamped: share of tokens within humanline's bounds, mean over the steps, [A, S].
+        unclamped: share of tokens within humanline's bounds, or kept by its sampling, mean over the steps, [A, S].
         grad_norm: before clipping, mean over the steps, [A, S].
         parameters: of the trained policies, A · S of them.
         sampling_seconds, training_seconds: CPU seconds of the process before each evaluation, [A, E]: for prompts,
