@@ -12,8 +12,9 @@ from benchmarks.paper import (
     quality,
     quartile,
     stale,
+    weights,
 )
 
-MODULES = (equal, ablation, cadence, budget, stale, bounds, quartile, quality, beyond, perception, personal)
+MODULES = (equal, ablation, cadence, budget, stale, bounds, quartile, quality, beyond, weights, perception, personal)
 
 EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}
