@@ -11,10 +11,25 @@ from benchmarks.paper import (
     personal,
     quality,
     quartile,
+    size,
     stale,
     weights,
 )
 
-MODULES = (equal, ablation, cadence, budget, stale, bounds, quartile, quality, beyond, weights, perception, personal)
+MODULES = (
+    equal,
+    ablation,
+    cadence,
+    budget,
+    stale,
+    bounds,
+    quartile,
+    quality,
+    beyond,
+    size,
+    weights,
+    perception,
+    personal,
+)
 
 EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}

@@ -147,7 +147,7 @@ ADVICE = (
     ),
     Advice(
         "clamp, sync",
-        "Try the clamp with a frozen reference (`reference: frozen`) too: here it gave at least as much as both together.",
+        "Try the clamp with a frozen reference (`reference: frozen`) too: here it gave as much as both, or more.",
         "ablation",
         _clamp_alone,
         lambda rows: all(gain(rows, "clamp", best(rows, o, "both"), objective=o).mean >= 0 for o in OBJECTIVES),

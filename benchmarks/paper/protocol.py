@@ -83,7 +83,7 @@ class Start:
     def small(self) -> "Start":
         """Return the same for lists of three digits and small policies."""
         task = replace(self.policies.task, digits=3, alphabet=4, filler=min(2, self.policies.task.filler))
-        learnt = replace(self.demonstrations, until=min(0.15, self.demonstrations.until))
+        learnt = replace(self.demonstrations, until=min(0.15, self.demonstrations.until), learning_rate=3e-3)
         return Start(Policies(task, hidden=16), learnt)
 
     def of(self, seeds: Sequence[int]) -> Parameters:
