@@ -119,17 +119,22 @@ def pad(given: Sequence[Parts], pad_token_id: int, max_length: int, columns: dic
     """Cut sequences at ``max_length`` tokens, and right-pad them to the longest."""
     lengths = [length_of(parts, max_length) for parts in given]
     shape = len(given), max(lengths)
-    input_ids = torch.full(shape, pad_token_id, dtype=torch.int64)
-    attention_mask = torch.zeros(shape, dtype=torch.int64)
-    completion_mask = torch.zeros(shape, dtype=torch.bool)
-    rows = []
+    # numpy: its small assignments cost a tenth of torch's, and its count does not look like a wait for a device.
+    input_ids = np.full(shape, pad_token_id, dtype=np.int64)
+    completion_mask = np.zeros(shape, dtype=np.bool_)
     for row, ((prompt, completion, mask), length) in enumerate(zip(given, lengths, strict=True)):
-        input_ids[row, :length] = torch.cat([prompt, completion])[:length]
-        attention_mask[row, :length] = 1
-        completion_mask[row, len(prompt) : length] = True if mask is None else mask[: length - len(prompt)]
-        # Each row scores the next token. numpy's count does not look like a wait for a device.
-        rows.append(torch.from_numpy(np.flatnonzero(completion_mask[row, 1:].numpy())) + row * shape[1])
-    return Batch(input_ids, attention_mask, completion_mask, torch.cat(rows), columns)
+        begin = min(len(prompt), length)
+        kept = slice(0, length - begin)
+        input_ids[row, :begin] = prompt.numpy()[:begin]
+        input_ids[row, begin:length] = completion.numpy()[kept]
+        completion_mask[row, begin:length] = True if mask is None else mask.numpy()[kept]
+    attention_mask = np.arange(shape[1]) < np.array(lengths)[:, None]
+    scoring = np.zeros(shape, dtype=np.bool_)
+    scoring[:, :-1] = completion_mask[:, 1:]  # each row scores the next token
+    ids, mask, counted, rows = map(
+        torch.from_numpy, (input_ids, attention_mask.astype(np.int64), completion_mask, np.flatnonzero(scoring))
+    )
+    return Batch(ids, mask, counted, rows, columns)
 
 
 def length_of(parts: Parts, max_length: int) -> int:

@@ -36,6 +36,8 @@ class StoredExamples(Sequence[Example]):
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         self.arrays = arrays
+        # Slices of a memmap cost five times more.
+        self._plain = {name: np.asarray(part) for name, part in arrays.items()}
 
     def __len__(self) -> int:
         return len(self.arrays["weights"])
@@ -48,21 +50,21 @@ class StoredExamples(Sequence[Example]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         number = range(len(self))[index]
-        ends = self.arrays["ends"]
+        ends = self._plain["ends"]
         stops = [int(ends[number - 1, -1]) if number else 0, *ends[number].tolist()]
         prompt, *completions = (self._view("ids", a, b) for a, b in pairwise(stops))
         masks: tuple[Tensor, ...] = ()
-        counts = self.arrays["counts"]
+        counts = self._plain["counts"]
         if len(counts) and not counts[stops[1] : stops[-1]].all():
             masks = tuple(self._view("counts", a, b) for a, b in pairwise(stops[1:]))
-        weight, reward = (float(self.arrays[name][number]) for name in ("weights", "rewards"))
+        weight, reward = (float(self._plain[name][number]) for name in ("weights", "rewards"))
         return Example(prompt, tuple(completions), weight, reward, masks)
 
     def __iter__(self) -> Iterator[Example]:
         return (self[i] for i in range(len(self)))
 
     def _view(self, name: str, start: int, stop: int) -> Tensor:
-        return torch.from_numpy(self.arrays[name][start:stop])
+        return torch.from_numpy(self._plain[name][start:stop])
 
     @property
     def nbytes(self) -> int:

@@ -24,6 +24,9 @@ class Clock:
     ['time/training', 'time/generation', 'time/reward']
     """
 
+    now = staticmethod(time.monotonic)
+    """Seconds on the clock that is read; a subclass may read another one."""
+
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.start()
@@ -34,18 +37,18 @@ class Clock:
         self.elsewhere = 0.0  # seconds in spent_on since `began`
         self.training_before = 0.0
         self.stopped: float | None = None  # start of the current spent_on, if any
-        self.began = time.monotonic()
+        self.began = self.now()
 
     @contextmanager
     def spent_on(self, what: str) -> Iterator[None]:
         """Count the enclosed time as ``what``, one of :data:`ROLLOUTS`; any other name excludes it from all counts."""
         self._wait()
-        entered = self.stopped = time.monotonic()
+        entered = self.stopped = self.now()
         try:
             yield
         finally:
             self._wait()
-            passed = time.monotonic() - entered
+            passed = self.now() - entered
             self.stopped = None
             self.elsewhere += passed
             if what in self.spent:
@@ -57,7 +60,7 @@ class Clock:
 
     def seconds(self) -> dict[str, float]:
         """Return ``time/training``, ``time/generation`` and ``time/reward`` so far, in seconds."""
-        now = time.monotonic() if self.stopped is None else self.stopped
+        now = self.now() if self.stopped is None else self.stopped
         training = self.training_before + now - self.began - self.elsewhere
         return {f"time/{what}": round(passed, 4) for what, passed in ({"training": training} | self.spent).items()}
 
