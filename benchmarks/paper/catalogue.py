@@ -7,11 +7,13 @@ from benchmarks.paper import (
     budget,
     cadence,
     equal,
+    llama,
     perception,
     personal,
     quality,
     quartile,
     size,
+    speed,
     stale,
     weights,
 )
@@ -30,6 +32,8 @@ MODULES = (
     weights,
     perception,
     personal,
+    llama,
+    speed,
 )
 
 EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}
