@@ -2,6 +2,7 @@
 
 Each experiment writes ``benchmarks/results/paper/NAME.csv`` and ``docs/images/paper/NAME.png``; ``python -m benchmarks
 report`` then makes the text and the tables of docs/paper.md anew. ``--quick`` takes seconds and writes nothing there.
+``paper gpu`` is a check on a model of real size, with options of its own.
 """
 
 import argparse
@@ -19,6 +20,11 @@ from benchmarks.results import read, write
 
 
 def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["gpu"]:
+        from benchmarks.paper import real_scale
+
+        real_scale.main(arguments[1:])
+        return
     lines = "\n".join(f"  {name:<12}{one.title}" for name, one in EXPERIMENTS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks paper",

@@ -32,7 +32,7 @@ OBJECTIVES: tuple[Loss, ...] = ("dpo", "kto", "grpo")
 ARMS = ("plain", "clamp", "humanline", "online")
 SIZE = Size()
 PROTOCOL = Protocol(first=(900, 901), second=(902, 903), survivors=2, final=SEEDS[:8], steps=SIZE.steps)
-QUICK = Size(hidden=16, layers=1, letters=(2, 3), start_steps=0, steps=1, demonstrations=0, asked=64, heldout=16)
+QUICK = Size(hidden=16, layers=1, letters=(2, 3), start_steps=0, steps=2, demonstrations=0, asked=64, heldout=16)
 QUICK_OBJECTIVE = "grpo"  # the others cannot train online on samples that are all wrong
 EVALUATE_EVERY = 10
 
