@@ -64,8 +64,8 @@ def test_training_leaves_the_start_as_it_was(letters):
 
 
 @pytest.mark.parametrize("objective", llama.OBJECTIVES)
-def test_every_arm_of_the_llama_has_six_settings(objective):
-    assert {arm: len(set(tried)) for arm, tried in arms(objective).items()} == dict.fromkeys(llama.ARMS, 6)
+def test_every_arm_of_the_llama_has_eight_settings(objective):
+    assert {arm: len(set(tried)) for arm, tried in arms(objective).items()} == dict.fromkeys(llama.ARMS, 8)
 
 
 def test_settings_become_fields_of_the_trainers_config():
@@ -185,6 +185,13 @@ def test_the_text_begins_with_what_does_not_hold():
     assert first == "- Humanline is worse than tuned plain training: DPO -0.100 [-0.100, -0.100]."
     assert second == "- The sync makes the clamp alone worse: DPO -0.100 [-0.100, -0.100]."
     assert third == "- Online stays ahead of humanline: DPO +0.300 [+0.300, +0.300]."
+
+
+def test_the_text_says_where_the_tuning_chose_an_end_of_the_grid(monkeypatch, tmp_path):
+    monkeypatch.setattr(llama, "EARLIER", tmp_path / "none.csv")
+    text = paragraph(rows(plain=0.7, clamp=0.7, humanline=0.6, online=0.9))
+    ends = ", ".join(f"DPO {arm} (0.0001)" for arm in llama.ARMS)
+    assert text.endswith(f"Arms with a learning rate at an end: {ends}.")
 
 
 def test_parity_needs_a_gain_over_plain_and_no_loss_to_online():

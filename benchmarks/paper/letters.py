@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from humanline_fused.demo import task
 from humanline_fused.demo.model_answers import sample
-from humanline_fused.demo.start_model import fine_tune, make_tokenizer
+from humanline_fused.demo.start_model import SPECIAL_TOKENS, fine_tune, make_tokenizer
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer
 from humanline_fused.training.objectives.table import find_objective
 from humanline_fused.training.run.clock import Clock
@@ -183,8 +183,8 @@ class Letters:
             watch = Watch(self, trainer, evaluate_every)
             trainer.add_callback(watch)
             trainer.train()
-        seen = watch.steps, watch.rewards, watch.seconds
-        return Trained(*map(tuple, seen), watch.unclamped, time.process_time() - began)
+        seen = tuple(watch.steps), tuple(watch.rewards), tuple(watch.seconds)
+        return Trained(*seen, watch.unclamped, time.process_time() - began)
 
 
 class ProcessorClock(Clock):
@@ -239,9 +239,9 @@ def make(size: Size, seed: int) -> Letters:
             num_key_value_heads=4,
             max_position_embeddings=32,
             tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=SPECIAL_TOKENS.index("<pad>"),
             bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=SPECIAL_TOKENS.index("<eos>"),
         )
     )
     if not size.start_steps:

@@ -1,8 +1,8 @@
 """The trainer itself on a small Llama: plain, clamp only, humanline and online, tuned alike.
 
-Every arm has six settings: three learning rates, times two β (GRPO: ε) for plain and online, two widths for the clamp,
+Every arm has eight settings: four learning rates, times two β (GRPO: ε) for plain and online, two widths for the clamp,
 two pairs of width and k for humanline. Where the grids lie was found with seed 100, which no part of the comparison
-uses.
+uses, and in an earlier comparison with three of the learning rates, whose final seeds are others.
 """
 
 import gc
@@ -25,24 +25,19 @@ from benchmarks.paper.letters import SEQUENCES, Letters, Size, make
 from benchmarks.paper.protocol import SEEDS, Protocol, protocol_hash
 from benchmarks.paper.run_rows import Run
 from benchmarks.paper.unfinished import Unfinished
-from benchmarks.results import RESULTS
+from benchmarks.results import RESULTS, ROOT, read
 from humanline_fused.tiny import Loss, Setting
 
 OBJECTIVES: tuple[Loss, ...] = ("dpo", "kto", "grpo")
 ARMS = ("plain", "clamp", "humanline", "online")
 SIZE = Size()
-PROTOCOL = Protocol(first=(900, 901), second=(902, 903), survivors=2, final=SEEDS[:8], steps=SIZE.steps)
+PROTOCOL = Protocol(first=(900, 901), second=(902, 903, 904, 905), survivors=2, final=SEEDS[8:], steps=SIZE.steps)
 QUICK = Size(hidden=16, layers=1, letters=(2, 3), start_steps=0, steps=2, demonstrations=0, asked=64, heldout=16)
 QUICK_OBJECTIVE = "grpo"  # the others cannot train online on samples that are all wrong
 EVALUATE_EVERY = 10
+EARLIER = RESULTS / "paper/llama-first.csv"
 
-LOW, HIGH = (3e-5, 1e-4, 3e-4), (1e-4, 3e-4, 1e-3)
-RATES: dict[Loss, dict[str, tuple[float, ...]]] = {
-    "dpo": {"plain": LOW, "clamp": HIGH, "humanline": HIGH, "online": HIGH},
-    "kto": {"plain": HIGH, "clamp": HIGH, "humanline": LOW, "online": HIGH},
-    "grpo": {"plain": HIGH, "clamp": HIGH, "humanline": HIGH, "online": HIGH},
-}
-"""Learning rates by objective and arm, with the best one inside."""
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 
 REGULARISATION: dict[Loss, list[dict[str, Any]]] = {
     "dpo": [{"beta": 1.0}, {"beta": 3.0}],
@@ -68,10 +63,7 @@ def arms(objective: Loss) -> dict[str, list[Setting]]:
         "humanline": [bounds(0.2) | {"sync_every": 14}, bounds(0.5) | {"sync_every": 20}],
         "online": [one | fresh for one in plain],
     }
-    return {
-        arm: [Setting(arm, rate, **one) for rate, one in itertools.product(RATES[objective][arm], others[arm])]
-        for arm in ARMS
-    }
+    return {arm: [Setting(arm, rate, **one) for rate, one in itertools.product(RATES, others[arm])] for arm in ARMS}
 
 
 def fields_of(setting: Setting, objective: Loss) -> dict[str, Any]:
@@ -119,13 +111,14 @@ class Trainings:
         Args:
             settings: by objective and arm.
         """
-        rules = self.protocol
+        rules, seen = self.protocol, set[int]()
         rounds = (("tuning", rules.first, rules.survivors), ("tuning", rules.second, 1), ("final", rules.final, 1))
         for phase, seeds, survivors in rounds:
             keys = [(*names, one) for names, tried in settings.items() for one in tried]
             for seed in seeds:
                 self._train(phase, seed, keys)
-            settings = {names: self._best(names, tried, survivors) for names, tried in settings.items()}
+            seen |= {*seeds}
+            settings = {names: self._best(names, tried, survivors, seen) for names, tried in settings.items()}
 
     def _train(self, phase: str, seed: int, keys: Sequence[Key]) -> None:
         done = {key_of(row) for row in self.kept.rows if (row.phase, row.seed) == (phase, seed)}
@@ -137,13 +130,13 @@ class Trainings:
         for key in missing:
             self.kept.add([row_of(letters, phase, key)])
 
-    def _best(self, names: tuple[Loss, str], tried: Sequence[Setting], survivors: int) -> list[Setting]:
-        """Return the settings with the highest mean reward over the tuning seeds so far."""
+    def _best(self, names: tuple[Loss, str], tried: Sequence[Setting], survivors: int, seen: set[int]) -> list[Setting]:
+        """Return the settings with the highest mean reward over the seeds of the rounds so far."""
         if len(tried) <= survivors:
             return list(tried)
         rewards: dict[Key, list[float]] = {}
         for row in self.kept.rows:
-            if row.phase == "tuning" and (row.objective, row.arm) == names:
+            if row.seed in seen and (row.objective, row.arm) == names:
                 rewards.setdefault(key_of(row), []).append(row.reward)
         return sorted(tried, key=lambda one: fmean(rewards[(*names, one)]), reverse=True)[:survivors]
 
@@ -179,6 +172,7 @@ def row_of(letters: Letters, phase: str, key: Key) -> Run:
 
 def run(protocol: Protocol) -> list[Run]:
     """Return the rows of all trainings. Those of an interrupted command are taken up."""
+    settings: dict[tuple[Loss, str], list[Setting]]
     settings = {(loss, arm): tried for loss in OBJECTIVES for arm, tried in arms(loss).items()}
     if protocol.small:
         settings = {names: tried[:1] for names, tried in settings.items() if names[0] == QUICK_OBJECTIVE}
@@ -212,6 +206,17 @@ def chosen(rows: Sequence[Run], objective: str, arm: str) -> str:
     else:
         words += [f"ε {row.epsilon:g}" if objective == "grpo" else f"β {row.beta:g}"]
     return ", ".join(words)
+
+
+def edges(rows: Sequence[Run]) -> list[str]:
+    """Return the arms whose chosen learning rate is the lowest or highest that was tried."""
+    found = []
+    for objective, arm in itertools.product(objectives_of(rows), ARMS):
+        rates = {r.learning_rate for r in rows if (r.objective, r.arm, r.phase) == (objective, arm, "tuning")}
+        rate = final(rows, objective=objective, arm=arm)[0].learning_rate
+        if rates and rate in (min(rates), max(rates)):
+            found.append(f"{objective.upper()} {arm} ({rate:g})")
+    return found
 
 
 def objectives_of(rows: Sequence[Run]) -> list[str]:
@@ -250,14 +255,29 @@ def paragraph(rows: list[Run]) -> str:
         cells.append(f"{gain(rows, 'humanline', 'plain', objective=objective).signed}, {seeds} seeds")
         lines.append(f"| {objective.upper()} | {' | '.join(cells)} |")
     if any(row.phase == "tuning" for row in rows):
-        lines += ["", "What the six settings of an arm gave in the tuning, from the worst to the best:", ""]
+        lines += ["", "What the eight settings of an arm gave in the tuning, from the worst to the best:", ""]
         lines += [f"| | {' | '.join(ARMS)} |", "|---" * 5 + "|"]
         for objective in names:
             cells = [", ".join(f"{value:.2f}" for value in sweep(rows, objective, arm)) for arm in ARMS]
             lines.append(f"| {objective.upper()} | {' | '.join(cells)} |")
     starts = [row.start for row in final(rows, objective=names[0], arm="plain")]
-    lines += ["", f"The starts have {fmean(starts):.3f}. {_budget(rows)}"]
-    return "\n".join(lines)
+    ends = ", ".join(edges(rows)) or "none"
+    lines += ["", f"The starts have {fmean(starts):.3f}. {_budget(rows)} Arms with a learning rate at an end: {ends}."]
+    return "\n".join([*lines, *_earlier()])
+
+
+def _earlier() -> list[str]:
+    """Return what an earlier comparison gave, with other final seeds, if its file is there."""
+    if not EARLIER.is_file():
+        return []
+    rows = read(EARLIER, Run)[1]
+    differences = [f"{o.upper()} {gain(rows, 'humanline', 'plain', objective=o).signed}" for o in objectives_of(rows)]
+    return [
+        "",
+        f"An earlier comparison (`{EARLIER.relative_to(ROOT)}`) tried three learning rates for an arm, of which the "
+        f"tuning chose an end for {len(edges(rows))} of {len(objectives_of(rows)) * len(ARMS)} arms; so this one has "
+        f"wider grids and new final seeds. There, humanline − plain was {'; '.join(differences)}.",
+    ]
 
 
 def _findings(rows: Sequence[Run], names: Sequence[str]) -> list[str]:
@@ -291,7 +311,7 @@ def _findings(rows: Sequence[Run], names: Sequence[str]) -> list[str]:
 def _budget(rows: Sequence[Run]) -> str:
     seeds = {phase: sorted({row.seed for row in rows if row.phase == phase}) for phase in ("tuning", "final")}
     return (
-        f"{SIZE.steps} steps of {SEQUENCES} answers, {SIZE.layers} layers of {SIZE.hidden}; six settings for every "
+        f"{SIZE.steps} steps of {SEQUENCES} answers, {SIZE.layers} layers of {SIZE.hidden}; eight settings for every "
         f"arm; tuning seeds {seeds['tuning']}, final seeds {seeds['final']}; {len(rows)} runs, "
         f"{cpu_seconds(rows):.0f} CPU seconds."
     )

@@ -31,7 +31,7 @@ from benchmarks.results import RESULTS, Facts, agrees, cells, read, write
 from benchmarks.tables import columns
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer
 from humanline_fused.training.data.reading.sources import read_records
-from humanline_fused.training.online.sampling import Sampling, end_tokens, sample
+from humanline_fused.training.online.generation import Sampling, end_tokens, sample
 
 ARMS: dict[str, dict[str, Any]] = {
     "plain": {"clamp": False, "reference": "frozen"},
@@ -218,12 +218,24 @@ class Check:
         peak = torch.cuda.max_memory_allocated() / 2**20 if self.device.type == "cuda" else None
         seconds = trainer.clock.seconds()
         after = self._reward(trainer.model, tokenizer, heldout, seed)
-        spent = (seconds[f"time/{kind}"] for kind in ("training", "generation", "reward"))
-        return Trained(arm, seed, learning_rate, before, after, len(heldout), plan.steps, *spent, peak)
+        return Trained(
+            arm=arm,
+            seed=seed,
+            learning_rate=learning_rate,
+            start=before,
+            reward=after,
+            heldout=len(heldout),
+            steps=plan.steps,
+            training=seconds["time/training"],
+            generation=seconds["time/generation"],
+            labelling=seconds["time/reward"],
+            peak_mib=peak,
+        )
 
     def _load(self, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        return model.to(self.device), AutoTokenizer.from_pretrained(name)
+        model.to(self.device)  # pyright: ignore[reportArgumentType]
+        return model, AutoTokenizer.from_pretrained(name)
 
     def _answers(
         self,
@@ -271,10 +283,9 @@ def as_completion(text: str, tokenizer: PreTrainedTokenizerBase) -> Any:
 def prompt_ids(question: str, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     """Return a problem's token ids, as the trainer makes them."""
     prompt = prompt_of(question, tokenizer)
-    if not isinstance(prompt, str):
-        prompt = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(prompt, add_special_tokens=isinstance(prompt_of(question, tokenizer), str))["input_ids"]
-    return torch.tensor(ids, dtype=torch.int64)
+    plain = isinstance(prompt, str)
+    text = prompt if plain else tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    return torch.tensor(tokenizer(str(text), add_special_tokens=plain)["input_ids"], dtype=torch.int64)
 
 
 def _whole(path: Path, make: Callable[[Path], Any]) -> None:

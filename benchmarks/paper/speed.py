@@ -20,10 +20,10 @@ from benchmarks.paper.llama import QUICK, SIZE, arms, fields_of, key_of
 from benchmarks.paper.protocol import SEEDS, Protocol
 from benchmarks.paper.run_rows import Run
 from benchmarks.results import RESULTS, read
-from humanline_fused.tiny import Setting
+from humanline_fused.tiny import Loss, Setting
 
-OBJECTIVE = "dpo"
-QUICK_OBJECTIVE = "grpo"
+OBJECTIVE: Loss = "dpo"
+QUICK_OBJECTIVE: Loss = "grpo"
 STALE = 8
 """Steps of a round of the stale arm: a fifth of a run. The paper's 64 are a 25th of its 1,600 steps."""
 
@@ -118,7 +118,7 @@ def run(protocol: Protocol) -> list[Timed]:
     return rows
 
 
-def timed(letters: Letters, objective: str, arm: str, setting: Setting) -> Timed:
+def timed(letters: Letters, objective: Loss, arm: str, setting: Setting) -> Timed:
     """Train once."""
     trained = letters.train(objective, fields_of(setting, objective), evaluate_every=EVALUATE_EVERY)
     parts = [(0.0, *(round(x, 3) for x in part)) for part in zip(*trained.seconds, strict=True)]

@@ -61,11 +61,12 @@ def taught_model(
             num_key_value_heads=8,
             max_position_embeddings=512,
             tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=SPECIAL_TOKENS.index("<pad>"),
             bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=SPECIAL_TOKENS.index("<eos>"),
         )
-    ).to(device)
+    )
+    model.to(device)  # pyright: ignore[reportArgumentType]
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, 10 * (s + 1) / steps) * (1 - s / steps))
     for _ in range(steps):
