@@ -187,8 +187,7 @@ def test_the_text_begins_with_what_does_not_hold():
     assert third == "- Online stays ahead of humanline: DPO +0.300 [+0.300, +0.300]."
 
 
-def test_the_text_says_where_the_tuning_chose_an_end_of_the_grid(monkeypatch, tmp_path):
-    monkeypatch.setattr(llama, "EARLIER", tmp_path / "none.csv")
+def test_the_text_says_where_the_tuning_chose_an_end_of_the_grid():
     text = paragraph(rows(plain=0.7, clamp=0.7, humanline=0.6, online=0.9))
     ends = ", ".join(f"DPO {arm} (0.0001)" for arm in llama.ARMS)
     assert text.endswith(f"Arms with a learning rate at an end: {ends}.")
