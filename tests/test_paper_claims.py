@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.paper import ablation, budget, cadence, document, equal
+from benchmarks.paper.catalogue import EXPERIMENTS
 from benchmarks.paper.choosing import ADVICE, Advice
 from benchmarks.paper.intervals import best_of_tuning, bootstrap, gain, wins
 from benchmarks.paper.run_rows import Run
@@ -172,3 +173,10 @@ def test_a_section_has_text_picture_and_source(tmp_path: Path, monkeypatch: pyte
 def test_the_committed_results_support_the_advice(advice: Advice):
     file = document.FOLDER / f"{advice.experiment}.csv"
     assert advice.holds(read(file, Run)[1])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_committed_results_are_those_of_the_protocol_in_the_code(name: str):
+    experiment, file = EXPERIMENTS[name], document.FOLDER / f"{name}.csv"
+    assert read(file, experiment.kind)[0]["protocol"] == experiment.facts(experiment.protocol)["protocol"]
+    assert (document.IMAGES / f"{name}.png").is_file()
