@@ -69,7 +69,7 @@ def _cadences(rows: Rows) -> str:
         return f"±{width:g}: k = 1 {first:+.2f}, k = {k} {_gain(rows, objective, k, width):+.2f}"
 
     lines = (f"{o.upper()} {'; '.join(of(o, w) for w in cadence.WIDTHS)}" for o in cadence.OBJECTIVES)
-    return "gain over plain: " + "; ".join(lines)
+    return "gain over plain at β .1, ε .2: " + "; ".join(lines)
 
 
 def _gain(rows: Rows, objective: str, k: int, width: float) -> float:
