@@ -1,4 +1,4 @@
-# Commands for a fresh clone: `make demo` trains two small models and compares them, `make test` runs linters and tests.
+# Commands for a fresh clone: `make demo` compares plain and humanline DPO, `make test` runs linters and tests.
 # Requires only make and Python 3.11 or newer; `make PYTHON=python3.12 …` chooses the interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
