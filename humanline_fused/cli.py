@@ -320,15 +320,21 @@ def data(argv: Sequence[str]) -> None:
 
 
 def demo(argv: Sequence[str]) -> None:
-    """Train a small model on a CPU with the plain loss and with humanline, and compare them (about two minutes)."""
+    """Compare plain and humanline DPO on a CPU: many tiny policies and a small Llama (under two minutes)."""
     parser = argparse.ArgumentParser(prog="humanline demo", description=demo.__doc__, allow_abbrev=False)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="Default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="Default: %(default)s")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="A further file for the picture.")
     options = parser.parse_args(argv)
 
     from humanline_fused.demo.comparison import Demo, run_demo
 
-    run_demo(Demo(output_dir=options.output_dir, seed=options.seed))
+    try:
+        run_demo(Demo(**vars(options)))
+    except ValueError as error:
+        raise user_error(error) from error
+    except (OSError, RuntimeError) as error:
+        raise RunError(str(error)) from error
 
 
 def info(argv: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Sampling at temperature 1, for the held-out reward and for preference pairs."""
+"""Sampling at temperature 1, preference pairs, and the expected reward on held-out prompts."""
 
 from collections.abc import Iterator, Sequence
 
@@ -26,9 +26,19 @@ def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: 
     return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def mean_reward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], seed: int) -> float:
-    """Return the share of prompts with a right answer."""
-    return sum(map(task.reward, prompts, sample(model, tokenizer, prompts, seed))) / len(prompts)
+@torch.no_grad()
+def expected_reward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> float:
+    """Return the mean probability of the right answer, with its end: the expected reward, without sampling noise."""
+    texts = [f"{prompt}{task.answer(prompt)}{tokenizer.eos_token}" for prompt in prompts]
+    inputs = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False).to(model.device)
+    ids = inputs["input_ids"]
+    lengths = torch.tensor([len(task.answer(prompt)) + 1 for prompt in prompts])
+    is_answer = torch.arange(ids.shape[1]) >= (ids.shape[1] - lengths)[:, None]
+    was_training = model.training
+    logits = model.eval()(**inputs).logits
+    model.train(was_training)
+    logp = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return float(logp.where(is_answer[:, 1:].to(logp.device), 0.0).sum(-1).exp().mean())
 
 
 def preference_pairs(

@@ -31,15 +31,17 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """Return a Llama with 0.8 million float32 parameters, initialised from ``seed``."""
+def make_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int, *, hidden: int = 128, layers: int = 4
+) -> LlamaForCausalLM:
+    """Return a float32 Llama, initialised from ``seed``; with 0.8 million parameters at the default size."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=352,
-            num_hidden_layers=4,
+            hidden_size=hidden,
+            intermediate_size=hidden * 11 // 4,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=64,
