@@ -62,6 +62,11 @@ def _widths(rows: Rows) -> str:
     return "best widths: " + "; ".join(f"{o.upper()}: {of(o)}" for o in budget.OBJECTIVES)
 
 
+def _narrower_with_syncs(rows: Rows) -> bool:
+    """Return True if the best width is below 1.5 and, never synced, as wide as that of k = 25 or wider."""
+    return all(1.5 > _width(rows, o, None) >= _width(rows, o, 25) for o in budget.OBJECTIVES)
+
+
 def _cadences(rows: Rows) -> str:
     def of(objective: str, width: float) -> str:
         k = cadence.best_cadence(rows, objective, width)
@@ -154,10 +159,10 @@ ADVICE = (
     ),
     Advice(
         "width",
-        "The rarer the syncs, the wider. The paper's ±1.5 is wide for the log-ratios of one k.",
+        "The rarer the syncs, the wider, and narrower than the paper's ±1.5: width times (1 + syncs) of about one nat.",
         "budget",
         _widths,
-        lambda rows: all(_width(rows, o, None) >= _width(rows, o, 25) for o in budget.OBJECTIVES),
+        _narrower_with_syncs,
     ),
     Advice(
         "k",
