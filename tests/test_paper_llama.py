@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import random
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.paper import command, llama, problems, real_scale, speed, taught
-from benchmarks.paper.letters import make
+from benchmarks.paper.letters import Watch, make
 from benchmarks.paper.llama import QUICK, arms, chosen, fields_of, key_of, paragraph, sweep
 from benchmarks.paper.protocol import Protocol
 from benchmarks.paper.run_rows import Run
@@ -58,6 +60,12 @@ def test_training_leaves_the_start_as_it_was(letters):
     assert all(map(torch.equal, before, letters.model.parameters()))
     assert first.rewards == again.rewards
     assert first.rewards[-1] != letters.start
+
+
+def test_a_run_that_sigterm_stops_gives_no_row(letters, monkeypatch):
+    monkeypatch.setattr(Watch, "on_step_begin", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit, match="stopped at step 1 of 2"):
+        letters.train("grpo", {}, evaluate_every=1)
 
 
 # Arms

@@ -10,6 +10,7 @@ import copy
 import io
 import itertools
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -153,6 +154,9 @@ class Letters:
             objective: name of the loss.
             settings: fields of :class:`HumanlineConfig`; with ``rollout_every`` the run is online.
             evaluate_every: optimizer steps between two held-out rewards.
+
+        Raises:
+            SystemExit: SIGTERM stopped the run.
         """
         began, online = time.process_time(), "rollout_every" in settings
         rounds = {"num_generations": SAMPLES, "max_completion_length": MAX_ANSWER} if online else {}
@@ -183,6 +187,8 @@ class Letters:
             watch = Watch(self, trainer, evaluate_every)
             trainer.add_callback(watch)
             trainer.train()
+        if trainer.termination.stopped:  # by SIGTERM: the run is not whole
+            sys.exit(f"stopped at step {trainer.state.global_step} of {self.size.steps}")
         seen = tuple(watch.steps), tuple(watch.rewards), tuple(watch.seconds)
         return Trained(*seen, watch.unclamped, time.process_time() - began)
 
