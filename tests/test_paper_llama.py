@@ -201,6 +201,14 @@ def test_the_text_says_where_the_tuning_chose_an_end_of_the_grid():
     assert text.endswith(f"Arms with a learning rate at an end: {ends}.")
 
 
+def test_settings_taken_blindly_are_compared_by_their_mean():
+    """The second setting of every arm gives half of the first."""
+    text = paragraph(rows(plain=0.72, clamp=0.72, humanline=0.6, online=0.92))
+    cells = "0.36, 0.72 (mean 0.54) | 0.36, 0.72 (mean 0.54) | 0.30, 0.60 (mean 0.45) | 0.46, 0.92 (mean 0.69)"
+    assert f"| DPO | {cells} |" in text
+    assert "better with humanline than plain for none, and no better for DPO." in text
+
+
 def test_parity_needs_a_gain_over_plain_and_no_loss_to_online():
     (claim,) = llama.EXPERIMENT.claims
     assert claim.verdict(rows(plain=0.5, clamp=0.6, humanline=0.8, online=0.8)) == "holds"

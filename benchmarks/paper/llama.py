@@ -257,12 +257,24 @@ def paragraph(rows: list[Run]) -> str:
         lines += ["", "What the eight settings of an arm gave in the tuning, from the worst to the best:", ""]
         lines += [f"| | {' | '.join(ARMS)} |", "|---" * 5 + "|"]
         for objective in names:
-            cells = [", ".join(f"{value:.2f}" for value in sweep(rows, objective, arm)) for arm in ARMS]
+            tried = [sweep(rows, objective, arm) for arm in ARMS]
+            cells = [f"{', '.join(f'{value:.2f}' for value in one)} (mean {fmean(one):.2f})" for one in tried]
             lines.append(f"| {objective.upper()} | {' | '.join(cells)} |")
+        lines += ["", _blindly(rows, names)]
     starts = [row.start for row in final(rows, objective=names[0], arm="plain")]
     ends = ", ".join(edges(rows)) or "none"
     lines += ["", f"The starts have {fmean(starts):.3f}. {_budget(rows)} Arms with a learning rate at an end: {ends}."]
     return "\n".join(lines)
+
+
+def _blindly(rows: Sequence[Run], names: Sequence[str]) -> str:
+    """Return whether the mean setting of the grid is better with humanline than without."""
+    better = [o for o in names if fmean(sweep(rows, o, "humanline")) > fmean(sweep(rows, o, "plain"))]
+    listed = [", ".join(o.upper() for o in part) or "none" for part in (better, [o for o in names if o not in better])]
+    return (
+        f"A setting taken blindly from the grid is on average better with humanline than plain for {listed[0]}, and no "
+        f"better for {listed[1]}."
+    )
 
 
 def _findings(rows: Sequence[Run], names: Sequence[str]) -> list[str]:
