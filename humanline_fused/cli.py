@@ -34,7 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["info"])  # doctest: +SKIP
     0
     """
-    commands = {"train": train, "data": data, "plot": plot, "show": show, "demo": demo, "info": info}
+    commands = {
+        "train": train,
+        "data": data,
+        "diagnose": diagnose,
+        "plot": plot,
+        "show": show,
+        "demo": demo,
+        "info": info,
+    }
     parser = argparse.ArgumentParser(
         prog="humanline",
         description="Humanline DPO, KTO and GRPO.",
@@ -317,6 +325,26 @@ def data(argv: Sequence[str]) -> None:
             refuse_losses(found.findings, setting="--strict")
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def diagnose(argv: Sequence[str]) -> None:
+    """Say before training whether data suit a model: log-probs, surplus surprisal, and ratios to their source."""
+    from humanline_fused.looking.diagnose_options import diagnose_parser
+
+    options = vars(diagnose_parser(diagnose.__doc__).parse_args(argv))
+    if options["max_length"] < 1:
+        raise UserError(f"--max_length: expected an integer >= 1, got {options['max_length']}")
+
+    from humanline_fused.looking.diagnose import diagnose as lines
+    from humanline_fused.training.objectives.settings import json_mapping
+
+    try:
+        if options["objective_kwargs"]:
+            options["objective_kwargs"] = json_mapping("--objective_kwargs", options["objective_kwargs"])
+        for line in lines(**options):
+            print(escaped(line))
+    except (ValueError, TypeError, OSError) as error:
+        raise user_error(error) from error
 
 
 def demo(argv: Sequence[str]) -> None:

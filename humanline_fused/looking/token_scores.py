@@ -125,10 +125,21 @@ class Comparison:
 
     def _start(self) -> tuple[ByExample, str]:
         """Return scores under the initial policy, and its description."""
+        start, scope = self.start()
+        if scope is not None:
+            with scope:
+                return self._by_example(self._scores(start)), "the base model without its adapter"
+        return self._by_example(self._scores(start)), f"the policy at the start of the run ({self.run.config.model})"
+
+    def start(self) -> tuple[nn.Module, AbstractContextManager[Any] | None]:
+        """Return the initial policy: a model, and for an adapter the scope in which the base model is without it.
+
+        Raises:
+            ValueError: the run's settings name no initial policy, or it is another model.
+        """
         name, adapter_off = self.run.config.model, getattr(self.policy, "disable_adapter", None)
         if adapter_off:
-            with adapter_off():
-                return self._by_example(self._scores(self.policy)), "the base model without its adapter"
+            return self.policy, adapter_off()
         if name is None:
             raise ValueError(
                 f"--model: expected the policy at the start of {self.run.folder}, which was given in memory (the "
@@ -137,7 +148,7 @@ class Comparison:
         start = self._ready(self._load(name))
         if (kind := identify(start)) != self.run.identity["model"]:  # pyright: ignore[reportArgumentType]
             raise ValueError(f"{name}: expected the run's model {self.run.identity['model']}, got {kind}")
-        return self._by_example(self._scores(start)), f"the policy at the start of the run ({name})"
+        return start, None
 
 
 def synced_at(step: int, k: int) -> int:

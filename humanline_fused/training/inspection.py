@@ -171,6 +171,26 @@ class Inspection:
             self.wrong.append(reason)
 
 
+def objective_of(source: Any, *, split: str = "train", columns: Columns | str | None = None) -> Objective:
+    """Return the first objective that accepts the data, by their first row.
+
+    Raises:
+        ValueError, TypeError: the source does not exist or is empty, the first row cannot be used, or it is a prompt
+            alone.
+
+    >>> objective_of([{"prompt": "2 + 2 = ", "chosen": "4", "rejected": "5"}]).name
+    'dpo'
+    """
+    found = Inspection(None, None, 1, read_columns(columns))
+    for where, row in found.rows(read_rows(source, split)):
+        if isinstance(row, ValueError):
+            raise row
+        if found.objective is None:
+            raise ValueError(f"{where}: expected a completion or several, got a prompt alone")
+        return found.objective
+    raise ValueError(f"{source if isinstance(source, str) else 'dataset'}: expected at least one row, got none")
+
+
 def inspect_data(
     source: Any,
     *,
