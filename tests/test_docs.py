@@ -45,6 +45,11 @@ def test_the_index_lists_every_page() -> None:
     assert listed == {page.name for page in DOCS.glob("*.md")} - {"README.md"}
 
 
+def test_the_functions_of_the_diagnose_page_run(capsys: pytest.CaptureFixture[str]) -> None:
+    run("diagnose.md")
+    assert capsys.readouterr().out == "0.10 nats per token\n0.86 of the sample\n"
+
+
 def test_the_loops_of_the_losses_page_run() -> None:
     torch.manual_seed(0)
     names = run("losses.md")
