@@ -262,7 +262,7 @@ def test_the_baseline_is_dealt_to_any_number_of_ranks():
     ranks = [DataMetrics(range(1)) for _ in range(3)]
     for rank in ranks:
         rank.load_state_dict(state, torch.device("cpu"), 3)
-    assert sum(rank.baseline for rank in ranks).tolist() == pytest.approx([-4, 2])
+    assert torch.stack([rank.baseline for rank in ranks]).sum(0).tolist() == pytest.approx([-4, 2])
 
 
 def test_without_a_step_there_is_nothing_to_report():

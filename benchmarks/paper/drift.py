@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Literal
+from typing import Literal, get_args
 
 from benchmarks.paper.arms import PAPER_WIDTH, humanline, online, plain, varied
 from benchmarks.paper.drawing import OTHER, color, panels, save
@@ -33,6 +33,7 @@ LOST = 0.1
 PROTOCOL = Protocol(first=(), second=(), final=tuple(range(1000, 1010)))
 
 Outcome = Literal["in time", "late", "never", "early", "silent"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def counted(rows: Sequence[DriftRun], *outcomes: Outcome, **fixed: object) -> in
 def paragraph(rows: list[DriftRun]) -> str:
     synced = [row for row in rows if row.sync_every]
     seeds = len({row.seed for row in rows})
-    late, never, early = (counted(synced, outcome) for outcome in ("late", "never", "early"))
+    late, never, early = (counted(synced, outcome) for outcome in OUTCOMES[1:4])
     drifting, kept = (counted(synced, *which) for which in (("in time", "late", "never"), ("early", "silent")))
     others = [row for row in rows if not row.sync_every]
     fixed = [row for row in others if row.arm == "plain"]
@@ -140,7 +141,7 @@ def paragraph(rows: list[DriftRun]) -> str:
     for objective in OBJECTIVES:
         for k in sorted({row.sync_every for row in synced if row.sync_every}):
             mine = [row for row in synced if row.objective == objective and row.sync_every == k]
-            counts = [str(counted(mine, one)) for one in ("in time", "late", "never", "early", "silent")]
+            counts = [str(counted(mine, one)) for one in OUTCOMES]
             lines.append(f"| {objective.upper()} | {k} | {' | '.join(counts)} | {_at_loss(mine)} |")
     lines += [
         "",

@@ -102,6 +102,7 @@ def _of_both(data: ScoredData, clamp: HumanlineClamp, other: str) -> list[Diagno
         return [Diagnostic(name, "-", NEEDS) for name in names]
     ratio, weights = torch.cat(data.log_ratio), data.log_weights
     bounds = f"[{clamp.log_epsilon_P:g}, {clamp.log_epsilon_R:g}]"
+    cut = "they get no gradient" if other == "reference" else "with the source as the reference they get no gradient"
     inside, number = effective_sample_size(weights).item(), len(weights)
     found = (
         (
@@ -121,7 +122,7 @@ def _of_both(data: ScoredData, clamp: HumanlineClamp, other: str) -> list[Diagno
         ),
         (
             f"{clamp_share(ratio, clamp=clamp):.2%}",
-            f"of the data's tokens are outside {bounds}: with {other} as the reference they get no gradient",
+            f"of the data's tokens are outside {bounds}: {cut}",
         ),
     )
     return [Diagnostic(name, *given) for name, given in zip(names, found, strict=True)]
