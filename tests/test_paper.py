@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.paper import predict
 from benchmarks.paper.arms import humanline, plain, tuned_humanline, tuned_regularisation, varied
 from benchmarks.paper.catalogue import EXPERIMENTS
 from benchmarks.paper.protocol import Comparison, Protocol, protocol_hash
@@ -97,6 +98,8 @@ def quick_rows():
     kept: dict[str, list] = {}
 
     def rows(name: str) -> list:
+        if name == "predict":
+            return [point for used in ("quality", "beyond") for point in predict.points(rows(used))]
         if name not in kept:
             experiment = EXPERIMENTS[name]
             kept[name] = experiment.run(experiment.protocol.quick())
@@ -105,7 +108,7 @@ def quick_rows():
     return rows
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_runs_writes_its_results_and_says_what_they_are(name, quick_rows, tmp_path: Path):
     experiment, rows = EXPERIMENTS[name], quick_rows(name)
     file, image = tmp_path / f"{name}.csv", tmp_path / f"{name}.png"
@@ -115,7 +118,8 @@ def test_an_experiment_runs_writes_its_results_and_says_what_they_are(name, quic
     assert facts["protocol"] == protocol_hash(experiment.protocol, experiment.name, experiment.arms)
     experiment.figure(again, image)
     assert image.read_bytes().startswith(b"\x89PNG")
-    assert f"{len(rows)} runs" in experiment.paragraph(again)
+    text = experiment.paragraph(again)
+    assert f"{len(rows)} runs" in text or name not in TINY
     for claim in experiment.claims:
         assert claim.ours(again)
         assert claim.verdict(again).startswith(("holds", "does not hold", "no difference"))
@@ -144,3 +148,41 @@ def test_an_experiment_gives_the_same_rows_twice(quick_rows):
 
     experiment = EXPERIMENTS["stale"]
     assert measured(experiment.run(experiment.protocol.quick())) == measured(quick_rows("stale"))
+
+
+# What predicts the gain
+
+
+def points(part: str, *values: tuple[float, float]) -> list[predict.Point]:
+    """Return points with given KL and gain; every other variable is the same for all."""
+    same = dict.fromkeys((*predict.VARIABLES, "plain"), 0.5)
+    made = [{**same, "data_kl": kl, "gain": gain} for kl, gain in values]
+    return [predict.Point(part, str(number), **one) for number, one in enumerate(made)]
+
+
+def test_a_rank_correlation_is_that_of_the_ranks_with_means_for_equal_values():
+    assert predict.rank_correlation([1, 2, 3, 4], [1, 10, 100, 1000]) == pytest.approx(1)
+    assert predict.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert predict.rank_correlation([1, 1, 2, 2], [1, 2, 1, 2]) == pytest.approx(0)
+    assert predict.rank_correlation([1, 1, 2], [1, 2, 3]) == pytest.approx(math.sqrt(3) / 2)
+    assert predict.rank_correlation([1, 1, 1], [1, 2, 3]) == 0
+
+
+def test_a_variable_that_orders_the_gain_everywhere_predicts_it():
+    line = [(x / 8, x / 8 - 0.5) for x in range(1, 9)]
+    rows = points(predict.FIT, *line) + points("other", *line[::2])
+    found = predict.strongest(rows, "gain")
+    assert (found.variable, found.correlation) == ("data_kl", pytest.approx(1))
+    # Of 8! orders two correlate perfectly, so the chance is 5e-5: at most a few of 10,000 random orders.
+    assert found.chance <= 5e-5 + 5 * math.sqrt(5e-5 / predict.PERMUTATIONS)
+    judged = predict.judge(found, predict.part(rows, "other"))
+    assert (judged.correlation, judged.explained, judged.hits) == (pytest.approx(1), pytest.approx(1), "4 of 4")
+    assert predict.predicts(found, rows)
+
+
+def test_a_variable_whose_order_turns_round_elsewhere_does_not_predict():
+    line = [(x / 8, x / 8 - 0.5) for x in range(1, 9)]
+    rows = points(predict.FIT, *line) + points("other", *((x, -gain) for x, gain in line))
+    found = predict.strongest(rows, "gain")
+    assert not predict.predicts(found, rows)
+    assert "`data_kl` does not predict humanline's gain" in predict.paragraph(rows)
