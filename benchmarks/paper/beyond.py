@@ -7,7 +7,7 @@ from benchmarks.paper.arms import humanline, online, plain, varied
 from benchmarks.paper.data_quality import DataRun, with_diagnostics
 from benchmarks.paper.drawing import color, line, panels, save
 from benchmarks.paper.experiment import Experiment
-from benchmarks.paper.intervals import Interval, cpu_seconds, final, gain, mean_reward, wins
+from benchmarks.paper.intervals import Interval, effort, final, gain, mean_reward, wins
 from benchmarks.paper.protocol import SEEDS, Arms, Comparison, Protocol, Start
 from humanline_fused.tiny import Policies, Sorting, Trainings
 
@@ -130,9 +130,7 @@ def paragraph(rows: list[DataRun]) -> str:
         "",
         "Later epochs repeat the samples, at 200 steps in all; online training has one epoch and max_grad_norm 1. ",
     ]
-    lines[-1] += (
-        f"6 settings for every arm, {seeds} final seeds; {len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds."
-    )
+    lines[-1] += f"6 settings for every arm, {seeds} final seeds; {effort(rows)}"
     return "\n".join(lines)
 
 

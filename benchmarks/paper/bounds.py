@@ -5,7 +5,7 @@ from pathlib import Path
 from benchmarks.paper.arms import humanline, plain, varied
 from benchmarks.paper.drawing import color, line, panels, save
 from benchmarks.paper.experiment import Claim, Experiment
-from benchmarks.paper.intervals import Interval, bootstrap, cpu_seconds, final, gain, mean_reward
+from benchmarks.paper.intervals import Interval, bootstrap, effort, final, gain, mean_reward
 from benchmarks.paper.protocol import SEEDS, Arms, Comparison, Protocol, Start
 from benchmarks.paper.run_rows import Run
 from humanline_fused.tiny import Loss, Policies, Setting, Sorting, Trainings
@@ -81,7 +81,7 @@ def paragraph(rows: list[Run]) -> str:
         lines.append(f"| {loss.upper()}, reward | {' | '.join(cells)} |")
     seeds = len(final(rows, objective="dpo", arm="plain"))
     lines += ["", f"k = {SYNC_EVERY}, {len(LEARNING_RATES)} learning rates for every arm, {seeds} final seeds; "]
-    lines[-1] += f"{len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds."
+    lines[-1] += f"{effort(rows)}"
     return "\n".join(lines)
 
 

@@ -55,15 +55,16 @@ def _do(experiment: Experiment, options: argparse.Namespace) -> None:
         return
     protocol = experiment.protocol.with_seeds(options.seeds)
     protocol = protocol.quick() if options.quick else protocol
+    facts = {**environment(torch.device("cpu")), **experiment.facts(protocol)}
     began = time.process_time()
     rows = experiment.run(protocol)
-    print(f"{experiment.title}\n\n{experiment.paragraph(rows)}\n")
-    print(f"{time.process_time() - began:.0f} CPU seconds")
-    if options.quick and not options.output_dir:
-        return
-    facts = {**environment(torch.device("cpu")), **experiment.facts(protocol)}
     of_rows = sum(getattr(row, "cpu_seconds", None) or 0.0 for row in rows)  # more, where a command went on
     facts["cpu_seconds"] = f"{max(time.process_time() - began, of_rows):.0f}"
-    write(file, experiment.kind, facts, rows)
+    kept = options.output_dir or not options.quick
+    if kept:
+        write(file, experiment.kind, facts, rows)
+    print(f"{experiment.title}\n\n{experiment.paragraph(rows)}\n\n{facts['cpu_seconds']} CPU seconds")
+    if not kept:
+        return
     experiment.figure(rows, image)
     print(f"{file}\n{image}")

@@ -49,6 +49,26 @@ def best_of_tuning(rows: Sequence[Run], arms: Sequence[str], **fixed: object) ->
     return max(means, key=means.__getitem__)
 
 
+def edges(rows: Sequence[Run]) -> list[str]:
+    """Return the tuned arms whose chosen learning rate is the lowest or highest of their grid, each in words."""
+    found = []
+    for chosen in {(row.objective, row.condition, row.arm): row for row in rows if row.phase == "final"}.values():
+        group = (chosen.objective, chosen.condition, chosen.arm)
+        tuned = [row for row in rows if row.phase == "tuning" and (row.objective, row.condition, row.arm) == group]
+        rates = {row.learning_rate for row in tuned}
+        if rates and chosen.learning_rate in (min(rates), max(rates)):
+            words = [chosen.objective.upper(), chosen.condition, chosen.arm, f"(lr {chosen.learning_rate:g})"]
+            found.append(" ".join(filter(None, words)))
+    return found
+
+
 def cpu_seconds(rows: Sequence[Run]) -> float:
     """Return the process seconds of all trainings."""
     return math.fsum(row.cpu_seconds or 0.0 for row in rows)
+
+
+def effort(rows: Sequence[Run]) -> str:
+    """Return how many trainings there were and what they cost, and where the tuning ended at an end of its grid."""
+    found = edges(rows)
+    more = f" The tuning chose an end of the grid of learning rates for {'; '.join(found)}." if found else ""
+    return f"{len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds.{more}"

@@ -1,6 +1,6 @@
-"""What predicts humanline's gain? Diagnostics before training, and early rewards, against results of two experiments.
+"""What predicts humanline's gain? Diagnostics before training, and early rewards, against the results of ``quality``.
 
-The variable is found on one part of the conditions and judged on the others. Nothing is trained here.
+The variable is found on GRPO's sources of data and judged on DPO's. Nothing is trained here.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.paper import beyond, quality
+from benchmarks.paper import quality
 from benchmarks.paper.data_quality import DIAGNOSTICS, DataRun
 from benchmarks.paper.drawing import OTHER, panels, save
 from benchmarks.paper.experiment import Experiment
@@ -19,7 +19,7 @@ from benchmarks.paper.intervals import final
 from benchmarks.paper.protocol import Protocol
 from benchmarks.results import RESULTS, read
 
-FIT = "quality, GRPO"
+FIT = "GRPO"
 """The part of the conditions that the variable is found on."""
 
 PERMUTATIONS = 10_000
@@ -33,7 +33,7 @@ class Point:
     """One condition: means over its final seeds.
 
     Attributes:
-        part: experiment and objective.
+        part: objective.
         condition: its name.
         gain: humanline's final reward minus plain's.
         plain: plain's final reward.
@@ -64,24 +64,19 @@ TARGETS = {"gain": "humanline's gain over plain", "plain": "plain's final reward
 
 
 def run(protocol: Protocol) -> list[Point]:
-    """Return a point for each condition of the results of ``quality`` and, if it is there, ``beyond``.
+    """Return a point for each source of data and objective in the results of ``quality``.
 
     Raises:
-        FileNotFoundError: ``quality`` has no results.
+        FileNotFoundError: it has none.
     """
-    experiments = quality.EXPERIMENT, beyond.EXPERIMENT
-    if protocol.small:
-        return [point for one in experiments for point in points(one.run(protocol))]
-    files = [RESULTS / "paper" / f"{one.name}.csv" for one in experiments]
-    there = [file for file in files if file.is_file() or file == files[0]]
-    return [point for file in there for point in points(read(file, DataRun)[1])]
+    used = quality.EXPERIMENT
+    return points(used.run(protocol) if protocol.small else read(RESULTS / "paper" / f"{used.name}.csv", used.kind)[1])
 
 
 def points(rows: Sequence[DataRun]) -> list[Point]:
     """Return a point for each condition in which plain and humanline were trained."""
     found = []
-    conditions = dict.fromkeys((row.experiment, row.objective, row.condition) for row in rows)
-    for experiment, objective, condition in conditions:
+    for objective, condition in dict.fromkeys((row.objective, row.condition) for row in rows):
         fixed = {"objective": objective, "condition": condition}
         usual, ours = final(rows, arm="plain", **fixed), final(rows, arm="humanline", **fixed)
         if not usual:
@@ -89,7 +84,7 @@ def points(rows: Sequence[DataRun]) -> list[Point]:
         plain_reward, early = _mean([row.reward for row in usual]), _mean([_early(row) for row in usual])
         found.append(
             Point(
-                part=f"{experiment}, {objective.upper()}",
+                part=objective.upper(),
                 condition=condition,
                 gain=_mean([row.reward for row in ours]) - plain_reward,
                 plain=plain_reward,
@@ -236,7 +231,7 @@ def paragraph(rows: list[Point]) -> str:
         verdict = "predicts" if predicts(one, rows) else "does not predict"
         lines.append(
             f"- `{one.variable}` {verdict} {words}. It has the strongest rank correlation on {FIT}, "
-            f"ρ = {one.correlation:+.2f} over {len(part(rows, FIT))} conditions (chance that one of {len(VARIABLES)} "
+            f"ρ = {one.correlation:+.2f} over {len(part(rows, FIT))} sources (chance that one of {len(VARIABLES)} "
             f"variables does as well on a random order: {one.chance:.2g}). Elsewhere, {elsewhere}."
         )
     names = [FIT, *others(rows)]
@@ -248,12 +243,27 @@ def paragraph(rows: list[Point]) -> str:
     for variable in VARIABLES:
         cells = [f"{correlation(variable, target, name):+.2f}" for target in TARGETS for name in names]
         lines.append(f"| `{variable}` | {' | '.join(cells)} |")
+    same = [name for name in VARIABLES if _everywhere([correlation(name, "gain", one) for one in names])]
     lines += [
         "",
+        f"Seen afterwards, not found by the rule: {_joined(same)} |ρ| ≥ {STRONG:g} with the gain and the same sign "
+        f"for {' and '.join(names)}.",
+        "",
         f"Rule, fixed beforehand: a variable predicts if chance is below {ALMOST_SURE:g} where it was found and |ρ| is "
-        f"at least {STRONG:g} with the same sign elsewhere. The right side is that of 0 for a gain, of the mean of {FIT} for a reward. {len(rows)} conditions; nothing is trained here.",
+        f"at least {STRONG:g} with the same sign elsewhere. The right side is that of 0 for a gain, of the fitted "
+        f"mean for a reward. {len(rows)} points; nothing is trained here.",
     ]
     return "\n".join(lines)
+
+
+def _everywhere(correlations: list[float]) -> bool:
+    return min(map(abs, correlations)) >= STRONG and len({one > 0 for one in correlations}) == 1
+
+
+def _joined(names: list[str]) -> str:
+    if not names:
+        return "no variable has"
+    return f"{', '.join(f'`{name}`' for name in names)} {'has' if len(names) == 1 else 'have'}"
 
 
 EXPERIMENT = Experiment(

@@ -8,7 +8,7 @@ from benchmarks.paper.arms import humanline, online, plain, varied
 from benchmarks.paper.data_quality import DataRun, with_diagnostics
 from benchmarks.paper.drawing import color, line, panels, save
 from benchmarks.paper.experiment import Claim, Experiment
-from benchmarks.paper.intervals import Interval, cpu_seconds, final, gain, mean_reward
+from benchmarks.paper.intervals import Interval, effort, final, gain, mean_reward
 from benchmarks.paper.protocol import SEEDS, Arms, Comparison, Protocol, Start
 from humanline_fused.tiny import Demonstrations, Loss, Setting, Trainings
 
@@ -141,7 +141,7 @@ def paragraph(rows: list[DataRun]) -> str:
     seeds = len(final(rows, objective="grpo", condition=ONLINE))
     lines += [
         "",
-        f"6 settings for every arm, {seeds} final seeds; {len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds.",
+        f"6 settings for every arm, {seeds} final seeds; {effort(rows)}",
     ]
     return "\n".join(lines)
 
