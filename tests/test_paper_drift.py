@@ -59,8 +59,9 @@ def test_the_text_begins_with_false_alarms_and_misses():
     text = paragraph(rows)
     first, second, third, fourth, *_ = text.splitlines()
     assert first.startswith("- Of 1 synced runs that never lost a tenth of their gain, the sign fired on 1")
-    assert second == "- Of 3 synced runs that lost a tenth of their gain, it fired too late on 1, never on 1."
-    assert third == "- On plain offline runs it stays silent on all 1."
+    lost = "- Of 3 synced runs that lost a tenth of their gain, it fired too late on 1, never on 1, in time on 1."
+    assert second.startswith(lost)
+    assert third.startswith("- On plain offline runs it stays silent on all 1, though 0 of them lost a tenth")
     assert fourth.startswith("- On online runs it fires on 1 of 2 (GRPO)")
     assert "| GRPO | 1 | 1 | 1 | 1 | 1 | 0 | 0.50 (0.50 to 0.50) |" in text
 

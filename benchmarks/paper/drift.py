@@ -121,6 +121,7 @@ def paragraph(rows: list[DriftRun]) -> str:
     seeds = len({row.seed for row in rows})
     late, never, early = (counted(synced, outcome) for outcome in OUTCOMES[1:4])
     drifting, kept = (counted(synced, *which) for which in (("in time", "late", "never"), ("early", "silent")))
+    hasty = counted(synced, "late", learning_rate=LEARNING_RATES[-1])
     others = [row for row in rows if not row.sync_every]
     fixed = [row for row in others if row.arm == "plain"]
     fresh = [(o, [r for r in others if r.arm == "online" and r.objective == o]) for o in OBJECTIVES]
@@ -128,8 +129,11 @@ def paragraph(rows: list[DriftRun]) -> str:
         f"- Of {kept} synced runs that never lost a tenth of their gain, the sign fired on {early}: it says that "
         "Assumption 4.1 no longer holds, not that the reward must fall. With a large k it often comes long before a "
         "loss, or there is none.",
-        f"- Of {drifting} synced runs that lost a tenth of their gain, it fired too late on {late}, never on {never}.",
-        f"- On plain offline runs it {_says(fixed)}.",
+        f"- Of {drifting} synced runs that lost a tenth of their gain, it fired too late on {late}, never on {never}, "
+        f"in time on {counted(synced, 'in time')}. Of those too late, {hasty} have the highest learning rate, which "
+        "ruins the policy within a few log lines.",
+        f"- On plain offline runs it {_says(fixed)}, though {sum(row.lost is not None for row in fixed)} of them lost "
+        "a tenth of their gain too: their reference is frozen, so a rising surplus is not the only way to lose.",
         "- On online runs it "
         + ", ".join(f"{_says(mine)} ({objective.upper()})" for objective, mine in fresh)
         + ". Online DPO and KTO here keep the initial policy as the reference while the data move, and they train on "
@@ -188,7 +192,7 @@ def figure(rows: list[DriftRun], image: Path) -> None:
         one.set_title(f"{objective.upper()}, learning rate {rate:g}", loc="left")
         one.set_xlabel("surplus under the reference, nats per token")
     axes[0].set_ylabel("held-out reward (star: the sign fires)")
-    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    axes[0].legend(frameon=False, fontsize=8, loc="lower left")
     save(figure, image)
 
 
