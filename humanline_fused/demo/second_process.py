@@ -4,6 +4,7 @@ import multiprocessing
 import signal
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -65,9 +66,10 @@ class SecondProcess(Generic[Argument, Result]):
 def _call(connection: Connection, function: Callable[..., Any], argument: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the first process ends this one
     torch.set_num_threads(1)
-    try:
-        result = function(argument, lambda number: connection.send(("report", number)))
-    except Exception:
-        connection.send(("error", traceback.format_exc()))
-    else:
-        connection.send(("result", result))
+    with suppress(BrokenPipeError):  # the first process was killed
+        try:
+            result = function(argument, lambda number: connection.send(("report", number)))
+        except Exception:
+            connection.send(("error", traceback.format_exc()))
+        else:
+            connection.send(("result", result))
