@@ -5,6 +5,7 @@ import math
 import os
 import random
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.paper import command, llama, problems, real_scale, speed, taught
-from benchmarks.paper.letters import Watch, make
+from benchmarks.paper.letters import ProcessorClock, Watch, make
 from benchmarks.paper.llama import QUICK, arms, chosen, fields_of, key_of, paragraph, sweep
 from benchmarks.paper.protocol import Protocol
 from benchmarks.paper.run_rows import Run
@@ -228,17 +229,26 @@ def test_a_sweep_averages_the_seeds_that_every_setting_has():
 
 def timed(arm: str, end: float, generation: float, seed: int = 800) -> Timed:
     """Return a run that goes from 0 to ``end`` in four seconds of training, and samples for ``generation``."""
-    return Timed(arm, "dpo", seed, (0, 4), (0.0, end), (0.0, 4.0), (0.0, generation), (0.0, 0.0), 2.0, 0)
+    drawn = 64 if generation else 0
+    return Timed(arm, "dpo", seed, (0, 4), (0.0, end), (0.0, 4.0), (0.0, generation), (0.0, 0.0), 2.0, drawn)
 
 
 def test_the_ratio_of_seconds_is_linear_in_the_cost_of_a_sample():
-    """Target .4: online after half its 4 + 4c seconds, humanline after half of 4, or 2c + 2 with the data drawn."""
+    """Target .4: online after half its 4 + 4c seconds, humanline after half of 4, or of 4 + 2c with the data drawn."""
     given = [timed("online", 0.8, 4.0), timed("humanline", 0.8, 0.0)]
     assert speed.target(given) == pytest.approx(0.4)
     assert [speed.ratio(given, c) for c in (1, 3, 10)] == pytest.approx([2.0, 4.0, 11.0])
-    assert speed.ratio(given, 1, with_data=True) == pytest.approx(1.0)
+    assert speed.ratio(given, 1, with_data=True) == pytest.approx(8 / 6)
     factor = speed.implied_factor(given)
     assert speed.ratio(given, factor) == pytest.approx(speed.PAPER)
+
+
+def test_waiting_costs_no_processor_seconds():
+    clock = ProcessorClock(torch.device("cpu"))
+    began = time.monotonic()
+    with clock.spent_on("generation"):
+        time.sleep(0.2)
+    assert clock.seconds()["time/generation"] < 0.1 < time.monotonic() - began
 
 
 def test_an_arm_that_misses_the_target_has_no_time():
