@@ -267,6 +267,18 @@ def test_the_quick_form_of_speed_counts_sampling_apart(tmp_path):
     assert (tmp_path / "speed.png").is_file()
 
 
+def test_the_text_of_speed_says_how_far_offline_runs_come():
+    given = [
+        timed("online", 0.8, 4.0),
+        timed("humanline", 0.6, 0.0),
+        timed("plain", 0.8, 0.0),
+        timed("stale", 0.8, 4.0),
+    ]
+    text = speed.paragraph(given)
+    assert "Online's final reward, 0.800, is reached by offline + humanline with 0 of 1 seeds." in text
+    assert "offline without humanline takes 0.75 times its seconds" in text
+
+
 def test_speed_asks_for_the_settings_that_the_llama_chose(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "RESULTS", tmp_path)
     with pytest.raises(ValueError, match="expected the settings chosen by `python -m benchmarks paper llama`"):

@@ -228,6 +228,8 @@ def paragraph(rows: list[Timed]) -> str:
         lines.append(f"| {_words(arm)} | {' | '.join(cells)} |")
     lines += [
         "",
+        _limits(rows),
+        "",
         f"| cost of a sample, times ours | {' | '.join(map(str, FACTORS))} |",
         "|---" * (len(FACTORS) + 1) + "|",
     ]
@@ -241,6 +243,20 @@ def paragraph(rows: list[Timed]) -> str:
         "offline draws too, and leaves out the prompts whose answers have equal rewards.",
     ]
     return "\n".join(lines)
+
+
+def _limits(rows: Sequence[Timed]) -> str:
+    """Return what the ratio does not say: how far offline runs come, and that plain ones save the same samples."""
+    end = fmean(row.rewards[-1] for row in of_arm(rows, "online"))
+    ours = of_arm(rows, "humanline")
+    reached = sum(max(row.rewards) >= end for row in ours)
+    found = [
+        f"Online's final reward, {end:.3f}, is reached by offline + humanline with {reached} of {len(ours)} seeds."
+    ]
+    plain, seconds = mean_seconds(rows, "plain"), mean_seconds(rows, "humanline")
+    if plain is not None and seconds is not None:
+        found.append(f"To the target, offline without humanline takes {plain / seconds:.2f} times its seconds.")
+    return " ".join(found)
 
 
 def _words(arm: str) -> str:
