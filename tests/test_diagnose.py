@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from humanline_fused.cli import main
 from humanline_fused.looking.diagnose import diagnose
+from humanline_fused.looking.histograms import draw_histograms
 from humanline_fused.looking.scored_data import ScoredData, evenly
 from humanline_fused.looking.verdicts import NEEDS, diagnostics
 from humanline_fused.training import HumanlineTrainer
@@ -24,7 +25,7 @@ BOTH = ("mean ratio", "effective sample", "Pareto k", "tail mass", "clamp share"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current directory with two models of one tokenizer, and data of each form."""
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("start", "other")):
@@ -38,6 +39,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same without pictures."""
+    monkeypatch.setattr("humanline_fused.looking.diagnose.draw_histograms", lambda *given: None)
+    return folder
+
+
 def said(**given: Any) -> dict[str, str]:
     """Return the value of each diagnostic that is printed."""
     _, text, _ = diagnose(**given)
@@ -45,15 +53,13 @@ def said(**given: Any) -> dict[str, str]:
     return {line[:20].strip(): line[20:42].strip() for line in lines}
 
 
-def scores_by_hand(model: str, prompt: str, completion: str) -> tuple[torch.Tensor, torch.Tensor]:
+def scores_by_hand(model: Any, prompt: str, completion: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-prob and entropy of each completion token, from transformers' model on one sequence."""
     tokenizer = tiny_tokenizer()
     start, ids = tokenizer(prompt)["input_ids"], tokenizer(completion)["input_ids"]
     whole = torch.tensor([[*start, *ids, tokenizer.eos_token_id]])
     with torch.no_grad():
-        log_p = (
-            AutoModelForCausalLM.from_pretrained(model)(whole).logits[0, len(start) - 1 : -1].double().log_softmax(-1)
-        )
+        log_p = model(whole).logits[0, len(start) - 1 : -1].double().log_softmax(-1)
     return log_p.gather(1, whole[0, len(start) :, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
 
@@ -67,7 +73,8 @@ def number(text: str) -> float:
 
 def test_the_values_are_those_of_the_models_on_each_completion(here: Path):
     rows = records("kto", 40)
-    given = {name: [scores_by_hand(name, r["prompt"], r["completion"]) for r in rows] for name in ("start", "other")}
+    models = {name: AutoModelForCausalLM.from_pretrained(name) for name in ("start", "other")}
+    given = {n: [scores_by_hand(model, r["prompt"], r["completion"]) for r in rows] for n, model in models.items()}
     logp, entropy = (torch.cat([one[i] for one in given["start"]]) for i in range(2))
     ratio = logp - torch.cat([one[0] for one in given["other"]])
     found = said(model="start", dataset="kto.jsonl", source="other", objective="kto")
@@ -108,7 +115,7 @@ def test_examples_are_chosen_evenly_and_it_is_said(here: Path):
 # What is not known
 
 
-def test_without_a_source_the_diagnostics_that_need_it_say_so(here: Path, capsys: pytest.CaptureFixture[str]):
+def test_without_a_source_the_diagnostics_that_need_it_say_so(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["diagnose", "--model", "start", "--dataset", "dpo.jsonl", "--output_dir", "out"]) == 0
     text = capsys.readouterr().out
     assert text.splitlines()[0].startswith("start on dpo.jsonl (dpo): all 40 examples")
@@ -116,6 +123,16 @@ def test_without_a_source_the_diagnostics_that_need_it_say_so(here: Path, capsys
         assert f"\n{name:<20}{'-':<22}needs --source" in text
     assert text.splitlines()[-1] == "out/diagnose.png"
     assert Path("out/diagnose.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("other", ["", "source"])
+def test_the_picture_has_a_panel_more_with_another_model(tmp_path: Path, other: str):
+    logs = [torch.linspace(-3, -0.1, 5) * scale for scale in (1, 2)]
+    data = ScoredData(logs, logs, logs[::-1] if other else None)
+    draw_histograms(data, HumanlineClamp(), other, tmp_path / "picture.png")
+    head = (tmp_path / "picture.png").read_bytes()[:24]
+    assert head.startswith(b"\x89PNG")
+    assert int.from_bytes(head[16:20], "big") == round(130 * 5.2 * (3 if other else 2))
 
 
 def test_scores_without_another_model_have_no_log_ratio():
