@@ -1,5 +1,6 @@
 """Plain, humanline and online training with 48 settings each: is anything gained once all are tuned alike?"""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.paper.arms import online, plain, tuned_humanline, tuned_regularisation
@@ -8,6 +9,7 @@ from benchmarks.paper.experiment import Claim, Experiment
 from benchmarks.paper.intervals import Interval, cpu_seconds, final, gain, mean_reward, wins
 from benchmarks.paper.protocol import Arms, Comparison, Protocol
 from benchmarks.paper.run_rows import Run
+from benchmarks.results import RESULTS, agrees, read
 from humanline_fused.tiny import Loss, Trainings
 
 OBJECTIVES: tuple[Loss, ...] = ("dpo", "kto", "grpo")
@@ -29,6 +31,24 @@ def run(protocol: Protocol) -> list[Run]:
         comparison = Comparison("equal", "", Trainings(loss), protocol)
         mine = arms(loss)
         found += comparison.compare({arm: s[::16] for arm, s in mine.items()} if protocol.small else mine)
+    return found
+
+
+def beside(name: str, own: Callable[[Loss], Arms], shared: Sequence[str], protocol: Protocol) -> list[Run]:
+    """Compare arms of another experiment with some of this one's, under its protocol.
+
+    The rows of the shared arms are read from this experiment's results if those have the same protocol, otherwise the
+    arms are trained.
+    """
+    known = agrees(RESULTS / "paper/equal.csv", EXPERIMENT.facts(protocol), ["protocol"])
+    found = [row for row in read(RESULTS / "paper/equal.csv", Run)[1] if row.arm in shared] if known else []
+    for loss in OBJECTIVES:
+        mine = own(loss)
+        if not known:
+            mine |= {arm: settings for arm, settings in arms(loss).items() if arm in shared}
+        if protocol.small:
+            mine = {arm: settings[::16] for arm, settings in mine.items()}
+        found += Comparison(name, "", Trainings(loss), protocol).compare(mine)
     return found
 
 
@@ -73,15 +93,16 @@ def edges(rows: list[Run], objective: str) -> list[str]:
     return found
 
 
-def summary(rows: list[Run]) -> str:
-    """Return in a sentence where humanline loses to plain, and where it gains."""
-    gains = {o.upper(): gain(rows, "humanline", "plain", objective=o) for o in OBJECTIVES}
-    words = [
-        ("Humanline ends below tuned plain training with", [o for o, one in gains.items() if one.high < 0]),
+def summary(rows: list[Run], arm: str = "humanline", over: str = "plain", words: str = "") -> str:
+    """Return in a sentence where an arm loses to another, and where it gains; ``words`` are its beginning."""
+    words = words or "Humanline ends below tuned plain training with"
+    gains = {o.upper(): gain(rows, arm, over, objective=o) for o in OBJECTIVES}
+    parts = [
+        (words, [o for o, one in gains.items() if one.high < 0]),
         ("no difference that the seeds can show with", [o for o, one in gains.items() if one.low <= 0 <= one.high]),
         ("above it with", [o for o, one in gains.items() if one.low > 0]),
     ]
-    text = "; ".join(f"{word} {', '.join(names)}" for word, names in words if names)
+    text = "; ".join(f"{word} {', '.join(names)}" for word, names in parts if names)
     return f"{text[0].upper()}{text[1:]}."
 
 

@@ -11,10 +11,9 @@ from benchmarks.paper.arms import CADENCES, LEARNING_RATES, varied
 from benchmarks.paper.drawing import learning_curves
 from benchmarks.paper.experiment import Experiment
 from benchmarks.paper.intervals import Interval, cpu_seconds, final, gain, mean_reward, wins
-from benchmarks.paper.protocol import Arms, Comparison, Protocol
+from benchmarks.paper.protocol import Arms, Protocol
 from benchmarks.paper.run_rows import Run
-from benchmarks.results import RESULTS, agrees, read
-from humanline_fused.tiny import Loss, Setting, Trainings
+from humanline_fused.tiny import Loss, Setting
 
 GAMMAS = (0.1, 0.25, 0.5, 1.0)
 """γ_P: kept samples are distributed as ``ref^(1 − g) policy^g``, g = γ_P − .01; .5 is the published default."""
@@ -22,7 +21,6 @@ GAMMA_R = 0.01
 
 SHARED = ("plain", "humanline")
 ARMS = (*SHARED, "sampling")
-EQUAL = RESULTS / "paper/equal.csv"
 
 
 def arms(loss: Loss) -> Arms:
@@ -32,16 +30,7 @@ def arms(loss: Loss) -> Arms:
 
 
 def run(protocol: Protocol) -> list[Run]:
-    known = agrees(EQUAL, equal.EXPERIMENT.facts(protocol), ["protocol"])
-    found = [row for row in read(EQUAL, Run)[1] if row.arm in SHARED] if known else []
-    for loss in equal.OBJECTIVES:
-        mine = arms(loss)
-        if not known:
-            mine |= {arm: settings for arm, settings in equal.arms(loss).items() if arm in SHARED}
-        if protocol.small:
-            mine = {arm: settings[::16] for arm, settings in mine.items()}
-        found += Comparison("perception", "", Trainings(loss), protocol).compare(mine)
-    return found
+    return equal.beside("perception", arms, SHARED, protocol)
 
 
 def figure(rows: list[Run], image: Path) -> None:
@@ -56,21 +45,9 @@ def chosen(rows: list[Run], objective: str, arm: str) -> str:
     return f"lr {row.learning_rate:g}, γ_P {row.gamma_P:g}, k = {row.sync_every}, {row.unclamped or 0:.0%} kept"
 
 
-def summary(rows: list[Run]) -> str:
-    """Return in a sentence where sampling loses to the clamp, and where it gains."""
-    gains = {o.upper(): gain(rows, "sampling", "humanline", objective=o) for o in equal.OBJECTIVES}
-    words = [
-        ("Sampling ends below the clamp with", [o for o, one in gains.items() if one.high < 0]),
-        ("no difference that the seeds can show with", [o for o, one in gains.items() if one.low <= 0 <= one.high]),
-        ("above it with", [o for o, one in gains.items() if one.low > 0]),
-    ]
-    text = "; ".join(f"{word} {', '.join(names)}" for word, names in words if names)
-    return f"{text[0].upper()}{text[1:]}."
-
-
 def paragraph(rows: list[Run]) -> str:
     lines = [
-        summary(rows),
+        equal.summary(rows, "sampling", "humanline", "Sampling ends below the clamp with"),
         "",
         "| | plain | clamp and sync | sampling and sync | sampling − clamp | sampling − plain | settings ≥ .8 |",
         "|---|---|---|---|---|---|---|",
