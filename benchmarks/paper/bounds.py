@@ -69,7 +69,8 @@ def paragraph(rows: list[Run]) -> str:
     answers = START.policies.task
     lines = [
         f"From {TIGHT} to {LOOSE} the answers grow by {', '.join(_growth(rows, loss) for loss in OBJECTIVES)}. "
-        f"An answer needs {answers.digits + 1} tokens and may have {answers.length}; the reward ignores the others.",
+        f"An answer needs {answers.digits + 1} tokens and may have {answers.length}; the reward ignores the others. "
+        "Plain training stands here for its lengths: its β and ε are not tuned.",
         "",
         f"| | {' | '.join(arms('dpo'))} |",
         f"|---|{'---|' * (len(WIDTHS) + 1)}",
