@@ -51,8 +51,9 @@ def figure(rows: list[Run], image: Path) -> None:
         found = [final(rows, objective=loss, arm=f"±{width:g}") for width in WIDTHS]
         line(axes[0], WIDTHS, [[row.length or 0.0 for row in group] for group in found], loss.upper(), shade)
         line(axes[1], WIDTHS, [[row.reward for row in group] for group in found], loss.upper(), shade)
-        axes[0].axhline(length(rows, loss, "plain").mean, color=shade, ls=":", lw=1.2, label=f"{loss.upper()} plain")
-        axes[1].axhline(mean_reward(rows, objective=loss, arm="plain").mean, color=shade, ls=":", lw=1.2)
+        axes[0].axhline(
+            length(rows, loss, "plain").mean, color=shade, ls=":", lw=1.2, label=f"{loss.upper()} plain, untuned"
+        )
     for one, label in zip(axes, ("mean tokens of an answer", "expected held-out reward"), strict=True):
         one.set_xscale("log")
         one.set_xticks(WIDTHS, [f"±{width:g}" for width in WIDTHS])
