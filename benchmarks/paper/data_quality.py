@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -52,7 +53,11 @@ def with_diagnostics(rows: Sequence[Run], comparison: Comparison, writer: Settin
     seeds = sorted({row.seed for row in rows})
     by_seed = dict(zip(seeds, diagnostics(comparison, writer, seeds), strict=True))
     names = [field.name for field in fields(Run)]
-    return [DataRun(**{name: getattr(row, name) for name in names}, **by_seed[row.seed]) for row in rows]
+    found = []
+    for row in rows:
+        columns: dict[str, Any] = {name: getattr(row, name) for name in names}
+        found.append(DataRun(**columns | by_seed[row.seed]))
+    return found
 
 
 @torch.no_grad()

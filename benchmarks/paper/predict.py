@@ -17,6 +17,7 @@ from benchmarks.paper.drawing import OTHER, panels, save
 from benchmarks.paper.experiment import Experiment
 from benchmarks.paper.intervals import final
 from benchmarks.paper.protocol import Protocol
+from benchmarks.paper.run_rows import Run
 from benchmarks.results import RESULTS, read
 
 FIT = "GRPO"
@@ -97,7 +98,7 @@ def points(rows: Sequence[DataRun]) -> list[Point]:
     return found
 
 
-def _early(row: DataRun) -> float:
+def _early(row: Run) -> float:
     """Return the reward after a fifth of the steps, at the nearest evaluation."""
     place = min(range(len(row.steps)), key=lambda i: abs(row.steps[i] - row.steps[-1] / 5))
     return row.rewards[place]

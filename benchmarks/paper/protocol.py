@@ -157,8 +157,15 @@ class Comparison:
         curves, seconds = self.curves(settings, seeds, evaluate_every=20 if phase == "final" else self.protocol.steps)
         words = [self.experiment, self.trainings.loss, self.condition, arm]
         print(f"{' '.join(filter(None, words))}: {phase}, {len(settings) * len(seeds)} runs", file=sys.stderr)
-        names = {"experiment": self.experiment, "condition": self.condition, "objective": self.trainings.loss}
-        return rows_of(curves, seconds, arm=arm, phase=phase, **names)
+        return rows_of(
+            curves,
+            seconds,
+            experiment=self.experiment,
+            phase=phase,
+            condition=self.condition,
+            arm=arm,
+            objective=self.trainings.loss,
+        )
 
     def curves(
         self, settings: Sequence[Setting], seeds: Sequence[int], evaluate_every: int = 20

@@ -194,7 +194,8 @@ class _Loop:
             inside = torch.arange(trainings.samples)
             samples = samples.taken((chosen[..., None] * trainings.samples + inside).flatten(1))
         tensors = samples.prompts, samples.answers, samples.loss_mask, samples.rewards
-        samples = Samples(*(values[inverse] for values in tensors), trainings.samples)
+        prompts, answers, mask, rewards = (values[inverse] for values in tensors)
+        samples = Samples(prompts, answers, mask, rewards, trainings.samples)
         if trainings.epochs > 1:
             self.kept.append(samples)
         return samples
