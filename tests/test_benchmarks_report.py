@@ -86,6 +86,6 @@ def test_a_marker_without_a_file_says_that_nothing_was_measured(tmp_path, monkey
 @pytest.mark.parametrize("document", report.DOCUMENTS, ids=lambda path: path.name)
 def test_the_tables_of_the_documents_are_those_of_the_files_they_name(document):
     text = document.read_text()
-    assert "<!-- benchmarks: benchmarks/results/" in text
+    assert "<!-- benchmarks: " in text
     assert report.fill_in(text) == text
     assert str(ROOT) not in text

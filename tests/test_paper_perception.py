@@ -65,46 +65,54 @@ def test_a_clamp_beside_sampling_is_refused():
 # Clamp or sampling
 
 
-def run_of(arm: str, seed: int, reward: float, objective: str) -> Run:
+def run_of(arm: str, seed: int, reward: float, objective: str, phase: str = "final") -> Run:
     k = None if arm == "plain" else 50
-    return Run("equal", "final", "", arm, objective, seed, 1e-3, 0.1, 0.2, math.inf, k, None, 0.4, reward, reward)
+    return Run("equal", phase, "", arm, objective, seed, 1e-3, 0.1, 0.2, math.inf, k, None, 0.4, reward, reward)
 
 
 def rows_of(**sampling: float) -> list[Run]:
-    """Return rows in which the clamp ends at .8 and sampling at the given rewards, by objective."""
+    """Return rows in which the clamp ends at .8, sampling at the given rewards, and its other form at .1."""
     rewards = {"plain": dict.fromkeys(sampling, 0.7), "humanline": dict.fromkeys(sampling, 0.8), "sampling": sampling}
+    rewards["sampling, frozen"] = dict.fromkeys(sampling, 0.1)
     return [
-        run_of(arm, seed, reward + 0.001 * (seed % 3) * (arm == "sampling"), objective)
+        run_of(arm, seed, reward + 0.001 * (seed % 3) * (arm == "sampling"), objective, phase)
         for arm, by_objective in rewards.items()
         for objective, reward in by_objective.items()
+        for phase in ("tuning", "final")
         for seed in range(6)
     ]
 
 
 def test_the_summary_begins_with_the_objectives_that_lose():
-    said = perception.summary(rows_of(dpo=0.85, kto=0.7, grpo=0.799))
-    assert (
-        said == "Sampling ends below the clamp with KTO; no difference that the seeds can show with GRPO; "
-        "above it with DPO."
+    assert perception.summary(rows_of(dpo=0.85, kto=0.7, grpo=0.799)) == (
+        "Sampling, in the form that the tuning prefers, ends below clamp and sync with KTO; no difference that the "
+        "seeds can show with GRPO; above it with DPO."
     )
+
+
+def test_the_form_of_sampling_is_chosen_by_the_tuning():
+    rows = rows_of(dpo=0.85)
+    assert perception.best(rows, "dpo") == "sampling"
+    swapped = [replace(r, reward=0.9) if r.arm == "sampling, frozen" and r.phase == "tuning" else r for r in rows]
+    assert perception.best(swapped, "dpo") == "sampling, frozen"
 
 
 def test_every_arm_has_as_many_settings():
     for loss in equal.OBJECTIVES:
-        (mine,) = perception.arms(loss).values()
-        assert {len(mine), *(len(settings) for settings in equal.arms(loss).values())} == {48}
+        arms = perception.arms(loss) | equal.arms(loss)
+        assert {len(settings) for settings in arms.values()} == {48}
 
 
 def test_a_setting_without_sampling_has_the_name_it_had_before_in_the_hash_of_a_protocol():
     assert "gamma" not in repr(Setting("plain"))
 
 
-@pytest.mark.parametrize(("protocol", "trained"), [("this one", 1), ("another", 3)])
+@pytest.mark.parametrize(("protocol", "trained"), [("this one", 2), ("another", 4)])
 def test_the_results_of_equal_are_read_only_if_they_are_of_the_same_protocol(tmp_path, monkeypatch, protocol, trained):
     quick = USUAL.quick()
     facts = equal.EXPERIMENT.facts(quick) if protocol == "this one" else {"protocol": "another"}
-    write(tmp_path / "equal.csv", Run, facts, rows_of(dpo=0.8, kto=0.8, grpo=0.8))
-    monkeypatch.setattr(perception, "EQUAL", tmp_path / "equal.csv")
+    write(tmp_path / "paper/equal.csv", Run, facts, rows_of(dpo=0.8, kto=0.8, grpo=0.8))
+    monkeypatch.setattr(equal, "RESULTS", tmp_path)
     monkeypatch.setattr(equal, "OBJECTIVES", ("dpo",))
     rows = perception.run(quick)
     assert len({row.arm for row in rows if row.experiment == "perception"}) == trained

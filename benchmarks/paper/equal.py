@@ -93,10 +93,16 @@ def edges(rows: list[Run], objective: str) -> list[str]:
     return found
 
 
-def summary(rows: list[Run], arm: str = "humanline", over: str = "plain", words: str = "") -> str:
-    """Return in a sentence where an arm loses to another, and where it gains; ``words`` are its beginning."""
+def summary(
+    rows: list[Run], arm: str | Callable[[str], str] = "humanline", over: str = "plain", words: str = ""
+) -> str:
+    """Return in a sentence where an arm loses to another, and where it gains; ``words`` are its beginning.
+
+    Args:
+        arm: its name, or a function from the objective to it.
+    """
     words = words or "Humanline ends below tuned plain training with"
-    gains = {o.upper(): gain(rows, arm, over, objective=o) for o in OBJECTIVES}
+    gains = {o.upper(): gain(rows, arm(o) if callable(arm) else arm, over, objective=o) for o in OBJECTIVES}
     parts = [
         (words, [o for o, one in gains.items() if one.high < 0]),
         ("no difference that the seeds can show with", [o for o, one in gains.items() if one.low <= 0 <= one.high]),
