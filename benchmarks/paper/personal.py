@@ -232,7 +232,10 @@ def paragraph(rows: list[Learner]) -> str:
             fixed = {"labels": labels, "spread": spread}
             cells = [str(mean_gained(rows, arm=arm, **fixed)) for arm in ARMS]
             shares = [fmean(row.agrees for row in _taken(rows, arm=arm, **fixed)) for arm in ARMS[1:]]
-            cells += [points(difference(rows, "own", "median", **fixed)), f"{shares[0]:.1%}, {shares[1]:.1%}"]
+            cells += [
+                points(difference(rows, "own", "median", labels=labels, spread=spread)),
+                f"{shares[0]:.1%}, {shares[1]:.1%}",
+            ]
             lines.append(f"| {_name(labels)} | ±{spread:g} | {' | '.join(cells)} |")
     seeds, seconds = len({row.seed for row in rows}), sum(row.cpu_seconds for row in rows)
     lines += ["", f"{seeds} populations of {PEOPLE} people; {len(rows)} learners, {seconds:.0f} CPU seconds."]
