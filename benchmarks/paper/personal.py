@@ -253,8 +253,8 @@ def _ours(rows: list[Learner]) -> str:
 
 
 def _verdict(rows: list[Learner]) -> str:
-    fixed = {"spread": _widest(rows)}
-    gaining = [_name(n) for n in _levels(rows) if difference(rows, "own", "median", labels=n, **fixed).low > 0]
+    widest = _widest(rows)
+    gaining = [_name(n) for n in _levels(rows) if difference(rows, "own", "median", labels=n, spread=widest).low > 0]
     if len(gaining) == len(_levels(rows)):
         return "yes, if γ is known"
     return f"yes, if γ is known, with {', '.join(gaining)} only" if gaining else "no gain that the seeds can show"
