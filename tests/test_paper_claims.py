@@ -9,7 +9,7 @@ import pytest
 from benchmarks.paper import ablation, budget, cadence, document, equal
 from benchmarks.paper.catalogue import EXPERIMENTS
 from benchmarks.paper.choosing import ADVICE, Advice
-from benchmarks.paper.intervals import best_of_tuning, bootstrap, gain, wins
+from benchmarks.paper.intervals import best_of_tuning, bootstrap, edges, gain, wins
 from benchmarks.paper.run_rows import Run
 from benchmarks.results import read, write
 
@@ -116,27 +116,73 @@ def ablation_rows(clamp: float, sync: float, both: float) -> list[Run]:
 
 
 @pytest.mark.parametrize(
-    ("clamp", "sync", "verdict"),
-    [(0.5, 0.7, "holds"), (0.8, 0.7, "does not hold"), (0.4, 0.5, "does not hold")],
-    ids=["the sync leads", "the clamp leads", "no gain"],
+    ("clamp", "sync", "both", "verdict"),
+    [
+        (0.5, 0.8, 0.9, "holds"),
+        (0.5, 0.6, 0.9, "does not hold"),
+        (0.7, 0.8, 0.9, "does not hold"),
+        (0.5, 0.8, 0.85, "does not hold"),
+        (0.4, 0.5, 0.9, "does not hold"),
+    ],
+    ids=["all of it", "the sync gives a quarter", "the clamp gains too", "no parity", "no gain of the sync"],
 )
-def test_the_sync_gives_most_if_it_gains_more_than_the_clamp(clamp: float, sync: float, verdict: str):
-    assert verdicts(ablation_rows(clamp, sync, 0.8), ablation.EXPERIMENT)[0] == verdict
+def test_the_ablation_holds_only_if_each_of_its_parts_does(clamp: float, sync: float, both: float, verdict: str):
+    assert verdicts(ablation_rows(clamp, sync, both), ablation.EXPERIMENT)[0] == verdict
 
 
 def test_the_optimal_learning_rates_of_the_arms_are_compared():
     rows = [replace(r, learning_rate=1e-4) if r.arm == "clamp" else r for r in ablation_rows(0.6, 0.7, 0.8)]
     _, online, rates = verdicts(rows, ablation.EXPERIMENT)
     assert online == "holds"
-    assert rates == "holds: the optima differ by up to 10x"
+    assert rates == "holds for DPO (0.1x to 1x of plain's), KTO (0.1x to 1x of plain's), GRPO (0.1x to 1x of plain's)"
     assert "plain 0.001, clamp 0.0001, sync, k = 1 0.001" in ablation.EXPERIMENT.claims[2].ours(rows)
 
 
-def test_a_collapse_at_one_step_is_a_loss_to_plain():
+def test_a_learning_rate_whose_optimum_is_plains_need_not_be_tuned_again():
+    rows = [
+        replace(r, learning_rate=1e-1) if (r.arm, r.objective) == ("clamp", "dpo") else r
+        for r in ablation_rows(0.6, 0.7, 0.8)
+    ]
+    assert verdicts(rows, ablation.EXPERIMENT)[2] == "holds only for DPO (1x to 100x of plain's)"
+
+
+def cadence_rows(one: float, middle: float, late: float) -> list[Run]:
+    """Return rows of plain, whose reward is .5, and of k = 1, 16 and 128 with the paper's bounds."""
     rows = []
-    for objective, reward in (("dpo", 0.3), ("kto", 0.3), ("grpo", 0.6)):
-        rows += runs("plain", 0.5, objective) + runs(cadence.name(1, 1.5), reward, objective, sync_every=1)
-    assert verdicts(rows, cadence.EXPERIMENT) == ["holds only for DPO, KTO"]
+    for objective in cadence.OBJECTIVES:
+        rows += runs("plain", 0.5, objective)
+        for k, reward in ((1, one), (16, middle), (128, late)):
+            for width in cadence.WIDTHS:
+                for phase in ("tuning", "final"):
+                    rows += runs(cadence.name(k, width), reward, objective, phase=phase, sync_every=k, width=width)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rewards", "verdict"),
+    [
+        ((0.3, 0.8, 0.7), "holds"),
+        ((0.6, 0.7, 0.8), "does not hold"),
+        (
+            (0.3, 0.7, 0.8),
+            "holds only in part: k = 1 is worse than plain for DPO, KTO, GRPO; "
+            "k = 16 is as good as the best k for none",
+        ),
+    ],
+    ids=["both parts", "neither", "the collapse alone"],
+)
+def test_a_cadence_is_good_only_if_no_other_is_better(rewards: tuple[float, float, float], verdict: str):
+    assert verdicts(cadence_rows(*rewards), cadence.EXPERIMENT) == [verdict]
+
+
+def test_a_choice_at_an_end_of_three_values_or_more_is_named():
+    rows = runs("plain", 0.5, learning_rate=1e-3, beta=1.0)
+    for rate in (1e-4, 3e-4, 1e-3):
+        rows += runs("plain", 0.5, phase="tuning", learning_rate=rate, beta=1.0)
+        rows += runs("plain", 0.4, phase="tuning", learning_rate=rate, beta=0.1)
+    assert edges(rows) == ["DPO plain (lr 0.001)"]
+    inside = [replace(row, learning_rate=3e-4) if row.phase == "final" else row for row in rows]
+    assert edges(inside) == []
 
 
 @pytest.mark.parametrize(("k", "nats"), [(None, 0.2), (100, 0.4), (50, 0.8), (25, 1.6), (1, 40.0)])
@@ -153,6 +199,18 @@ def test_a_reward_that_depends_on_the_budget_alone_is_explained_by_it():
             rows.append(row)
     assert budget.explained(rows, "dpo", "budget") == pytest.approx(1.0)
     assert budget.explained(rows, "dpo", "width") < 0.5
+    assert budget.decides(rows, "dpo")
+
+
+def test_a_reward_that_depends_on_k_alone_does_not_follow_the_budget():
+    rows = [
+        replace(BASE, width=width, sync_every=k, reward=0.1 * place, steps=(0, 200))
+        for place, k in enumerate(budget.CADENCES)
+        for width in (0.1, 0.2, 0.4, 0.8)
+    ]
+    assert budget.explained(rows, "dpo", "k") == pytest.approx(1.0)
+    assert budget.explained(rows, "dpo", "width") < 0
+    assert not budget.decides(rows, "dpo")
 
 
 def test_a_section_has_text_picture_and_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

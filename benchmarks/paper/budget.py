@@ -81,9 +81,10 @@ def figure(rows: list[Run], image: Path) -> None:
 
 
 def explained(rows: list[Run], objective: str, by: str) -> float:
-    """Return how much of the grid's variance is explained by levels of the budget, of the width or of k, in [0, 1].
+    """Return how much of the grid's variance is explained by levels of the budget, of the width or of k, at most 1.
 
-    Levels of the budget are powers of two.
+    Levels of the budget are powers of two. As there are more of them than of the others, and any levels explain some of
+    the variance, the share is adjusted for their number (adjusted R²); it is below 0 where they explain nothing.
     """
     steps = rows[0].steps[-1]
     found = {key: value for key, value in grid(rows, objective).items() if key[1] < math.inf}
@@ -98,11 +99,23 @@ def explained(rows: list[Run], objective: str, by: str) -> float:
     mean = sum(found.values()) / len(found)
     total = sum((value - mean) ** 2 for value in found.values())
     within = sum((value - sum(g) / len(g)) ** 2 for g in groups.values() for value in g)
-    return 1 - within / total if total else 0.0
+    free = len(found) - len(groups)
+    return 1 - (within / free) / (total / (len(found) - 1)) if total and free else 0.0
+
+
+def decides(rows: list[Run], objective: str) -> bool:
+    """Return whether the budget explains more than the width alone and k alone."""
+    return explained(rows, objective, "budget") > max(explained(rows, objective, by) for by in ("width", "k"))
 
 
 def paragraph(rows: list[Run]) -> str:
-    lines = []
+    deciding = [o.upper() for o in OBJECTIVES if decides(rows, o)]
+    others = [o.upper() for o in OBJECTIVES if not decides(rows, o)]
+    words = [("does not hold for", others, "width or k alone explains as much or more"), ("holds for", deciding, "")]
+    lines = [
+        f"The prediction {word} {', '.join(names)}{f': {why}' if why else ''}." for word, names, why in words if names
+    ]
+    lines.append("")
     for objective in OBJECTIVES:
         found = grid(rows, objective)
         k, width = max(found, key=found.__getitem__)
@@ -110,11 +123,13 @@ def paragraph(rows: list[Run]) -> str:
         cadence = "never synced" if k is None else f"k = {k}"
         lines.append(
             f"- {objective.upper()}: best of the grid ±{width:g}, {cadence}: {found[k, width]:.3f}; share of the "
-            f"grid's variance between levels: {shares}."
+            f"grid's variance between levels, adjusted for their number: {shares}."
         )
     lines.append("")
     lines.append(
         "The budget is the width times one more than the number of syncs: the nats that a token's log-prob may move. "
+        f"Each cell has the better of {len(LEARNING_RATES)} learning rates, and the best cell is chosen on the seeds "
+        "that it is shown for, so it is a little too high. "
         f"{len(rows)} runs, {len({row.seed for row in rows})} seeds, {cpu_seconds(rows):.0f} CPU seconds."
     )
     return "\n".join(lines)

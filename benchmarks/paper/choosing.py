@@ -59,12 +59,15 @@ def _widths(rows: Rows) -> str:
             f"{'never' if k is None else f'k = {k}'} ±{_width(rows, objective, k):g}" for k in budget.CADENCES
         )
 
-    return "best widths: " + "; ".join(f"{o.upper()}: {of(o)}" for o in budget.OBJECTIVES)
+    return "best widths, on the seeds they are chosen with: " + "; ".join(
+        f"{o.upper()}: {of(o)}" for o in budget.OBJECTIVES
+    )
 
 
-def _narrower_with_syncs(rows: Rows) -> bool:
-    """Return True if the best width is below 1.5 and, never synced, as wide as that of k = 25 or wider."""
-    return all(1.5 > _width(rows, o, None) >= _width(rows, o, 25) for o in budget.OBJECTIVES)
+def _narrower_than_the_paper(rows: Rows) -> bool:
+    """Return True if the best width of every cadence is below 1.5, and that without syncs the widest."""
+    widths = {o: [_width(rows, o, k) for k in budget.CADENCES] for o in budget.OBJECTIVES}
+    return all(1.5 > found[0] == max(found) for found in widths.values())
 
 
 def _cadences(rows: Rows) -> str:
@@ -75,6 +78,13 @@ def _cadences(rows: Rows) -> str:
 
     lines = (f"{o.upper()} {'; '.join(of(o, w) for w in cadence.WIDTHS)}" for o in cadence.OBJECTIVES)
     return "gain over plain at β .1, ε .2: " + "; ".join(lines)
+
+
+def _late_is_best(rows: Rows, objective: str, width: float) -> bool:
+    """Return True if a k above half of the run is better than every smaller one, beyond the seeds' noise."""
+    best, steps = cadence.best_cadence(rows, objective, width), cadence.PROTOCOL.steps
+    late, *smaller = (cadence.name(k, width) for k in (best, *(k for k in cadence.CADENCES if k < best)))
+    return 2 * best > steps and all(gain(rows, late, arm, objective=objective).low > 0 for arm in smaller)
 
 
 def _gain(rows: Rows, objective: str, k: int, width: float) -> float:
@@ -93,7 +103,7 @@ def _losses(rows: Rows) -> str:
 
 
 def _shares(rows: Rows) -> str:
-    return "settings of 48 that reach .8 (plain, humanline): " + "; ".join(
+    return "settings of 48 that reach .8 (plain with 12 β or ε, humanline with 4 widths and 3 k): " + "; ".join(
         f"{o.upper()} {equal.above(rows, o, 'plain', 0.8)}, {equal.above(rows, o, 'humanline', 0.8)}"
         for o in equal.OBJECTIVES
     )
@@ -143,7 +153,8 @@ ADVICE = (
     ),
     Advice(
         "learning rate",
-        "If you can afford few settings, humanline DPO forgives a wrong one more often than plain DPO.",
+        "If you can afford few settings, humanline DPO forgives a wrong one more often than plain DPO. A count depends "
+        "on the grid: plain's β spans three decades.",
         "equal",
         _shares,
         lambda rows: _more(equal.above(rows, "dpo", "humanline", 0.8)) > _more(equal.above(rows, "dpo", "plain", 0.8)),
@@ -157,18 +168,21 @@ ADVICE = (
     ),
     Advice(
         "width",
-        "The rarer the syncs, the wider, and narrower than the paper's ±1.5: width times (1 + syncs) of about one nat.",
+        "Try widths below the paper's ±1.5, the widest without syncs. The width matters less than k.",
         "budget",
         _widths,
-        _narrower_with_syncs,
+        lambda rows: (
+            _narrower_than_the_paper(rows)
+            and all(budget.explained(rows, o, "width") < budget.explained(rows, o, "k") for o in budget.OBJECTIVES)
+        ),
     ),
     Advice(
         "k",
-        "Begin with a k of a quarter to a half of the run and lower it while the failure sign stays silent. "
+        "Begin with a k of more than half of the run: one sync after the first step. Every smaller k was worse here. "
         "k = 1 is a different method: a linear contrast without a trust region.",
         "sync",
         _cadences,
-        lambda rows: all(cadence.best_cadence(rows, o, w) > 1 for o in cadence.OBJECTIVES for w in cadence.WIDTHS),
+        lambda rows: all(_late_is_best(rows, o, w) for o in cadence.OBJECTIVES for w in cadence.WIDTHS),
     ),
     Advice(
         "online",

@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.paper.arms import online, plain, tuned_humanline, tuned_regularisation
 from benchmarks.paper.drawing import learning_curves
 from benchmarks.paper.experiment import Claim, Experiment
-from benchmarks.paper.intervals import Interval, cpu_seconds, final, gain, mean_reward, wins
+from benchmarks.paper.intervals import Interval, effort, final, gain, mean_reward, wins
 from benchmarks.paper.protocol import Arms, Comparison, Protocol
 from benchmarks.paper.run_rows import Run
 from benchmarks.results import RESULTS, agrees, read
@@ -82,17 +82,6 @@ def closed(rows: list[Run], objective: str) -> tuple[Interval, Interval]:
     return gain(rows, "humanline", "plain", objective=objective), gain(rows, "online", "plain", objective=objective)
 
 
-def edges(rows: list[Run], objective: str) -> list[str]:
-    """Return the arms whose chosen learning rate is the lowest or highest of their grid."""
-    found = []
-    for arm in ARMS:
-        rates = {row.learning_rate for row in rows if (row.objective, row.arm, row.phase) == (objective, arm, "tuning")}
-        rate = final(rows, objective=objective, arm=arm)[0].learning_rate
-        if rate in (min(rates), max(rates)):
-            found.append(f"{objective.upper()} {arm} (lr {rate:g})")
-    return found
-
-
 def summary(
     rows: list[Run], arm: str | Callable[[str], str] = "humanline", over: str = "plain", words: str = ""
 ) -> str:
@@ -125,10 +114,7 @@ def paragraph(rows: list[Run]) -> str:
         cells += [f"{ours}, {wins(rows, 'humanline', 'plain', objective=objective)} seeds", shares]
         lines.append(f"| {objective.upper()} | {' | '.join(cells)} |")
     seeds = len({row.seed for row in rows if row.phase == "final"})
-    at_edge = [name for objective in OBJECTIVES for name in edges(rows, objective)]
-    more = f" The tuning chose an end of the grid of learning rates for {', '.join(at_edge)}." if at_edge else ""
-    made = f"{len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds"
-    lines += ["", f"48 settings for every arm, {seeds} final seeds; {made}.{more}"]
+    lines += ["", f"48 settings for every arm, {seeds} final seeds; {effort(rows)}"]
     return "\n".join(lines)
 
 

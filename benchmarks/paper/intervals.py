@@ -49,15 +49,33 @@ def best_of_tuning(rows: Sequence[Run], arms: Sequence[str], **fixed: object) ->
     return max(means, key=means.__getitem__)
 
 
+TUNED = {
+    "learning_rate": "lr {:g}",
+    "beta": "β {:g}",
+    "epsilon": "ε {:g}",
+    "width": "±{:g}",
+    "sync_every": "k = {:g}",
+    "gamma_P": "γ_P {:g}",
+}
+"""What arms are tuned over, by column: how a value is written."""
+
+
 def edges(rows: Sequence[Run]) -> list[str]:
-    """Return the tuned arms whose chosen learning rate is the lowest or highest of their grid, each in words."""
+    """Return the tuned arms whose chosen setting has the lowest or highest of three or more tried values, in words.
+
+    A better value may lie beyond it, so the comparison may be unfair to that arm.
+    """
     found = []
     for chosen in {(row.objective, row.condition, row.arm): row for row in rows if row.phase == "final"}.values():
         group = (chosen.objective, chosen.condition, chosen.arm)
         tuned = [row for row in rows if row.phase == "tuning" and (row.objective, row.condition, row.arm) == group]
-        rates = {row.learning_rate for row in tuned}
-        if rates and chosen.learning_rate in (min(rates), max(rates)):
-            words = [chosen.objective.upper(), chosen.condition, chosen.arm, f"(lr {chosen.learning_rate:g})"]
+        ends = []
+        for column, words in TUNED.items():
+            tried, value = {getattr(row, column) for row in tuned} - {None}, getattr(chosen, column)
+            if len(tried) > 2 and value in (min(tried), max(tried)):
+                ends.append(words.format(value))
+        if ends:
+            words = [chosen.objective.upper(), chosen.condition, chosen.arm, f"({', '.join(ends)})"]
             found.append(" ".join(filter(None, words)))
     return found
 
@@ -70,5 +88,5 @@ def cpu_seconds(rows: Sequence[Run]) -> float:
 def effort(rows: Sequence[Run]) -> str:
     """Return how many trainings there were and what they cost, and where the tuning ended at an end of its grid."""
     found = edges(rows)
-    more = f" The tuning chose an end of the grid of learning rates for {'; '.join(found)}." if found else ""
+    more = f" Chosen at an end of what was tried, so perhaps not the best: {'; '.join(found)}." if found else ""
     return f"{len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds.{more}"

@@ -13,7 +13,7 @@ from benchmarks.paper import equal
 from benchmarks.paper.arms import CADENCES, LEARNING_RATES, varied
 from benchmarks.paper.drawing import learning_curves
 from benchmarks.paper.experiment import Experiment
-from benchmarks.paper.intervals import best_of_tuning, cpu_seconds, final, gain, mean_reward, wins
+from benchmarks.paper.intervals import best_of_tuning, effort, final, gain, mean_reward, wins
 from benchmarks.paper.protocol import Arms, Protocol
 from benchmarks.paper.run_rows import Run
 from humanline_fused.tiny import Loss, Setting
@@ -85,12 +85,8 @@ def paragraph(rows: list[Run]) -> str:
         lines.append(f"| {objective.upper()} | {' | '.join(cells)} |")
     mine = [row for row in rows if row.experiment == "perception"]
     seeds = len({row.seed for row in rows if row.phase == "final"})
-    read_from = "; the other arms are those of `equal`" if len(mine) < len(rows) else ""
-    lines += [
-        "",
-        f"48 settings for every arm, {seeds} final seeds; {len(mine)} runs, {cpu_seconds(mine):.0f} CPU seconds"
-        f"{read_from}.",
-    ]
+    read_from = " The other arms are those of `equal`." if len(mine) < len(rows) else ""
+    lines += ["", f"48 settings for every arm, {seeds} final seeds; {effort(mine)}{read_from}"]
     return "\n".join(lines)
 
 

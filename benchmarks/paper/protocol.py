@@ -46,7 +46,7 @@ class Protocol:
 
     def with_seeds(self, number: int | None) -> "Protocol":
         """Return a copy with ``number`` final seeds, if it is given."""
-        return self if number is None else replace(self, final=tuple(range(SEEDS[0], SEEDS[0] + number)))
+        return self if number is None else replace(self, final=tuple(range(self.final[0], self.final[0] + number)))
 
     def quick(self) -> "Protocol":
         """Return a copy that takes seconds: smaller policies, six seeds, few steps. Its numbers mean nothing."""
