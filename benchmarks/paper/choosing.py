@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from benchmarks.paper import budget, cadence, equal
+from benchmarks.paper import beyond, budget, cadence, equal
 from benchmarks.paper.ablation import BOTH_ONLINE, OBJECTIVES, best
-from benchmarks.paper.intervals import final, gain
-from benchmarks.paper.run_rows import Run
+from benchmarks.paper.intervals import Interval, final, gain, mean_reward
 from benchmarks.tables import Line
 
-Rows = list[Run]
+Rows = list[Any]
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,26 @@ def _online(rows: Rows) -> str:
     )
 
 
+def _over_plain(rows: Rows, condition: str) -> Interval:
+    return gain(rows, "humanline", "plain", condition=condition)
+
+
+def _noise(rows: Rows) -> str:
+    return "humanline − plain, share of inverted rewards: " + "; ".join(
+        f"{share:g} {_over_plain(rows, condition).signed}" for share, condition in beyond.values("reward noise").items()
+    )
+
+
+def _norms(rows: Rows) -> str:
+    def of(condition: str) -> str:
+        return ", ".join(
+            f"{mean_reward(rows, arm=arm, condition=condition).mean:.3f}" for arm in ("plain", "humanline")
+        )
+
+    norms = beyond.values("max_grad_norm").items()
+    return "reward of plain, humanline: " + "; ".join(f"norm {norm:g}: {of(condition)}" for norm, condition in norms)
+
+
 ADVICE = (
     Advice(
         "the loss",
@@ -135,6 +155,25 @@ ADVICE = (
             gain(rows, "humanline", "plain", objective="dpo").low > 0
             and gain(rows, "humanline", "plain", objective="kto").mean
             < gain(rows, "humanline", "plain", objective="grpo").mean
+        ),
+    ),
+    Advice(
+        "the loss",
+        "Noisy preferences speak for humanline DPO: they cost plain DPO more.",
+        "beyond",
+        _noise,
+        lambda rows: _over_plain(rows, "reward noise 0.2").low > _over_plain(rows, "usual 0").high,
+    ),
+    Advice(
+        "max_grad_norm",
+        "Tune it too: a small one helped humanline and not plain.",
+        "beyond",
+        _norms,
+        lambda rows: (
+            mean_reward(rows, arm="humanline", condition="max_grad_norm 0.1").low
+            > mean_reward(rows, arm="humanline", condition="usual 0").high
+            and mean_reward(rows, arm="plain", condition="max_grad_norm 0.1").mean
+            < mean_reward(rows, arm="plain", condition="usual 0").mean
         ),
     ),
     Advice(
