@@ -12,13 +12,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from humanline_fused.training.data.rows.columns import read_columns
 from humanline_fused.training.objectives.metrics import less_is_better
 from humanline_fused.training.objectives.objective import Objective
-from humanline_fused.training.objectives.settings import (
-    CLAMP,
-    SAMPLING,
-    PerceptionSetting,
-    expect,
-    json_mapping,
-)
+from humanline_fused.training.objectives.settings import CLAMP, SAMPLING, PerceptionSetting, expect, json_mapping
 from humanline_fused.training.objectives.table import (
     DEFAULT,
     OBJECTIVES,
