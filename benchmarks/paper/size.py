@@ -92,13 +92,20 @@ def figure(rows: list[Run], image: Path) -> None:
 
 
 def paragraph(rows: list[Run]) -> str:
-    lines = ["| parameters | plain | humanline | online | humanline − plain |", "|---|---|---|---|---|"]
-    for hidden in (*TUNED, LARGEST):
-        name = _name(hidden)
+    names = [_name(hidden) for hidden in (*TUNED, LARGEST)]
+    gains = [gain(rows, "humanline", "plain", condition=name) for name in names]
+    ends = gains[0], gains[-1]
+    moves = ends[0].high < ends[1].low or ends[1].high < ends[0].low
+    trend = "The intervals of the smallest and the largest size do not overlap." if moves else "No trend can be shown."
+    low, high = min(one.mean for one in gains), max(one.mean for one in gains)
+    lines = [f"Humanline − plain is {low:+.3f} to {high:+.3f} over all sizes. {trend}", ""]
+    lines += ["| parameters | plain | humanline | online | humanline − plain |", "|---|---|---|---|---|"]
+    for hidden, name, difference in zip((*TUNED, LARGEST), names, gains, strict=True):
         cells = [str(mean_reward(rows, arm=arm, condition=name)) for arm in ARMS]
-        ours = gain(rows, "humanline", "plain", condition=name).signed
         seeds = wins(rows, "humanline", "plain", condition=name)
-        lines.append(f"| {policies(hidden).num_parameters:,} | {' | '.join(cells)} | {ours}, {seeds} seeds |")
+        lines.append(
+            f"| {policies(hidden).num_parameters:,} | {' | '.join(cells)} | {difference.signed}, {seeds} seeds |"
+        )
     lines += [
         "",
         f"Six settings for every arm and size; the largest takes those chosen at {policies(TUNED[-1]).num_parameters:,}"
