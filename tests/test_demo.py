@@ -16,7 +16,7 @@ from benchmarks.results import RESULTS, read
 from humanline_fused.cli import main
 from humanline_fused.demo import task
 from humanline_fused.demo.claims import claims, gain
-from humanline_fused.demo.comparison import FIRST_SEED, Demo, Results, run_demo, table
+from humanline_fused.demo.comparison import FIRST_SEED, Demo, Results, conclusion, run_demo, table
 from humanline_fused.demo.llama_runs import HELDOUT_REWARD, LlamaRun, LlamaSizes
 from humanline_fused.demo.many_policies import TUNED, Arm, ManyPolicies, Trained
 from humanline_fused.demo.model_answers import expected_reward, preference_pairs, sample
@@ -217,6 +217,19 @@ def test_the_gain_of_an_arm_is_paired_by_seed() -> None:
     results.arms["plain"].rewards[:] = [[0.4, 0.1 * seed] for seed in range(6)]
     results.arms["humanline"].rewards[:] = [[0.4, 0.1 * seed + 0.05] for seed in range(6)]
     assert gain(results, "humanline", "plain") == pytest.approx((0.05, 0.05, 0.05))
+
+
+@pytest.mark.parametrize(
+    ("tuned", "says"),
+    [
+        (0.85, "Tuned plain DPO can match humanline there; humanline needs less tuning."),
+        (0.7, "Tuning plain DPO makes up at least half of the difference there; humanline needs less tuning."),
+        (0.5, "Tuned plain DPO did not match humanline in this run; humanline needs less tuning."),
+    ],
+)
+def test_the_conclusion_is_that_of_the_run(tuned: float, says: str) -> None:
+    policies, runs = trained(0.7, 0.8, 0.9), llamas(0.4, 0.8, tuned)
+    assert conclusion(Results(0, policies, runs, claims(policies, runs), 1.0)).endswith(says)
 
 
 def test_a_panel_states_a_claim_only_if_it_holds(tmp_path: Path) -> None:

@@ -68,6 +68,17 @@ def test_a_draw_too_small_for_a_float_is_compared_all_the_same():
     assert_share(draws < -1000.0, math.exp(-0.01 * 1000))  # e^-1000 is 0 in float64
 
 
+def test_draws_of_another_shape_are_refused():
+    sampling = HumanlineSampling(draws=torch.zeros(2, 1, 1, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"draws: expected two for each token, \[2, 3, 4\], got \[2, 1, 1\]"):
+        rejected(torch.zeros(3, 4), torch.ones(3, 4, dtype=torch.bool), sampling)
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_a_gamma_of_0_draws_0(beta):
+    assert log_beta((10,), 0.0, beta, generator=seeded()).tolist() == [-math.inf] * 10
+
+
 @pytest.mark.parametrize(("gamma", "beta"), [(2.0, 3.0), (0.5, 1.5), (30.0, 1.0)])
 def test_draws_have_the_mean_and_the_variance_of_the_beta_distribution(gamma, beta):
     n = 100_000

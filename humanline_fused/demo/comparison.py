@@ -147,9 +147,16 @@ def table(results: Results, sizes: LlamaSizes) -> str:
 def conclusion(results: Results) -> str:
     """Return what the Llama says about tuning."""
     plain, humanline, tuned = (results.llama[name].rewards[-1] for name in ("plain", "humanline", "plain_tuned"))
+    if tuned >= humanline:
+        match = "Tuned plain DPO can match humanline there"
+    elif results.claims["match"].holds:
+        match = "Tuning plain DPO makes up at least half of the difference there"
+    else:
+        match = "Tuned plain DPO did not match humanline in this run"
+    width = "; humanline needs less tuning" if results.claims["width"].holds else ""
     return (
         f"The Llama ends at {humanline:.2f} with humanline, at {plain:.2f} with plain DPO at the same settings,\n"
-        f"at {tuned:.2f} with tuned plain DPO. Tuned plain DPO can match humanline there; humanline needs less tuning."
+        f"at {tuned:.2f} with tuned plain DPO. {match}{width}."
     )
 
 

@@ -84,7 +84,8 @@ def log_beta(
     both = [torch.as_tensor(x, **how).expand(shape).contiguous() for x in (gamma, beta)]
     gamma_draw: Any = torch._standard_gamma  # pyright: ignore[reportPrivateImportUsage]  (public ones take no generator)
     x, y = (gamma_draw(concentration, generator=generator) for concentration in both)
-    return x.log() - (x + y).log()
+    # torch's smallest draw is the smallest float, not 0.
+    return (x.log() - (x + y).log()).masked_fill(both[0] == 0, -torch.inf)
 
 
 def log_draws(shape: Sequence[int], sampling: HumanlineSampling, device: torch.device | None = None) -> Tensor:
@@ -106,6 +107,8 @@ def rejected(log_ratio: Tensor, loss_mask: Tensor, sampling: HumanlineSampling) 
         given = (torch.as_tensor(m, dtype=torch.float64, device=log_ratio.device) for m in sampling.maxima)
         maxima = LogMaxima(*(maximum.log() for maximum in given))
     draws = log_draws(log_ratio.shape, sampling, log_ratio.device) if sampling.draws is None else sampling.draws
+    if draws.shape != (2, *log_ratio.shape):
+        raise ValueError(f"draws: expected two for each token, {[2, *log_ratio.shape]}, got {list(draws.shape)}")
     below_P, below_R = draws.to(log_ratio.device)
     ratio = log_ratio.detach().double()
     return Rejected(
