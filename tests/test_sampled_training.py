@@ -48,6 +48,8 @@ def test_a_user_defined_loss_loses_the_gradient_of_rejected_tokens(tmp_path: Pat
             return -chosen.mean(), {}
 
     class Rejecting(Reinforced):
+        seen: list[tuple[int, int]]
+
         def compute(self, inputs: Any, config: Any) -> Any:
             out = super().compute(inputs, config)
             if inputs.sampling is not None:
@@ -59,7 +61,7 @@ def test_a_user_defined_loss_loses_the_gradient_of_rejected_tokens(tmp_path: Pat
             return out
 
     objective = Rejecting()
-    objective.seen = []  # pyright: ignore[reportAttributeAccessIssue]
+    objective.seen = []
     config = tiny_config(tmp_path, **SAMPLING)
     given = tiny_trainer(tmp_path / "other")  # for its model and tokenizer
     trainer = HumanlineTrainer(

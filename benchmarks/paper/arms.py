@@ -21,7 +21,7 @@ CADENCES = (100, 50, 25)
 PAPER_WIDTH = 1.5
 
 
-def bounds(width: float) -> dict[str, float]:
+def bounds(width: float) -> dict[str, Any]:
     """Return humanline's bounds ±width."""
     return {"log_epsilon_P": -width, "log_epsilon_R": width}
 

@@ -8,6 +8,7 @@ from benchmarks.paper import (
     cadence,
     drift,
     equal,
+    fresh,
     frozen,
     llama,
     perception,
@@ -23,6 +24,7 @@ from benchmarks.paper import (
 
 MODULES = (
     equal,
+    fresh,
     ablation,
     cadence,
     budget,

@@ -56,7 +56,8 @@ def with_diagnostics(rows: Sequence[Run], comparison: Comparison, writer: Settin
     found = []
     for row in rows:
         columns: dict[str, Any] = {name: getattr(row, name) for name in names}
-        found.append(DataRun(**columns | by_seed[row.seed]))
+        columns |= by_seed[row.seed]
+        found.append(DataRun(**columns))
     return found
 
 

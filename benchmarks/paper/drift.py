@@ -119,7 +119,7 @@ def counted(rows: Sequence[DriftRun], *outcomes: Outcome, **fixed: object) -> in
 def paragraph(rows: list[DriftRun]) -> str:
     synced = [row for row in rows if row.sync_every]
     seeds = len({row.seed for row in rows})
-    late, never, early = (counted(synced, outcome) for outcome in OUTCOMES[1:4])
+    late, never, early = counted(synced, "late"), counted(synced, "never"), counted(synced, "early")
     drifting, kept = (counted(synced, *which) for which in (("in time", "late", "never"), ("early", "silent")))
     hasty = counted(synced, "late", learning_rate=LEARNING_RATES[-1])
     others = [row for row in rows if not row.sync_every]
