@@ -120,7 +120,7 @@ def paragraph(rows: list[DriftRun]) -> str:
     synced = [row for row in rows if row.sync_every]
     seeds = len({row.seed for row in rows})
     late, never, early = counted(synced, "late"), counted(synced, "never"), counted(synced, "early")
-    drifting, kept = (counted(synced, *which) for which in (("in time", "late", "never"), ("early", "silent")))
+    drifting, kept = counted(synced, "in time", "late", "never"), counted(synced, "early", "silent")
     hasty = counted(synced, "late", learning_rate=LEARNING_RATES[-1])
     others = [row for row in rows if not row.sync_every]
     fixed = [row for row in others if row.arm == "plain"]
