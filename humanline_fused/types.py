@@ -103,6 +103,8 @@ class HumanlineSampling:
             is_number = not isinstance(number, bool) and isinstance(number, int | float)
             if not is_number or not 0 <= number < math.inf or (least == "> 0" and number == 0):
                 raise ValueError(f"{name}: expected a finite number {least}, got {number!r}")
+        if self.maxima is not None and len(self.maxima) != 2:
+            raise ValueError(f"maxima: expected M_P and M_R, got {self.maxima!r}")
         for name, maximum in zip(("M_P", "M_R"), self.maxima or (), strict=False):
             if not isinstance(maximum, Tensor) and not 1 <= maximum < math.inf:
                 raise ValueError(f"maxima: expected {name} >= 1, got {maximum!r}")

@@ -353,6 +353,7 @@ def test_one_launch_with_sampling_is_refused():
         ({"beta_P": 0.0}, "beta_P: expected a finite number > 0, got 0.0"),
         ({"beta_R": True}, "beta_R: expected a finite number > 0, got True"),
         ({"maxima": (2.0, 0.5)}, "maxima: expected M_R >= 1, got 0.5"),
+        ({"maxima": (1.0,)}, r"maxima: expected M_P and M_R, got \(1.0,\)"),
     ],
 )
 def test_settings_outside_their_interval_are_refused(settings, message):
