@@ -36,7 +36,7 @@ def run(protocol: Protocol) -> list[Run]:
     for loss in OBJECTIVES:
         mine = arms(loss)
         if protocol.small:
-            few = ["plain", *(name(k, w) for w in WIDTHS for k in (CADENCES[0], CADENCES[-1]))]
+            few = ["plain", *(name(k, w) for w in WIDTHS for k in (1, 16, CADENCES[-1]))]
             mine = {arm: mine[arm][1:3] for arm in few}
         found += Comparison("sync", "", Trainings(loss), protocol).compare(mine)
     return found
