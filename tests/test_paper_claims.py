@@ -236,5 +236,7 @@ def test_the_committed_results_support_the_advice(advice: Advice):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_committed_results_are_those_of_the_protocol_in_the_code(name: str):
     experiment, file = EXPERIMENTS[name], document.FOLDER / f"{name}.csv"
-    assert read(file, experiment.kind)[0]["protocol"] == experiment.facts(experiment.protocol)["protocol"]
+    facts = read(file, experiment.kind)[0]
+    assert facts["protocol"] == experiment.facts(experiment.protocol)["protocol"]
+    assert facts["command"] == f"python -m benchmarks paper {name}"
     assert (document.IMAGES / f"{name}.png").is_file()

@@ -55,7 +55,8 @@ def _do(experiment: Experiment, options: argparse.Namespace) -> None:
         return
     protocol = experiment.protocol.with_seeds(options.seeds)
     protocol = protocol.quick() if options.quick else protocol
-    facts = {**environment(torch.device("cpu")), **experiment.facts(protocol)}
+    facts = {**environment(torch.device("cpu")), "command": command_of(experiment, options)}
+    facts |= experiment.facts(protocol)
     began = time.process_time()
     rows = experiment.run(protocol)
     of_rows = sum(getattr(row, "cpu_seconds", None) or 0.0 for row in rows)  # more, where a command went on
@@ -68,3 +69,10 @@ def _do(experiment: Experiment, options: argparse.Namespace) -> None:
         return
     experiment.figure(rows, image)
     print(f"{file}\n{image}")
+
+
+def command_of(experiment: Experiment, options: argparse.Namespace) -> str:
+    """Return the command that makes these rows again, without the place that they are written to."""
+    words = ["python -m benchmarks paper", experiment.name]
+    words += [f"--seeds {options.seeds}"] if options.seeds else []
+    return " ".join([*words, "--quick"] if options.quick else words)
