@@ -1,4 +1,4 @@
-"""Tiny policies: task, sampling, optimizer, losses, and the training of many policies at once."""
+"""Training of many tiny policies at once: references, samples, epochs, and settings that are refused."""
 
 import math
 from dataclasses import replace
@@ -7,36 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from humanline_fused import HumanlineClamp, TokenLogp, dpo_loss, grpo_loss, kto_loss
-from humanline_fused.tiny import (
-    Curves,
-    Demonstrations,
-    Parameters,
-    Policies,
-    Setting,
-    Sorting,
-    Trainings,
-    fine_tune,
-    held_out_prompts,
-    train,
-)
-from humanline_fused.tiny.adamw import AdamW, clipped_gradients
+from humanline_fused.tiny import Curves, Parameters, Policies, Setting, Sorting, Trainings, train
 from humanline_fused.tiny.loop import _Loop
-from humanline_fused.tiny.losses import DESIRABLE_WEIGHT, LOSSES, MARGIN, Samples, Scored, pairs, unequal
-from humanline_fused.tiny.policies import chosen_logp, gumbel, rows
+from humanline_fused.tiny.policies import rows
 
 TASK = Sorting(digits=3, alphabet=4)
-FILLER = Sorting(digits=2, alphabet=3, filler=2)
 POLICIES = Policies(TASK, hidden=16)
 SEEDS = (0, 1)
 STANDARD_ERRORS = 5
 """A Monte-Carlo frequency is further away once in two million times."""
 ROUNDING = 100 * torch.finfo(torch.float32).eps
 """Room for float32 sums of some tens of terms around 1, in another order."""
-
-
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def spread(policies: Policies, *seeds: int) -> Parameters:
@@ -57,201 +38,6 @@ def trained(*settings: Setting, seeds: tuple[int, ...] = SEEDS, loss: str = "grp
 
 def same(a: Parameters, b: Parameters) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
-
-
-# Task
-
-
-def test_a_right_answer_has_the_prompts_digits_in_ascending_order():
-    prompt = torch.tensor([[[3, 1, 1]]])
-    for answer, reward in (([1, 1, 3], 1.0), ([3, 1, 1], 0.0), ([1, 3, 1], 0.0), ([1, 2, 3], 0.0)):
-        assert TASK.rewards(prompt, torch.tensor([[answer]])).item() == reward
-    assert TASK.answers(prompt).tolist() == [[[1, 1, 3]]]
-
-
-def test_free_tokens_after_the_digits_do_not_change_the_reward():
-    free, end = FILLER.alphabet, FILLER.end
-    prompt = torch.tensor([[[2, 0]]]).expand(1, 3, 2)
-    answers = torch.tensor([[[0, 2, end, 0, 0], [0, 2, free, free, free], [0, 2, 1, end, 1]]])
-    assert FILLER.rewards(prompt, answers).tolist() == [[1.0, 1.0, 1.0]]
-
-
-def test_tokens_count_up_to_the_first_end():
-    end = FILLER.end
-    answers = torch.tensor([[[0, 1, end, end, 0], [0, 1, 2, 2, 2], [end, 0, 0, 0, 0]]])
-    assert FILLER.loss_mask(answers).sum(-1).tolist() == [[3, 5, 1]]
-    assert TASK.loss_mask(torch.zeros(1, 1, 3, dtype=torch.long)).all()
-
-
-def test_a_right_answer_ends_at_once_if_answers_have_an_end():
-    end = FILLER.end
-    assert FILLER.answers(torch.tensor([[[2, 1]]])).tolist() == [[[1, 2, end, end, end]]]
-
-
-# Policies
-
-
-def test_a_policy_has_as_many_parameters_as_it_says():
-    for policies in (POLICIES, Policies(FILLER, hidden=7)):
-        assert policies.num_parameters == sum(value[0].numel() for value in policies.initial([0]).values())
-
-
-def test_a_policys_parameters_depend_on_its_seed_alone():
-    assert same(rows(POLICIES.initial([3, 4]), torch.tensor([1])), POLICIES.initial([4]))
-
-
-def test_logits_do_not_see_their_own_and_later_tokens():
-    parameters = spread(POLICIES, 0)
-    features = TASK.encode(torch.tensor([[[3, 0, 2]]]))
-    first = POLICIES.logits(parameters, features, torch.tensor([[[1, 2, 3]]]))[0, 0]
-    for position in range(TASK.length):
-        answers = torch.tensor([[[1, 2, 3]]])
-        answers[..., position:] = 0
-        changed = POLICIES.logits(parameters, features, answers)[0, 0]
-        # The sum over earlier tokens is taken as (earlier + own) − own: only its rounding sees the own token.
-        torch.testing.assert_close(first[: position + 1], changed[: position + 1], rtol=0, atol=ROUNDING)
-        assert position == TASK.length - 1 or (first[position + 1] - changed[position + 1]).abs().max() > 0.01
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_samples_have_the_policys_distribution_at_their_temperature(temperature):
-    task = Sorting(digits=2, alphabet=2)
-    policies, number = Policies(task, hidden=8), 20_000
-    parameters = spread(policies, 0)
-    prompts = torch.tensor([[1, 0]]).expand(1, number, 2)
-    noise = gumbel(generators(0), (number, task.length, task.vocabulary))
-    drawn = policies.sample(parameters, task.encode(prompts), noise, torch.tensor([temperature]))
-    every = torch.cartesian_prod(torch.arange(2), torch.arange(2))[None]
-    logits = policies.logits(parameters, task.encode(prompts[:, :4]), every)
-    probability = chosen_logp(logits / temperature, every).sum(-1).exp()[0]
-    frequency = (drawn[0, :, None] == every[0]).all(-1).double().mean(0)
-    deviation = (probability * (1 - probability) / number).sqrt()
-    assert ((frequency - probability).abs() <= STANDARD_ERRORS * deviation).all()
-
-
-def test_the_expected_reward_is_the_frequency_of_right_samples():
-    task = Sorting(digits=2, alphabet=2)
-    policies, number = Policies(task, hidden=8), 20_000
-    parameters = spread(policies, 1)
-    prompts = task.prompts(generators(2), number)
-    noise = gumbel(generators(3), (number, task.length, task.vocabulary))
-    drawn = policies.sample(parameters, task.encode(prompts), noise, torch.ones(1))
-    expected = policies.expected_reward(parameters, prompts).item()
-    deviation = math.sqrt(expected * (1 - expected) / number)
-    assert abs(task.rewards(prompts, drawn).mean().item() - expected) <= STANDARD_ERRORS * deviation
-
-
-def test_an_initial_policy_learns_until_it_reaches_a_reward():
-    how = Demonstrations(until=0.1)
-    start = fine_tune(POLICIES, [5, 6], how)
-    assert (POLICIES.expected_reward(start, held_out_prompts(POLICIES, [5, 6])) >= 0.1).all()
-    again = fine_tune(POLICIES, [5, 6], how)
-    assert same(start, again)
-
-
-def test_a_reward_that_is_not_reached_is_an_error():
-    with pytest.raises(ValueError, match=r"until: expected a reward that 5 steps reach, got 0\.9: seeds \[5\] are at"):
-        fine_tune(POLICIES, [5], Demonstrations(until=0.9, max_steps=5))
-
-
-# Optimizer
-
-
-def test_adamw_is_that_of_pytorch_for_every_policy():
-    rates = 1e-3, 1e-2
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
-    ours = {"weight": start.clone()}
-    optimizer = AdamW(ours, torch.tensor(rates, dtype=torch.float64))
-    theirs = [torch.nn.Parameter(value.clone()) for value in start]
-    others = [torch.optim.AdamW([p], lr=rate, weight_decay=0.01) for p, rate in zip(theirs, rates, strict=True)]
-    for _ in range(5):
-        gradient = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
-        optimizer.step({"weight": gradient})
-        for parameter, one, other in zip(theirs, gradient, others, strict=True):
-            parameter.grad = one
-            other.step()
-    torch.testing.assert_close(ours["weight"], torch.stack([p.detach() for p in theirs]))
-
-
-@pytest.mark.parametrize("max_norm", [0.1, 100.0])
-def test_gradients_are_clipped_as_pytorch_clips_them(max_norm):
-    parameters = {name: value.double().requires_grad_() for name, value in POLICIES.initial([0, 1]).items()}
-    losses = sum(((k + 1) * value).sin().sum((1, 2)) for k, value in enumerate(parameters.values()))
-    assert isinstance(losses, Tensor)
-    ours, norm = clipped_gradients(losses, parameters, max_norm)
-    for policy in range(2):
-        leaves = [value[policy].detach().clone().requires_grad_() for value in parameters.values()]
-        sum(((k + 1) * leaf).sin().sum() for k, leaf in enumerate(leaves)).backward()  # type: ignore[union-attr]
-        theirs = torch.nn.utils.clip_grad_norm_(leaves, max_norm)
-        torch.testing.assert_close(norm[policy], theirs)
-        for leaf, gradient in zip(leaves, ours.values(), strict=True):
-            torch.testing.assert_close(gradient[policy], leaf.grad)
-
-
-# Losses
-
-
-def scored(select, clamp: float) -> tuple[Scored, Samples]:
-    """Return random scores of one policy, with bounds that some log-ratios exceed, and the samples before selection."""
-    prompts = TASK.prompts(generators(0), 6).repeat_interleave(4, 1)
-    answers = TASK.prompts(generators(1), 24)
-    rewards = torch.tensor([[1, 0, 1, 0] * 5 + [1, 1, 1, 1]], dtype=torch.float64)
-    samples = Samples(TASK.encode(prompts), answers, TASK.loss_mask(answers), rewards, 4)
-    seen = select(samples)
-    made = torch.Generator().manual_seed(2)
-    logp, ref = (-torch.rand(seen.answers.shape, generator=made, dtype=torch.float64) * 2 for _ in range(2))
-    numbers = {"beta": 0.7, "epsilon": 0.2, "log_epsilon_P": -clamp, "log_epsilon_R": clamp}
-    vectors = {name: torch.tensor([value], dtype=torch.float64) for name, value in numbers.items()}
-    kl = torch.tensor([0.3], dtype=torch.float64)
-    return Scored(seen, logp.requires_grad_(), ref, kl, **vectors), samples
-
-
-@pytest.mark.parametrize("name", ["dpo", "kto", "grpo"])
-def test_the_losses_are_the_packages_own(name):
-    select, loss = LOSSES[name]
-    given, samples = scored(select, 0.8)
-    ours, clamped = loss(given)
-    logp = given.logp[0].detach().clone().requires_grad_()
-    scores = TokenLogp(logp), TokenLogp(given.ref_logp[0]), given.samples.answers[0], given.samples.loss_mask[0]
-    clamp = HumanlineClamp(log_epsilon_P=-0.8, log_epsilon_R=0.8)
-    groups = samples.by_group[0]
-    if name == "dpo":
-        theirs = dpo_loss(*scores, beta=0.7, clamp=clamp)
-    elif name == "kto":
-        desirable = (groups > groups.mean(-1, keepdim=True)).flatten()
-        theirs = kto_loss(*scores, desirable, kl=0.3, beta=0.7, desirable_weight=DESIRABLE_WEIGHT, clamp=clamp)
-    else:
-        advantages = (groups - groups.mean(-1, keepdim=True)) / (groups.std(-1, correction=0, keepdim=True) + MARGIN)
-        theirs = grpo_loss(*scores, advantages.flatten(), epsilon=0.2, clamp=clamp)
-    torch.testing.assert_close(ours[0], theirs.loss)
-    ours.sum().backward()
-    theirs.loss.backward()
-    torch.testing.assert_close(given.logp.grad[0], logp.grad)  # type: ignore[index]
-    counted = given.samples.loss_mask
-    outside = ((given.logp - given.ref_logp).abs() > 0.8) & counted
-    assert clamped.item() == pytest.approx((outside.sum() / counted.sum()).item())
-
-
-def test_a_pair_is_the_best_and_the_worst_answer_of_a_prompt():
-    rewards = torch.tensor([[0.0, 0.0, 1.0, 0.5, 1.0, 1.0, 1.0, 1.0]])
-    answers = torch.arange(8)[None, :, None].expand(1, 8, 3)
-    chosen = pairs(Samples(torch.zeros(1, 8, 2), answers, torch.ones(1, 8, 3, dtype=torch.bool), rewards, 4))
-    assert chosen.answers[0, :, 0].tolist() == [2, 4, 0, 4]
-    assert chosen.loss_mask.all(-1).tolist() == [[True, False, True, False]], "no token of equal answers counts"
-
-
-def test_no_answer_to_a_prompt_of_equal_rewards_counts_in_kto():
-    rewards = torch.tensor([[0.0, 1.0, 1.0, 1.0]])
-    samples = Samples(torch.zeros(1, 4, 2), torch.zeros(1, 4, 3), torch.ones(1, 4, 3, dtype=torch.bool), rewards, 2)
-    assert unequal(samples).loss_mask.all(-1).tolist() == [[True, True, False, False]]
-
-
-def test_a_mismatched_answer_is_one_to_the_next_prompt():
-    answers = torch.arange(4)[None, :, None]
-    mask = torch.ones_like(answers, dtype=torch.bool)
-    samples = Samples(torch.arange(4.0)[None, :, None], answers, mask, torch.zeros(1, 4), 2)
-    assert samples.mismatched().answers.flatten().tolist() == [2, 3, 0, 1]
 
 
 # Training

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
 
 from humanline_fused.demo import task
 from humanline_fused.demo.model_answers import sample
-from humanline_fused.demo.start_model import SPECIAL_TOKENS, fine_tune, make_tokenizer
+from humanline_fused.demo.start_model import fine_tune, make_model, make_tokenizer
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer
 from humanline_fused.training.objectives.table import find_objective
 from humanline_fused.training.run.clock import Clock
@@ -235,21 +235,7 @@ def make(size: Size, seed: int) -> Letters:
     heldout, rest = prompts[: size.heldout], prompts[size.heldout :]
     asked, shown = rest[: size.asked], rest[size.asked :]
     tokenizer = make_tokenizer()
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=size.hidden,
-            intermediate_size=size.hidden * 11 // 4,
-            num_hidden_layers=size.layers,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=32,
-            tie_word_embeddings=True,
-            pad_token_id=SPECIAL_TOKENS.index("<pad>"),
-            bos_token_id=None,
-            eos_token_id=SPECIAL_TOKENS.index("<eos>"),
-        )
-    )
+    model = make_model(tokenizer, seed, hidden=size.hidden, layers=size.layers)
     if not size.start_steps:
         return Letters(size, seed, model, tokenizer, _written(asked[: size.groups]), asked, heldout, 0.0)
     with quiet():
