@@ -32,9 +32,10 @@ def test_tokens_are_rejected_once_the_policy_has_left_the_reference(tmp_path: Pa
     plain = trained(tmp_path / "plain", objective=objective, **SAMPLING | {"perception": "clamp", "clamp": False})
     assert shares(sampled)[0] == 1 > min(shares(sampled)) > 0
     # At step 0 both models are one, so step 1 has the same weights. GRPO adds its penalty in another order.
-    first = pytest.approx(losses(plain)[:2], rel=16 * torch.finfo(torch.float32).eps)
-    assert losses(sampled)[:2] == first
-    assert losses(sampled)[2] != losses(plain)[2]
+    rounding = 16 * torch.finfo(torch.float32).eps
+    assert losses(sampled)[:2] == pytest.approx(losses(plain)[:2], rel=rounding)
+    # Which step rejects the first token with a gradient depends on the last bits of the processor's products.
+    assert losses(sampled)[2:] != pytest.approx(losses(plain)[2:], rel=rounding)
 
 
 def test_a_user_defined_loss_loses_the_gradient_of_rejected_tokens(tmp_path: Path):
