@@ -66,7 +66,7 @@ class LMHead:
             The ranks agree on the size of a chunk; each call waits once for that.
         rows: [n], int64: positions ``b · T + t`` where the mask is True, ascending. With it, or with a mask on the
             CPU, the host does not wait for a GPU to count them. (DPO and KTO with a trained head and more than one
-            chunk need ``rows`` on the CPU for that, and no ``cu_seqlens``.)
+            chunk need ``rows`` on the CPU for that, and ``cu_seqlens`` too.)
         workspace_bytes: memory of the logits that exist at once; at least one row. Default: 128 MiB on a CPU; on a GPU
             2 GiB, or the size of 4096 rows if that is more, at most 4 GiB and half of the free memory. Give a number
             for runs that must repeat bit for bit: another number of rows may change last bits. With a trained head,

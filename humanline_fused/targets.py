@@ -15,7 +15,8 @@ def shift_targets(input_ids: Tensor, mask: Tensor, cu_seqlens: Tensor | None = N
     Args:
         input_ids: [B, T], integer.
         mask: [B, T], bool: which ids a loss counts (a completion's tokens, without prompt and padding).
-        cu_seqlens: [B + 1], int32 or int64, for packed input [1, N]: where its sequences begin and end.
+        cu_seqlens: [B + 1], int32 or int64, for packed input [1, N]: where its sequences begin and end; on the device
+            of the ids, or on the CPU.
 
     Returns:
         ``target_ids`` and ``loss_mask``, one to the left; the last token of a sequence scores none and does not count.
@@ -29,5 +30,5 @@ def shift_targets(input_ids: Tensor, mask: Tensor, cu_seqlens: Tensor | None = N
     loss_mask = mask.roll(-1, dims=1)
     loss_mask[:, -1:] = False
     if cu_seqlens is not None:
-        loss_mask[:, cu_seqlens[1:].long() - 1] = False
+        loss_mask[:, cu_seqlens[1:].to(loss_mask.device, non_blocking=True).long() - 1] = False
     return input_ids.roll(-1, dims=1), loss_mask

@@ -13,7 +13,7 @@ class Tokens:
     Attributes:
         target_ids: [B, T], int64 or int32.
         counts: [B, T], bool: the loss mask, on the caller's device. On the CPU it is read without a wait.
-        cu_seqlens: [num_sequences + 1] for packed input, or None.
+        cu_seqlens: [num_sequences + 1] for packed input, or None; on the caller's device, as the mask.
         depends: a token's derivative depends on the log-probs of that token, of its sequence, or of its pair.
         gradient: [B, T], bool: False where the derivative is known to be 0; None if nothing is known.
     """
@@ -32,3 +32,8 @@ class Tokens:
     def loss_mask(self) -> Tensor:
         """[B, T], bool, on the device of the ids."""
         return self.counts.to(self.device, non_blocking=True)
+
+    @property
+    def boundaries(self) -> Tensor | None:
+        """``cu_seqlens`` on the device of the ids."""
+        return None if self.cu_seqlens is None else self.cu_seqlens.to(self.device, non_blocking=True)

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from humanline_fused import Logits, TokenLogp, kto_kl, shift_targets, token_logp
+from humanline_fused.chunked_head.chunks import Rows, in_blocks
+from humanline_fused.tokens import Tokens
 from humanline_fused.validation import values
 from tests.inputs import Batch, loss_of, random_batch
 
@@ -108,6 +110,15 @@ def test_a_mask_without_any_true_gives_loss_0_with_a_graph(device, objective, im
     out, gradient = run(objective, packed, impl, cu_seqlens=bounds)
     assert out.loss == 0
     assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize(("depends", "sizes"), [("pair", [3, 1]), ("sequence", [1, 1, 2])])
+def test_rows_and_bounds_on_the_cpu_give_blocks_without_a_read_of_the_device(depends, sizes):
+    ids = torch.zeros(1, 4, dtype=torch.long, device="meta")  # without values: a read is an error
+    tokens = Tokens(ids, ids.bool(), torch.tensor([0, 1, 2, 4, 4]), depends=depends)
+    placed = in_blocks(Rows(ids[0], 0), tokens, torch.arange(4))
+    assert placed.block_sizes == sizes
+    assert placed.positions.device.type == "meta"
 
 
 # Targets

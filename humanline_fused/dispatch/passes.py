@@ -153,7 +153,8 @@ def per_token(values: Tensor, target_ids: Tensor, cu_seqlens: Tensor | None) -> 
     if cu_seqlens is None:
         return values[:, None].expand(target_ids.shape)
     positions = torch.arange(target_ids.shape[1], device=values.device)
-    return values[torch.searchsorted(cu_seqlens.long()[1:-1], positions, right=True)][None]
+    ends = cu_seqlens.to(values.device, non_blocking=True).long()[1:-1]
+    return values[torch.searchsorted(ends, positions, right=True)][None]
 
 
 def grpo_in_one_launch(

@@ -5,10 +5,10 @@ from torch import Tensor
 
 
 def sequence_sum(values: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """[B] sums of ``values``: [B, T] padded, or [1, N] packed with ``cu_seqlens`` [B + 1] (flash-attention's)."""
+    """[B] sums of ``values``: [B, T] padded, or [1, N] packed with ``cu_seqlens`` [B + 1], also on the CPU."""
     if cu_seqlens is None:
         return values.sum(-1)
-    return torch.segment_reduce(values[0], "sum", offsets=cu_seqlens.long())
+    return torch.segment_reduce(values[0], "sum", offsets=cu_seqlens.to(values.device, non_blocking=True).long())
 
 
 def sequence_lengths(loss_mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:

@@ -51,7 +51,8 @@ def dpo_loss(
             alone.
         loss_type: one of the four names above.
         cu_seqlens: [B + 1], int32 or int64, for packed input: ids, scores and mask are one row [1, N], and sequence b
-            is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention).
+            is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention). On the device
+            of the ids, or on the CPU, where it is read without a wait.
         clamp: humanline's bounds; ``None`` is plain DPO.
         perception: ``"clamp"``; or humanline sampling instead of it, ``"sampling"`` or :class:`HumanlineSampling`.
         impl: the implementation; ``"auto"`` chooses.
@@ -94,7 +95,7 @@ def dpo_loss(
     loss_of_logp = partial(
         layer.dpo_loss,
         loss_mask=tokens.loss_mask,
-        cu_seqlens=cu_seqlens,
+        cu_seqlens=tokens.boundaries,
         beta=beta,
         label_smoothing=label_smoothing,
         loss_type=loss_type,

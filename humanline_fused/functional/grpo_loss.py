@@ -54,7 +54,8 @@ def grpo_loss(
             normaliser as ``num_items_in_batch`` instead. ``policy`` must be ``Logits``, and only one backward is
             possible.
         cu_seqlens: [B + 1], int32 or int64, for packed input: ids, scores and mask are one row [1, N], and sequence b
-            is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention).
+            is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention). On the device
+            of the ids, or on the CPU, where it is read without a wait.
         clamp: humanline's bounds; ``None`` is plain GRPO.
         perception: ``"clamp"``; or humanline sampling instead of it, ``"sampling"`` or :class:`HumanlineSampling`.
         impl: the implementation; ``"auto"`` chooses.
@@ -77,6 +78,7 @@ def grpo_loss(
     num_sequences = validation.check_sequences(target_ids, cu_seqlens)
     shape = target_ids.shape if isinstance(advantages, Tensor) and advantages.ndim == 2 else [num_sequences]
     on_cpu = isinstance(advantages, Tensor) and advantages.device.type == "cpu"
+    waits = on_cpu and cu_seqlens is not None and cu_seqlens.device.type != "cpu"
     device = advantages.device if on_cpu else target_ids.device
     validation.check_tensor("advantages", advantages, shape, validation.FLOATS, device)
     epsilon = validation.check_number("epsilon", epsilon, 0, 1)
@@ -95,7 +97,7 @@ def grpo_loss(
     layer = layer_for(impl, policy, reference)
     accumulation = accumulation_dtype(policy, reference)
     gradient = None
-    if beta == 0 and isinstance(policy, LMHead) and (cu_seqlens is None or not on_cpu):
+    if beta == 0 and isinstance(policy, LMHead) and not waits:
         gradient = per_token(advantages.detach() != 0, target_ids, cu_seqlens)
     tokens = Tokens(target_ids, loss_mask, cu_seqlens, gradient=gradient)
     advantages = per_token(advantages.detach().to(target_ids.device, accumulation), target_ids, cu_seqlens)

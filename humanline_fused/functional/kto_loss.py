@@ -87,7 +87,8 @@ def kto_loss(
         beta: weight of the implicit reward.
         desirable_weight, undesirable_weight: λ_D and λ_U.
         cu_seqlens: [B + 1], int32 or int64, for packed input: ids, scores and mask are one row [1, N], and sequence b
-            is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention).
+            is the tokens from ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]`` (flash-attention's convention). On the device
+            of the ids, or on the CPU, where it is read without a wait.
         clamp: humanline's bounds; ``None`` is plain KTO.
         perception: ``"clamp"``; or humanline sampling instead of it, ``"sampling"`` or :class:`HumanlineSampling`.
         impl: the implementation; ``"auto"`` chooses.
@@ -123,7 +124,7 @@ def kto_loss(
     loss_of_logp = partial(
         layer.kto_loss,
         loss_mask=tokens.loss_mask,
-        cu_seqlens=cu_seqlens,
+        cu_seqlens=tokens.boundaries,
         desirable=desirable,
         kl=z0,
         beta=beta,

@@ -13,8 +13,8 @@ def check_sequences(target_ids: Tensor, cu_seqlens: Tensor | None) -> int:
         return target_ids.shape[0]
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"cu_seqlens: expected int32 or int64 [B + 1], got {describe(cu_seqlens)}")
-    if cu_seqlens.shape[0] < 1 or cu_seqlens.device != target_ids.device:
-        raise ValueError(f"cu_seqlens: expected [B + 1] on {target_ids.device}, got {describe(cu_seqlens)}")
+    if cu_seqlens.shape[0] < 1 or cu_seqlens.device not in (target_ids.device, torch.device("cpu")):
+        raise ValueError(f"cu_seqlens: expected [B + 1] on {target_ids.device} or the CPU, got {describe(cu_seqlens)}")
     if target_ids.shape[0] != 1:
         raise ValueError(f"cu_seqlens: expected ids of shape [1, N], got {list(target_ids.shape)}")
     if values.may_look_at(cu_seqlens):
