@@ -1,0 +1,173 @@
+"""One row of tokens for many sequences, with each shared prefix once.
+
+Causal attention gives the tokens of a common prefix the same hidden states in every sequence, so a model needs to
+compute them once. The sequences form a radix tree: a *segment* is a run of tokens between two branchings, and a
+sequence is the path from the root to its last token. The row holds the segments in depth-first order, so the segments
+behind a segment follow it without a gap, and a path is a few slices of the row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Run = tuple[int, int]  # start and stop of a slice of the row
+
+# A shorter common prefix is computed in both sequences: see prefix_tree.
+MIN_SHARED = 4
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of tokens in the row, ``[start, stop)``.
+
+    Attributes:
+        start, stop: its slice of the row.
+        position: the position of its first token in each of its sequences; the context has as many tokens.
+        context: the earlier runs that it attends to besides itself, in the order of their positions. Runs that touch
+            are one run.
+    """
+
+    start: int
+    stop: int
+    position: int
+    context: tuple[Run, ...]
+
+    @property
+    def path(self) -> tuple[Run, ...]:
+        """The context and the segment itself: the keys of its last token."""
+        return _joined(self.context, (self.start, self.stop))
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """The input of one forward pass.
+
+    Attributes:
+        input_ids: [1, N], int64, on the CPU.
+        position_ids: [1, N], int64: the position of each token in its sequences.
+        segments: the segments in the order of the row.
+        rows: per sequence, the index in the row of each of its tokens, [its length], int64.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segments: tuple[Segment, ...]
+    rows: tuple[Tensor, ...]
+
+
+def prefix_tree(sequences: Sequence[np.ndarray | Tensor], min_shared: int = MIN_SHARED) -> PrefixTree:
+    """Return one row that holds the tokens of all sequences, and each common prefix once.
+
+    The last token of a sequence is needed only if its hidden state is: to score the tokens of a sequence, pass it
+    without its last token.
+
+    Args:
+        sequences: token ids, 1-D, on the CPU. A sequence may be empty, not all.
+        min_shared: a branching needs this many shared tokens since the previous one, else the few tokens are computed
+            in both branches: a further segment costs about as much as they do. With 1, every common prefix is shared.
+
+    Raises:
+        ValueError: no sequence has a token, or one is not 1-D.
+
+    >>> tree = prefix_tree([np.array([5, 6, 7]), np.array([5, 6, 8, 9])], min_shared=1)
+    >>> tree.input_ids, tree.position_ids
+    (tensor([[5, 6, 7, 8, 9]]), tensor([[0, 1, 2, 2, 3]]))
+    >>> [(s.start, s.stop, s.context) for s in tree.segments]
+    [(0, 2, ()), (2, 3, ((0, 2),)), (3, 5, ((0, 2),))]
+    >>> tree.rows
+    (tensor([0, 1, 2]), tensor([0, 1, 3, 4]))
+    """
+    ids = [np.ascontiguousarray(sequence, dtype=np.int64) for sequence in sequences]
+    if any(sequence.ndim != 1 for sequence in ids):
+        raise ValueError(f"expected sequences of one axis, got the shapes {[sequence.shape for sequence in ids]}")
+    if not sum(map(len, ids)):
+        raise ValueError(f"expected at least one token, got {len(ids)} empty sequences")
+    root, ends = _radix_tree(ids, min_shared)
+    nodes, segments = _depth_first(root)
+    row = np.concatenate([ids[node.sequence][node.start : node.stop] for node in nodes])
+    positions = np.concatenate([np.arange(node.start, node.stop) for node in nodes])
+    rows = tuple(torch.from_numpy(_indices(end.path)) for end in ends)
+    return PrefixTree(torch.from_numpy(row)[None], torch.from_numpy(positions)[None], segments, rows)
+
+
+@dataclass(eq=False)
+class _Node:
+    """Tokens ``[start, stop)`` of the first sequence that they are part of, and what follows them."""
+
+    sequence: int
+    start: int
+    stop: int
+    children: list["_Node"] = field(default_factory=list)
+    path: tuple[Run, ...] = ()  # of its segment
+
+
+def _radix_tree(ids: list[np.ndarray], min_shared: int) -> tuple[_Node, list[_Node]]:
+    """Return the root, whose run is empty, and for every sequence the node that ends with its last token."""
+    keys = [sequence.tobytes() for sequence in ids]
+    order = sorted(range(len(ids)), key=keys.__getitem__)  # sequences with a common prefix are neighbours
+    path = [_Node(0, 0, 0)]
+    ends = path * len(ids)
+    previous = ids[order[0]][:0]
+    for number in order:
+        sequence = ids[number]
+        shared = _common_prefix(previous, sequence)
+        below = None
+        while path[-1].stop > shared:
+            below = path.pop()
+        if below is not None and shared - path[-1].stop >= min_shared:
+            path.append(_split(path[-1], below, shared))
+        if len(sequence) > path[-1].stop:
+            path.append(_Node(number, path[-1].stop, len(sequence)))
+            path[-2].children.append(path[-1])
+        for node in path:
+            node.sequence = min(node.sequence, number)
+        ends[number] = path[-1]
+        previous = sequence
+    return path[0], ends
+
+
+def _split(parent: _Node, below: _Node, depth: int) -> _Node:
+    """Cut ``below`` at ``depth`` and return its upper part, the new child of ``parent``."""
+    upper = _Node(below.sequence, below.start, depth, [below])
+    parent.children[parent.children.index(below)] = upper
+    below.start = depth
+    return upper
+
+
+def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    length = min(len(a), len(b))
+    differs = a[:length] != b[:length]
+    return int(differs.argmax()) if differs.any() else length
+
+
+def _depth_first(root: _Node) -> tuple[list[_Node], tuple[Segment, ...]]:
+    """Place the nodes below the root in the row, those of earlier sequences first; return them and their segments."""
+    nodes, segments = [], []
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if node is not root:
+            start = segments[-1].stop if segments else 0
+            segments.append(Segment(start, start + node.stop - node.start, node.start, node.path))
+            nodes.append(node)
+            node.path = segments[-1].path
+        node.children.sort(key=lambda child: child.sequence, reverse=True)
+        for child in node.children:
+            child.path = node.path
+        waiting += node.children
+    return nodes, tuple(segments)
+
+
+def _joined(runs: tuple[Run, ...], last: Run) -> tuple[Run, ...]:
+    """Append a run, to the run before it if they touch."""
+    if runs and runs[-1][1] == last[0]:
+        return *runs[:-1], (runs[-1][0], last[1])
+    return *runs, last
+
+
+def _indices(runs: tuple[Run, ...]) -> np.ndarray:
+    """Return the row indices in the runs, int64."""
+    return np.concatenate([np.arange(start, stop) for start, stop in runs] or [np.arange(0)])

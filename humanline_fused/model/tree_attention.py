@@ -1,0 +1,237 @@
+"""Attention in a row that holds a prefix tree: each segment attends to its context and, causally, to itself.
+
+A transformers model asks two tables for its attention: one makes the mask, the other computes with it. Their entries
+are replaced once per process by functions that do the same as before, except in a forward pass inside
+:func:`attending_by`: then the mask is an object that carries the segments, and attention goes segment by segment when
+it receives that object. No model code is replaced and no table of architectures is needed. The mask is an argument of
+each layer, so a layer that gradient checkpointing computes again has it, wherever that happens.
+
+``attn_implementation="eager"`` has no entry in the second table, so it gets a tensor mask of N² elements.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from humanline_fused.model.prefix_tree import PrefixTree, Run, Segment
+
+# Arguments of an attention function that this one does not compute with: it refuses them if they are set.
+UNSUPPORTED = ("dropout", "softcap", "position_bias", "s_aux", "cache")
+
+
+class Attending:
+    """One forward pass over a row.
+
+    Attributes:
+        tree: the row.
+        masks: number of masks that the model asked for.
+        attentions: number of attention layers that received such a mask, 0 with ``eager``.
+    """
+
+    def __init__(self, tree: PrefixTree) -> None:
+        self.tree = tree
+        self.masks = self.attentions = 0
+
+
+_attending: ContextVar[Attending | None] = ContextVar("attending", default=None)
+
+
+@contextmanager
+def attending_by(tree: PrefixTree) -> Iterator[Attending]:
+    """Let the forward passes inside attend along the paths of a tree.
+
+    The model must get ``tree.input_ids`` and ``tree.position_ids``, no attention mask and no cache, and must ask
+    transformers for its masks: :func:`humanline_fused.model.layout_probe.refusal` finds out. Its parameters and its
+    later forward passes are untouched.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from humanline_fused.model.prefix_tree import prefix_tree
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=11, **sizes)).eval()
+    >>> sequences = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 1]])
+    >>> tree = prefix_tree(list(sequences), min_shared=1)
+    >>> with attending_by(tree):
+    ...     logits = model(input_ids=tree.input_ids, position_ids=tree.position_ids, use_cache=False).logits
+    >>> logits.shape
+    torch.Size([1, 6, 11])
+    >>> torch.allclose(logits[0, tree.rows[1]], model(input_ids=sequences).logits[1], atol=1e-6)
+    True
+    """
+    _register()
+    call = Attending(tree)
+    token = _attending.set(call)
+    try:
+        yield call
+    finally:
+        _attending.reset(token)
+
+
+class TreeMask:
+    """The mask of the layers with one window: the segments of a row and the positions that they can see.
+
+    Attributes:
+        call: the forward pass.
+        window: number of positions that a token sees, itself included, or None for all.
+    """
+
+    def __init__(self, call: Attending, window: int | None) -> None:
+        self.call, self.window = call, window
+        self._biases: dict[Any, Tensor] = {}
+
+    def visible(self, segment: Segment) -> tuple[Run, ...]:
+        """Return the runs of the row that some token of a segment sees, itself last."""
+        if self.window is None:
+            return segment.path
+        hidden = max(segment.position + 1 - self.window, 0)  # positions before the window of its first token
+        runs = []
+        for start, stop in segment.path:
+            skipped = min(hidden, stop - start)
+            hidden -= skipped
+            runs += [(start + skipped, stop)] * (skipped < stop - start)
+        return tuple(runs)
+
+    def bias(self, queries: int, keys: int, like: Tensor) -> Tensor | None:
+        """Return [queries, keys], 0 or −inf, of the last tokens of ``keys`` contiguous positions; None if all causal.
+
+        None stands for plain causal attention, which needs as many queries as keys.
+        """
+        windowed = self.window is not None and keys > self.window
+        if queries == keys and not windowed:
+            return None
+        key = (queries, keys, like.dtype, like.device)
+        if key not in self._biases:
+            distance = torch.arange(keys - queries, keys, device=like.device)[:, None]
+            distance = distance - torch.arange(keys, device=like.device)
+            hidden = distance < 0
+            if windowed:
+                hidden |= distance >= self.window
+            self._biases[key] = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
+        return self._biases[key]
+
+    def tensor(self, dtype: torch.dtype, device: Any) -> Tensor:
+        """Return [1, 1, N, N], 0 where a token sees another, else the least finite number of the dtype."""
+        tree = self.call.tree
+        number = tree.input_ids.shape[1]
+        rows = torch.arange(number)
+        sees = torch.zeros(number, number, dtype=torch.bool)
+        for segment in tree.segments:
+            for start, stop in self.visible(segment):
+                sees[segment.start : segment.stop, start:stop] = True
+        sees &= rows[:, None] >= rows
+        if self.window is not None:
+            sees &= tree.position_ids[0][:, None] - tree.position_ids[0] < self.window
+        return torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[None, None].to(device)
+
+
+def tree_attention(query: Tensor, key: Tensor, value: Tensor, mask: TreeMask, scaling: float | None) -> Tensor:
+    """Return the attention of the tokens of a row, [1, N, heads, head size].
+
+    Args:
+        query: [1, heads, N, head size].
+        key, value: the same; they may have fewer heads, each for as many consecutive ones of the queries.
+        mask: of the row.
+        scaling: factor of the scores, 1/√(head size) if None.
+    """
+    grouped = query.shape[1] != key.shape[1]
+    parts = []
+    for segment in mask.call.tree.segments:
+        runs = mask.visible(segment)
+        keys, values = (_take(tensor, runs) for tensor in (key, value))
+        bias = mask.bias(segment.stop - segment.start, keys.shape[2], query)
+        part = scaled_dot_product_attention(
+            query[:, :, segment.start : segment.stop],
+            keys,
+            values,
+            attn_mask=bias,
+            is_causal=bias is None,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
+        parts.append(part.transpose(1, 2))
+    return torch.cat(parts, 1)
+
+
+def _take(tensor: Tensor, runs: tuple[Run, ...]) -> Tensor:
+    """Return the runs of axis 2 one behind the other, a view if it is one run."""
+    parts = [tensor[:, :, start:stop] for start, stop in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _register() -> None:
+    """Replace the entries of transformers' tables, once."""
+    for name, as_tensor in {"sdpa": False, "eager": True}.items():
+        own = ALL_MASK_ATTENTION_FUNCTIONS[name]
+        if not hasattr(own, "replaces"):
+            ALL_MASK_ATTENTION_FUNCTIONS[name] = _mask_function(own, as_tensor)
+    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    if not hasattr(own, "replaces"):
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = _attention_function(own)
+
+
+def _mask_function(own: Callable[..., Any], as_tensor: bool) -> Callable[..., Any]:
+    """Return a function that makes the mask of the current tree, or without one what ``own`` makes."""
+
+    def make_mask(*args: Any, **kwargs: Any) -> Any:
+        call = _attending.get()
+        if call is None:
+            return own(*args, **kwargs)
+        mask = _tree_mask(call, *args, **kwargs)
+        return mask.tensor(kwargs.get("dtype", torch.float32), kwargs.get("device", "cpu")) if as_tensor else mask
+
+    cast(Any, make_mask).replaces = own
+    return make_mask
+
+
+def _tree_mask(
+    call: Attending,
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    *_: Any,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    config: Any = None,
+    **kwargs: Any,
+) -> TreeMask:
+    """Return the mask of the current tree for a model that asks for one with these arguments.
+
+    Raises:
+        ValueError: the model does not run on the row, or asks for another mask than a causal one.
+    """
+    row = call.tree.input_ids.shape[1]
+    if (batch_size, q_length, kv_length) != (1, row, row):
+        raise ValueError(
+            f"expected the {row} tokens of the tree in one row and as many keys, got {batch_size} x {q_length} and "
+            f"{kv_length} keys"
+        )
+    if use_vmap:
+        raise ValueError("the model adds a mask of its own to the causal one")
+    if local_size is not None and local_size == getattr(config, "attention_chunk_size", None):
+        raise ValueError("the model attends in chunks, which begin at fixed positions")
+    call.masks += 1
+    return TreeMask(call, local_size)
+
+
+def _attention_function(own: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that attends by segments if its mask has some, else as ``own`` does."""
+
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
+    ) -> Any:
+        if not isinstance(attention_mask, TreeMask):
+            return own(module, query, key, value, attention_mask, **kwargs)
+        refused = [name for name in UNSUPPORTED if kwargs.get(name)]
+        if refused:
+            raise ValueError(f"attention by segments has no {', '.join(refused)}")
+        attention_mask.call.attentions += 1
+        return tree_attention(query, key, value, attention_mask, kwargs.get("scaling")), None
+
+    cast(Any, attend).replaces = own
+    return attend
