@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from humanline_fused.targets import shift_targets
 from humanline_fused.training.data.advantages import advantages, batch_scale
 from humanline_fused.training.data.batch import collate, num_loss_tokens
 from humanline_fused.training.data.examples import fingerprint
@@ -200,9 +199,10 @@ def test_a_batch_is_padded_on_the_right_and_counts_only_the_completions():
     for row, text in enumerate(chosen_first):
         expected = ids(text)
         assert batch.input_ids[row].tolist() == expected + [0] * (5 - len(expected))
-        assert batch.attention_mask[row].tolist() == [1] * len(expected) + [0] * (5 - len(expected))
         prompt = 1 if row % 2 == 0 else 2
-        assert batch.completion_mask[row].tolist() == [prompt <= t < len(expected) for t in range(5)]
+        start, end = batch.cu_seqlens[row : row + 2].tolist()
+        assert batch.target_ids[0, start:end].tolist() == expected[prompt:]
+        assert batch.source[start:end].tolist() == [row * 5 + t for t in range(prompt - 1, len(expected) - 1)]
 
 
 def test_kto_pairs_each_prompt_with_the_next_completion():
@@ -223,13 +223,11 @@ def test_the_tokens_that_a_loss_counts_are_known_without_building_the_batch(obje
     ]
     everything = MicroBatch(tuple(range(len(examples))), tuple(range(len(examples))))
     batch = collate(examples, everything, find_objective(objective), pad_token_id=0, max_length=64)
-    _, loss_mask = shift_targets(batch.input_ids, batch.completion_mask)
-    assert sum(map(num_loss_tokens, examples)) == int(loss_mask.sum())
+    assert sum(map(num_loss_tokens, examples)) == batch.target_ids.shape[1]
 
 
 def test_an_empty_prompt_leaves_the_completions_first_token_uncounted():
     (example,) = prepared([PAIR | {"prompt": ""}]).examples
     batch = collate([example], MicroBatch((0,), (0,)), find_objective("dpo"), pad_token_id=0, max_length=64)
-    _, loss_mask = shift_targets(batch.input_ids, batch.completion_mask)
-    assert num_loss_tokens(example) == int(loss_mask.sum()) == 3
+    assert num_loss_tokens(example) == batch.target_ids.shape[1] == 3
     assert isinstance(example.prompt_ids, torch.Tensor)

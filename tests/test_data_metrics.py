@@ -12,12 +12,12 @@ from torch import Tensor
 
 from humanline_fused.functional import token_logp_and_entropy
 from humanline_fused.perception.diagnostics import data_drift, mean_ratio, surplus_surprisal
-from humanline_fused.scores import Logits
 from humanline_fused.training.data.batch import Batch
 from humanline_fused.training.objectives.objective import LossResult
 from humanline_fused.training.run.data_metrics import DataMetrics, steps_of_initial_reference
 from humanline_fused.training.run.resumable import RUN_STATE
-from humanline_fused.training.scoring import Scorer, targets_of
+from humanline_fused.training.scoring import Scorer
+from tests.batches import logits_of
 from tests.error_budget import FLOAT32_EPSILON
 from tests.tiny_model import records, tiny_config, tiny_model, tiny_trainer, trained
 
@@ -36,7 +36,7 @@ class Scored:
 
     def watch(self, scorer: Scorer, batch: Batch, out: LossResult) -> None:
         assert batch.ref_entropy is not None
-        self.steps.append((out.logp.double(), out.ref_logp.double(), batch.ref_entropy, targets_of(batch).loss_mask))
+        self.steps.append((out.logp.double(), out.ref_logp.double(), batch.ref_entropy, batch.loss_mask))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         return iter(self.steps)
@@ -77,8 +77,8 @@ def test_each_step_has_the_diagnostics_of_its_tokens(tmp_path: Path, scored: Sco
 def test_the_entropy_is_that_of_the_reference_s_distribution(tmp_path: Path, scored: Scored):
     trainer = trained(tmp_path, reference="frozen", max_steps=2)
     batch = trainer._window(1)[0]
-    logits = tiny_model().eval()(input_ids=batch.input_ids).logits
-    expected = token_logp_and_entropy(Logits(logits), *targets_of(batch)).entropy
+    logits = logits_of(tiny_model().eval(), batch)
+    expected = token_logp_and_entropy(logits, batch.target_ids, batch.loss_mask).entropy
     torch.testing.assert_close(scored.steps[1][2], expected.detach())
 
 

@@ -12,11 +12,12 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from humanline_fused.functional import token_logp
-from humanline_fused.scores import Logits
-from humanline_fused.targets import shift_targets
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.batch import Batch
-from humanline_fused.training.data.plan import MicroBatch
+from humanline_fused.training.data.plan import MicroBatch, evaluation_plan
+from humanline_fused.training.objectives.rows import in_rows
+from humanline_fused.training.pending import in_batches
+from tests.batches import logits_of
 from tests.error_budget import assert_within_budget
 from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_trainer, trained
 
@@ -24,16 +25,16 @@ from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_trai
 def held_out_log_ratios(
     trainer: HumanlineTrainer, dtype: torch.dtype = torch.float32
 ) -> tuple[Batch, torch.Tensor, torch.Tensor]:
-    """Return the held-out data as one batch, log π_θ − log π_θ0 of its tokens, and their mask."""
+    """Return the held-out data as one batch, log π_θ − log π_θ0 of its tokens, and their mask, in padded rows."""
     number = len(trainer.eval_examples)
     batch = trainer._collate(trainer.eval_examples, MicroBatch(tuple(range(number)), tuple(range(number))))
-    target_ids, loss_mask = shift_targets(batch.input_ids, batch.completion_mask)
     with torch.no_grad():
         start, now = (
-            token_logp(Logits(model.eval()(batch.input_ids, batch.attention_mask).logits), target_ids, loss_mask)
+            token_logp(logits_of(model.eval(), batch), batch.target_ids, batch.loss_mask)
             for model in (tiny_model().to(dtype), copy.deepcopy(trainer.model).to(dtype))
         )
-    return batch, now - start, loss_mask
+    (ratios, mask) = in_rows([now - start, batch.loss_mask], batch.cu_seqlens)
+    return batch, ratios, mask
 
 
 def evaluated(output_dir: Path, objective: str) -> tuple[HumanlineTrainer, list[dict[str, float]]]:
@@ -130,14 +131,34 @@ def test_evaluating_a_finished_run_again_compares_with_its_initial_policy(tmp_pa
     assert (tmp_path / "initial_eval_logp.pt").read_bytes() == kept
 
 
+def test_the_initial_scores_of_an_earlier_version_are_read(tmp_path: Path):
+    trainer = trained(tmp_path, eval_dataset=records("dpo", 8, 5))
+    file = tmp_path / "initial_eval_logp.pt"
+    state = torch.load(file, weights_only=True)
+    batches = list(trainer.held_out.batches())
+    micros = [micro for micro, _ in evaluation_plan(8, 3, rank=0, world_size=1)]
+    packed = in_batches(state["scores"], micros, *trainer.held_out.settings)
+    earlier = []
+    for batch, scores in zip(batches, packed, strict=True):
+        grid = torch.zeros(batch.input_ids.numel()).index_copy(0, batch.source, scores["ref_logp"][0])
+        earlier.append({"ref_logp": grid.view(batch.input_ids.shape)})
+    torch.save(state | {"scores": earlier}, file)
+    again = tiny_trainer(tmp_path, model=trainer.model, eval_dataset=records("dpo", 8, 5)).evaluate()
+    assert again["eval_loss"] == trainer.evaluate()["eval_loss"]
+    assert again["eval_rewards_initial/margins"] != 0
+
+
 def test_evaluation_before_training_writes_only_tokens_and_is_not_a_runs_baseline(tmp_path: Path):
     trainer = tiny_trainer(tmp_path, eval_dataset=records("dpo", 8, 5))
     assert trainer.evaluate()["eval_rewards_initial/margins"] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
     trainer.train()
-    first = trainer.held_out.initial[0]["ref_logp"]
+    first = trainer.held_out.initial.scores
     trainer.train()  # a second run, from the end of the first
-    assert not torch.equal(trainer.held_out.initial[0]["ref_logp"], first)
+    again = trainer.held_out.initial.scores
+    assert first is not None
+    assert again is not None
+    assert not torch.equal(again[0]["ref_logp"][0], first[0]["ref_logp"][0])
 
 
 def test_evaluate_without_held_out_data_and_predict_are_refused(tmp_path: Path):

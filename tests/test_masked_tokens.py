@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from humanline_fused.cli import main
-from humanline_fused.targets import shift_targets
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.batch import collate, num_loss_tokens
 from humanline_fused.training.data.examples import fingerprint
@@ -46,12 +45,10 @@ def test_a_batch_counts_the_policys_tokens_alone(objective: str):
     everything = MicroBatch(tuple(range(len(examples))), (*range(1, len(examples)), 0))
     batch = collate(examples, everything, kind, pad_token_id=0, max_length=64)
     for part in batch.passes.values():
-        _, loss_mask = shift_targets(part.input_ids, part.completion_mask)
-        assert torch.equal(loss_mask.flatten().nonzero()[:, 0], part.rows)
-        counted = str(tiny_tokenizer().decode(part.input_ids[part.completion_mask]))
+        assert torch.equal(part.input_ids.flatten()[part.source + 1], part.target_ids[0])
+        counted = str(tiny_tokenizer().decode(part.target_ids[0]))
         assert not re.search(r"w[56]\d|w90|<system>|<assistant>|<user>", counted)
-    _, loss_mask = shift_targets(batch.input_ids, batch.completion_mask)
-    assert sum(map(num_loss_tokens, examples)) == int(loss_mask.sum())
+    assert sum(map(num_loss_tokens, examples)) == batch.target_ids.shape[1]
 
 
 def test_the_masked_tokens_of_one_completion_are_these():

@@ -56,9 +56,9 @@ def test_a_user_defined_loss_loses_the_gradient_of_rejected_tokens(tmp_path: Pat
             if inputs.sampling is not None:
                 policy = inputs.policy.hidden
                 (gradient,) = torch.autograd.grad(out.loss, policy, retain_graph=True)
-                chosen = inputs.loss_mask[: len(inputs.loss_mask) // 2]
-                moved = (gradient[: len(chosen)] != 0).any(-1)
-                self.seen.append((int(moved.sum()), int(chosen.sum())))
+                chosen = int(inputs.cu_seqlens[len(inputs.cu_seqlens) // 2])  # the tokens of the first half
+                moved = (gradient[0, :chosen] != 0).any(-1)
+                self.seen.append((int(moved.sum()), chosen))
             return out
 
     objective = Rejecting()

@@ -14,14 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from humanline_fused.functional import token_logp
 from humanline_fused.reference import CopyReference
 from humanline_fused.reference import sync as sync_module
-from humanline_fused.scores import Logits
-from humanline_fused.targets import shift_targets
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer
 from humanline_fused.training import trainer as trainer_module
 from humanline_fused.training.data.batch import Batch, collate
 from humanline_fused.training.data.plan import MicroBatch
 from humanline_fused.training.run.reference_sync import ReferenceSync
 from humanline_fused.training.scoring import Scorer
+from tests.batches import logits_of, sums
 from tests.error_budget import FLOAT32_EPSILON, assert_within_budget, rounding_of_sum
 from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer, trained
 
@@ -156,11 +155,9 @@ def test_the_cadence_counts_optimizer_steps_not_micro_steps__oracle_g(
 def test_a_frozen_reference_is_the_initial_policy(tmp_path: Path, outputs: list[Any]):
     trainer = trained(tmp_path, reference="frozen")
     (batch,) = trainer._window(5)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    tokens = shift_targets(batch.input_ids, batch.completion_mask)
     with torch.no_grad():
         eager, oracle = (
-            token_logp(Logits(tiny_model().eval().to(dtype)(**inputs, use_cache=False).logits), *tokens)
+            token_logp(logits_of(tiny_model().eval().to(dtype), batch), batch.target_ids, batch.loss_mask)
             for dtype in (torch.float32, torch.float64)
         )
     assert_within_budget(outputs[5].ref_logp, eager, oracle, "ref_logp")
@@ -171,11 +168,12 @@ def test_a_frozen_reference_is_the_initial_policy(tmp_path: Path, outputs: list[
 
 def test_without_clamp_and_sync_the_loss_is_the_base_loss(tmp_path: Path, outputs: list[Any]):
     plain = trained(tmp_path / "plain", reference="frozen", clamp=False)
-    for out, loss in zip(outputs[:6], losses(plain), strict=True):
-        chosen, rejected = (out.logp.double() - out.ref_logp.double()).sum(-1).chunk(2)
+    for step, (out, loss) in enumerate(zip(outputs[:6], losses(plain), strict=True)):
+        (batch,) = plain._window(step)
+        chosen, rejected = sums(out.logp.double() - out.ref_logp.double(), batch).chunk(2)
         base = -torch.nn.functional.logsigmoid(0.5 * (chosen - rejected)).mean()
         # The slope of the loss in a log-prob is at most beta.
-        log_probs = 0.5 * float((out.logp.abs() + out.ref_logp.abs()).sum(-1).max())
+        log_probs = 0.5 * float(sums(out.logp.abs() + out.ref_logp.abs(), batch).max())
         assert_within_budget(torch.tensor(loss), base.float(), base, "loss", log_probs=log_probs)
     open_bounds = {"log_epsilon_P": -math.inf, "log_epsilon_R": math.inf}
     opened = trained(tmp_path / "open", reference="frozen", **open_bounds)
@@ -328,7 +326,9 @@ def test_a_run_begins_with_a_summary_of_its_settings_and_data(tmp_path: Path, ca
 
 def test_num_tokens_counts_every_token_of_the_steps(tmp_path: Path):
     trainer = trained(tmp_path, gradient_accumulation_steps=2)
-    seen = sum(int(b["attention_mask"].sum()) for step in range(6) for b in trainer._window(step))
+    steps = [[i for ids in trainer.plan.global_window(step) for i in ids] for step in range(6)]
+    examples = [trainer.train_examples[i] for step in steps for i in step]
+    seen = sum(len(e.prompt_ids) + len(completion) for e in examples for completion in e.completions)
     assert trainer.state.log_history[5]["num_tokens"] == seen
 
 

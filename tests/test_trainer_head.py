@@ -112,17 +112,6 @@ def test_only_the_probe_computes_logits(tmp_path: Path):
     assert set(products.seen[1:]) == {LogitsRecorder}
 
 
-def test_a_batch_lists_the_rows_that_count_on_the_cpu(tmp_path: Path, objective: str):
-    trainer = tiny_trainer(tmp_path, objective=objective)
-    (batch,) = trainer._window(0)
-    assert (batch.kl is not None) == (objective == "kto")
-    for part in batch.passes.values():
-        length = part.input_ids.shape[1]
-        counted = part.completion_mask.nonzero().tolist()
-        assert part.rows.device.type == "cpu"
-        assert part.rows.tolist() == [b * length + t - 1 for b, t in counted]
-
-
 def test_an_adapter_on_the_head_is_refused_before_writing_unless_head_is_logits(tmp_path: Path):
     config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "lm_head"])
     with pytest.raises(ValueError, match=r"adapter on the head.*head='logits' \(--head logits\)"):

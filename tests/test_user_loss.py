@@ -238,13 +238,13 @@ CONFIG = SimpleNamespace(impl="eager", humanline_clamp=HumanlineClamp(), beta=0.
 
 
 def random_inputs(form: Any, length: int) -> LossInputs:
-    """Four sequences, about a quarter of whose tokens do not count, with advantages that add up to 0."""
+    """Four sequences, the longest of which has ``length`` tokens, with advantages that add up to 0."""
     g = torch.Generator().manual_seed(0)
-    logp = -torch.rand(4, length, generator=g)
-    mask = torch.rand(4, length, generator=g) > 0.25
-    mask[:, 0] = True
+    bounds = torch.tensor([0, *torch.tensor([length, length // 2, length - 1, length]).cumsum(0).tolist()])
+    logp = -torch.rand(1, int(bounds[-1]), generator=g)
+    ids, mask = torch.zeros_like(logp, dtype=torch.long), torch.ones_like(logp, dtype=torch.bool)
     columns = {"advantages": torch.tensor([1.0, -1.0, 0.5, -0.5])} if form is GROUPS else {}
-    return LossInputs(TokenLogp(logp), TokenLogp(logp), torch.zeros(4, length, dtype=torch.long), mask, columns)
+    return LossInputs(TokenLogp(logp), TokenLogp(logp), ids, mask, columns, cu_seqlens=bounds)
 
 
 WRONG = {

@@ -17,7 +17,7 @@ from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.plan import micro_batch
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
-from humanline_fused.training.scoring import Scorer, targets_of
+from humanline_fused.training.scoring import Scorer
 from humanline_fused.training.start import pad_token_id_of
 
 
@@ -122,10 +122,9 @@ class DataScorer:
         with scope or nullcontext(), without_untrue_warnings():
             for batch in bar:
                 (scores,) = self.scorer.score(model, [batch], with_entropy=True)
-                mask = targets_of(batch).loss_mask
-                for row in mask.any(-1).nonzero()[:, 0].tolist():
-                    logps.append(scores["ref_logp"][row, mask[row]].float().cpu())
-                    entropies.append(scores["ref_entropy"][row, mask[row]].float().cpu())
+                lengths = batch.cu_seqlens.diff().tolist()
+                for into, name in ((logps, "ref_logp"), (entropies, "ref_entropy")):
+                    into += [values for values in scores[name][0].float().cpu().split(lengths) if len(values)]
         return logps, entropies
 
     def _batches(self, pad_token_id: int) -> Iterator[Batch]:

@@ -70,7 +70,7 @@ def sequences_of(
             start = len(example.prompt_ids)
             counts = range(max(start, 1), len(tokens))
             positions = [at for at in counts if mask is None or mask[at - start]]
-            logp, ref_logp = (score[[at - 1 for at in positions]].float() for score in scores)
+            logp, ref_logp = (score.float() for score in scores)
             ratio = clamped_log_ratio(logp, ref_logp, torch.ones_like(logp, dtype=torch.bool), **bounds)
             total = float(ratio.clamped.sum())
             yield ScoredSequence(

@@ -29,7 +29,7 @@ class Compared:
     """Log-probs of the requested examples.
 
     Attributes:
-        policy, reference: named ``ref_logp``; entry t of a sequence is the log-prob of its token t + 1, nats.
+        policy, reference: named ``ref_logp``; of each sequence the log-probs of its tokens that count, nats.
         who: description of the reference.
         as_trained: True if the loss of the step uses the same reference.
     """
@@ -63,7 +63,9 @@ class Comparison:
             if ids <= scores.keys():
                 since = synced_at(step, self.run.config.sync_every or 1)
                 who = f"look-ahead: the policy as it was before step {since}, which scored step {step}'s tokens then"
-                return Compared(policy, scores, who, step == self.run.step)
+                run = self.run
+                counted = pending.of_counted(scores, self.micros, self.examples, run.objective, run.config.max_length)
+                return Compared(policy, counted, who, step == run.step)
         reference, who = self._start()
         return Compared(policy, reference, who, False)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +13,16 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from humanline_fused.reference.lookahead import TokenScores
+from humanline_fused.training import pending
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.batch import Batch
-from humanline_fused.training.data.examples import Example
+from humanline_fused.training.data.examples import Example, fingerprint
 from humanline_fused.training.data.plan import MicroBatch, evaluation_plan
 from humanline_fused.training.initial_scores import InitialScores
 from humanline_fused.training.objectives.metrics import with_margins
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import is_in_table
+from humanline_fused.training.pending import ByExample
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.metrics_log import Meter
 from humanline_fused.training.run.resumable import ResumableTrainer
@@ -41,22 +44,28 @@ class HeldOut:
     Args:
         examples: all held-out examples; empty if the run has none.
         collate: makes the batch of a micro-batch.
-        initial: scores under the initial policy, computed once and stored in the run's folder.
-        batch_size: examples per micro-batch.
+        config, objective: the settings of the run.
     """
 
     def __init__(
         self,
         examples: Sequence[Example],
         collate: Callable[[Sequence[Example], MicroBatch], Batch],
-        initial: InitialScores,
-        batch_size: int,
+        config: HumanlineConfig,
+        objective: Objective,
     ) -> None:
         self.examples = examples
-        self.initial = initial
         self.collate = collate
-        self.batch_size = batch_size
-        self.dealt = evaluation_plan(len(examples), batch_size, initial.rank, initial.world_size)
+        self.batch_size = config.per_device_eval_batch_size
+        self.dealt = evaluation_plan(len(examples), self.batch_size, config.process_index, config.world_size)
+        self.settings = examples, objective, config.max_length
+        made_of = {"objective": objective.name, "max_length": config.max_length, "batch_size": self.batch_size}
+        made_of["data"] = fingerprint(examples)
+        self.initial = InitialScores(Path(str(config.output_dir)), made_of, self._of_batches)
+
+    def _of_batches(self, scored: list[TokenScores]) -> ByExample:
+        everything = evaluation_plan(len(self.examples), self.batch_size, rank=0, world_size=1)
+        return pending.of_padded(scored, [micro for micro, _ in everything], *self.settings)
 
     def score(
         self,
@@ -80,9 +89,19 @@ class HeldOut:
         if not fresh and self.initial.file.is_file():
             self.initial.load()
             return
-        self.initial.make(score(model, [self.collate(self.examples, micro)])[0] for micro, _ in self.dealt)
+        micros = [micro for micro, _ in self.dealt]
+        scored = [score(model, [self.collate(self.examples, micro)])[0] for micro in micros]
+        self.initial.make(pending.by_example(scored, micros, *self.settings))
         if keep:
             self.initial.save()
+
+    def with_initial_scores(self, batch: Batch) -> Batch:
+        """Return one of this rank's batches with the scores of the initial policy."""
+        assert self.initial.scores is not None
+        assert batch.index is not None
+        micro, _ = self.dealt[batch.index]
+        (scores,) = pending.in_batches(self.initial.scores, [micro], *self.settings)
+        return batch.with_scores(scores)
 
     def batches(self) -> Iterator[Batch]:
         """Yield the micro-batches of all ranks."""
@@ -175,8 +194,7 @@ class EvaluatedTrainer(ResumableTrainer):
     ) -> tuple[torch.Tensor, None, None]:
         """Return the loss of one micro-batch against the initial policy."""
         self._score_initially(model)
-        assert inputs.index is not None
-        inputs = inputs.with_scores(self.held_out.initial[inputs.index])
+        inputs = self.held_out.with_initial_scores(inputs)
         with torch.no_grad():
             loss: Any = self.compute_loss(model.eval(), inputs)  # pyright: ignore[reportArgumentType]
             return loss.detach(), None, None

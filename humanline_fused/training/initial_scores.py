@@ -1,6 +1,6 @@
 """Log-probs of the held-out data under the initial policy, the baseline of every evaluation."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import gather_object
 
 from humanline_fused.reference.lookahead import TokenScores
+from humanline_fused.training.pending import ByExample
 from humanline_fused.training.run.checkpoint import save_atomically
 
 INITIAL_SCORES = "initial_eval_logp.pt"
@@ -17,25 +18,26 @@ INITIAL_SCORES = "initial_eval_logp.pt"
 class InitialScores:
     """Scores computed once by the initial policy, and stored in the run's folder for later evaluations.
 
+    They are stored by example, so that any number of processes can read them.
+
     Args:
         run_dir: the run's folder.
         made_of: data and settings that determine the scores, besides the policy. A file with other values is refused.
-        rank, world_size: micro-batch i of the held-out data belongs to rank ``i % world_size``.
+        of_batches: makes scores by example of those of all micro-batches in order, [B, T] over all tokens: the form of
+            earlier versions' files.
     """
 
-    def __init__(self, run_dir: Path, made_of: dict[str, Any], rank: int, world_size: int) -> None:
+    def __init__(
+        self, run_dir: Path, made_of: dict[str, Any], of_batches: Callable[[list[TokenScores]], ByExample]
+    ) -> None:
         self.file = run_dir / INITIAL_SCORES
         self.made_of = made_of
-        self.rank = rank
-        self.world_size = world_size
-        self.scores: list[TokenScores] | None = None
+        self.of_batches = of_batches
+        self.scores: ByExample | None = None
 
-    def make(self, scored: Iterable[TokenScores]) -> None:
-        """Gather the scores of all ranks, each in the order of its micro-batches. Collective."""
-        mine = [{name: logp.cpu() for name, logp in scores.items()} for scores in scored]
-        everyones = gather_object(mine)  # rank by rank
-        turns, ranks = range(len(mine)), range(self.world_size)
-        self.scores = [everyones[rank * len(mine) + turn] for turn in turns for rank in ranks]
+    def make(self, mine: ByExample) -> None:
+        """Gather the scores of all ranks. Collective."""
+        self.scores = {i: scores for part in gather_object([mine]) for i, scores in part.items()}
 
     def save(self) -> None:
         """Write the scores to the run's folder."""
@@ -56,9 +58,5 @@ class InitialScores:
                 {name: made_of.get(name) for name in different} for made_of in (state["made_of"], self.made_of)
             )
             raise ValueError(f"expected the held-out data and settings that {file} was made of, {then}, got {now}")
-        self.scores = state["scores"]
-
-    def __getitem__(self, turn: int) -> TokenScores:
-        """Return the scores of this rank's ``turn``-th micro-batch, on the CPU."""
-        assert self.scores is not None
-        return self.scores[min(turn * self.world_size + self.rank, len(self.scores) - 1)]
+        scores = state["scores"]
+        self.scores = self.of_batches(scores) if isinstance(scores, list) else scores

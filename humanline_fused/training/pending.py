@@ -1,18 +1,19 @@
-"""Look-ahead scores of coming steps, stored in checkpoints by example so that any number of processes can resume."""
+"""Scores stored by example, so that another cut, layout or number of processes can read them."""
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from humanline_fused.reference.lookahead import TokenScores
-from humanline_fused.training.data.batch import length_of, sequences
+from humanline_fused.training.data.batch import Parts, sequences
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.forms import Learner
 from humanline_fused.training.data.plan import MicroBatch
 
 ByExample = dict[int, dict[str, list[Tensor]]]
-"""Scores by example id, then by name: one tensor [T] for each sequence of the example, without padding, float32, nats,
-on the CPU."""
+"""Scores by example id, then by name: one tensor [n] for each sequence of the example, over its tokens that count,
+float32, nats, on the CPU."""
 
 NAMES = {"": ("ref_logp", "ref_entropy"), "kl_": ("kl_ref_logp",)}
 """Names of the scores of each forward pass. Checkpoints of earlier versions have no entropies."""
@@ -25,36 +26,89 @@ def by_example(
     objective: Learner,
     max_length: int,
 ) -> ByExample:
-    """Split one step's scores of one rank into scores by example."""
+    """Split the scores of micro-batches, [1, n], into scores by example."""
     taken: ByExample = {}
     for scores, micro in zip(scored, window, strict=True):
         for prefix, given in sequences(examples, micro, objective):
+            lengths = [len(parts.scoring(max_length)) for parts in given]
             for name in (name for name in NAMES[prefix] if name in scores):
-                for row, (parts, values) in enumerate(zip(given, scores[name].cpu(), strict=True)):
+                for row, values in enumerate(scores[name][0].cpu().split(lengths)):
                     example = taken.setdefault(micro.ids[row % len(micro.ids)], {})
-                    example.setdefault(name, []).append(values[: length_of(parts, max_length)].clone())
+                    example.setdefault(name, []).append(values.clone())
     return taken
 
 
-def in_batches(
-    taken: Mapping[int, Mapping[str, list[Tensor]]], window: Sequence[MicroBatch], objective: Learner
-) -> list[TokenScores]:
-    """Return one step's scores for the micro-batches of one rank, right-padded with 0.
+def of_counted(
+    taken: Mapping[int, Mapping[str, list[Tensor]]],
+    window: Sequence[MicroBatch],
+    examples: Sequence[Example],
+    objective: Learner,
+    max_length: int,
+) -> ByExample:
+    """Return the scores of a window's examples over the tokens that count.
 
-    Entropies are left out if the scores have none.
+    Earlier versions stored a score for every token of a sequence, 0 where it does not count.
 
     Raises:
         KeyError: an example of ``window`` has no scores.
+        ValueError: they are those of other tokens.
     """
+    found: ByExample = {i: {} for micro in window for i in micro.ids}
+    for micro in window:
+        for prefix, given in sequences(examples, micro, objective):
+            for name in (name for name in NAMES[prefix] if name in taken[micro.ids[0]]):
+                for row, parts in enumerate(given):
+                    side, place = divmod(row, len(micro.ids))
+                    values = taken[micro.ids[place]][name][side]
+                    counted = _counted(values, parts, max_length)
+                    found[micro.ids[place]].setdefault(name, []).append(counted)
+    return found
+
+
+def of_padded(
+    scored: Sequence[TokenScores],
+    window: Sequence[MicroBatch],
+    examples: Sequence[Example],
+    objective: Learner,
+    max_length: int,
+) -> ByExample:
+    """Return scores by example of scores [B, T] over all tokens of micro-batches: an earlier version's form."""
+    taken: ByExample = {}
+    for scores, micro in zip(scored, window, strict=False):
+        for prefix, given in sequences(examples, micro, objective):
+            for name in (name for name in NAMES[prefix] if name in scores):
+                for row, (parts, values) in enumerate(zip(given, scores[name], strict=True)):
+                    example = taken.setdefault(micro.ids[row % len(micro.ids)], {})
+                    example.setdefault(name, []).append(values[parts.scoring(max_length)])
+    return taken
+
+
+def _counted(values: Tensor, parts: Parts, max_length: int) -> Tensor:
+    places, length = parts.scoring(max_length), len(parts.token_ids(max_length))
+    if len(values) == length:  # at most length - 1 tokens count
+        return values[places]
+    if len(values) != len(places):
+        raise ValueError(f"expected scores of {len(places)} tokens, got {len(values)}: they belong to other data")
+    return values
+
+
+def in_batches(
+    taken: Mapping[int, Mapping[str, list[Tensor]]],
+    window: Sequence[MicroBatch],
+    examples: Sequence[Example],
+    objective: Learner,
+    max_length: int,
+) -> list[TokenScores]:
+    """Return the scores of micro-batches, [1, n]. Entropies are left out if the scores have none.
+
+    Raises:
+        KeyError, ValueError: as :func:`of_counted`.
+    """
+    counted = of_counted(taken, window, examples, objective, max_length)
     scored = []
     for micro in window:
-        scores: TokenScores = {}
-        names = ["ref_logp", *(["kl_ref_logp"] if objective.mismatched else [])]
-        for name in [*names, *(["ref_entropy"] if "ref_entropy" in taken[micro.ids[0]] else [])]:
-            sides = zip(*(taken[i][name] for i in micro.ids), strict=True)
-            rows = [values for side in sides for values in side]
-            scores[name] = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        scored.append(scores)
+        sides = {name: zip(*(counted[i][name] for i in micro.ids), strict=True) for name in counted[micro.ids[0]]}
+        scored.append({name: torch.cat([v for side in given for v in side])[None] for name, given in sides.items()})
     return scored
 
 

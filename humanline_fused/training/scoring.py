@@ -1,9 +1,9 @@
 """Log-probs and losses of the wrapped model, computed inside its forward pass or from its logits."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,24 +11,43 @@ from torch import Tensor, nn
 from humanline_fused.functional import kto_kl, token_logp, token_logp_and_entropy
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.scores import LMHead, Logits, Scores, TokenLogp
-from humanline_fused.targets import shift_targets
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.batch import Batch
 from humanline_fused.training.objectives.objective import LossInputs, LossResult, Objective
 from humanline_fused.training.objectives.table import is_in_table
 from humanline_fused.training.objectives.trial import check_loss, metric_names
+from humanline_fused.types import TokenLogpOutput
 
 
-class Targets(NamedTuple):
-    """``target_ids`` and ``loss_mask`` of a batch, [B, T]."""
+@dataclass(frozen=True, eq=False)
+class WholeLogits:
+    """Logits [B, T, V] of the model's whole input, of which a batch scores only some rows.
 
-    ids: Tensor
-    loss_mask: Tensor
+    The log-probs are computed where the logits stand and then gathered: gathered logits would be a copy of them.
+    """
 
+    logits: Tensor
+    batch: Batch
+    impl: Any
 
-def targets_of(batch: Batch) -> Targets:
-    """Return the targets of a batch."""
-    return Targets(*shift_targets(batch.input_ids, batch.completion_mask))
+    def token_logp(self) -> Tensor:
+        """Return the log-probs of the batch's tokens, [1, n], nats."""
+        return self._gathered(token_logp(Logits(self.logits), *self._targets(), impl=self.impl))
+
+    def token_logp_and_entropy(self) -> TokenLogpOutput:
+        """Return the log-probs and the entropies of the batch's tokens, [1, n] each, nats."""
+        out = token_logp_and_entropy(Logits(self.logits), *self._targets(), impl=self.impl)
+        return TokenLogpOutput(self._gathered(out.logp), self._gathered(out.entropy))
+
+    def _targets(self) -> tuple[Tensor, Tensor]:
+        source, shape = self.batch.source, self.logits.shape[:2]
+        mask = torch.zeros(shape.numel(), dtype=torch.bool).index_fill_(0, source, True)
+        ids = self.batch.target_ids.new_zeros(shape.numel())
+        ids = ids.index_copy(0, source.to(ids.device, non_blocking=True), self.batch.target_ids[0])
+        return ids.view(shape), mask.view(shape)
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        return values.flatten()[self.batch.source.to(values.device, non_blocking=True)][None]
 
 
 class Scorer:
@@ -53,25 +72,25 @@ class Scorer:
 
     def _scores(self, model: nn.Module, batch: Batch, with_entropy: bool) -> TokenScores:
         if with_entropy:
-            score: Any = partial(token_logp_and_entropy, impl=self.config.impl)
-            out, _ = self._forward(model, batch, lambda scores: score(scores, *targets_of(batch)))
+            out, _ = self._forward(model, batch, partial(self._logp_and_entropy, batch))
             scores = {"ref_logp": out.logp, "ref_entropy": out.entropy}
         else:
             scores = {"ref_logp": self._logp(model, batch)}
         return scores if batch.kl is None else scores | {"kl_ref_logp": self._logp(model, batch.kl)}
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossResult, Tensor]:
-        """Return the loss of a micro-batch that has ``ref_logp``, with a graph; its result; and its loss mask."""
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossResult]:
+        """Return the loss of a micro-batch that has ``ref_logp``, with a graph, and its result."""
         kl = None if batch.kl is None else self._kl(model, batch.kl)
-        targets = targets_of(batch)
 
-        def compute(scores: Scores) -> LossResult:
-            return self.objective.compute(self._inputs(scores, batch, targets, kl), self.config)
+        def compute(scores: Scores | WholeLogits) -> LossResult:
+            if isinstance(scores, WholeLogits):
+                scores = TokenLogp(scores.token_logp())
+            return self.objective.compute(self._inputs(scores, batch, kl), self.config)
 
         out, loss = self._forward(model, batch, compute)
         if loss.dtype != out.loss.dtype:  # FSDP2's output_dtype: keep its graph and the unrounded value
             loss = out.loss.detach() + (loss - loss.detach())
-        return loss, out, targets.loss_mask
+        return loss, out
 
     def try_objective(self, model: nn.Module, batch: Batch) -> None:
         """Check a user-defined loss on a batch.
@@ -85,23 +104,31 @@ class Scorer:
         batch = batch.with_scores(scores)
         assert batch.ref_logp is not None
         kl = None if batch.kl is None else batch.ref_logp.new_zeros(())
-        check_loss(self.objective, self._inputs(TokenLogp(batch.ref_logp), batch, targets_of(batch), kl), self.config)
+        check_loss(self.objective, self._inputs(TokenLogp(batch.ref_logp), batch, kl), self.config)
 
     def metric_names(self, batch: Batch) -> set[str]:
         """Return the names of the metrics of a micro-batch, found without the model: every log-prob is set to -1."""
         batch = batch.with_scores(
-            {f"{prefix}ref_logp": torch.full(part.input_ids.shape, -1.0) for prefix, part in batch.passes.items()}
+            {f"{prefix}ref_logp": torch.full(part.target_ids.shape, -1.0) for prefix, part in batch.passes.items()}
         )
         assert batch.ref_logp is not None
         kl = None if batch.kl is None else batch.ref_logp.new_zeros(())
-        inputs = self._inputs(TokenLogp(batch.ref_logp), batch, targets_of(batch), kl)
-        return metric_names(self.objective, inputs, self.config)
+        return metric_names(self.objective, self._inputs(TokenLogp(batch.ref_logp), batch, kl), self.config)
 
-    def _inputs(self, scores: Scores, batch: Batch, targets: Targets, kl: Tensor | None) -> LossInputs:
+    def _inputs(self, scores: Scores, batch: Batch, kl: Tensor | None) -> LossInputs:
         """Return the inputs of the objective's loss on a batch that has ``ref_logp``."""
         assert batch.ref_logp is not None
-        ref = TokenLogp(batch.ref_logp)
-        return LossInputs(scores, ref, *targets, batch.columns, batch.num_items, kl, batch.sampling)
+        return LossInputs(
+            policy=scores,
+            reference=TokenLogp(batch.ref_logp),
+            target_ids=batch.target_ids,
+            loss_mask=batch.loss_mask,
+            columns=batch.columns,
+            cu_seqlens=batch.cu_seqlens,
+            num_items=batch.num_items,
+            kl=kl,
+            sampling=batch.sampling,
+        )
 
     @torch.no_grad()
     def _kl(self, model: nn.Module, mismatched: Batch) -> Tensor:
@@ -111,15 +138,27 @@ class Scorer:
         policy = TokenLogp(self._logp(model.eval(), mismatched))
         model.train(training)
         assert mismatched.ref_logp is not None
+        tokens = TokenLogp(mismatched.ref_logp), mismatched.target_ids, mismatched.loss_mask
         settings: dict[str, Any] = {"clamp": self.config.humanline_clamp, "group": group, "impl": self.config.impl}
-        return kto_kl(policy, TokenLogp(mismatched.ref_logp), *targets_of(mismatched), **settings)
+        return kto_kl(policy, *tokens, cu_seqlens=mismatched.cu_seqlens, **settings)
 
     def _logp(self, model: nn.Module, batch: Batch) -> Tensor:
-        targets = targets_of(batch)
-        return self._forward(model, batch, lambda scores: token_logp(scores, *targets, impl=self.config.impl))[0]
+        def compute(scores: Scores | WholeLogits) -> Tensor:
+            if isinstance(scores, WholeLogits):
+                return scores.token_logp()
+            return token_logp(scores, batch.target_ids, batch.loss_mask, impl=self.config.impl)
 
-    def _forward(self, model: nn.Module, batch: Batch, compute: Callable[[Scores], Any]) -> tuple[Any, Any]:
-        """Return the result of ``compute`` on the model's scores, and the ``loss`` that backward starts from, if any.
+        return self._forward(model, batch, compute)[0]
+
+    def _logp_and_entropy(self, batch: Batch, scores: Any) -> TokenLogpOutput:
+        if isinstance(scores, WholeLogits):
+            return scores.token_logp_and_entropy()
+        return token_logp_and_entropy(scores, batch.target_ids, batch.loss_mask, impl=self.config.impl)
+
+    def _forward(
+        self, model: nn.Module, batch: Batch, compute: Callable[[Scores | WholeLogits], Any]
+    ) -> tuple[Any, Any]:
+        """Return the result of ``compute`` on the scores of the batch's rows, and the ``loss`` for backward, if any.
 
         Only the loss leaves the model through its outputs: the hooks of DDP and FSDP2 must see it, and mixed precision
         may round it. All other values bypass these hooks.
@@ -128,14 +167,20 @@ class Scorer:
         # wait for the device twice to test it, and could not use the faster causal attention.
         inputs = {"input_ids": batch.input_ids, "use_cache": False}
         if self.config.head == "logits":
-            result = compute(Logits(model(**inputs).logits))
+            result = compute(WholeLogits(model(**inputs).logits, batch, self.config.impl))
             return result, getattr(result, "loss", None)
         results = []
 
         def score(head: LMHead) -> dict[str, Tensor]:
-            results.append(compute(replace(head, rows=batch.rows)))
+            results.append(compute(_rows_of(head, batch.source)))
             loss = getattr(results[0], "loss", None)
             return {} if loss is None else {"loss": loss}
 
         outputs = model(**inputs, score=score)
         return results[0], outputs.get("loss")
+
+
+def _rows_of(head: LMHead, source: Tensor) -> LMHead:
+    """Return the head of the rows ``source`` [n] of [B, T], packed: hidden states [1, n, H]. A row may occur twice."""
+    hidden = head.hidden.flatten(0, 1)[source.to(head.hidden.device, non_blocking=True)][None]
+    return replace(head, hidden=hidden, rows=torch.arange(len(source)))

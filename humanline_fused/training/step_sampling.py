@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from humanline_fused.perception.sampling import log_draws, log_maxima
-from humanline_fused.training.data.batch import Batch, length_of, sequences
+from humanline_fused.training.data.batch import Batch, sequences
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.forms import Learner
 from humanline_fused.training.data.plan import MicroBatch
-from humanline_fused.training.scoring import Scorer, targets_of
+from humanline_fused.training.scoring import Scorer
 from humanline_fused.types import HumanlineSampling
 
 
@@ -44,7 +44,7 @@ def with_sampling(
     for batch, now in zip(batches, scored, strict=True):
         assert batch.ref_logp is not None
         ratios.append((now["ref_logp"] - batch.ref_logp).flatten())
-        masks.append(targets_of(batch).loss_mask.flatten())
+        masks.append(batch.loss_mask.flatten())
     maxima = log_maxima(torch.cat(ratios), torch.cat(masks))
     sampling = replace(sampling, maxima=(maxima.P.exp(), maxima.R.exp()))
     settings = {"max_length": config.max_length, "seed": config.seed, "step": step}
@@ -65,14 +65,15 @@ def draws_of(
     seed: int,
     step: int,
 ) -> Tensor:
-    """Return log B_P and log B_R of a micro-batch's tokens, [2, B, T], float64, on the CPU, 0 at padding.
+    """Return log B_P and log B_R of a micro-batch's tokens, [2, 1, n], float64, on the CPU.
 
     Those of a sequence are a function of seed, step, example and side alone.
     """
-    rows = []
+    drawn = []
     for row, parts in enumerate(sequences(examples, micro, objective)[0].parts):
         side, position = divmod(row, len(micro.ids))
         (state,) = np.random.SeedSequence([seed, step, micro.ids[position], side]).generate_state(1)
         own = replace(sampling, generator=torch.Generator().manual_seed(int(state)))
-        rows.append(log_draws([length_of(parts, max_length)], own).T)
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True).permute(2, 0, 1)
+        every = log_draws([len(parts.token_ids(max_length))], own)
+        drawn.append(every[:, parts.scoring(max_length)])
+    return torch.cat(drawn, dim=1)[:, None]

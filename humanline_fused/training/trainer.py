@@ -31,12 +31,11 @@ from humanline_fused.training import pending
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.advantages import batch_scale
 from humanline_fused.training.data.batch import Batch, collate, num_loss_tokens
-from humanline_fused.training.data.examples import Example, fingerprint
+from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.plan import BatchPlan, BatchSizes, MicroBatch
 from humanline_fused.training.data.prepare import PreparedData
 from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.evaluation import EvaluatedTrainer, HeldOut
-from humanline_fused.training.initial_scores import InitialScores
 from humanline_fused.training.objectives.metrics import Weighted, distance
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.online.generation import end_tokens
@@ -130,7 +129,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         self.meters = {"train": Meter(), "eval": Meter()}
         self.clock = Clock(args.device)
         self.scorer = Scorer(args, self.objective)
-        self.held_out = self._make_held_out()
+        self.held_out = HeldOut(self.eval_examples, self._collate, args, self.objective)
         self._watch()
         self._identity = run_identity(args, self.objective, self.plan, self.train_data, self.rounds, policy)
         self.reference = self._make_reference(reference_model)
@@ -175,13 +174,6 @@ class HumanlineTrainer(EvaluatedTrainer):
             return self.rounds.examples
         assert isinstance(self.train_data, PreparedData)
         return self.train_data.examples
-
-    def _make_held_out(self) -> HeldOut:
-        args, size = self.args, self.args.per_device_eval_batch_size
-        made_of = {"objective": self.objective.name, "max_length": args.max_length, "batch_size": size}
-        made_of["data"] = fingerprint(self.eval_examples)
-        initial = InitialScores(Path(str(args.output_dir)), made_of, args.process_index, args.world_size)
-        return HeldOut(self.eval_examples, self._collate, initial, size)
 
     def _make_reference(self, model: nn.Module | None) -> LookaheadReference | CopyReference | AdapterReference:
         args = self.args
@@ -240,6 +232,11 @@ class HumanlineTrainer(EvaluatedTrainer):
             self._windows = {s: kept for s, kept in self._windows.items() if s >= now} | {step: window}
         return window
 
+    @property
+    def _scored(self) -> tuple[Sequence[Example], Objective, int]:
+        """Return what determines the tokens that are scored, besides the plan."""
+        return self.train_examples, self.objective, self.args.max_length
+
     def get_train_dataloader(self) -> DataLoader:
         """Return a loader that gives Trainer the length; :meth:`get_batch_samples` takes batches from the plan."""
         plan: Any = self.plan
@@ -295,7 +292,8 @@ class HumanlineTrainer(EvaluatedTrainer):
         assert self.model is not None
         difference = None
         if self.args.head == "fused":
-            difference = probe(self._policy, self.model, batch.input_ids, batch.attention_mask, self.args.impl)
+            all_tokens = torch.ones_like(batch.input_ids)
+            difference = probe(self._policy, self.model, batch.input_ids, all_tokens, self.args.impl)
         self.scorer.try_objective(self._policy, batch)
         if self.args.process_index == 0:
             tqdm.write(describe_model(self.args, self.objective, self.model, difference))  # beside Trainer's bar
@@ -310,12 +308,12 @@ class HumanlineTrainer(EvaluatedTrainer):
     ) -> Any:
         """Return the mean loss over pairs (DPO), sequences (KTO) or tokens of the step (GRPO); record its metrics."""
         meter = self.meters["train" if model.training else "eval"]
-        loss, out, loss_mask = self.scorer.loss(model, inputs)
+        loss, out = self.scorer.loss(model, inputs)
         metrics = dict(out.metrics)
         if model.training:
-            metrics |= self.data_metrics.update(self.state.global_step, out, inputs.ref_entropy, loss_mask)
+            metrics |= self.data_metrics.update(self.state.global_step, out, inputs.ref_entropy, inputs.loss_mask)
         else:
-            metrics["kl_initial"] = distance(out.logp, out.ref_logp, loss_mask)
+            metrics["kl_initial"] = distance(out.logp, out.ref_logp, inputs.loss_mask)
         if inputs.repeated:  # zeros under the same names, so that all ranks reduce the same metrics
             metrics = {name: Weighted(*map(torch.zeros_like, weighted)) for name, weighted in metrics.items()}
         meter.update(metrics)
@@ -373,9 +371,8 @@ class HumanlineTrainer(EvaluatedTrainer):
         if self.rounds:
             state["rounds"] = self.rounds.state_dict()
         if self.args.reference == "lookahead":
-            settings = self.train_examples, self.objective, self.args.max_length
             mine = {
-                step: pending.by_example(scores, self.plan.window(step, self.args.process_index), *settings)
+                step: pending.by_example(scores, self.plan.window(step, self.args.process_index), *self._scored)
                 for step, scores in state["pending"].items()
             }
             state["pending"] = pending.joined(gather_object([mine]))
@@ -389,7 +386,7 @@ class HumanlineTrainer(EvaluatedTrainer):
             self._windows = {}
         if self.args.reference == "lookahead":
             state["pending"] = {
-                step: pending.in_batches(scores, self.plan.window(step, self.args.process_index), self.objective)
+                step: pending.in_batches(scores, self.plan.window(step, self.args.process_index), *self._scored)
                 for step, scores in state["pending"].items()
             }
         self.reference.load_state_dict(state, self.state.global_step, self.state.max_steps - 1)

@@ -1,4 +1,4 @@
-"""Padded tensors of one forward pass, made from examples."""
+"""Tensors of one forward pass and of its loss, made from examples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,20 +16,21 @@ from humanline_fused.types import HumanlineSampling
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Padded sequences of one forward pass, with the other inputs of their loss.
+    """The model's input, and the packed tokens of a loss: those of its S sequences that count, one after the other.
 
-    transformers' Trainer looks up ``input_ids`` and ``attention_mask`` by name, with ``in`` and ``[]``.
+    transformers' Trainer looks up ``input_ids`` by name, with ``in`` and ``[]``.
 
     Attributes:
-        input_ids: [B, T], int64.
-        attention_mask: [B, T], int64.
-        completion_mask: [B, T], bool.
-        rows: [n], int64: positions ``b · T + t`` whose targets count, always on the CPU.
+        input_ids: [B, T], int64: the model's input, right-padded sequences.
+        source: [n], int64, always on the CPU: the rows ``b · T + t`` of the model's output that score the n tokens.
+        target_ids: [1, n], int64: the tokens.
+        cu_seqlens: [S + 1], int64, always on the CPU: sequence s is the tokens from ``cu_seqlens[s]`` to
+            ``cu_seqlens[s + 1]``. None of them may count.
         columns: tensors with one entry per example, by name: ``desirable`` (bool) for labelled data,
             ``advantages`` (float32) for groups.
         kl: the mismatched pairs of the same examples, for an objective that scores them; else None.
-        ref_logp: [B, T], float32, nats: the reference's log-probs; None before scoring.
-        ref_entropy: [B, T], float32, nats: the reference's entropies; None if they were not scored.
+        ref_logp: [1, n], float32, nats: the reference's log-probs; None before scoring.
+        ref_entropy: [1, n], float32, nats: the reference's entropies; None if they were not scored.
         num_items: []: the divisor of a sum over tokens: tokens of the optimizer step, averaged over its
             micro-batches.
         sampling: draws and maxima of humanline sampling; None with the clamp and in evaluation.
@@ -38,9 +39,9 @@ class Batch:
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
-    completion_mask: Tensor
-    rows: Tensor
+    source: Tensor
+    target_ids: Tensor
+    cu_seqlens: Tensor
     columns: dict[str, Tensor]
     kl: "Batch | None" = None
     ref_logp: Tensor | None = None
@@ -61,15 +62,20 @@ class Batch:
         """The forward passes by the prefix of their scores' names: "" for this one, ``kl_`` for mismatched pairs."""
         return {"": self} if self.kl is None else {"": self, "kl_": self.kl}
 
+    @property
+    def loss_mask(self) -> Tensor:
+        """[1, n], bool, True: every token of a batch counts."""
+        return torch.ones_like(self.target_ids, dtype=torch.bool)
+
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch on a device. ``rows`` stay on the CPU, so that the host can count them without waiting."""
+        """Return the batch on a device. ``source`` and ``cu_seqlens`` stay, so that the host need not wait for them."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
         tensors = {
             name: move(getattr(self, name))
-            for name in ("input_ids", "attention_mask", "completion_mask", "ref_logp", "ref_entropy", "num_items")
+            for name in ("input_ids", "target_ids", "ref_logp", "ref_entropy", "num_items")
             if getattr(self, name) is not None
         }
         columns = {name: move(tensor) for name, tensor in self.columns.items()}
@@ -91,6 +97,17 @@ class Parts(NamedTuple):
     prompt: Tensor
     completion: Tensor
     mask: Tensor | None = None
+
+    def token_ids(self, max_length: int) -> np.ndarray:
+        """Return the token ids, cut at ``max_length``, int64."""
+        return np.concatenate([self.prompt.numpy(), self.completion.numpy()])[:max_length].astype(np.int64)
+
+    def scoring(self, max_length: int) -> np.ndarray:
+        """Return the places in the sequence whose next token counts, ascending, int64. The first token never counts."""
+        begin = len(self.prompt)
+        counted = np.arange(len(self.completion)) if self.mask is None else np.flatnonzero(self.mask.numpy())
+        places = counted + (begin - 1)
+        return places[(places >= 0) & (places < max_length - 1)]
 
 
 class Sequences(NamedTuple):
@@ -117,29 +134,17 @@ def sequences(examples: Sequence[Example], micro: MicroBatch, objective: Learner
 
 def pad(given: Sequence[Parts], pad_token_id: int, max_length: int, columns: dict[str, Tensor]) -> Batch:
     """Cut sequences at ``max_length`` tokens, and right-pad them to the longest."""
-    lengths = [length_of(parts, max_length) for parts in given]
-    shape = len(given), max(lengths)
+    ids = [parts.token_ids(max_length) for parts in given]
+    scoring = [parts.scoring(max_length) for parts in given]
     # numpy: its small assignments cost a tenth of torch's, and its count does not look like a wait for a device.
-    input_ids = np.full(shape, pad_token_id, dtype=np.int64)
-    completion_mask = np.zeros(shape, dtype=np.bool_)
-    for row, ((prompt, completion, mask), length) in enumerate(zip(given, lengths, strict=True)):
-        begin = min(len(prompt), length)
-        kept = slice(0, length - begin)
-        input_ids[row, :begin] = prompt.numpy()[:begin]
-        input_ids[row, begin:length] = completion.numpy()[kept]
-        completion_mask[row, begin:length] = True if mask is None else mask.numpy()[kept]
-    attention_mask = np.arange(shape[1]) < np.array(lengths)[:, None]
-    scoring = np.zeros(shape, dtype=np.bool_)
-    scoring[:, :-1] = completion_mask[:, 1:]  # each row scores the next token
-    ids, mask, counted, rows = map(
-        torch.from_numpy, (input_ids, attention_mask.astype(np.int64), completion_mask, np.flatnonzero(scoring))
-    )
-    return Batch(ids, mask, counted, rows, columns)
-
-
-def length_of(parts: Parts, max_length: int) -> int:
-    """Return the length of a sequence after the cut at ``max_length``."""
-    return min(len(parts.prompt) + len(parts.completion), max_length)
+    input_ids = np.full((len(given), max(map(len, ids))), pad_token_id, dtype=np.int64)
+    for row, tokens in zip(input_ids, ids, strict=True):
+        row[: len(tokens)] = tokens
+    width = input_ids.shape[1]
+    source = np.concatenate([number * width + places for number, places in enumerate(scoring)])
+    bounds = np.cumsum([0, *map(len, scoring)])
+    targets = input_ids.reshape(-1)[source + 1][None]
+    return Batch(*map(torch.from_numpy, (input_ids, source, targets, bounds)), columns)
 
 
 def collate(

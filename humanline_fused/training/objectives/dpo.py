@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import cast, get_args
 
 from humanline_fused import validation
-from humanline_fused.eager.sequences import sequence_sum
 from humanline_fused.functional import dpo_loss
 from humanline_fused.training.data.forms import PAIRS
 from humanline_fused.training.objectives.metrics import Weighted, pair_metrics
@@ -50,4 +49,4 @@ class DPO(Objective):
             **inputs.perceived(config),
         )
         metrics = {"loss": Weighted.of(out.loss, len(out.rewards) // 2)}
-        return result(out.loss, out, inputs, metrics | pair_metrics(out.rewards, sequence_sum(out.logp, None)))
+        return result(out.loss, out, inputs, metrics | pair_metrics(out.rewards, inputs.sums(out.logp)))

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from humanline_fused.eager.sequences import sequence_sum
 from humanline_fused.functional import kto_loss
 from humanline_fused.training.data.forms import LABELS
 from humanline_fused.training.objectives.metrics import Weighted, label_metrics
@@ -44,5 +43,5 @@ class KTO(Objective):
             **inputs.perceived(config),
         )
         metrics = {"loss": Weighted.of(out.loss, len(desirable)), "kl": Weighted.of(out.kl, len(desirable))}
-        logps = sequence_sum(out.logp, None)
+        logps = inputs.sums(out.logp)
         return result(out.loss, out, inputs, metrics | label_metrics(out.rewards, logps, desirable))

@@ -13,6 +13,7 @@ from humanline_fused.scores import Scores, TokenLogp
 from humanline_fused.training.data.forms import Form
 from humanline_fused.training.data.rows.records import DataType
 from humanline_fused.training.objectives.metrics import Weighted, clamp_metrics, mean
+from humanline_fused.training.objectives.rows import in_rows
 from humanline_fused.training.objectives.settings import LossSettings
 from humanline_fused.types import ClampedOutput, HumanlineSampling
 
@@ -22,17 +23,19 @@ Metric = Tensor | Weighted | float
 
 @dataclass(frozen=True, eq=False)
 class LossInputs:
-    """The tokens of a micro-batch and their scores.
+    """The tokens of a micro-batch and their scores. In the trainer they are packed, and all of them count.
 
     Attributes:
         policy: ``Logits``, ``LMHead`` or ``TokenLogp``, with a graph.
-        reference: log-probs of the reference, [B, T], nats.
-        target_ids: [B, T].
-        loss_mask: [B, T], bool.
+        reference: log-probs of the reference, [1, n], nats; padded, [B, T].
+        target_ids: [1, n]; padded, [B, T].
+        loss_mask: [1, n], bool; padded, [B, T].
         columns: as of :class:`~humanline_fused.training.data.batch.Batch`.
         num_items: [], the divisor of a sum over tokens; None: the number of tokens that count in this micro-batch.
         kl: [], nats, detached: the mean log-ratio of the mismatched pairs, ≥ 0; None for an objective without them.
         sampling: humanline sampling in place of the clamp; None with the clamp and in evaluation.
+        cu_seqlens: [S + 1], on the CPU: sequence s is the tokens from ``cu_seqlens[s]`` to ``cu_seqlens[s + 1]``. None
+            for padded tokens, a sequence in each row.
     """
 
     policy: Scores
@@ -43,11 +46,16 @@ class LossInputs:
     num_items: Tensor | None = None
     kl: Tensor | None = None
     sampling: HumanlineSampling | None = None
+    cu_seqlens: Tensor | None = None
 
     def perceived(self, config: LossSettings) -> dict[str, Any]:
-        """Return the arguments ``clamp`` or ``perception``, and ``impl``, of every loss in :mod:`humanline_fused`."""
+        """Return ``clamp`` or ``perception``, ``impl`` and ``cu_seqlens``: arguments of every loss of the package."""
         how = {"clamp": config.humanline_clamp} if self.sampling is None else {"perception": self.sampling}
-        return {**how, "impl": config.impl}
+        return {**how, "impl": config.impl, "cu_seqlens": self.cu_seqlens}
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Return the sum over the tokens of each sequence, [S]."""
+        return sequence_sum(values, self.cu_seqlens)
 
     @property
     def scored(self) -> tuple[Scores, TokenLogp, Tensor, Tensor]:
@@ -61,7 +69,7 @@ class LossResult:
 
     Attributes:
         loss: [], with a graph.
-        logp, ref_logp: [B, T], nats, detached.
+        logp, ref_logp: [1, n], nats, detached; of padded tokens [B, T].
         metrics: weighted sums, by name.
     """
 
@@ -74,6 +82,8 @@ class LossResult:
 @dataclass(frozen=True, eq=False)
 class ScoredTokens:
     """The inputs of a loss on log-ratios. ``log_ratio``, ``logp`` and ``ref_logp`` are 0 where the mask is False.
+
+    A row holds the tokens of one sequence that count, from its beginning; T is the number of those of the longest.
 
     Attributes:
         log_ratio: [B, T], nats: ``log π_θ − log π_ref``, clamped, with a graph to the policy; with humanline sampling
@@ -150,11 +160,16 @@ class Objective:
 
     def compute(self, inputs: LossInputs, config: Any) -> LossResult:
         """Return the loss of a micro-batch and its metrics, from any kind of scores."""
-        ids, mask, impl = inputs.target_ids, inputs.loss_mask, config.impl
-        logp = token_logp(inputs.policy, ids, mask, impl=impl)
-        ratio = token_log_ratio(TokenLogp(logp), inputs.reference, ids, mask, **inputs.perceived(config))
+        ids, mask = inputs.target_ids, inputs.loss_mask
+        how = inputs.perceived(config)
+        bounds = how.pop("cu_seqlens")
+        logp = token_logp(inputs.policy, ids, mask, impl=config.impl)
+        ratio = token_log_ratio(TokenLogp(logp), inputs.reference, ids, mask, **how)
         num_items = mask.sum() if inputs.num_items is None else inputs.num_items
-        tokens = ScoredTokens(ratio.log_ratio, logp, ratio.ref_logp, mask, inputs.columns, num_items, inputs.kl)
+        rows = (ratio.log_ratio, logp, ratio.ref_logp, mask)
+        if bounds is not None:
+            rows = in_rows(rows, bounds)
+        tokens = ScoredTokens(*rows, inputs.columns, num_items, inputs.kl)
         given = self.loss(tokens, config)
         if not isinstance(given, tuple) or len(given) != 2 or not isinstance(given[1], Mapping):
             raise TypeError(f"expected a loss and a mapping of metrics, got {type(given).__name__}")
@@ -162,7 +177,7 @@ class Objective:
         if not isinstance(loss, Tensor):
             raise TypeError(f"expected a scalar loss, a tensor of shape [], got {type(loss).__name__}")
         weighted = {name: _weighted(name, value, loss.device) for name, value in metrics.items()}
-        number = mask.sum() if self.token_mean else torch.full_like(num_items, len(mask) // self.form.sides)
+        number = mask.sum() if self.token_mean else torch.full_like(num_items, len(rows[3]) // self.form.sides)
         return result(loss, ratio, inputs, {"loss": Weighted(loss.detach() * number, number), **weighted})
 
     @property

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from humanline_fused.scores import TokenLogp
 from humanline_fused.training.objectives.objective import LossInputs, LossResult, Objective
+from humanline_fused.training.objectives.rows import in_rows
 
 CHANGE = 1 / 64
 """Relative change of loss or gradient under padding that is refused: far above rounding, far below a half."""
@@ -20,10 +21,10 @@ WITHOUT_GRAPH = "expected a loss with a graph to the policy's log-probs, got one
 
 
 def check_loss(objective: Objective, inputs: LossInputs, config: Any) -> None:
-    """Compute a loss as at step 0, where policy and reference are equal, and then with and without more padding.
+    """Compute a loss as at step 0, where policy and reference are equal, and then of packed and of padded tokens.
 
     Args:
-        inputs: the tokens, with the policy's log-probs as ``TokenLogp``.
+        inputs: packed tokens, with the policy's log-probs as ``TokenLogp``.
 
     Raises:
         TypeError: the loss is not a scalar tensor with a graph, or the metrics are not tensors by name.
@@ -53,7 +54,7 @@ def metric_names(objective: Objective, inputs: LossInputs, config: Any) -> set[s
 
 def _check(objective: Objective, inputs: LossInputs, config: Any) -> None:
     assert isinstance(inputs.policy, TokenLogp)
-    logp = inputs.policy.logp.detach().where(inputs.loss_mask, 0.0)
+    logp = inputs.policy.logp.detach()
     loss, gradient = _loss(objective, replace(inputs, reference=TokenLogp(logp)), logp, config)
     finite = bool(gradient.isfinite().all())
     if not (finite and loss.isfinite()):
@@ -69,13 +70,14 @@ def _check(objective: Objective, inputs: LossInputs, config: Any) -> None:
     again, _ = _loss(objective, moved, logp, config)
     if again != loss:  # a loss with random numbers draws other ones for another shape
         return
-    width = logp.shape[1]
-    padded, padded_gradient = _loss(objective, _padded(moved, width), _pad(logp, width, 0.0), config)
-    if _differ(padded, loss) or _differ(padded_gradient[:, :width], gradient):
+    padded = _padded(moved, logp)
+    assert isinstance(padded.policy, TokenLogp)
+    padded_loss, padded_gradient = _loss(objective, padded, padded.policy.logp, config)
+    if _differ(padded_loss, loss) or _differ(padded_gradient[padded.loss_mask][None], gradient):
         raise ValueError(
             f"{_method(objective)}: expected a loss of the tokens that loss_mask counts alone, got {loss.item():.6g}, "
-            f"and {padded.item():.6g} with twice the padded length, or another gradient: divide by tokens.lengths, not "
-            "by the length of a row"
+            f"and {padded_loss.item():.6g} in rows of twice the length, or another gradient: divide by tokens.lengths, "
+            "not by the length of a row; in compute pass on cu_seqlens (inputs.perceived), and sum with inputs.sums"
         )
 
 
@@ -118,14 +120,11 @@ def _checked(objective: Objective, inputs: LossInputs, config: Any) -> LossResul
     return out
 
 
-def _pad(values: Tensor, width: int, value: float) -> Tensor:
-    return torch.nn.functional.pad(values, (0, width), value=value)
-
-
-def _padded(inputs: LossInputs, width: int) -> LossInputs:
-    return replace(
-        inputs,
-        reference=TokenLogp(_pad(inputs.reference.logp, width, 0.0)),
-        target_ids=_pad(inputs.target_ids, width, 0),
-        loss_mask=_pad(inputs.loss_mask, width, False),
-    )
+def _padded(inputs: LossInputs, logp: Tensor) -> LossInputs:
+    """Return packed tokens and their log-probs under the policy in rows of twice the necessary length."""
+    assert inputs.cu_seqlens is not None
+    width = 2 * max([1, *inputs.cu_seqlens.diff().tolist()])
+    given = (logp, inputs.reference.logp, inputs.target_ids, inputs.loss_mask)
+    policy, reference, ids, mask = in_rows(given, inputs.cu_seqlens, width)
+    tokens = {"target_ids": ids, "loss_mask": mask, "cu_seqlens": None}
+    return replace(inputs, policy=TokenLogp(policy), reference=TokenLogp(reference), **tokens)

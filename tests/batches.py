@@ -1,0 +1,23 @@
+"""What a batch scores, computed from the model's own logits."""
+
+import torch
+from torch import Tensor, nn
+
+from humanline_fused.scores import Logits
+from humanline_fused.training.data.batch import Batch
+
+
+def logits_of(model: nn.Module, batch: Batch) -> Logits:
+    """Return the logits of the rows that score the batch's tokens, [1, n, V]."""
+    logits = model(input_ids=batch.input_ids, use_cache=False).logits
+    return Logits(logits.flatten(0, 1)[batch.source][None])
+
+
+def by_sequence(values: Tensor, batch: Batch) -> list[Tensor]:
+    """Return packed values, [1, n], as one tensor for each sequence."""
+    return list(values[0].split(batch.cu_seqlens.diff().tolist()))
+
+
+def sums(values: Tensor, batch: Batch) -> Tensor:
+    """Return the sum of packed values over the tokens of each sequence, [S]."""
+    return torch.stack([part.sum() for part in by_sequence(values, batch)])
