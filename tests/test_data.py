@@ -1,5 +1,6 @@
 """Conversion of datasets to token ids and padded batches."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,25 @@ def test_each_completion_of_a_group_becomes_an_example_with_its_own_advantage():
         (ids("w3 <eos>"), 1.0),
         (ids("w4 <eos>"), 1.0),
     ]
+
+
+def test_examples_of_a_group_are_a_unit_whatever_was_dropped_and_pairs_and_labels_are_none():
+    endless = tiny_tokenizer()
+    endless.eos_token = None
+    said = [["", " w2", " w3"], ["", ""], [" w4", " w5"], [" w6", ""]]
+    rows = [{"prompt": "w1", "completions": texts, "rewards": [*range(len(texts))]} for texts in said]
+    units = prepare(rows, endless, find_objective("grpo"), max_length=64).examples.units
+    assert units is not None
+    assert (units.starts.tolist(), units.num_examples) == ([0, 2, 4], 5)
+    assert [prepared([PAIR], objective).examples.units for objective in ("dpo", "kto")] == [None, None]
+
+
+def test_units_are_those_of_the_rows_in_any_number_of_chunks():
+    sizes = [2 + i % 3 for i in range(500)]
+    rows = [{"prompt": f"w{i % 90}", "completions": [" w1"] * n, "rewards": [0] * n} for i, n in enumerate(sizes)]
+    units = prepared(rows, "grpo").examples.units
+    assert units is not None
+    assert units.starts.tolist() == [0, *itertools.accumulate(sizes[:-1])]
 
 
 # Batches

@@ -23,6 +23,20 @@ def test_grpos_advantages_may_be_scaled_over_the_steps_global_batch(tmp_path: Pa
     torch.testing.assert_close(torch.tensor(losses(trainer)[0]), torch.tensor(over_tokens))
 
 
+def test_the_completions_of_a_prompt_stand_together_in_a_step(tmp_path: Path):
+    sizes = [3, 2, 4, 3, 2]
+    rows = [
+        {"prompt": f"w{i}", "completions": [f" w{j}" for j in range(size)], "rewards": [*range(size)]}
+        for i, size in enumerate(sizes)
+    ]
+    trainer = tiny_trainer(tmp_path, objective="grpo", train_dataset=rows, per_device_train_batch_size=14)
+    for epoch in range(2):
+        taken = [trainer.train_examples[i] for i in trainer.plan.examples(epoch)]
+        prompts = [int(example.prompt_ids[0]) for example in taken]
+        assert prompts == [prompt for prompt in dict.fromkeys(prompts) for _ in range(prompts.count(prompt))]
+        assert sorted(prompts.count(prompt) for prompt in set(prompts)) == sorted(sizes)
+
+
 def test_held_out_rewards_are_scaled_over_all_of_them(tmp_path: Path):
     settings = {"objective": "grpo", "eval_dataset": records("grpo", 6, 5)}
     plain, scaled = (tiny_trainer(tmp_path / s, scale_rewards=s, **settings) for s in ("none", "batch"))

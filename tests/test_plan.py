@@ -1,12 +1,26 @@
 """The plan of the examples of each step."""
 
-import pytest
+from itertools import groupby
 
-from humanline_fused.training.data.plan import BatchPlan, BatchSizes, evaluation_plan
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from humanline_fused.training.data.plan import BatchPlan, BatchSizes, StepPlan, Units, evaluation_plan
 
 
 def make_plan(num_examples: int = 26, batch_size: int = 2, accumulation: int = 3, world_size: int = 2, seed: int = 0):
     return BatchPlan(num_examples, BatchSizes(batch_size, accumulation, world_size), seed)
+
+
+def units_of(sizes: list[int]) -> Units:
+    return Units(np.cumsum([0, *sizes[:-1]]), sum(sizes))
+
+
+def epoch_of(plan: StepPlan, epoch: int = 0) -> list[int]:
+    first = epoch * plan.steps_per_epoch
+    return [i for step in range(first, first + plan.steps_per_epoch) for i in plan.examples(step)]
 
 
 def test_an_epoch_takes_each_example_at_most_once_and_drops_only_a_partial_batch():
@@ -53,6 +67,76 @@ def test_the_example_that_follows_the_last_of_a_rank_is_the_next_ranks_first():
 def test_a_dataset_smaller_than_a_global_batch_is_refused_with_both_numbers():
     with pytest.raises(ValueError, match=r"at least 12 examples.*2 per device x 3 acc.* x 2 proc.*got 11"):
         make_plan(num_examples=11)
+
+
+# Units
+
+
+def test_whole_units_are_permuted_and_then_cut():
+    plan = BatchPlan(6, BatchSizes(2, accumulation=3), seed=0, units=units_of([2, 1, 3]))
+    order = np.random.default_rng([0, 0]).permutation(3).tolist()
+    assert order != [0, 1, 2]
+    members = [[0, 1], [2], [3, 4, 5]]
+    assert list(plan.examples(0)) == [example for unit in order for example in members[unit]]
+
+
+def test_units_of_one_example_are_in_the_order_without_units():
+    alone = BatchPlan(20, BatchSizes(3), seed=5)
+    assert epoch_of(alone) == epoch_of(BatchPlan(20, BatchSizes(3), seed=5, units=units_of([1] * 20)))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 5), st.integers(1, 3), st.integers(0, 3))
+def test_an_epoch_of_units_of_any_sizes_takes_each_example_once_and_each_unit_in_one_piece(
+    sizes: list[int], batch_size: int, accumulation: int, epoch: int
+):
+    units, batches = units_of(sizes), BatchSizes(batch_size, accumulation)
+    total = sum(sizes)
+    if total < batches.global_batch:
+        return
+    taken = epoch_of(BatchPlan(total, batches, seed=3, units=units), epoch)
+    assert len(set(taken)) == len(taken) == total - total % batches.global_batch
+    unit_of = np.repeat(np.arange(len(sizes)), sizes)
+    pieces = [(unit, list(members)) for unit, members in groupby(taken, key=lambda i: int(unit_of[i]))]
+    assert len({unit for unit, _ in pieces}) == len(pieces)
+    for unit, members in pieces[:-1]:
+        assert members == np.flatnonzero(unit_of == unit).tolist()
+
+
+def test_the_code_of_units_depends_on_every_start_and_on_the_end():
+    codes = {units_of(sizes).code for sizes in ([2, 2], [1, 3], [2, 1, 1], [2, 3])}
+    assert len(codes) == 4
+
+
+# The order within a step
+
+
+TOKENS = [5, 9, 2, 7, 7, 1, 8, 3]
+
+
+def sorted_plan(sizes: BatchSizes) -> BatchPlan:
+    return BatchPlan(8, sizes, seed=0, lengths=lambda ids: [TOKENS[i] for i in ids])
+
+
+def test_a_sorted_step_begins_with_its_longest_examples():
+    plan = sorted_plan(BatchSizes(2, accumulation=4))
+    micro_batches = [[TOKENS[i] for i in micro] for micro in plan.global_window(0)]
+    assert micro_batches == [[9, 8], [7, 7], [5, 3], [2, 1]]
+    assert sum(2 * max(tokens) for tokens in micro_batches) == 46  # tokens with padding
+    unsorted = BatchPlan(8, plan.sizes, seed=0).global_window(0)
+    assert sum(2 * max(TOKENS[i] for i in micro) for micro in unsorted) == 58
+
+
+def test_the_ranks_of_a_sorted_micro_batch_have_similar_lengths():
+    plan = sorted_plan(BatchSizes(1, accumulation=2, world_size=4))
+    lengths = [[TOKENS[i] for micro in plan.window(0, rank) for i in micro.ids] for rank in range(4)]
+    assert lengths == [[9, 5], [8, 3], [7, 2], [7, 1]]
+
+
+@given(st.integers(0, 9), st.sampled_from([(4, 1, 1), (2, 2, 1), (1, 2, 2), (1, 4, 1)]))
+def test_sorting_keeps_the_content_of_every_step(step: int, sizes: tuple[int, int, int]):
+    given_sizes = BatchSizes(*sizes)
+    taken = [i for micro in sorted_plan(given_sizes).global_window(step) for i in micro]
+    assert sorted(taken) == sorted(BatchPlan(8, given_sizes, seed=0).examples(step))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])

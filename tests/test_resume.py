@@ -27,10 +27,13 @@ def run_dir(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("objective", ["dpo", "kto"])
+@pytest.mark.parametrize("objective", ["dpo", "kto", "grpo"])
 def test_a_run_resumes_bitwise_at_any_step_of_an_epoch_that_is_no_multiple_of_the_batch(tmp_path: Path, objective: str):
     """Seven examples, two a step: an epoch has three steps and leaves out one example, another one each time."""
-    settings = {"objective": objective, "train_dataset": records(objective, 7), "save_steps": 1}
+    rows = records(objective, 6 if objective == "grpo" else 7)
+    if objective == "grpo":
+        rows[1] = {"prompt": "w1", "completions": [" w2", " w3 w4", " w5"], "rewards": [0.0, 1.0, 3.0]}
+    settings = {"objective": objective, "train_dataset": rows, "save_steps": 1}
     whole = saved_run(tmp_path / "whole", **settings)
     for step in range(1, 6):
         folder = tmp_path / str(step) / f"checkpoint-{step}"
@@ -40,6 +43,50 @@ def test_a_run_resumes_bitwise_at_any_step_of_an_epoch_that_is_no_multiple_of_th
         assert losses(resumed) == losses(whole)
         pairs = zip(resumed.model.parameters(), whole.model.parameters(), strict=True)
         assert all(torch.equal(mine, other) for mine, other in pairs)
+
+
+def as_an_earlier_version_wrote_it(run_dir: Path) -> None:
+    """Remove from a run what tells the groups of its data."""
+    for file in run_dir.glob("checkpoint-*/run.json"):
+        identity = json.loads(file.read_text())
+        identity["batches"].pop("groups", None)
+        file.write_text(json.dumps(identity))
+        lines = file.with_name("files.json")
+        lines.write_text(json.dumps(json.loads(lines.read_text()) | {"run.json": file.stat().st_size}))
+    for file in run_dir.glob("tokens/*/rows.npy"):
+        file.unlink()
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_a_checkpoint_from_before_groups_stood_together_resumes_where_the_order_is_the_same(
+    tmp_path: Path, objective: str
+):
+    whole = saved_run(tmp_path / "whole", objective=objective)
+    shutil.copytree(tmp_path / "whole", tmp_path / "earlier", ignore=shutil.ignore_patterns("checkpoint-[46]"))
+    as_an_earlier_version_wrote_it(tmp_path / "earlier")
+    resumed = tiny_trainer(tmp_path / "earlier", **SAVING, objective=objective)
+    resumed.train("auto")
+    assert losses(resumed) == losses(whole)
+
+
+def test_a_checkpoint_from_before_groups_stood_together_is_refused_with_the_reason(tmp_path: Path):
+    saved_run(tmp_path, objective="grpo")
+    as_an_earlier_version_wrote_it(tmp_path)
+    for tokens in (tmp_path / "tokens").iterdir():
+        shutil.rmtree(tokens)
+    with pytest.raises(ValueError, match=r"keeps the completions of a prompt together, got .*checkpoint-6, of an earl"):
+        tiny_trainer(tmp_path, **SAVING, objective="grpo").train("auto")
+
+
+def test_a_run_whose_groups_are_others_does_not_resume(tmp_path: Path):
+    """The tokens, weights and rewards are the same, but not the coming batches."""
+    group = {"prompt": "w1", "completions": [" w2", " w3", " w2", " w3"], "rewards": [0.0, 1.0, 0.0, 1.0]}
+    halves = [{name: group[name][:2] for name in ("completions", "rewards")} | {"prompt": "w1"}] * 2
+    saved_run(tmp_path / "run", objective="grpo", train_dataset=[group])
+    with pytest.raises(ValueError, match=r"expected the batches that .*'groups': \d+.*got \{'groups': \d+\}"):
+        tiny_trainer(tmp_path / "other", objective="grpo", train_dataset=halves).train(
+            str(tmp_path / "run" / "checkpoint-2")
+        )
 
 
 def everything_in(folder: Path) -> dict[str, bytes]:

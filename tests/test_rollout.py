@@ -92,9 +92,21 @@ def test_a_short_round_repeats_examples_and_neighbours_have_different_prompts():
     plan = RoundPlan(2, per_prompt=2, rollout_every=2, sizes=BatchSizes(4), seed=0)
     a, b = (Example(torch.tensor([i], dtype=torch.int32), ()) for i in range(2))
     same = [Example(prompt.prompt_ids, (torch.tensor([i]),)) for prompt in (a, b) for i in range(2)]
-    filled = fill(same[:3], plan)
+    filled = fill(same[:3], plan, grouped=False)
     assert [(int(e.prompt_ids), int(e.completions[0])) for e in filled[:4]] == [(0, 0), (1, 0), (0, 1), (0, 0)]
     assert len(filled) == 8
+
+
+def test_a_round_of_groups_keeps_the_samples_of_a_prompt_together(tmp_path: Path):
+    trainer = rounds_trainer(tmp_path, objective="grpo", max_steps=1)
+    trainer.train()
+    prompts = [tuple(example.prompt_ids.tolist()) for example in trainer.train_examples]
+    assert len({*prompts}) == 4
+    assert prompts == [prompt for prompt in dict.fromkeys(prompts) for _ in range(4)]
+    mismatched = rounds_trainer(tmp_path / "kto", objective="kto", max_steps=1)
+    mismatched.train()
+    first = [tuple(e.prompt_ids.tolist()) for e in mismatched.train_examples[:2]]
+    assert first[0] != first[1]
 
 
 def test_rounds_use_all_prompts_before_repeating_one():

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from humanline_fused.cli import main
 from humanline_fused.looking.show import show_run
 from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training.data.plan import BatchPlan, BatchSizes
 from humanline_fused.training.run.settings_file import SETTINGS, read_settings
 from tests.html_page import Page
 from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer
@@ -225,6 +226,24 @@ def test_the_samples_of_a_round_are_shown_as_the_step_used_them(run_of: Run) -> 
     of_round = [sample["completion_ids"] for sample in samples if sample["step"] == 2]
     of_step = of_round[2:]  # the second of the round's two steps takes the second half
     assert sorted(int(token["id"]) for token in seen.scored) == sorted(id for ids in of_step for id in ids)
+
+
+def test_a_step_of_a_run_from_before_groups_stood_together_is_shown_as_it_was(run_of: Run, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_of("grpo", reference="copy", sync_every=2), run)
+    together = shown(run, step=3)
+    identity = json.loads((run / "checkpoint-3" / "run.json").read_text())
+    del identity["batches"]["groups"]
+    (run / "checkpoint-3" / "run.json").write_text(json.dumps(identity))
+    (run / "checkpoint-3" / "files.json").write_text(
+        json.dumps(
+            json.loads((run / "checkpoint-3" / "files.json").read_text())
+            | {"run.json": (run / "checkpoint-3" / "run.json").stat().st_size}
+        )
+    )
+    examples = [[text for text in page.texts if text.startswith("Example ")] for page in (together, shown(run, step=3))]
+    alone = BatchPlan(identity["batches"]["num_examples"], BatchSizes(2), identity["batches"]["seed"]).examples(3)
+    assert examples[1] == [f"Example {i}" for i in alone] != examples[0]
 
 
 # Refused requests

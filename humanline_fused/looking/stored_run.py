@@ -58,7 +58,7 @@ class StoredRun:
         """Return the checkpoint's reference: its weights, or log-probs of coming steps."""
         return load_run_state(self.checkpoint)
 
-    def examples(self) -> Sequence[Example]:
+    def examples(self) -> StoredExamples:
         """Return the training data: the tokens kept beside the run, or else the dataset, read again.
 
         Raises:
@@ -97,17 +97,18 @@ class StoredRun:
         if self.replaced:
             return None
         batches = self.identity["batches"]
-        return find_kept(self.folder, batches["num_examples"], batches["data"])
+        return find_kept(self.folder, batches["num_examples"], batches["data"], batches.get("groups"))
 
     def _dataset(self) -> str:
         if self.config.dataset is None:
             raise ValueError("--dataset: expected the training data, which this run was given in memory, got none")
         return self.config.dataset
 
-    def _unchanged(self, examples: Sequence[Example]) -> Sequence[Example]:
+    def _unchanged(self, examples: StoredExamples) -> StoredExamples:
         then = self.identity["batches"]["num_examples"], self.identity["batches"]["data"]
         now = len(examples), fingerprint(examples)
-        if then != now:
+        groups, units = self.identity["batches"].get("groups"), examples.units
+        if then != now or groups not in (None, units and units.code):
             raise ValueError(
                 f"{self.config.dataset}: expected the data that {self.folder} was trained on ({then[0]} examples, "
                 f"fingerprint {then[1]}), got {now[0]}, fingerprint {now[1]}: the file has changed since, or is another"
@@ -196,7 +197,9 @@ def examples_of(run: StoredRun, step: int) -> tuple[Sequence[Example], list[Micr
     if run.config.rollout_every:
         examples, plan = _round_of(run, step, sizes, seed)
     else:
-        examples, plan = run.examples(), BatchPlan(batches["num_examples"], sizes, seed)
+        examples = run.examples()
+        units = examples.units if "groups" in batches else None  # an earlier version shuffled single completions
+        plan = BatchPlan(batches["num_examples"], sizes, seed, units)
     return examples, [micro for rank in range(ranks) for micro in plan.window(step, rank)]
 
 

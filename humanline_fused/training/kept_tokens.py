@@ -76,11 +76,18 @@ def kept(
         return make(*found)
 
 
-def find_kept(run_dir: Path, num_examples: int, code: int) -> StoredExamples | None:
-    """Return the stored examples of a run that have this number and :func:`fingerprint`; None if there are none."""
+def find_kept(run_dir: Path, num_examples: int, code: int, groups: int | None = None) -> StoredExamples | None:
+    """Return the stored examples of a run that have this number and :func:`fingerprint`; None if there are none.
+
+    Args:
+        groups: code of their groups; None if the run has no groups.
+    """
     for folder in sorted(Path(run_dir, FOLDER).glob("*")):
         # A suffix is that of a folder being written, or left by a process that was killed.
         found = None if folder.suffix else load(folder)
-        if found and len(found[0]) == num_examples and fingerprint(found[0]) == code:
+        if not found or len(found[0]) != num_examples or fingerprint(found[0]) != code:
+            continue
+        units = found[0].units
+        if groups is None or (units and units.code == groups):
             return found[0]
     return None

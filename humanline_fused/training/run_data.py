@@ -111,8 +111,9 @@ class _Reader:
                 return PreparedData(stored, Findings.from_json(notes["findings"]))
             return prepare(source, self.tokenizer, self.objective, split=split, **settings, **self._work)
 
-        form = type(self.objective.form).__name__
-        return kept(config, lambda: key_of(source, split, self.tokenizer, {"form": form, **settings}), make)
+        form = self.objective.form
+        named = {"form": type(form).__name__, **({"rows": True} if form.grouped else {}), **settings}
+        return kept(config, lambda: key_of(source, split, self.tokenizer, named), make)
 
     def prompts(self, source: Any, split: str) -> PreparedPrompts:
         """Return the prompts of a dataset."""

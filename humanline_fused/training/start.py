@@ -138,8 +138,7 @@ def lengths_of(examples: Sequence[Example], sampled: int = 0) -> Iterable[tuple[
     """Return of each example the tokens of its prompt and of its longest completion; ``sampled`` if it has none."""
     if not isinstance(examples, StoredExamples):
         return ((len(e.prompt_ids), max(map(len, e.completions), default=sampled)) for e in examples)
-    ends: Any = examples.arrays["ends"]
-    sizes: Any = np.diff(ends.reshape(-1), prepend=0).reshape(ends.shape)
+    sizes = examples.sizes
     completions = sizes[:, 1:].max(axis=1) if sizes.shape[1] > 1 else np.full(len(sizes), sampled)
     return zip(sizes[:, 0].tolist(), completions.tolist(), strict=True)
 

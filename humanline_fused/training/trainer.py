@@ -32,6 +32,7 @@ from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.advantages import batch_scale
 from humanline_fused.training.data.batch import Batch, collate, num_loss_tokens
 from humanline_fused.training.data.examples import Example
+from humanline_fused.training.data.forms import keeps_groups
 from humanline_fused.training.data.plan import BatchPlan, BatchSizes, MicroBatch
 from humanline_fused.training.data.prepare import PreparedData
 from humanline_fused.training.data.prompts import PreparedPrompts
@@ -145,7 +146,8 @@ class HumanlineTrainer(EvaluatedTrainer):
         seed = args.seed if args.data_seed is None else args.data_seed
         self.rounds = None
         if reward is None:
-            self.plan = BatchPlan(len(self.train_data.examples), sizes, seed)
+            units = self.train_data.examples.units if keeps_groups(self.objective) else None
+            self.plan = BatchPlan(len(self.train_data.examples), sizes, seed, units)
         else:
             assert isinstance(self.train_data, PreparedPrompts)
             made_of = self.train_data, reward, tokenizer, self.pad_token_id, sizes, seed

@@ -33,6 +33,11 @@ class Example:
         """Each completion with its mask; None if all of its tokens count."""
         return list(zip(self.completions, self.masks or [None] * len(self.completions), strict=True))
 
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the longest completion."""
+        return len(self.prompt_ids) + max(map(len, self.completions), default=0)
+
 
 @dataclass(frozen=True)
 class Sample:

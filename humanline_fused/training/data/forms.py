@@ -74,12 +74,14 @@ class Form(ABC):
         sides: sequences per example.
         has_rewards: True if examples have a reward, so that ``scale_rewards`` applies.
         learns_from_ties: True if a prompt whose samples have equal rewards gives examples.
+        grouped: True if the examples of a row stand together in a step.
     """
 
     types: tuple[DataType, ...]
     sides: int = 1
     has_rewards: bool = False
     learns_from_ties: bool = False
+    grouped: bool = False
 
     def converted(self, where: str, row: Row, findings: Findings) -> Row | None:
         """Return a row in this form; None for a group with rewards that gives no example.
@@ -232,6 +234,7 @@ class Groups(Form):
     types = (REWARDED, SCORED)
     has_rewards = True
     learns_from_ties = True
+    grouped = True
 
     def drafts(self, row: Row, scale_rewards: str) -> list[Draft]:
         weights = advantages(row.values, scale_rewards)
@@ -283,3 +286,11 @@ class Learner(Taker, Protocol):
     def mismatched(self) -> bool:
         """True if the loss also needs each prompt with the completion of another example."""
         ...
+
+
+def keeps_groups(objective: Learner) -> bool:
+    """Return True if the completions of one prompt stand together in a step.
+
+    With mismatched pairs they do not: neighbours must have different prompts.
+    """
+    return objective.form.grouped and not objective.mismatched

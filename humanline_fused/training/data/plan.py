@@ -1,7 +1,8 @@
 """Plan of the examples of each optimizer step: a pure function of the step, so coming steps can be read ahead."""
 
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -29,8 +30,41 @@ def micro_batch(ids: tuple[int, ...], start: int, stop: int) -> MicroBatch:
 
 
 @lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+def _permutation(seed: int, epoch: int, number: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(number)
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """Runs of consecutive examples that stay together in every permutation: the completions of one prompt.
+
+    Attributes:
+        starts: [units], the first example of each unit, ascending from 0.
+        num_examples: examples of all units.
+    """
+
+    starts: np.ndarray
+    num_examples: int
+
+    @property
+    def code(self) -> int:
+        """A CRC-32 of the units, to detect that they have changed."""
+        return zlib.crc32(self.starts.astype("<i8").tobytes(), self.num_examples)
+
+    def in_order(self, order: np.ndarray) -> np.ndarray:
+        """Return the examples of the units in this order, each unit's own in theirs.
+
+        >>> Units(np.array([0, 2, 3]), num_examples=6).in_order(np.array([2, 0, 1])).tolist()
+        [3, 4, 5, 0, 1, 2]
+        """
+        sizes = np.diff(self.starts, append=self.num_examples)[order]
+        before = np.cumsum(sizes) - sizes
+        return np.repeat(self.starts[order] - before, sizes) + np.arange(self.num_examples)
+
+
+@lru_cache(maxsize=2)
+def _permuted_units(seed: int, epoch: int, units: Units) -> np.ndarray:
+    return units.in_order(_permutation(seed, epoch, len(units.starts)))
 
 
 class BatchSizes(NamedTuple):
@@ -61,10 +95,18 @@ class BatchSizes(NamedTuple):
 
 
 class StepPlan(ABC):
-    """Cuts the examples of an optimizer step into the micro-batches of every rank."""
+    """Cuts the examples of an optimizer step into the micro-batches of every rank.
+
+    Attributes:
+        sizes: sizes of the batches.
+        seed: seed of the permutations, ≥ 0.
+        lengths: returns the numbers of tokens of examples. With it the examples of a step are sorted, the longest
+            first, before they are cut, so that those of a micro-batch have similar lengths; a step keeps its examples.
+    """
 
     sizes: BatchSizes
     seed: int
+    lengths: Callable[[Sequence[int]], Sequence[int]] | None
 
     @property
     @abstractmethod
@@ -78,6 +120,9 @@ class StepPlan(ABC):
     def global_window(self, step: int) -> list[tuple[int, ...]]:
         """Return the global micro-batches of optimizer step ``step``, each with ``sizes.micro_batch`` ids."""
         ids, width = self.examples(step), self.sizes.micro_batch
+        if self.lengths is not None:
+            tokens = self.lengths(ids)
+            ids = [ids[place] for place in sorted(range(len(ids)), key=lambda place: -tokens[place])]
         return [tuple(ids[start : start + width]) for start in range(0, len(ids), width)]
 
     def window(self, step: int, rank: int) -> list[MicroBatch]:
@@ -98,13 +143,15 @@ class StepPlan(ABC):
 class BatchPlan(StepPlan):
     """Every epoch is a new permutation, cut into global batches; an incomplete last batch is left out of the epoch.
 
+    With ``units`` whole units are permuted. The cut goes through a unit that does not end where a batch does.
+
     The examples of a step depend only on ``sizes.global_batch``, so more processes with less accumulation see the same
     examples. On resume no data are skipped, because any step can be computed directly.
 
     Args:
         num_examples: length of the dataset.
-        sizes: sizes of the batches.
-        seed: seed of the permutations, ≥ 0.
+        sizes, seed, lengths: as of :class:`StepPlan`.
+        units: examples that stay together; default each alone.
 
     Raises:
         ValueError: the dataset has fewer examples than one global batch.
@@ -117,6 +164,8 @@ class BatchPlan(StepPlan):
     num_examples: int
     sizes: BatchSizes
     seed: int
+    units: Units | None = None
+    lengths: Callable[[Sequence[int]], Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         if self.num_examples < self.sizes.global_batch:
@@ -131,8 +180,12 @@ class BatchPlan(StepPlan):
 
     def examples(self, step: int) -> list[int]:
         epoch, position = divmod(step, self.steps_per_epoch)
+        if self.units is None:
+            order = _permutation(self.seed, epoch, self.num_examples)
+        else:
+            order = _permuted_units(self.seed, epoch, self.units)
         first = position * self.sizes.global_batch
-        return _permutation(self.seed, epoch, self.num_examples)[first : first + self.sizes.global_batch].tolist()
+        return order[first : first + self.sizes.global_batch].tolist()
 
 
 @dataclass(frozen=True)
@@ -146,7 +199,7 @@ class RoundPlan(StepPlan):
         num_prompts: length of the dataset.
         per_prompt: examples made from the samples of one prompt.
         rollout_every: optimizer steps per round.
-        sizes, seed: as in :class:`BatchPlan`.
+        sizes, seed, lengths: as of :class:`StepPlan`.
 
     Raises:
         ValueError: the examples of a round are not a whole number of prompts.
@@ -161,6 +214,7 @@ class RoundPlan(StepPlan):
     rollout_every: int
     sizes: BatchSizes
     seed: int
+    lengths: Callable[[Sequence[int]], Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         if self.examples_per_round % self.per_prompt:

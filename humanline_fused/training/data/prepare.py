@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,8 @@ class Cutter:
         self.written = ExampleWriter(sides)
         self.max_length, self.findings = max_length, findings
 
-    def add(self, where: str, example: UncutExample) -> None:
-        """Add an example, cut, or count the reason for dropping it."""
+    def add(self, where: str, example: UncutExample, row: int | None = None) -> None:
+        """Add an example of a row, cut, or count the reason for dropping it."""
         prompt, room = example.prompt, self.max_length - len(example.prompt)
         first = int(len(prompt) == 0)  # without a prompt, a completion's first token is not predicted
         masks = [None if mask is None else mask[:room] for mask in example.masks]
@@ -78,7 +79,7 @@ class Cutter:
         self.findings.add(BARE_END, where, count=example.blank)
         self.findings.add(TRUNCATED, where, count=sum(len(c) > room for c in example.completions))
         self.findings.add(EQUAL_PAIRS, where, count=int(len(kept) == 2 and np.array_equal(kept[0], kept[1])))
-        self.written.add([prompt, *cut], masks, example.weight, example.reward)
+        self.written.add([prompt, *cut], masks, example.weight, example.reward, row)
 
 
 def _kept(ids: np.ndarray, mask: np.ndarray | None, first: int) -> np.ndarray:
@@ -142,15 +143,15 @@ def prepare(
     rows = in_form(checked_rows(source, objective, split, columns, findings), objective.form, findings)
     rows = with_signal(rows, objective, drop_no_signal, findings)
     tokenize = RowTokenizer(tokenizer, objective.form, scale_rewards=scale_rewards, train_on=train_on, stops=stops)
-    cutter = Cutter(objective.form.sides, max_length, findings)
+    cutter, numbers = Cutter(objective.form.sides, max_length, findings), count()
     with tqdm(desc="Tokenizing", unit=" rows", disable=None if progress else True) as bar:
         for chunk, done in map_chunks(tokenize, rows, num_proc):
             findings.merge(done.findings)
-            for (where, _), examples in zip(chunk, done.rows, strict=True):
+            for (where, _), examples, number in zip(chunk, done.rows, numbers, strict=False):
                 if isinstance(examples, ValueError):
                     raise examples
                 for example in examples:
-                    cutter.add(where, example)
+                    cutter.add(where, example, number if objective.form.grouped else None)
             bar.update(len(chunk))
     objective.form.doubts(cutter.written.weights, findings)
     if not len(cutter.written):

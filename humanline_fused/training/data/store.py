@@ -14,14 +14,26 @@ import torch
 from torch import Tensor
 
 from humanline_fused.training.data.examples import Example
+from humanline_fused.training.data.plan import Units
 from humanline_fused.training.data.tokenizing.tokenization import Ids
 
-ARRAYS = {"ids": np.int32, "counts": np.bool_, "ends": np.int64, "weights": np.float64, "rewards": np.float64}
+ARRAYS = {
+    "ids": np.int32,
+    "counts": np.bool_,
+    "ends": np.int64,
+    "weights": np.float64,
+    "rewards": np.float64,
+    "rows": np.int32,
+}
 """Arrays of a store and their types.
 
 ``ids`` are the token ids of all examples, prompt first; ``counts``, as long or empty, is True for tokens that count;
-``ends``, [examples, 1 + sides], are the ends of prompts and completions in ``ids``.
+``ends``, [examples, 1 + sides], are the ends of prompts and completions in ``ids``. ``rows``, [examples] or empty, are
+the numbers of the rows that examples come from, ascending, where those of a row belong together.
 """
+
+LATER = {"rows"}
+"""Arrays that folders of earlier versions lack; they are empty there."""
 
 NOTES = "notes.json"
 """File with what is stored beside the arrays."""
@@ -67,6 +79,18 @@ class StoredExamples(Sequence[Example]):
         return torch.from_numpy(self._plain[name][start:stop])
 
     @property
+    def units(self) -> Units | None:
+        """The examples that belong together; None if each stands alone."""
+        rows = self._plain["rows"]
+        return Units(np.flatnonzero(np.diff(rows, prepend=-1)), len(rows)) if len(rows) else None
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Tokens of prompts and completions, [examples, 1 + sides]."""
+        ends = self._plain["ends"]
+        return np.diff(ends.reshape(-1), prepend=0).reshape(ends.shape)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
         return sum(part.nbytes for part in self.arrays.values())
@@ -101,7 +125,9 @@ def load(folder: Path) -> tuple[StoredExamples, dict[str, Any]] | None:
     if not folder.is_dir():
         return None
     try:
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in ARRAYS}
+        absent = {name: np.zeros(0, ARRAYS[name]) for name in LATER if not (folder / f"{name}.npy").exists()}
+        present = ARRAYS.keys() - absent.keys()
+        arrays = absent | {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in present}
         notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{folder}: expected the tokens of an earlier start, remove the folder: {error}") from error
@@ -114,17 +140,27 @@ class ExampleWriter:
     def __init__(self, sides: int) -> None:
         self.sides = sides
         self.ids, self.ends, self.weights, self.rewards = array("i"), array("q"), array("d"), array("d")
+        self.rows = array("i")
         self.counts: array[int] | None = None
 
     def __len__(self) -> int:
         return len(self.weights)
 
-    def add(self, parts: Sequence[Ids], masks: Sequence[Ids | None], weight: float, reward: float) -> None:
+    def add(
+        self,
+        parts: Sequence[Ids],
+        masks: Sequence[Ids | None],
+        weight: float,
+        reward: float,
+        row: int | None = None,
+    ) -> None:
         """Add an example.
 
         Args:
             parts: ids of the prompt and of each completion.
             masks: for each completion True for the tokens that count; None if all do.
+            weight, reward: as of :class:`~humanline_fused.training.data.examples.Example`.
+            row: number of its row, not below that of the example before, if examples of a row belong together.
         """
         if self.counts is None and any(mask is not None for mask in masks):
             self.counts = array("b", bytes([1]) * len(self.ids))
@@ -135,6 +171,8 @@ class ExampleWriter:
                 self.counts.frombytes(bytes([1]) * len(part) if mask is None else mask.tobytes())
         self.weights.append(weight)
         self.rewards.append(reward)
+        if row is not None:
+            self.rows.append(row)
 
     def finish(self) -> StoredExamples:
         """Return the examples, without a copy; none can be added afterwards."""
@@ -144,6 +182,7 @@ class ExampleWriter:
             "ends": self.ends,
             "weights": self.weights,
             "rewards": self.rewards,
+            "rows": self.rows,
         }
         arrays = {
             name: np.frombuffer(given[name], kind) if given[name] else np.zeros(0, kind)

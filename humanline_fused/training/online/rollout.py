@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.advantages import advantages
 from humanline_fused.training.data.examples import Example, Sample
+from humanline_fused.training.data.forms import keeps_groups
 from humanline_fused.training.data.plan import BatchSizes, RoundPlan
 from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.data.rows.records import Text
@@ -30,12 +31,18 @@ COMPLETIONS = "completions.jsonl"
 """File in the run's folder with every sample and its reward."""
 
 
-def fill(examples: Sequence[Example], plan: RoundPlan) -> list[Example]:
+def fill(examples: Sequence[Example], plan: RoundPlan, *, grouped: bool) -> list[Example]:
     """Return the round's examples by id, repeated from the start if some prompts gave fewer than planned.
 
-    KTO takes neighbours as mismatched pairs, so neighbours in a step come from different prompts where possible.
+    Args:
+        examples: the examples made from the samples of one prompt after the other.
+        plan: the number of examples of the round and of a step.
+        grouped: keep this order. Else neighbours in a step come from different prompts where possible, because KTO
+            takes neighbours as mismatched pairs.
     """
     filled = [examples[i % len(examples)] for i in range(plan.examples_per_round)]
+    if grouped:
+        return filled
     size, ordered = plan.sizes.global_batch, []
     for start in range(0, len(filled), size):
         seen: dict[int, int] = {}
@@ -64,7 +71,7 @@ def round_examples(
             f"of its {len(groups)} prompts got {len(groups[0])} samples of equal reward, {ATTEMPTS} times over: raise "
             "temperature, or use a reward that distinguishes more samples"
         )
-    return fill(examples, plan), max(0, plan.examples_per_round - len(examples))
+    return fill(examples, plan, grouped=keeps_groups(objective)), max(0, plan.examples_per_round - len(examples))
 
 
 def round_plan(

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.examples import fingerprint
-from humanline_fused.training.data.plan import StepPlan
+from humanline_fused.training.data.plan import BatchPlan, StepPlan
 from humanline_fused.training.data.prepare import PreparedData
 from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.objectives.objective import Objective
@@ -30,6 +30,7 @@ def run_identity(
         **(rounds.identity() if rounds else {}),
         **({"scale_rewards": config.scale_rewards} if objective.form.has_rewards else {}),
         "global_batch_size": plan.sizes.global_batch,
+        **({"groups": plan.units.code} if isinstance(plan, BatchPlan) and plan.units else {}),
         "seed": plan.seed,
         **recorded_identity(objective),
         "max_length": config.max_length,
@@ -46,6 +47,13 @@ def check_identity(saved: dict[str, Any], mine: dict[str, Any], folder: str) -> 
         if saved[name] != mine[name]:
             raise ValueError(f"expected {name}={saved[name]!r}, as in {folder}, got {mine[name]!r}")
     for part in ("model", "batches"):
-        if different := [name for name, value in mine[part].items() if saved[part].get(name) != value]:
+        different = [name for name, value in mine[part].items() if saved[part].get(name) != value]
+        if different == ["groups"] and "groups" not in saved[part]:
+            raise ValueError(
+                f"expected a checkpoint of a run that keeps the completions of a prompt together, got {folder}, of an "
+                "earlier version, which shuffled them one by one: its coming batches are others. Continue it with that "
+                "version, or start a new run"
+            )
+        if different:
             then, now = ({name: given[part].get(name) for name in different} for given in (saved, mine))
             raise ValueError(f"expected the {part} that {folder} was written with, {then}, got {now}")
