@@ -1,4 +1,4 @@
-"""Random inputs, the same in every process: logits, hidden states, and pairs of texts."""
+"""Random inputs, the same in every process: logits and hidden states."""
 
 import math
 from dataclasses import dataclass, replace
@@ -15,7 +15,6 @@ LOGITS_NOISE, HEAD_NOISE = 0.25, 0.1
 
 PEAKS = 5.0, 10.0  # a peaked row's target stands so many standard deviations above its other logits: between the two
 CHUNK_BYTES = 2**27  # of float32 logits, while the given log-probs of the reference are made
-FIRST_WORD = 3  # token ids below are the special tokens of benchmarks.training.setting.Setting.tokenizer
 
 
 @dataclass(frozen=True)
@@ -156,32 +155,6 @@ def make_head_batch(
         ref_logp=torch.empty(0, device=device),
         **_targets(B, T, V, masked, generator),
     ).scored()
-
-
-def random_pairs(count: int, T: int, V: int, shortest: float) -> list[dict[str, str]]:
-    """Prompts, each with a chosen and a rejected completion of random words.
-
-    A prompt takes an eighth to a half of T. Prompt, completion and its end-of-sequence token take ``shortest`` to the
-    whole of it, so nothing is truncated.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(low: int, high: int) -> int:
-        return int(torch.randint(low, high + 1, (1,), generator=generator))
-
-    def text(length: int) -> str:
-        return " ".join(map(word, torch.randint(FIRST_WORD, V, (length,), generator=generator).tolist()))
-
-    def completion(prompt: int) -> str:
-        length = draw(max(int(shortest * T), prompt + 2), T)
-        return f" {text(length - prompt - 1)}"
-
-    prompts = [draw(T // 8, T // 2) for _ in range(count)]
-    return [{"prompt": text(p), "chosen": completion(p), "rejected": completion(p)} for p in prompts]
-
-
-def word(token_id: int) -> str:
-    return f"w{token_id}"
 
 
 def _neighbours(

@@ -139,13 +139,13 @@ def training_step(session: Session) -> bool:
     if absent := missing("accelerate", "datasets", "transformers"):
         print(f"Left out: it needs {', '.join(absent)}")
         return True
-    from benchmarks.training.setting import SETTINGS
+    from benchmarks.training.setting import Work
     from benchmarks.training.train import TIMED, TURNS, Plan
 
     turns, timed = (1, 2) if session.toy else (TURNS, TIMED)
-    setting = SETTINGS["toy" if session.toy else "1.5b"]
-    plan = Plan(setting, session.device, turns, timed, commit=session.facts["commit"])
-    file = session.results / f"training-{session.machine}-{setting.name}.csv"
+    work = Work("toy" if session.toy else "1.5b")
+    plan = Plan([work], session.device, turns, timed, commit=session.facts["commit"])
+    file = session.results / f"training-{session.machine}-{work.model}.csv"
     print(file.name, flush=True)
     return plan.measure(file, time.monotonic() + 60 * session.minutes)
 

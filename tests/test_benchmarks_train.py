@@ -15,8 +15,8 @@ from benchmarks.training.answers import WRONG, checked
 from benchmarks.training.runs import Run, summaries
 from benchmarks.training.runs_table import judged
 from benchmarks.training.setting import SETTINGS, TOY, tokens_of
-from benchmarks.training.variants import COPY, HALOS, LOOKAHEAD, PLAIN, TRL, VARIANTS, Variant
-from benchmarks.training.worker import WARM_UP, train
+from benchmarks.training.variants import COPY, HALOS, LOOKAHEAD, PLAIN, SYNCED_TRL, VARIANTS, Variant
+from benchmarks.training.worker import train
 
 CPU = torch.device("cpu")
 TIMED = 2
@@ -39,7 +39,7 @@ def run_of(variant: str, seconds: list[float], turn: int = 0, **figures) -> Run:
 
 
 def test_every_timed_step_has_its_seconds_and_tokens_and_every_step_its_answers(trained):
-    steps = WARM_UP + TIMED + 1
+    steps = TOY.warm_up + TIMED
     for run in trained.values():
         assert not run.note
         assert len(run.seconds) == len(run.cpu_seconds) == len(run.tokens) == TIMED
@@ -75,8 +75,8 @@ def test_a_variant_that_trains_otherwise_keeps_no_figures(trained, key, setting)
 
 def test_trl_is_compared_as_long_as_its_reference_is_humanline_s(trained):
     copy = trained[COPY]
-    late = replace(copy, variant=TRL, loss=[copy.loss[0], 9.0, 9.0, 9.0, 9.0])
-    other = {"grad_norm": [2 * copy.grad_norm[0]] * 5, "logps_chosen": [*copy.logps_chosen[:1], 1.0, 1.0, 1.0, 1.0]}
+    late = replace(copy, variant=SYNCED_TRL, loss=[copy.loss[0], 9.0, 9.0, 9.0])
+    other = {"grad_norm": [2 * copy.grad_norm[0]] * 4, "logps_chosen": [*copy.logps_chosen[:1], 1.0, 1.0, 1.0]}
     notes = [run.note for run in checked([copy, replace(late, grad_norm=copy.grad_norm)], bitwise=True)]
     assert notes == ["", ""]
     for name, values in other.items():
@@ -113,14 +113,14 @@ def test_the_tokens_of_a_step_are_those_of_its_sequences_and_none_is_cut():
         for record in records
         for side in ("chosen", "rejected")
     ]
-    assert max(lengths) <= TOY.T
-    assert min(lengths) >= TOY.shortest * TOY.T
+    assert max(lengths) <= TOY.lengths.longest
+    assert min(lengths) >= TOY.lengths.longest / 2
     assert sum(map(tokens_of, TOY.steps_of(records))) == sum(lengths)
 
 
 def test_the_largest_setting_fills_every_sequence():
     large = SETTINGS["1.5b"]
-    assert {tokens_of(step) for step in large.steps_of(large.records(1))} == {2 * large.pairs * large.T}
+    assert {tokens_of(step) for step in large.steps_of(large.records(1))} == {2 * large.examples * large.lengths.longest}
 
 
 def test_runs_are_read_back_as_they_were_written(tmp_path, trained):
@@ -148,8 +148,8 @@ def test_time_over_plain_is_that_of_the_same_step_undisturbed():
 
 
 def test_goals_are_judged_by_the_summaries():
-    seconds, peaks = [2.0, 2.0], {PLAIN: 2000.0, COPY: 2000.0, LOOKAHEAD: 1600.0, TRL: 5000.0}
-    times = {PLAIN: seconds, COPY: [2.1, 2.1], LOOKAHEAD: [2.02, 2.02], TRL: [2.2, 2.2]}
+    seconds, peaks = [2.0, 2.0], {PLAIN: 2000.0, COPY: 2000.0, LOOKAHEAD: 1600.0, SYNCED_TRL: 5000.0}
+    times = {PLAIN: seconds, COPY: [2.1, 2.1], LOOKAHEAD: [2.02, 2.02], SYNCED_TRL: [2.2, 2.2]}
     measured = [run_of(name, times[name], peak_mib=peak) for name, peak in peaks.items()]
     lines = judged(summaries(measured, PLAIN), on_gpu=True)
     assert [(line["measured"], line[""]) for line in lines] == [

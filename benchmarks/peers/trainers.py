@@ -1,7 +1,7 @@
-"""Whole trainers of others, for DPO with a reference that follows the policy."""
+"""Whole trainers of others, and humanline in theirs."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,20 @@ from benchmarks.kernels.cases import LOGITS_CASES
 from benchmarks.objectives import OBJECTIVES
 from benchmarks.peers.halos import log_probs, loss_on_log_probs
 from benchmarks.peers.installed import TRL_VERSION
-from humanline_fused import shift_targets
+from humanline_fused import __version__, shift_targets
 
 TRL = (
     f"trl {TRL_VERSION}: DPOTrainer, sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=1.0, "
     "pad_to_multiple_of=None; its reference moves after the update, not before it"
 )
+TRL_OWN = f"trl {TRL_VERSION}: {{}}, its reference a second model that stays as it is, pad_to_multiple_of=None"
+IN_TRL = f"humanline_fused {__version__}: {{}}, sync_every=1, in trl {TRL_VERSION}"
 HALOS = "ContextualAI/HALOs at aa02f66, train/trainers.py PairedPreferenceTrainer (followed), in transformers' loop"
 
-Record = dict[str, str]
+NO_PACKING = f"TRL {TRL_VERSION}'s DPOTrainer turns padding_free off: its warning says temporarily unavailable"
+NO_GROUPS = f"TRL {TRL_VERSION}'s GRPOTrainer samples its completions, and its ratio is to the policy itself at each step"
+
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Task:
 
     model: Any
     tokenizer: Any
+    objective: str
     records: list[Record]  # as HumanlineTrainer takes them
     in_order: list[Record]  # as its plan deals them, and as the others train on them
     max_length: int
@@ -60,7 +66,7 @@ class HalosTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.reference = copy.deepcopy(model).requires_grad_(False).eval()
         self.add_callback(_LoadStateDict(self.reference))
-        self.sequence_logps = torch.zeros(())
+        self.sequence_logps: list[Tensor] = []  # of the step's forward passes: chosen, then rejected
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -74,13 +80,15 @@ class HalosTrainer(Trainer):
         logp = scored(model)
         with torch.no_grad(), self.compute_loss_context_manager():
             ref_logp = scored(self.reference)
-        self.sequence_logps = logp.detach().sum(-1)
+        self.sequence_logps.append(logp.detach().sum(-1))
         return loss_on_log_probs(LOGITS_CASES["dpo"], logp, ref_logp, inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            chosen, rejected = self.sequence_logps.chunk(2)
-            logs |= {"logps/chosen": chosen.mean().item(), "logps/rejected": rejected.mean().item()}
+            sides = zip(*(logps.chunk(2) for logps in self.sequence_logps), strict=True)
+            means = (torch.cat(side).mean().item() for side in sides)
+            logs |= dict(zip(("logps/chosen", "logps/rejected"), means, strict=True))
+            self.sequence_logps = []
         super().log(logs, start_time)
 
 
@@ -106,25 +114,55 @@ def halos_trainer(task: Task) -> Trainer:
 
 
 def import_trl() -> None:
-    """Its trainer's module, which is imported when it is first asked for."""
+    """Its trainers' modules, which are imported when they are first asked for."""
     from trl.trainer.dpo_trainer import DPOTrainer  # noqa: F401
+    from trl.trainer.kto_trainer import KTOTrainer  # noqa: F401
+
+
+def import_humanline_in_trl() -> None:
+    import humanline_fused.integrations.trl  # noqa: F401
 
 
 def trl_trainer(task: Task) -> Trainer:
-    from datasets import Dataset
-    from trl.trainer.dpo_config import DPOConfig
+    """TRL's, whose reference is a second model."""
+    from trl.trainer.dpo_trainer import DPOTrainer
+    from trl.trainer.kto_trainer import KTOTrainer
+
+    kind = KTOTrainer if task.objective == "kto" else DPOTrainer
+    return _in_trl(kind, task, ref_model=copy.deepcopy(task.model))
+
+
+def synced_trl_trainer(task: Task) -> Trainer:
     from trl.trainer.dpo_trainer import DPOTrainer
 
+    synced = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 1.0}
+    return _in_trl(DPOTrainer, task, synced, ref_model=copy.deepcopy(task.model))
+
+
+def humanline_in_trl(task: Task) -> Trainer:
+    from humanline_fused.integrations.trl import HumanlineDPOTrainer, HumanlineKTOTrainer
+
+    return _in_trl(HumanlineKTOTrainer if task.objective == "kto" else HumanlineDPOTrainer, task)
+
+
+def _in_trl(kind: Any, task: Task, settings: Mapping[str, Any] | None = None, **others: Any) -> Trainer:
+    from datasets import Dataset
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.kto_config import KTOConfig
+
     given: dict[str, Any] = {"gradient_checkpointing": False} | task.arguments  # its default is True
-    args = DPOConfig(
-        **given,
-        beta=OBJECTIVES["dpo"].settings["beta"],
-        max_length=task.max_length,
-        pad_to_multiple_of=None,
-        sync_ref_model=True,
-        ref_model_sync_steps=1,
-        ref_model_mixup_alpha=1.0,
-        train_sampling_strategy="sequential",
-    )
-    data, reference = Dataset.from_list([*task.in_order]), copy.deepcopy(task.model)
-    return DPOTrainer(task.model, reference, args=args, train_dataset=data, processing_class=task.tokenizer)
+    given |= {"beta": OBJECTIVES[task.objective].settings["beta"], "max_length": task.max_length, **(settings or {})}
+    given |= {"train_sampling_strategy": "sequential"}
+    if task.objective == "kto":
+        args, rows = KTOConfig(**given), _reversed(task.in_order, given["per_device_train_batch_size"])
+    else:
+        args, rows = DPOConfig(**given, pad_to_multiple_of=None), task.in_order
+    data = Dataset.from_list([*rows])
+    return kind(task.model, args=args, train_dataset=data, processing_class=task.tokenizer, **others)
+
+
+def _reversed(rows: Sequence[Record], size: int) -> list[Record]:
+    """Every micro-batch from its end to its start: TRL's mismatched pairs, with the completion before, are then ours,
+    with the completion after.
+    """
+    return [row for start in range(0, len(rows), size) for row in reversed(rows[start : start + size])]

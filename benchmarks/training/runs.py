@@ -16,17 +16,22 @@ class Run:
     turn: int  # every variant has one run a turn
     setting: str
     dtype: str
-    pairs: int
-    T: int
+    examples: int  # of one forward pass: pairs of DPO, else completions
+    T: int  # tokens of the longest sequence that may come
     V: int
+    objective: str = "dpo"
+    lengths: str = ""  # the parameters of their distribution
+    accumulation: int = 1
     weights_mib: float = 0.0  # of the policy; a second model has as many
     seconds: list[float] = field(default_factory=list)  # of the wall clock, for every step that was timed
     cpu_seconds: list[float] = field(default_factory=list)  # of the process; on a CPU alone, where it has one thread
     tokens: list[int] = field(default_factory=list)  # of the timed steps: prompts and completions, without padding
+    scored: list[int] = field(default_factory=list)  # tokens that the bodies computed in those steps without a gradient
+    trained: list[int] = field(default_factory=list)  # and with one; both count padding, and what is hidden by a mask
     peak_mib: float = 0.0  # as benchmarks.measure.PeakMemory has it
     loss: list[float] = field(default_factory=list)  # of every step of the run, as the following
     grad_norm: list[float] = field(default_factory=list)  # before it is clipped
-    logps_chosen: list[float] = field(default_factory=list)  # under the policy, mean over the step's pairs, nats
+    logps_chosen: list[float] = field(default_factory=list)  # under the policy, mean over the step, nats; not of GRPO
     logps_rejected: list[float] = field(default_factory=list)
     note: str = ""  # why there are no figures
 
@@ -78,12 +83,12 @@ def summaries(runs: Sequence[Run], plain: str) -> list[Summary]:
     by_variant: dict[str, list[Run]] = {}
     for run in runs:
         by_variant.setdefault(run.variant, []).append(run)
-    beside = _least(by_variant.get(plain, []))
+    beside = least(by_variant.get(plain, []))
     return [_summary(of_variant, beside) for of_variant in by_variant.values()]
 
 
-def _least(runs: Sequence[Run]) -> list[float]:
-    """Every step's least seconds."""
+def least(runs: Sequence[Run]) -> list[float]:
+    """Every step's least seconds of the turns."""
     return [min(of_step) for of_step in zip(*(run.undisturbed for run in runs if not run.note), strict=True)]
 
 
@@ -92,7 +97,7 @@ def _summary(runs: list[Run], plain: list[float]) -> Summary:
     if note := next((run.note for run in runs if run.note), ""):
         return Summary(name, weights_mib, note=note)
     seconds = [second for run in runs for second in run.undisturbed]
-    ratios = [ours / theirs for ours, theirs in zip(_least(runs), plain, strict=False)]
+    ratios = [ours / theirs for ours, theirs in zip(least(runs), plain, strict=False)]
     return Summary(
         name,
         weights_mib,
