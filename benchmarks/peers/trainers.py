@@ -25,7 +25,9 @@ IN_TRL = f"humanline_fused {__version__}: {{}}, sync_every=1, in trl {TRL_VERSIO
 HALOS = "ContextualAI/HALOs at aa02f66, train/trainers.py PairedPreferenceTrainer (followed), in transformers' loop"
 
 NO_PACKING = f"TRL {TRL_VERSION}'s DPOTrainer turns padding_free off: its warning says temporarily unavailable"
-NO_GROUPS = f"TRL {TRL_VERSION}'s GRPOTrainer samples its completions, and its ratio is to the policy itself at each step"
+NO_GROUPS = (
+    f"TRL {TRL_VERSION}'s GRPOTrainer samples its completions, and its ratio is to the policy itself at each step"
+)
 
 Record = dict[str, Any]
 
@@ -125,33 +127,38 @@ def import_humanline_in_trl() -> None:
 
 def trl_trainer(task: Task) -> Trainer:
     """TRL's, whose reference is a second model."""
+    return trl_kto(task) if task.objective == "kto" else trl_dpo(task)
+
+
+def trl_dpo(task: Task, **settings: Any) -> Any:
     from trl.trainer.dpo_trainer import DPOTrainer
+
+    return _in_trl(DPOTrainer, task, settings, ref_model=copy.deepcopy(task.model))
+
+
+def trl_kto(task: Task) -> Any:
     from trl.trainer.kto_trainer import KTOTrainer
 
-    kind = KTOTrainer if task.objective == "kto" else DPOTrainer
-    return _in_trl(kind, task, ref_model=copy.deepcopy(task.model))
+    return _in_trl(KTOTrainer, task, {}, ref_model=copy.deepcopy(task.model))
 
 
 def synced_trl_trainer(task: Task) -> Trainer:
-    from trl.trainer.dpo_trainer import DPOTrainer
-
-    synced = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 1.0}
-    return _in_trl(DPOTrainer, task, synced, ref_model=copy.deepcopy(task.model))
+    return trl_dpo(task, sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=1.0)
 
 
 def humanline_in_trl(task: Task) -> Trainer:
     from humanline_fused.integrations.trl import HumanlineDPOTrainer, HumanlineKTOTrainer
 
-    return _in_trl(HumanlineKTOTrainer if task.objective == "kto" else HumanlineDPOTrainer, task)
+    return _in_trl(HumanlineKTOTrainer if task.objective == "kto" else HumanlineDPOTrainer, task, {})
 
 
-def _in_trl(kind: Any, task: Task, settings: Mapping[str, Any] | None = None, **others: Any) -> Trainer:
+def _in_trl(kind: Any, task: Task, settings: Mapping[str, Any], **others: Any) -> Any:
     from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.kto_config import KTOConfig
 
     given: dict[str, Any] = {"gradient_checkpointing": False} | task.arguments  # its default is True
-    given |= {"beta": OBJECTIVES[task.objective].settings["beta"], "max_length": task.max_length, **(settings or {})}
+    given |= {"beta": OBJECTIVES[task.objective].settings["beta"], "max_length": task.max_length, **settings}
     given |= {"train_sampling_strategy": "sequential"}
     if task.objective == "kto":
         args, rows = KTOConfig(**given), _reversed(task.in_order, given["per_device_train_batch_size"])

@@ -113,17 +113,18 @@ def markdown(facts: Facts, runs: Sequence[Run], name: str, words: Sequence[str])
     if "row" in words:
         return "\n\n".join([piped([_row(runs)]), f"`{name}`: {machine}; one thread."])
     works = {run.setting: run for run in runs}
-    parameters = "; ".join(
-        f"**{case_of(setting)}**: {run.accumulation} x {run.examples} {'pairs' if run.objective == 'dpo' else 'completions'}, "
-        f"{run.lengths}"
-        for setting, run in works.items()
-    )
+    parameters = "; ".join(f"**{case_of(setting)}**: {_work(run)}" for setting, run in works.items())
     turns = len({run.turn for run in runs})
     source = (
         f"`{name}`: {machine}; V={first.V}, {first.dtype}, weights of {first.weights_mib:.0f} MiB; {turns} "
         f"process{'es' * (turns > 1)} each; timed steps: {facts['timed steps']}. A step: {parameters}."
     )
     return "\n\n".join([piped(filled(lines(runs))), piped(judged(runs)), source])
+
+
+def _work(run: Run) -> str:
+    kind = "pairs" if run.objective == "dpo" else "completions"
+    return f"{run.accumulation} x {run.examples} {kind}, {run.lengths}"
 
 
 def _row(runs: Sequence[Run]) -> Line:

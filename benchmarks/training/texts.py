@@ -56,4 +56,6 @@ COLUMNS: dict[str, Callable[[int, list[str]], Record]] = {"dpo": _pair, "kto": _
 
 def completions_of(record: Record) -> list[str]:
     """Return a record's completions."""
-    return record.get("completions") or [record[name] for name in ("chosen", "rejected", "completion") if name in record]
+    return record.get("completions") or [
+        record[name] for name in ("chosen", "rejected", "completion") if name in record
+    ]

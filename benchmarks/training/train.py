@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import environment, run_module
-from benchmarks.peers.installed import use_wheels
 from benchmarks.objectives import OBJECTIVES
+from benchmarks.peers.installed import use_wheels
 from benchmarks.results import Facts, agrees, read, write
 from benchmarks.training.answers import WRONG, checked
 from benchmarks.training.lengths import NAMED

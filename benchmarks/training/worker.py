@@ -38,8 +38,8 @@ class BodyTokens:
 class StepLog(TrainerCallback):
     """The times at which the steps ended, their tokens, and their log lines.
 
-    A step is timed from the end of the one before it, so that a trainer's work between two steps is in it. Training ends
-    with the last step that is timed, before the last of the plan: a look-ahead has nothing to score in that one.
+    A step is timed from the end of the one before it, so that a trainer's work between two steps is in it. Training
+    ends with the last timed step, before the last of the plan: a look-ahead has nothing to score in that one.
     """
 
     def __init__(self, device: torch.device, tokens: BodyTokens, warm_up: int, timed: int) -> None:
