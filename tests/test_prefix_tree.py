@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from humanline_fused.model.prefix_tree import MIN_SHARED, PrefixTree, prefix_tree
+from humanline_fused.model.prefix_tree import MIN_SHARED, PrefixTree, Segment, prefix_tree
 
 # Few different tokens, so that sequences have common prefixes, contain each other and repeat.
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), max_size=8), min_size=1, max_size=7).filter(any)
@@ -20,8 +20,8 @@ def prefixes(sequences: list[list[int]]) -> set[tuple[int, ...]]:
     return {tuple(sequence[:length]) for sequence in sequences for length in range(1, len(sequence) + 1)}
 
 
-def indices(*runs: tuple[int, int]) -> list[int]:
-    return [index for start, stop in runs for index in range(start, stop)]
+def indices(*segments: Segment) -> list[int]:
+    return [index for segment in segments for index in range(segment.start, segment.stop)]
 
 
 # By hand
@@ -34,23 +34,16 @@ def test_two_completions_stand_behind_one_prompt():
     assert [rows.tolist() for rows in tree.rows] == [[0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7]]
     assert [(s.start, s.stop, s.position, s.context) for s in tree.segments] == [
         (0, 3, 0, ()),
-        (3, 5, 3, ((0, 3),)),
-        (5, 8, 3, ((0, 3),)),
+        (3, 5, 3, (0,)),
+        (5, 8, 3, (0,)),
     ]
 
 
 def test_a_common_beginning_of_two_completions_is_a_segment_of_its_own():
     tree = tree_of([7, 7, 1, 5], [7, 7, 2], [7, 7, 1, 6])
     assert tree.input_ids.tolist() == [[7, 7, 1, 5, 6, 2]]
-    assert [s.context for s in tree.segments] == [(), ((0, 2),), ((0, 3),), ((0, 3),), ((0, 2),)]
+    assert [(s.start, s.context) for s in tree.segments] == [(0, ()), (2, (0,)), (3, (0, 1)), (4, (0, 1)), (5, (0,))]
     assert [rows.tolist() for rows in tree.rows] == [[0, 1, 2, 3], [0, 1, 5], [0, 1, 2, 4]]
-
-
-def test_runs_of_a_context_that_do_not_touch_are_separate():
-    tree = tree_of([7, 0], [7, 1, 5], [7, 1, 6])
-    assert tree.input_ids.tolist() == [[7, 0, 1, 5, 6]]
-    assert tree.segments[4].context == ((0, 1), (2, 3))
-    assert tree.segments[4].path == ((0, 1), (2, 3), (4, 5))
 
 
 def test_a_sequence_that_begins_another_and_equal_sequences_add_no_token():
@@ -68,7 +61,7 @@ def test_turns_of_a_conversation_are_computed_once():
     turns = [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6, 7]
     tree = tree_of(*turns)
     assert tree.input_ids.tolist() == [list(turns[-1])]
-    assert [s.path for s in tree.segments] == [((0, 3),), ((0, 5),), ((0, 7),)]
+    assert [(s.position, s.context) for s in tree.segments] == [(0, ()), (3, (0,)), (5, (0, 1))]
 
 
 def test_a_few_common_tokens_are_computed_in_both_sequences():
@@ -117,11 +110,10 @@ def test_a_token_attends_to_exactly_the_tokens_before_it(sequences: list[list[in
     tree = tree_of(*sequences, min_shared=min_shared)
     seen = {}
     for segment in tree.segments:
-        before = indices(*segment.context)
+        before = indices(*(tree.segments[number] for number in segment.context))
+        assert segment.position == len(before)
         for row in range(segment.start, segment.stop):
             seen[row] = [*before, *range(segment.start, row + 1)]
-        assert segment.position == len(before)
-        assert indices(*segment.path) == seen[segment.stop - 1]
     for rows in tree.rows:
         assert all(seen[row] == rows[: i + 1].tolist() for i, row in enumerate(rows.tolist()))
 
@@ -130,10 +122,11 @@ def test_a_token_attends_to_exactly_the_tokens_before_it(sequences: list[list[in
 @given(SEQUENCES, st.integers(1, 4))
 def test_segments_fill_the_row_and_their_contexts_are_earlier(sequences: list[list[int]], min_shared: int):
     tree = tree_of(*sequences, min_shared=min_shared)
-    assert indices(*((s.start, s.stop) for s in tree.segments)) == list(range(tree.input_ids.shape[1]))
-    assert all(s.start < s.stop and all(stop <= s.start for _, stop in s.context) for s in tree.segments)
-    for segment in tree.segments:
-        assert all(one[1] < other[0] for one, other in zip(segment.context, segment.context[1:], strict=False))
+    assert indices(*tree.segments) == list(range(tree.input_ids.shape[1]))
+    for number, segment in enumerate(tree.segments):
+        assert segment.start < segment.stop
+        assert list(segment.context) == sorted(segment.context)
+        assert all(earlier < number for earlier in segment.context)
 
 
 @settings(max_examples=300, deadline=None)

@@ -128,60 +128,11 @@ def test_an_error_inside_ends_attention_by_the_tree():
     assert model(**tokens()).logits.shape == (2, 7, 100)
 
 
-# Masks
-
-
-def mask_of(window: int | None, *rows: list[int]) -> TreeMask:
-    tree = prefix_tree([torch.tensor(row) for row in rows], min_shared=1)
-    return TreeMask(Attending(tree), window)
-
-
-def test_a_token_sees_its_path_and_no_other_branch():
-    mask = mask_of(None, [7, 8, 1, 2], [7, 8, 3])
-    assert (mask.tensor(torch.float32, "cpu")[0, 0] == 0).int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],
-    ]
-
-
-def test_a_window_of_two_is_the_token_and_the_one_at_the_position_before():
-    mask = mask_of(2, [7, 8, 1, 2], [7, 8, 3])
-    assert (mask.tensor(torch.float32, "cpu")[0, 0] == 0).int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [0, 1, 1, 0, 0],
-        [0, 0, 1, 1, 0],
-        [0, 1, 0, 0, 1],
-    ]
-
-
-def test_keys_before_the_window_of_a_segment_are_not_read():
-    mask = mask_of(3, [7, 8, 9, 1, 1], [7, 8, 9, 2], [7, 8, 9, 2, 4, 5, 6], [7, 8, 9, 2, 4, 5, 0])
-    visible = {(s.start, s.stop): mask.visible(s) for s in mask.call.tree.segments}
-    assert visible == {
-        (0, 3): ((0, 3),),
-        (3, 5): ((1, 5),),
-        (5, 6): ((1, 3), (5, 6)),
-        (6, 8): ((2, 3), (5, 8)),
-        (8, 9): ((6, 9),),
-        (9, 10): ((6, 8), (9, 10)),
-    }
-
-
-def test_a_tensor_mask_hides_with_the_least_number_of_the_models_dtype():
-    mask = mask_of(None, [7, 1], [7, 2]).tensor(torch.bfloat16, "cpu")
-    assert mask.dtype == torch.bfloat16
-    assert mask.unique().tolist() == [torch.finfo(torch.bfloat16).min, 0]
-
-
 # Bad input
 
 
 def attend(**arguments: Any) -> Tensor:
-    mask = mask_of(None, [7, 1], [7, 2])
+    mask = TreeMask(Attending(prefix_tree([torch.tensor([7, 1]), torch.tensor([7, 2])], min_shared=1)), None)
     heads = torch.zeros(1, 2, 3, 4)
     return ALL_ATTENTION_FUNCTIONS["sdpa"](nn.Module(), heads, heads, heads, mask, **arguments)[0]
 

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Run = tuple[int, int]  # start and stop of a slice of the row
-
 # A shorter common prefix is computed in both sequences: see prefix_tree.
 MIN_SHARED = 4
 
@@ -26,19 +24,13 @@ class Segment:
     Attributes:
         start, stop: its slice of the row.
         position: the position of its first token in each of its sequences; the context has as many tokens.
-        context: the earlier runs that it attends to besides itself, in the order of their positions. Runs that touch
-            are one run.
+        context: the earlier segments that it attends to besides itself: their numbers, in the order of positions.
     """
 
     start: int
     stop: int
     position: int
-    context: tuple[Run, ...]
-
-    @property
-    def path(self) -> tuple[Run, ...]:
-        """The context and the segment itself: the keys of its last token."""
-        return _joined(self.context, (self.start, self.stop))
+    context: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,7 @@ def prefix_tree(sequences: Sequence[np.ndarray | Tensor], min_shared: int = MIN_
     >>> tree.input_ids, tree.position_ids
     (tensor([[5, 6, 7, 8, 9]]), tensor([[0, 1, 2, 2, 3]]))
     >>> [(s.start, s.stop, s.context) for s in tree.segments]
-    [(0, 2, ()), (2, 3, ((0, 2),)), (3, 5, ((0, 2),))]
+    [(0, 2, ()), (2, 3, (0,)), (3, 5, (0,))]
     >>> tree.rows
     (tensor([0, 1, 2]), tensor([0, 1, 3, 4]))
     """
@@ -89,7 +81,7 @@ def prefix_tree(sequences: Sequence[np.ndarray | Tensor], min_shared: int = MIN_
     nodes, segments = _depth_first(root)
     row = np.concatenate([ids[node.sequence][node.start : node.stop] for node in nodes])
     positions = np.concatenate([np.arange(node.start, node.stop) for node in nodes])
-    rows = tuple(torch.from_numpy(_indices(end.path)) for end in ends)
+    rows = tuple(torch.from_numpy(_indices([segments[number] for number in end.path])) for end in ends)
     return PrefixTree(torch.from_numpy(row)[None], torch.from_numpy(positions)[None], segments, rows)
 
 
@@ -101,7 +93,7 @@ class _Node:
     start: int
     stop: int
     children: list["_Node"] = field(default_factory=list)
-    path: tuple[Run, ...] = ()  # of its segment
+    path: tuple[int, ...] = ()  # the segments from the root to its own
 
 
 def _radix_tree(ids: list[np.ndarray], min_shared: int) -> tuple[_Node, list[_Node]]:
@@ -152,8 +144,8 @@ def _depth_first(root: _Node) -> tuple[list[_Node], tuple[Segment, ...]]:
         if node is not root:
             start = segments[-1].stop if segments else 0
             segments.append(Segment(start, start + node.stop - node.start, node.start, node.path))
+            node.path += (len(nodes),)
             nodes.append(node)
-            node.path = segments[-1].path
         node.children.sort(key=lambda child: child.sequence, reverse=True)
         for child in node.children:
             child.path = node.path
@@ -161,13 +153,6 @@ def _depth_first(root: _Node) -> tuple[list[_Node], tuple[Segment, ...]]:
     return nodes, tuple(segments)
 
 
-def _joined(runs: tuple[Run, ...], last: Run) -> tuple[Run, ...]:
-    """Append a run, to the run before it if they touch."""
-    if runs and runs[-1][1] == last[0]:
-        return *runs[:-1], (runs[-1][0], last[1])
-    return *runs, last
-
-
-def _indices(runs: tuple[Run, ...]) -> np.ndarray:
-    """Return the row indices in the runs, int64."""
-    return np.concatenate([np.arange(start, stop) for start, stop in runs] or [np.arange(0)])
+def _indices(path: list[Segment]) -> np.ndarray:
+    """Return the row indices of the tokens of some segments, int64."""
+    return np.concatenate([np.arange(segment.start, segment.stop) for segment in path] or [np.arange(0)])

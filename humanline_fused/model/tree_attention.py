@@ -16,11 +16,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from humanline_fused.model.prefix_tree import PrefixTree, Run, Segment
+from humanline_fused.model.prefix_tree import PrefixTree
+from humanline_fused.model.segment_attention import SegmentAttention
 
 # Arguments of an attention function that this one does not compute with: it refuses them if they are set.
 UNSUPPORTED = ("dropout", "softcap", "position_bias", "s_aux", "cache")
@@ -74,94 +74,15 @@ def attending_by(tree: PrefixTree) -> Iterator[Attending]:
 
 
 class TreeMask:
-    """The mask of the layers with one window: the segments of a row and the positions that they can see.
+    """The mask of the layers with one window.
 
     Attributes:
         call: the forward pass.
-        window: number of positions that a token sees, itself included, or None for all.
+        attention: computes with the mask.
     """
 
     def __init__(self, call: Attending, window: int | None) -> None:
-        self.call, self.window = call, window
-        self._biases: dict[Any, Tensor] = {}
-
-    def visible(self, segment: Segment) -> tuple[Run, ...]:
-        """Return the runs of the row that some token of a segment sees, itself last."""
-        if self.window is None:
-            return segment.path
-        hidden = max(segment.position + 1 - self.window, 0)  # positions before the window of its first token
-        runs = []
-        for start, stop in segment.path:
-            skipped = min(hidden, stop - start)
-            hidden -= skipped
-            runs += [(start + skipped, stop)] * (skipped < stop - start)
-        return tuple(runs)
-
-    def bias(self, queries: int, keys: int, like: Tensor) -> Tensor | None:
-        """Return [queries, keys], 0 or −inf, of the last tokens of ``keys`` contiguous positions; None if all causal.
-
-        None stands for plain causal attention, which needs as many queries as keys.
-        """
-        windowed = self.window is not None and keys > self.window
-        if queries == keys and not windowed:
-            return None
-        key = (queries, keys, like.dtype, like.device)
-        if key not in self._biases:
-            distance = torch.arange(keys - queries, keys, device=like.device)[:, None]
-            distance = distance - torch.arange(keys, device=like.device)
-            hidden = distance < 0
-            if windowed:
-                hidden |= distance >= self.window
-            self._biases[key] = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
-        return self._biases[key]
-
-    def tensor(self, dtype: torch.dtype, device: Any) -> Tensor:
-        """Return [1, 1, N, N], 0 where a token sees another, else the least finite number of the dtype."""
-        tree = self.call.tree
-        number = tree.input_ids.shape[1]
-        rows = torch.arange(number)
-        sees = torch.zeros(number, number, dtype=torch.bool)
-        for segment in tree.segments:
-            for start, stop in self.visible(segment):
-                sees[segment.start : segment.stop, start:stop] = True
-        sees &= rows[:, None] >= rows
-        if self.window is not None:
-            sees &= tree.position_ids[0][:, None] - tree.position_ids[0] < self.window
-        return torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[None, None].to(device)
-
-
-def tree_attention(query: Tensor, key: Tensor, value: Tensor, mask: TreeMask, scaling: float | None) -> Tensor:
-    """Return the attention of the tokens of a row, [1, N, heads, head size].
-
-    Args:
-        query: [1, heads, N, head size].
-        key, value: the same; they may have fewer heads, each for as many consecutive ones of the queries.
-        mask: of the row.
-        scaling: factor of the scores, 1/√(head size) if None.
-    """
-    grouped = query.shape[1] != key.shape[1]
-    parts = []
-    for segment in mask.call.tree.segments:
-        runs = mask.visible(segment)
-        keys, values = (_take(tensor, runs) for tensor in (key, value))
-        bias = mask.bias(segment.stop - segment.start, keys.shape[2], query)
-        part = scaled_dot_product_attention(
-            query[:, :, segment.start : segment.stop],
-            keys,
-            values,
-            attn_mask=bias,
-            is_causal=bias is None,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
-        parts.append(part.transpose(1, 2))
-    return torch.cat(parts, 1)
-
-
-def _take(tensor: Tensor, runs: tuple[Run, ...]) -> Tensor:
-    """Return the runs of axis 2 one behind the other, a view if it is one run."""
-    parts = [tensor[:, :, start:stop] for start, stop in runs]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+        self.call, self.attention = call, SegmentAttention(call.tree, window)
 
 
 def _register() -> None:
@@ -183,7 +104,11 @@ def _mask_function(own: Callable[..., Any], as_tensor: bool) -> Callable[..., An
         if call is None:
             return own(*args, **kwargs)
         mask = _tree_mask(call, *args, **kwargs)
-        return mask.tensor(kwargs.get("dtype", torch.float32), kwargs.get("device", "cpu")) if as_tensor else mask
+        return (
+            mask.attention.tensor_mask(kwargs.get("dtype", torch.float32), kwargs.get("device", "cpu"))
+            if as_tensor
+            else mask
+        )
 
     cast(Any, make_mask).replaces = own
     return make_mask
@@ -231,7 +156,7 @@ def _attention_function(own: Callable[..., Any]) -> Callable[..., Any]:
         if refused:
             raise ValueError(f"attention by segments has no {', '.join(refused)}")
         attention_mask.call.attentions += 1
-        return tree_attention(query, key, value, attention_mask, kwargs.get("scaling")), None
+        return attention_mask.attention(query, key, value, kwargs.get("scaling")), None
 
     cast(Any, attend).replaces = own
     return attend
