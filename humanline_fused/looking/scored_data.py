@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -131,7 +131,7 @@ class DataScorer:
         sizes = {"pad_token_id": pad_token_id, "max_length": self.config.max_length}
         for ids in self.groups:
             batch = collate(self.examples, micro_batch(ids, 0, len(ids)), self.objective, **sizes)
-            yield replace(batch, kl=None).to(self.device)
+            yield batch.alone.to(self.device)
 
 
 def check_same_tokens(model: str, mine: PreTrainedTokenizerBase, other: str, setting: str) -> None:

@@ -21,6 +21,7 @@ from humanline_fused.training.objectives.table import (
     find_objective,
     foreign_settings,
 )
+from humanline_fused.training.refused import refuse
 from humanline_fused.types import HumanlineClamp, Impl
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ else:
 
 Reference = Literal["lookahead", "copy", "adapter", "frozen"]
 Head = Literal["fused", "logits"]
+LayoutSetting = Literal["auto", "shared_prompt", "sorted", "padded"]
 ScaleRewards = Literal["group", "batch", "none"]
 TrainOn = Literal["assistant", "completion"]
 
@@ -186,6 +188,15 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
             "(with an adapter, quantised, sharded by itself)."
         ),
     )
+    layout: LayoutSetting = field(
+        default="auto",
+        metadata=_help(
+            "How the sequences of a batch stand in the model's input. shared_prompt: each shared prompt once, its "
+            "completions behind it. sorted: padded rows; the examples of a step are sorted by length before they are "
+            "cut into batches. padded: padded rows. auto: shared_prompt if a test finds the model exact with it, else "
+            "sorted."
+        ),
+    )
     dry_run: bool = field(
         default=False,
         metadata=_help(
@@ -235,6 +246,7 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
             "reference": Reference,
             "impl": Impl,
             "head": Head,
+            "layout": LayoutSetting,
             "scale_rewards": ScaleRewards,
         }
         for name, kind in choices.items():
@@ -255,7 +267,7 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
         HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R)
         self._check_perception()
         self._check_rounds()
-        self._refuse()
+        refuse(self)
 
     def make_objective(self) -> Objective:
         """Return the objective: the given one, or the one named, constructed with ``objective_kwargs``.
@@ -354,33 +366,6 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
             "'copy', 'adapter' or 'frozen' with rollout_every (the samples of the coming steps do not exist yet, so "
             "they cannot be scored ahead)",
         )
-
-    def _refuse(self) -> None:
-        """Refuse settings of transformers that conflict with batches read ahead."""
-        reasons = {
-            "enable_jit_checkpoint": "it saves in the middle of a step, where the reference cannot be restored",
-            "auto_find_batch_size": "it changes the batches that were scored ahead",
-            "label_smoothing_factor": "it applies to cross-entropy; DPO's is label_smoothing",
-            "parallelism_config": "tensor, context and sequence parallelism are not supported yet",
-        }
-        for name, reason in reasons.items():
-            if getattr(self, name, None):
-                raise ValueError(f"{name}: expected it to be off ({reason}), got {getattr(self, name)!r}")
-        ignored = {
-            "dataloader_drop_last": "an epoch always leaves out an incomplete global batch",
-            "dataloader_num_workers": "the data are tokenised before the first step",
-            "ignore_data_skip": "a resumed run has no data to skip",
-            "train_sampling_strategy": "every epoch is a new permutation",
-        }
-        defaults = {field.name: field.default for field in fields(self)}
-        for name, reason in ignored.items():
-            if name in defaults and getattr(self, name) != defaults[name]:
-                raise ValueError(f"{name}: expected {defaults[name]!r} ({reason}), got {getattr(self, name)!r}")
-        if self.push_to_hub and self.hub_strategy != "end":
-            raise ValueError(
-                "push_to_hub: expected hub_strategy='end' (a checkpoint is renamed when it is complete, which "
-                f"would break an upload), got {self.hub_strategy!r}"
-            )
 
     @property
     def evaluates(self) -> bool:

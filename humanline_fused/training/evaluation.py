@@ -137,6 +137,9 @@ class EvaluatedTrainer(ResumableTrainer):
             model, self.scorer.score, fresh=self.is_in_train, keep=self.is_in_train and self.args.should_save
         )
 
+    def choose_layout(self) -> None:
+        """Choose the layout of the batches, before anything is scored."""
+
     def check_evaluation(self) -> None:
         """Check before the first step what transformers finds at the first evaluation, or not at all in a dry run.
 
@@ -180,6 +183,7 @@ class EvaluatedTrainer(ResumableTrainer):
             raise ValueError(
                 "evaluate: expected the eval_dataset of the start, which the initial policy has scored, got another"
             )
+        self.choose_layout()
         return self.held_out.dataloader()
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:

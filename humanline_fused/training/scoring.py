@@ -1,6 +1,8 @@
 """Log-probs and losses of the wrapped model, computed inside its forward pass or from its logits."""
 
+import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from humanline_fused.functional import kto_kl, token_logp, token_logp_and_entropy
+from humanline_fused.model.fused_head import causal_lm
+from humanline_fused.model.tree_attention import attending_by
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.scores import LMHead, Logits, Scores, TokenLogp
 from humanline_fused.training.config import HumanlineConfig
@@ -71,6 +75,10 @@ class Scorer:
         return [self._scores(model, batch, with_entropy) for batch in batches]
 
     def _scores(self, model: nn.Module, batch: Batch, with_entropy: bool) -> TokenScores:
+        if batch.together is not None:
+            both, number = self._scores(model, batch.together, with_entropy), batch.target_ids.shape[1]
+            scores = {name: values[:, :number] for name, values in both.items()}
+            return scores | {"kl_ref_logp": both["ref_logp"][:, number:]}
         if with_entropy:
             out, _ = self._forward(model, batch, partial(self._logp_and_entropy, batch))
             scores = {"ref_logp": out.logp, "ref_entropy": out.entropy}
@@ -80,14 +88,20 @@ class Scorer:
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossResult]:
         """Return the loss of a micro-batch that has ``ref_logp``, with a graph, and its result."""
-        kl = None if batch.kl is None else self._kl(model, batch.kl)
+        together = batch.together if batch.trains_together or not torch.is_grad_enabled() else None
+        kl = None if batch.kl is None or together is not None else self._kl(model, batch.kl)
 
         def compute(scores: Scores | WholeLogits) -> LossResult:
+            z0 = kl
             if isinstance(scores, WholeLogits):
                 scores = TokenLogp(scores.token_logp())
-            return self.objective.compute(self._inputs(scores, batch, kl), self.config)
+            if together is not None:
+                assert batch.kl is not None
+                scores, others = _split(scores, batch.target_ids.shape[1])
+                z0 = self._z0(self._logp_of(others, batch.kl), batch.kl, model.training)
+            return self.objective.compute(self._inputs(scores, batch, z0), self.config)
 
-        out, loss = self._forward(model, batch, compute)
+        out, loss = self._forward(model, batch if together is None else together, compute)
         if loss.dtype != out.loss.dtype:  # FSDP2's output_dtype: keep its graph and the unrounded value
             loss = out.loss.detach() + (loss - loss.detach())
         return loss, out
@@ -134,21 +148,26 @@ class Scorer:
     def _kl(self, model: nn.Module, mismatched: Batch) -> Tensor:
         """Return KTO's z0, from log-probs scored without dropout, like those of the reference."""
         training = model.training
-        group = None if training else "local"  # evaluation's micro-batches are the same for any number of ranks
-        policy = TokenLogp(self._logp(model.eval(), mismatched))
+        logp = self._logp(model.eval(), mismatched)
         model.train(training)
+        return self._z0(logp, mismatched, training)
+
+    def _z0(self, logp: Tensor, mismatched: Batch, training: bool) -> Tensor:
+        """Return KTO's z0 of the policy's log-probs of mismatched pairs."""
+        group = None if training else "local"  # evaluation's micro-batches are the same for any number of ranks
         assert mismatched.ref_logp is not None
         tokens = TokenLogp(mismatched.ref_logp), mismatched.target_ids, mismatched.loss_mask
         settings: dict[str, Any] = {"clamp": self.config.humanline_clamp, "group": group, "impl": self.config.impl}
-        return kto_kl(policy, *tokens, cu_seqlens=mismatched.cu_seqlens, **settings)
+        return kto_kl(TokenLogp(logp), *tokens, cu_seqlens=mismatched.cu_seqlens, **settings)
 
     def _logp(self, model: nn.Module, batch: Batch) -> Tensor:
-        def compute(scores: Scores | WholeLogits) -> Tensor:
-            if isinstance(scores, WholeLogits):
-                return scores.token_logp()
-            return token_logp(scores, batch.target_ids, batch.loss_mask, impl=self.config.impl)
+        return self._forward(model, batch, partial(self._logp_of, batch=batch))[0]
 
-        return self._forward(model, batch, compute)[0]
+    @torch.no_grad()
+    def _logp_of(self, scores: Scores | WholeLogits, batch: Batch) -> Tensor:
+        if isinstance(scores, WholeLogits):
+            return scores.token_logp()
+        return token_logp(scores, batch.target_ids, batch.loss_mask, impl=self.config.impl)
 
     def _logp_and_entropy(self, batch: Batch, scores: Any) -> TokenLogpOutput:
         if isinstance(scores, WholeLogits):
@@ -165,10 +184,26 @@ class Scorer:
         """
         # No attention mask: padding follows the tokens, so causal attention never reads it. With a mask, a model would
         # wait for the device twice to test it, and could not use the faster causal attention.
-        inputs = {"input_ids": batch.input_ids, "use_cache": False}
-        if self.config.head == "logits":
-            result = compute(WholeLogits(model(**inputs).logits, batch, self.config.impl))
-            return result, getattr(result, "loss", None)
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        if batch.tree is not None:
+            inputs["position_ids"] = batch.tree.position_ids.to(batch.input_ids.device, non_blocking=True)
+        with nullcontext() if batch.tree is None else attending_by(batch.tree):
+            if self.config.head == "logits":
+                result = compute(self._logits(model, batch, inputs))
+                return result, getattr(result, "loss", None)
+            return self._in_forward(model, batch, inputs, compute)
+
+    def _logits(self, model: nn.Module, batch: Batch, inputs: dict[str, Any]) -> Scores | WholeLogits:
+        if batch.tree is None:
+            return WholeLogits(model(**inputs).logits, batch, self.config.impl)
+        rows = batch.source.to(batch.input_ids.device, non_blocking=True)
+        if keeps_rows(model):
+            return Logits(model(**inputs, logits_to_keep=rows).logits)
+        return Logits(model(**inputs).logits[:, rows])
+
+    def _in_forward(
+        self, model: nn.Module, batch: Batch, inputs: dict[str, Any], compute: Callable[[LMHead], Any]
+    ) -> tuple[Any, Any]:
         results = []
 
         def score(head: LMHead) -> dict[str, Tensor]:
@@ -178,6 +213,27 @@ class Scorer:
 
         outputs = model(**inputs, score=score)
         return results[0], outputs.get("loss")
+
+
+def keeps_rows(model: nn.Module) -> bool:
+    """Return whether the forward of the transformers model in a wrapped model can compute the logits of some rows."""
+    while isinstance(inside := getattr(model, "module", None), nn.Module):
+        model = inside
+    return "logits_to_keep" in inspect.signature(causal_lm(model).forward).parameters
+
+
+def _split(scores: Scores, number: int) -> tuple[Scores, Scores]:
+    """Return the scores of the first ``number`` of packed tokens, and those of the others."""
+    parts = slice(None, number), slice(number, None)
+    match scores:
+        case LMHead(hidden):
+            given = [hidden[:, part] for part in parts]
+            first, second = (replace(scores, hidden=rows, rows=torch.arange(rows.shape[1])) for rows in given)
+        case Logits(logits):
+            first, second = (replace(scores, logits=logits[:, part]) for part in parts)
+        case TokenLogp(logp):
+            first, second = (TokenLogp(logp[:, part]) for part in parts)
+    return first, second
 
 
 def _rows_of(head: LMHead, source: Tensor) -> LMHead:

@@ -4,7 +4,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from torch import nn
@@ -143,6 +143,18 @@ def lengths_of(examples: Sequence[Example], sampled: int = 0) -> Iterable[tuple[
     return zip(sizes[:, 0].tolist(), completions.tolist(), strict=True)
 
 
+class Checked(NamedTuple):
+    """What :func:`check_data` found.
+
+    Attributes:
+        longest: length of the longest sequence, tokens.
+        warning: of positions that the policy computes but was not made for, or None.
+    """
+
+    longest: int
+    warning: str | None
+
+
 def check_data(
     policy: nn.Module,
     reference: nn.Module | None,
@@ -150,7 +162,7 @@ def check_data(
     tokenizer: PreTrainedTokenizerBase,
     config: HumanlineConfig,
     objective: Objective,
-) -> str | None:
+) -> Checked:
     """Check that the models of a run can take its tokens and lengths.
 
     Args:
@@ -159,9 +171,6 @@ def check_data(
         data: the data. With rounds, samples of up to ``max_completion_length`` tokens follow the prompts.
         tokenizer: gives the text of a token.
         config, objective: the settings, and whether mismatched pairs are scored.
-
-    Returns:
-        A warning of positions that the policy computes but was not made for.
 
     Raises:
         ValueError: a model has no row for a token, or no position for a sequence.
@@ -177,7 +186,7 @@ def check_data(
         followed = f" and max_completion_length={sampled}" if sampled else ""
         longest = max(longest, longest_sequence(kind, lengths_of(examples, sampled), **settings, followed=followed))
     warnings = [check_positions(position_limit_of(model), longest, config.max_length) for model in models]
-    return warnings[0]
+    return Checked(longest.tokens, warnings[0])
 
 
 def disable_dropout_(model: nn.Module) -> None:

@@ -39,7 +39,7 @@ def with_sampling(
     config = scorer.config
     sampling = config.humanline_sampling
     assert sampling is not None
-    scored = scorer.score(policy, [replace(batch, kl=None) for batch in batches])
+    scored = scorer.score(policy, [batch.alone for batch in batches])
     ratios, masks = [], []
     for batch, now in zip(batches, scored, strict=True):
         assert batch.ref_logp is not None

@@ -8,7 +8,6 @@ reference, and evaluation compares with the initial policy.
 import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,14 @@ from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
 from humanline_fused.training import pending
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data.advantages import batch_scale
-from humanline_fused.training.data.batch import Batch, collate, num_loss_tokens
+from humanline_fused.training.data.batch import Batch
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.forms import keeps_groups
-from humanline_fused.training.data.plan import BatchPlan, BatchSizes, MicroBatch
+from humanline_fused.training.data.plan import BatchPlan, BatchSizes
 from humanline_fused.training.data.prepare import PreparedData
 from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.evaluation import EvaluatedTrainer, HeldOut
+from humanline_fused.training.layouts import Choice, choose_layout
 from humanline_fused.training.objectives.metrics import Weighted, distance
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.online.generation import end_tokens
@@ -51,13 +50,14 @@ from humanline_fused.training.run.metrics_log import Meter, MetricsFile
 from humanline_fused.training.run.reference_sync import ReferenceSync
 from humanline_fused.training.run.settings_file import write_settings
 from humanline_fused.training.run.sharding import prepare_reference, refuse_engine
-from humanline_fused.training.run.summary import describe, describe_model
+from humanline_fused.training.run.summary import describe, describe_layout, describe_model
 from humanline_fused.training.run.termination import Termination
 from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
-from humanline_fused.training.run_data import read_run_data, scales_by_batch
+from humanline_fused.training.run_data import read_run_data
 from humanline_fused.training.scoring import Scorer
 from humanline_fused.training.start import KeptPadToken, check_arguments, check_data, load_policy, pad_token_id_of
 from humanline_fused.training.step_sampling import with_sampling
+from humanline_fused.training.windows import Windows
 
 
 class HumanlineTrainer(EvaluatedTrainer):
@@ -114,7 +114,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         how = {"prompts_alone": bool(reward), "stops": end_tokens(policy.generation_config, tokenizer)}
         data = read_run_data(train_dataset, eval_dataset, tokenizer, args, self.objective, **how)
         self.train_data, self.eval_data, self.eval_examples = data.train, data.held_out, data.held_out_examples
-        self._warning = check_data(policy, reference_model, data, tokenizer, args, self.objective)
+        self._checked = check_data(policy, reference_model, data, tokenizer, args, self.objective)
         self._plan_steps(reward, tokenizer, args)
         super().__init__(
             model=policy,
@@ -130,13 +130,14 @@ class HumanlineTrainer(EvaluatedTrainer):
         self.meters = {"train": Meter(), "eval": Meter()}
         self.clock = Clock(args.device)
         self.scorer = Scorer(args, self.objective)
-        self.held_out = HeldOut(self.eval_examples, self._collate, args, self.objective)
+        self.windows = Windows(args, self.objective, self.plan, lambda: self.train_examples, self.pad_token_id)
+        self.layout: Choice | None = None
+        self.held_out = HeldOut(self.eval_examples, self.windows.collate, args, self.objective)
         self._watch()
         self._identity = run_identity(args, self.objective, self.plan, self.train_data, self.rounds, policy)
         self.reference = self._make_reference(reference_model)
         given = {"reference_model": reference_model is not None, "rounds": self.rounds is not None}
         self.data_metrics = DataMetrics(steps_of_initial_reference(args, **given))
-        self._windows: dict[int, list[Batch]] = {}
 
     def _plan_steps(
         self, reward: Callable[..., Any] | None, tokenizer: PreTrainedTokenizerBase, args: HumanlineConfig
@@ -216,28 +217,21 @@ class HumanlineTrainer(EvaluatedTrainer):
 
     # Batches
 
-    def _collate(self, examples: Sequence[Example], micro: MicroBatch) -> Batch:
-        sizes = {"pad_token_id": self.pad_token_id, "max_length": self.args.max_length}
-        return collate(examples, micro, self.objective, **sizes).to(self.args.device)
-
     def _window(self, step: int) -> list[Batch]:
-        """Return the batches of a step on this rank.
+        """Return this rank's batches of a step."""
+        return self.windows.window(step, self.state.global_step)
 
-        Those of this step and the next are kept, so that scoring and training use the same tensors. Keeping all k
-        steps could mean keeping the whole run.
-        """
-        if step in self._windows:
-            return self._windows[step]
-        window = [self._collate(self.train_examples, m) for m in self.plan.window(step, self.args.process_index)]
-        now = self.state.global_step
-        if step <= now + 1:
-            self._windows = {s: kept for s, kept in self._windows.items() if s >= now} | {step: window}
-        return window
-
-    @property
-    def _scored(self) -> tuple[Sequence[Example], Objective, int]:
-        """Return what determines the tokens that are scored, besides the plan."""
-        return self.train_examples, self.objective, self.args.max_length
+    def choose_layout(self) -> None:
+        """Choose the layout of the batches on the placed models, once, before anything is scored. Collective."""
+        if self.layout is not None:
+            return
+        assert self.model is not None
+        models: list[tuple[nn.Module, nn.Module]] = [(self._policy, self.model)]
+        if isinstance(self.reference, CopyReference):  # it may be another architecture
+            models.append((self.reference.model, self.accelerator.unwrap_model(self.reference.model)))
+        examples = self.train_examples or self.eval_examples
+        self.layout = choose_layout(self.args.layout, self.objective, models, examples, self._checked.longest)
+        self.windows.use(self.layout.layout)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return a loader that gives Trainer the length; :meth:`get_batch_samples` takes batches from the plan."""
@@ -255,28 +249,18 @@ class HumanlineTrainer(EvaluatedTrainer):
         if self.rounds:
             self._sample(step, self.rounds)
         if not self.begun:
-            self._begin(self._window(step)[0])
+            self._begin(step)
         if self.args.dry_run:
             self.control.should_training_stop = True
             return [], None
         with self.clock.spent_on("evaluation"):
             self._score_initially(self._policy)
-        window, scores = self._window(step), self.reference.scores(step, self.state.max_steps - 1)
-        examples = [self.train_examples[i] for ids in self.plan.global_window(step) for i in ids]
-        # Trainer averages over micro-batches and DDP over ranks, so this divisor gives the mean over the step.
-        per_micro_batch = sum(map(num_loss_tokens, examples)) / (len(window) * self.args.world_size)
-        num_items = torch.full((), per_micro_batch, device=self.args.device)
-        inputs = [
-            replace(batch.with_scores(scored), num_items=num_items)
-            for batch, scored in zip(window, scores, strict=True)
-        ]
-        if scales_by_batch(self.args, self.objective):
-            scale = batch_scale([example.reward for example in examples])
-            inputs = [replace(b, columns={name: c / scale for name, c in b.columns.items()}) for b in inputs]
+        inputs = self.windows.inputs(step, self.reference.scores(step, self.state.max_steps - 1))
         if self.args.perception == "sampling":
-            micro_batches = self.plan.window(step, self.args.process_index)
-            inputs = with_sampling(self.scorer, self._policy, inputs, micro_batches, self.train_examples, step)
+            sampled = self.windows.micro_batches(step), self.train_examples, step
+            inputs = with_sampling(self.scorer, self._policy, inputs, *sampled)
         if self.args.include_num_input_tokens_seen == "no":
+            examples = self.windows.everything(step)
             self.state.num_input_tokens_seen += sum(len(e.prompt_ids) + len(c) for e in examples for c in e.completions)
         return inputs, None
 
@@ -285,20 +269,26 @@ class HumanlineTrainer(EvaluatedTrainer):
         policy: Any = self.accelerator.unwrap_model(self._policy)
         try:
             if rounds.begin(step, policy, self.clock):
-                self._windows = {}
+                self.windows.clear()
         except RolloutError as error:
             raise RolloutError(f"{error}{'' if self.args.dry_run else self.keep_run()}") from error
 
-    def _begin(self, batch: Batch) -> None:
-        """Check the head and the loss on the wrapped and placed model, and print what runs."""
+    def _begin(self, step: int) -> None:
+        """Choose the layout, check the head and the loss on the wrapped and placed model, and print what runs."""
+        self.choose_layout()
         assert self.model is not None
-        difference = None
+        assert self.layout is not None
+        batch, difference = self._window(step)[0], None
         if self.args.head == "fused":
             all_tokens = torch.ones_like(batch.input_ids)
             difference = probe(self._policy, self.model, batch.input_ids, all_tokens, self.args.impl)
         self.scorer.try_objective(self._policy, batch)
+        shared = batch.tree is not None
         if self.args.process_index == 0:
-            tqdm.write(describe_model(self.args, self.objective, self.model, difference))  # beside Trainer's bar
+            tqdm.write(describe_layout(*self.layout))
+            tqdm.write(
+                describe_model(self.args, self.objective, self.model, difference, shared)
+            )  # beside Trainer's bar
         self.begun = True
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -350,7 +340,7 @@ class HumanlineTrainer(EvaluatedTrainer):
             choice = choose_impl(self.args.impl, self.args.device, next(self._policy.parameters()).dtype)
             summary = describe(self.args, self.objective, choice, self.train_data, self.eval_data)
             lines = summary, self.rounds and self.rounds.summary(), resume and describe_resume(Path(resume))
-            print("\n".join(line for line in (*lines, self._warning) if line), flush=True)
+            print("\n".join(line for line in (*lines, self._checked.warning) if line), flush=True)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, from the start or from a checkpoint, to the end or until SIGTERM. See :class:`ResumableTrainer`."""
@@ -373,10 +363,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         if self.rounds:
             state["rounds"] = self.rounds.state_dict()
         if self.args.reference == "lookahead":
-            mine = {
-                step: pending.by_example(scores, self.plan.window(step, self.args.process_index), *self._scored)
-                for step, scores in state["pending"].items()
-            }
+            mine = self.windows.by_example(state["pending"])
             state["pending"] = pending.joined(gather_object([mine]))
         return state
 
@@ -385,10 +372,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         self.data_metrics.load_state_dict(state.get("data_metrics", {}), self.args.device, self.args.world_size)
         if self.rounds:
             self.rounds.load_state_dict(state["rounds"])
-            self._windows = {}
+            self.windows.clear()
         if self.args.reference == "lookahead":
-            state["pending"] = {
-                step: pending.in_batches(scores, self.plan.window(step, self.args.process_index), *self._scored)
-                for step, scores in state["pending"].items()
-            }
+            state["pending"] = self.windows.in_batches(state["pending"])
         self.reference.load_state_dict(state, self.state.global_step, self.state.max_steps - 1)

@@ -2,33 +2,42 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from humanline_fused.model.prefix_tree import PrefixTree, prefix_tree
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.forms import Learner
 from humanline_fused.training.data.plan import MicroBatch
 from humanline_fused.types import HumanlineSampling
 
+Layout = Literal["shared_prompt", "sorted", "padded"]
+"""How the sequences of a batch stand in the model's input: each shared prefix once, or every sequence in a row of its
+own. ``sorted`` is ``padded`` with sequences of similar length."""
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The model's input, and the packed tokens of a loss: those of its S sequences that count, one after the other.
+    """A body, the input of one forward pass, and the packed tokens of a loss: those of S sequences that count.
 
     transformers' Trainer looks up ``input_ids`` by name, with ``in`` and ``[]``.
 
     Attributes:
-        input_ids: [B, T], int64: the model's input, right-padded sequences.
-        source: [n], int64, always on the CPU: the rows ``b · T + t`` of the model's output that score the n tokens.
+        input_ids: [B, T], int64: right-padded sequences; or [1, N], the row of ``tree``.
+        source: [n], int64, always on the CPU: the rows ``b · T + t`` of the model's output that score the n tokens. A
+            row may score several.
         target_ids: [1, n], int64: the tokens.
         cu_seqlens: [S + 1], int64, always on the CPU: sequence s is the tokens from ``cu_seqlens[s]`` to
             ``cu_seqlens[s + 1]``. None of them may count.
         columns: tensors with one entry per example, by name: ``desirable`` (bool) for labelled data,
             ``advantages`` (float32) for groups.
+        tree: the prefixes that sequences share in the row, always on the CPU; None for padded sequences.
         kl: the mismatched pairs of the same examples, for an objective that scores them; else None.
+        together: the tokens of this batch and then of ``kl`` with one body for both, if that has shared prompts.
+        trains_together: True if training computes ``together`` too, with a gradient of the first tokens alone.
         ref_logp: [1, n], float32, nats: the reference's log-probs; None before scoring.
         ref_entropy: [1, n], float32, nats: the reference's entropies; None if they were not scored.
         num_items: []: the divisor of a sum over tokens: tokens of the optimizer step, averaged over its
@@ -43,7 +52,10 @@ class Batch:
     target_ids: Tensor
     cu_seqlens: Tensor
     columns: dict[str, Tensor]
+    tree: PrefixTree | None = None
     kl: "Batch | None" = None
+    together: "Batch | None" = None
+    trains_together: bool = False
     ref_logp: Tensor | None = None
     ref_entropy: Tensor | None = None
     num_items: Tensor | None = None
@@ -59,8 +71,13 @@ class Batch:
 
     @property
     def passes(self) -> "dict[str, Batch]":
-        """The forward passes by the prefix of their scores' names: "" for this one, ``kl_`` for mismatched pairs."""
+        """The tokens by the prefix of their scores' names: "" for this batch's, ``kl_`` for mismatched pairs."""
         return {"": self} if self.kl is None else {"": self, "kl_": self.kl}
+
+    @property
+    def alone(self) -> "Batch":
+        """The batch without its mismatched pairs."""
+        return replace(self, kl=None, together=None)
 
     @property
     def loss_mask(self) -> Tensor:
@@ -79,7 +96,8 @@ class Batch:
             if getattr(self, name) is not None
         }
         columns = {name: move(tensor) for name, tensor in self.columns.items()}
-        return replace(self, **tensors, columns=columns, kl=None if self.kl is None else self.kl.to(device))
+        parts = {name: part.to(device) for name in ("kl", "together") if (part := getattr(self, name)) is not None}
+        return replace(self, **tensors, columns=columns, **parts)
 
     def with_scores(self, scores: dict[str, Tensor]) -> "Batch":
         """Return the batch with the reference's scores.
@@ -111,16 +129,16 @@ class Parts(NamedTuple):
 
 
 class Sequences(NamedTuple):
-    """The sequences of one forward pass; sequence i belongs to example ``ids[i % len(ids)]``."""
+    """The sequences of one loss; sequence i belongs to example ``ids[i % len(ids)]``."""
 
     prefix: str
     parts: list[Parts]
 
 
 def sequences(examples: Sequence[Example], micro: MicroBatch, objective: Learner) -> list[Sequences]:
-    """Return the sequences of a micro-batch's forward passes.
+    """Return the sequences of a micro-batch.
 
-    In a batch of pairs the first half is chosen, the second half rejected. Mismatched pairs are a second pass, ``kl_``:
+    In a batch of pairs the first half is chosen, the second half rejected. Mismatched pairs are a second part, ``kl_``:
     each prompt with the completion of the next example in the global micro-batch (arXiv 2509.24207, section 4).
     """
     rows, sides = [examples[i] for i in micro.ids], range(objective.form.sides)
@@ -132,19 +150,38 @@ def sequences(examples: Sequence[Example], micro: MicroBatch, objective: Learner
     return passes
 
 
-def pad(given: Sequence[Parts], pad_token_id: int, max_length: int, columns: dict[str, Tensor]) -> Batch:
+def pad(given: Sequence[Parts], pad_token_id: int, max_length: int) -> Batch:
     """Cut sequences at ``max_length`` tokens, and right-pad them to the longest."""
     ids = [parts.token_ids(max_length) for parts in given]
-    scoring = [parts.scoring(max_length) for parts in given]
     # numpy: its small assignments cost a tenth of torch's, and its count does not look like a wait for a device.
-    input_ids = np.full((len(given), max(map(len, ids))), pad_token_id, dtype=np.int64)
-    for row, tokens in zip(input_ids, ids, strict=True):
+    rows = np.full((len(given), max(map(len, ids))), pad_token_id, dtype=np.int64)
+    for row, tokens in zip(rows, ids, strict=True):
         row[: len(tokens)] = tokens
-    width = input_ids.shape[1]
-    source = np.concatenate([number * width + places for number, places in enumerate(scoring)])
+    width = rows.shape[1]
+    scoring = [parts.scoring(max_length) for parts in given]
+    source = [number * width + places for number, places in enumerate(scoring)]
+    return _batch(torch.from_numpy(rows), ids, scoring, source)
+
+
+def share(given: Sequence[Parts], max_length: int) -> Batch:
+    """Cut sequences at ``max_length`` tokens, and put them into one row with each shared prefix once.
+
+    The tokens behind the last that scores one are left out.
+    """
+    ids = [parts.token_ids(max_length) for parts in given]
+    scoring = [parts.scoring(max_length) for parts in given]
+    needed = [tokens[: places[-1] + 1 if len(places) else 0] for tokens, places in zip(ids, scoring, strict=True)]
+    if not any(map(len, needed)):
+        needed[0] = ids[0][:1]  # a model takes no empty row
+    tree = prefix_tree(needed)
+    source = [rows.numpy()[places] for rows, places in zip(tree.rows, scoring, strict=True)]
+    return replace(_batch(tree.input_ids, ids, scoring, source), tree=tree)
+
+
+def _batch(body: Tensor, ids: list[np.ndarray], scoring: list[np.ndarray], source: list[np.ndarray]) -> Batch:
+    targets = np.concatenate([tokens[places + 1] for tokens, places in zip(ids, scoring, strict=True)])
     bounds = np.cumsum([0, *map(len, scoring)])
-    targets = input_ids.reshape(-1)[source + 1][None]
-    return Batch(*map(torch.from_numpy, (input_ids, source, targets, bounds)), columns)
+    return Batch(body, *map(torch.from_numpy, (np.concatenate(source), targets[None], bounds)), columns={})
 
 
 def collate(
@@ -154,14 +191,18 @@ def collate(
     *,
     pad_token_id: int,
     max_length: int,
+    layout: Layout = "padded",
 ) -> Batch:
     """Return the batch of one micro-batch, a pure function of the arguments."""
+    given = [part.parts for part in sequences(examples, micro, objective)]
+    if layout == "shared_prompt":
+        batch, *rest = (share(parts, max_length) for parts in given)
+        together = share([parts for part in given for parts in part], max_length) if rest else None
+    else:
+        batch, *rest = (pad(parts, pad_token_id, max_length) for parts in given)
+        together = None
     columns = objective.form.columns([examples[i].weight for i in micro.ids])
-    first, *rest = (
-        pad(part.parts, pad_token_id, max_length, {} if part.prefix else columns)
-        for part in sequences(examples, micro, objective)
-    )
-    return replace(first, kl=rest[0]) if rest else first
+    return replace(batch, columns=columns, kl=rest[0] if rest else None, together=together)
 
 
 def num_loss_tokens(example: Example) -> int:

@@ -47,12 +47,33 @@ def describe_sampling(config: LossSettings) -> str | None:
     return ", ".join(["humanline sampling", *(f"B_{side} ~ Beta({g:g}, {b:g})" for side, g, b in sides)])
 
 
-def describe_model(config: HumanlineConfig, objective: Objective, model: nn.Module, difference: float | None) -> str:
+def describe_layout(layout: str, why: str) -> str:
+    """Return one line on the layout of the batches.
+
+    >>> describe_layout("shared_prompt", "exact for this model")
+    'layout: each shared prompt once (shared_prompt: exact for this model)'
+    """
+    meaning = {
+        "shared_prompt": "each shared prompt once",
+        "sorted": "padded rows, sorted by length",
+        "padded": "padded rows",
+    }[layout]
+    return f"layout: {meaning} ({layout}: {why})"
+
+
+def describe_model(
+    config: HumanlineConfig,
+    objective: Objective,
+    model: nn.Module,
+    difference: float | None,
+    shared: bool,
+) -> str:
     """Return one line on the placed model: scoring, reference and memory cost of the reference.
 
     Args:
         model: the policy on this process; its bytes, without a second adapter, are the cost of a second model.
         difference: the largest difference found by the probe, in nats; None if the model computes its own logits.
+        shared: mismatched pairs are scored behind the prompts of the batch, in one forward pass.
     """
     head = "head: the model's own logits" if difference is None else f"head check: max |Δlogp| {difference:.0e}"
     second = bytes_of(adapter_tensors(model, ADAPTER).values()) if config.reference == "adapter" else 0
@@ -64,7 +85,8 @@ def describe_model(config: HumanlineConfig, objective: Objective, model: nn.Modu
         "adapter": f"adapter k={config.sync_every}, {as_bytes(second)} more instead of {weights}",
         "frozen": f"frozen, {weights} more",
     }[config.reference]
-    forwards = (4 if objective.mismatched else 2) + (config.perception == "sampling")
+    mismatched = 0 if not objective.mismatched else 1 if shared else 2
+    forwards = 2 + mismatched + (config.perception == "sampling")
     sync = "no sync" if config.reference == "frozen" else "first sync at step 0"
     return f"{head}; reference: {reference}; forwards per micro-batch {forwards}; {sync}"
 

@@ -1,0 +1,62 @@
+"""Chooses the layout of a run's batches: each shared prompt once, if the models compute that exactly."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from humanline_fused.model.layout_probe import refusal
+from humanline_fused.training.data.batch import Layout
+from humanline_fused.training.data.examples import Example
+from humanline_fused.training.objectives.objective import Objective
+
+PROBED_EXAMPLES = 8
+"""Number of examples whose tokens a probe may use."""
+
+
+class Choice(NamedTuple):
+    """A layout, and why."""
+
+    layout: Layout
+    why: str
+
+
+def choose_layout(
+    asked: str,
+    objective: Objective,
+    models: Sequence[tuple[nn.Module, nn.Module]],
+    examples: Sequence[Example],
+    longest: int,
+) -> Choice:
+    """Return the layout of a run. With FSDP2, all ranks must call this alike.
+
+    Args:
+        asked: the setting ``layout``.
+        objective: one with mismatched pairs is not sorted: its reference point is a mean over the micro-batch.
+        models: each model that scores the batches, wrapped, and the transformers or PEFT model in it.
+        examples: data of the run, the same on every rank.
+        longest: length of the run's longest sequence, tokens.
+
+    Raises:
+        ValueError: the layout that was asked for is impossible.
+    """
+    keeps = f"{objective.name} keeps its micro-batches, whose mean is its reference point"
+    if asked == "padded":
+        return Choice("padded", "asked for by name")
+    if asked == "sorted":
+        if objective.mismatched:
+            raise ValueError(f"layout: expected 'auto', 'shared_prompt' or 'padded', got 'sorted': {keeps}")
+        return Choice("sorted", "asked for by name")
+    some = [ids for example in examples[:PROBED_EXAMPLES] for ids in (example.prompt_ids, *example.completions)]
+    for wrapped, model in models:
+        token_ids = torch.cat(some).long().to(next(model.parameters()).device)
+        if reason := refusal(wrapped, model, token_ids, longest):
+            break
+    else:
+        return Choice("shared_prompt", "asked for by name" if asked == "shared_prompt" else "exact for this model")
+    if asked == "shared_prompt":
+        raise ValueError(f"layout: expected a model that is exact with 'shared_prompt', or 'auto': {reason}")
+    if objective.mismatched:
+        return Choice("padded", f"not shared_prompt: {reason}; not sorted: {keeps}")
+    return Choice("sorted", f"not shared_prompt: {reason}")

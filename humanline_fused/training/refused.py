@@ -1,0 +1,33 @@
+"""Settings of transformers that a run refuses."""
+
+from dataclasses import fields
+
+from transformers import TrainingArguments
+
+
+def refuse(config: TrainingArguments) -> None:
+    """Raise ValueError if a setting of transformers conflicts with batches read ahead."""
+    reasons = {
+        "enable_jit_checkpoint": "it saves in the middle of a step, where the reference cannot be restored",
+        "auto_find_batch_size": "it changes the batches that were scored ahead",
+        "label_smoothing_factor": "it applies to cross-entropy; DPO's is label_smoothing",
+        "parallelism_config": "tensor, context and sequence parallelism are not supported yet",
+    }
+    for name, reason in reasons.items():
+        if getattr(config, name, None):
+            raise ValueError(f"{name}: expected it to be off ({reason}), got {getattr(config, name)!r}")
+    ignored = {
+        "dataloader_drop_last": "an epoch always leaves out an incomplete global batch",
+        "dataloader_num_workers": "the data are tokenised before the first step",
+        "ignore_data_skip": "a resumed run has no data to skip",
+        "train_sampling_strategy": "every epoch is a new permutation",
+    }
+    defaults = {field.name: field.default for field in fields(config)}
+    for name, reason in ignored.items():
+        if name in defaults and getattr(config, name) != defaults[name]:
+            raise ValueError(f"{name}: expected {defaults[name]!r} ({reason}), got {getattr(config, name)!r}")
+    if config.push_to_hub and config.hub_strategy != "end":
+        raise ValueError(
+            "push_to_hub: expected hub_strategy='end' (a checkpoint is renamed when it is complete, which "
+            f"would break an upload), got {config.hub_strategy!r}"
+        )
