@@ -3,13 +3,18 @@
 import torch
 from torch import Tensor, nn
 
+from humanline_fused.model.tree_attention import attending_by
 from humanline_fused.scores import Logits
 from humanline_fused.training.data.batch import Batch
 
 
 def logits_of(model: nn.Module, batch: Batch) -> Logits:
     """Return the logits of the rows that score the batch's tokens, [1, n, V]."""
-    logits = model(input_ids=batch.input_ids, use_cache=False).logits
+    if batch.tree is None:
+        logits = model(input_ids=batch.input_ids, use_cache=False).logits
+    else:
+        with attending_by(batch.tree):
+            logits = model(input_ids=batch.input_ids, position_ids=batch.tree.position_ids, use_cache=False).logits
     return Logits(logits.flatten(0, 1)[batch.source][None])
 
 

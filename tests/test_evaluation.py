@@ -27,7 +27,7 @@ def held_out_log_ratios(
 ) -> tuple[Batch, torch.Tensor, torch.Tensor]:
     """Return the held-out data as one batch, log π_θ − log π_θ0 of its tokens, and their mask, in padded rows."""
     number = len(trainer.eval_examples)
-    batch = trainer._collate(trainer.eval_examples, MicroBatch(tuple(range(number)), tuple(range(number))))
+    batch = trainer.windows.collate(trainer.eval_examples, MicroBatch(tuple(range(number)), tuple(range(number))))
     with torch.no_grad():
         start, now = (
             token_logp(logits_of(model.eval(), batch), batch.target_ids, batch.loss_mask)

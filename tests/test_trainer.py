@@ -15,7 +15,7 @@ from humanline_fused.functional import token_logp
 from humanline_fused.reference import CopyReference
 from humanline_fused.reference import sync as sync_module
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer
-from humanline_fused.training import trainer as trainer_module
+from humanline_fused.training import windows as windows_module
 from humanline_fused.training.data.batch import Batch, collate
 from humanline_fused.training.data.plan import MicroBatch
 from humanline_fused.training.run.reference_sync import ReferenceSync
@@ -230,8 +230,8 @@ def test_grpos_tokens_weigh_the_same_in_every_micro_batch_of_a_step(tmp_path: Pa
 
 
 def test_padding_tokens_do_not_affect_a_run(tmp_path: Path, objective: str):
-    runs = [tiny_trainer(tmp_path / str(pad), objective=objective) for pad in (0, 57)]
-    runs[1].pad_token_id = 57
+    runs = [tiny_trainer(tmp_path / str(pad), objective=objective, layout="padded") for pad in (0, 57)]
+    runs[1].windows.pad_token_id = 57
     assert (runs[1]._window(0)[0]["input_ids"] == 57).any()
     for run in runs:
         run.train()
@@ -249,7 +249,7 @@ def test_each_batch_is_made_once_for_scoring_and_training(
         collated.append(micro.ids)
         return collate(examples, micro, *args, **sizes)
 
-    monkeypatch.setattr(trainer_module, "collate", counted)
+    monkeypatch.setattr(windows_module, "collate", counted)
     trainer = trained(tmp_path, reference=reference, gradient_accumulation_steps=2)
     assert collated == [micro.ids for step in range(6) for micro in trainer.plan.window(step, 0)]
 

@@ -285,10 +285,8 @@ class HumanlineTrainer(EvaluatedTrainer):
         self.scorer.try_objective(self._policy, batch)
         shared = batch.tree is not None
         if self.args.process_index == 0:
-            tqdm.write(describe_layout(*self.layout))
-            tqdm.write(
-                describe_model(self.args, self.objective, self.model, difference, shared)
-            )  # beside Trainer's bar
+            said = describe_model(self.args, self.objective, self.model, difference, shared)
+            tqdm.write(f"{describe_layout(*self.layout)}\n{said}")  # beside Trainer's bar
         self.begun = True
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -84,16 +84,14 @@ class Windows:
         """Return whether one body for a micro-batch and its mismatched pairs costs fewer token passes in training.
 
         With P tokens of prompts and C of completions it costs 3 (P + 2 C), and two bodies cost 3 (P + C) + (P + C): a
-        pass without gradient is a third of one with it. All ranks must agree, so this counts the whole step.
+        pass without gradient is a third of one with it. All ranks must agree, so this counts the whole step. A model
+        with dropout has no shared prompts, so that both kinds of pass score alike.
         """
-        if self.layout != "shared_prompt" or not self.objective.mismatched or not self.config.disable_dropout:
+        if self.layout != "shared_prompt" or not self.objective.mismatched:
             return False
         examples = self.everything(step)
-        prompts, completions = (
-            sum(lengths)
-            for lengths in zip(*((len(e.prompt_ids), len(e.completions[0])) for e in examples), strict=True)
-        )
-        return prompts > 2 * completions
+        prompts = sum(len(example.prompt_ids) for example in examples)
+        return prompts > 2 * sum(len(example.completions[0]) for example in examples)
 
     def everything(self, step: int) -> list[Example]:
         """Return the examples of a step on all ranks."""
