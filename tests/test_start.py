@@ -27,7 +27,13 @@ FLOATS = 100 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32 + 32 * 100
     ("settings", "reference", "forwards", "sync"),
     [
         ({"sync_every": 4}, "look-ahead k=4, 93.7 KiB of weights saved", 2, "first sync at step 0"),
-        ({"objective": "kto"}, "look-ahead k=1, 93.7 KiB of weights saved", 4, "first sync at step 0"),
+        ({"objective": "kto"}, "look-ahead k=1, 93.7 KiB of weights saved", 3, "first sync at step 0"),
+        (
+            {"objective": "kto", "layout": "padded"},
+            "look-ahead k=1, 93.7 KiB of weights saved",
+            4,
+            "first sync at step 0",
+        ),
         ({"reference": "copy"}, "copy k=1, 93.7 KiB of weights more", 2, "first sync at step 0"),
         ({"reference": "frozen"}, "frozen, 93.7 KiB of weights more", 2, "no sync"),
     ],
@@ -72,7 +78,7 @@ def test_a_dry_run_prints_the_summary_takes_no_step_and_writes_nothing(
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), tiny_model().parameters(), strict=True))
     assert list(tmp_path.rglob("*")) == []
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[:3]] == ["dpo", "data", "head check"]
+    assert [line.split(":")[0] for line in lines[:4]] == ["dpo", "data", "head check", "layout"]
 
 
 def test_models_are_identified_by_class_names_and_shapes_not_by_weights():

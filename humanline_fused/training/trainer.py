@@ -286,7 +286,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         shared = batch.tree is not None
         if self.args.process_index == 0:
             said = describe_model(self.args, self.objective, self.model, difference, shared)
-            tqdm.write(f"{describe_layout(*self.layout)}\n{said}")  # beside Trainer's bar
+            tqdm.write(f"{said}\n{describe_layout(*self.layout)}")  # beside Trainer's bar
         self.begun = True
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -1,0 +1,234 @@
+"""A run computes the same whether its sequences stand in padded rows or behind shared prompts in one row."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training.data.batch import collate
+from humanline_fused.training.data.examples import Example
+from humanline_fused.training.data.plan import MicroBatch
+from humanline_fused.training.objectives import find_objective
+from humanline_fused.training.scoring import Scorer
+from tests.test_trainer_head import CLOCK, DESCENT, DRIFT, ROUNDING
+from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_trainer, trained
+
+TIGHT = {"log_epsilon_P": -0.02, "log_epsilon_R": 0.02}
+"""Bounds that bind."""
+
+
+def rows(objective: str, number: int = 10, seed: int = 0) -> list[dict[str, Any]]:
+    """Return data with prompts of more than eight tokens."""
+    return [
+        row | {"prompt": f"w{i} w1 w2 w3 w4 w5 w6 {row['prompt']}"}
+        for i, row in enumerate(records(objective, number, seed))
+    ]
+
+
+def run(folder: Path, layout: str, objective: str = "dpo", **settings: Any) -> HumanlineTrainer:
+    data = {"train_dataset": rows(objective), "eval_dataset": rows(objective, 8, seed=5)}
+    cadence = {"eval_strategy": "steps", "eval_steps": 3}
+    return trained(folder, layout=layout, objective=objective, **data | cadence | DESCENT | TIGHT | settings)
+
+
+def assert_equal_runs(first: HumanlineTrainer, second: HumanlineTrainer) -> None:
+    """Both logs have the same names and, except for rounding, numbers, and the weights are the same."""
+    for mine, other in zip(first.state.log_history, second.state.log_history, strict=True):
+        assert mine.keys() == other.keys()
+        for name in mine.keys() - {"total_flos", "train_loss"}:  # the latter is of the resumed steps alone
+            if not CLOCK.match(name):
+                assert mine[name] == pytest.approx(other[name], rel=ROUNDING, abs=ROUNDING), name
+    weights = [torch.cat([p.detach().flatten() for p in t.model.parameters()]) for t in (first, second)]
+    torch.testing.assert_close(*weights, rtol=0, atol=DRIFT)
+    assert len(set(losses(first))) == 6
+
+
+@pytest.mark.parametrize("head", ["fused", "logits"])
+def test_padded_rows_and_shared_prompts_give_the_same_run(tmp_path: Path, objective: str, head: str):
+    settings = {"objective": objective, "head": head, "sync_every": 2, "gradient_accumulation_steps": 2}
+    padded, shared = (run(tmp_path / layout, layout, **settings) for layout in ("padded", "auto"))
+    assert [r.layout.layout for r in (padded, shared)] == ["padded", "shared_prompt"]
+    assert_equal_runs(padded, shared)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"perception": "sampling", "gamma_P": 20.0, "log_epsilon_P": -1.5, "log_epsilon_R": 1.5},
+        {"reference": "frozen"},
+        {"objective": "tests.user_loss:APOZero", "train_dataset": rows("dpo"), "eval_dataset": rows("dpo", 8, 5)},
+    ],
+)
+def test_so_do_sampling_a_frozen_reference_and_a_user_defined_loss(tmp_path: Path, settings: dict[str, Any]):
+    assert_equal_runs(*(run(tmp_path / layout, layout, **settings) for layout in ("padded", "shared_prompt")))
+
+
+@pytest.mark.parametrize("layout", ["padded", "shared_prompt"])
+def test_look_ahead_is_the_copy_bit_by_bit_in_every_layout(tmp_path: Path, objective: str, layout: str):
+    ahead, copied = (
+        run(tmp_path / kind, layout, objective, reference=kind, sync_every=2) for kind in ("lookahead", "copy")
+    )
+    assert losses(ahead) == losses(copied)
+    assert all(map(torch.equal, ahead.model.parameters(), copied.model.parameters()))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_does_not_change_a_bit(tmp_path: Path, reentrant: bool):
+    plain = run(tmp_path / "plain", "shared_prompt")
+    kwargs = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    checkpointed = run(tmp_path / "checkpointed", "shared_prompt", **kwargs)
+    assert losses(plain) == losses(checkpointed)
+    assert all(map(torch.equal, plain.model.parameters(), checkpointed.model.parameters()))
+
+
+def test_a_run_resumes_in_another_layout(tmp_path: Path):
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "sync_every": 4}
+    whole = run(tmp_path / "run", "padded", **settings)
+    data = {"train_dataset": rows("dpo"), "eval_dataset": rows("dpo", 8, seed=5)}
+    cadence = {"eval_strategy": "steps", "eval_steps": 3}
+    resumed = tiny_trainer(tmp_path / "again", layout="shared_prompt", **data | cadence | DESCENT | TIGHT | settings)
+    resumed.train(str(tmp_path / "run" / "checkpoint-3"))
+    assert_equal_runs(whole, resumed)
+
+
+# The tokens that a step computes
+
+
+class Bodies:
+    """Tokens of each forward pass of a model's body, with True for a pass with a gradient."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.seen: list[tuple[int, bool]] = []
+        model.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        self.seen.append((kwargs["input_ids"].numel(), torch.is_grad_enabled()))
+
+
+def watched(folder: Path, objective: str, data: list[dict[str, Any]], **settings: Any) -> tuple[Bodies, list[Example]]:
+    """Return the forward passes of the second step of a run, and its examples."""
+    size = {"per_device_train_batch_size": 4, "max_steps": 2, "sync_every": 2}
+    trainer = tiny_trainer(folder, objective=objective, train_dataset=data, **size | settings)
+    bodies = Bodies(trainer.model.model)
+    trainer.train()
+    examples = [trainer.train_examples[i] for ids in trainer.plan.global_window(1) for i in ids]
+    return bodies, examples
+
+
+def lengths(examples: list[Example]) -> tuple[int, int, int]:
+    """Return the tokens of distinct prompts, the tokens of completions without their last, and their number."""
+    prompts = {tuple(e.prompt_ids.tolist()) for e in examples}
+    completions = [c for e in examples for c in e.completions]
+    return sum(map(len, prompts)), sum(len(c) - 1 for c in completions), len(completions)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "grpo"])
+def test_each_prompt_is_computed_once_and_no_padding(tmp_path: Path, objective: str):
+    bodies, examples = watched(tmp_path, objective, rows(objective, 8))
+    prompts, completions, number = lengths(examples)
+    assert number > len(examples) or len({tuple(e.prompt_ids.tolist()) for e in examples}) < number
+    # Step 1 was scored in step 0, with two others before it in that step: itself, and step 0's own.
+    assert bodies.seen[-1] == (prompts + completions, True)
+    assert bodies.seen[-2][1] is True or bodies.seen[-2] == (prompts + completions, False)
+    assert (prompts + completions, False) in bodies.seen
+
+
+def paired(prompt: int, completion: int) -> list[dict[str, Any]]:
+    """Return labelled data with prompts and completions of these lengths that begin differently."""
+
+    def words(first: int, length: int) -> str:
+        return " ".join([f"w{first}", *["w7"] * (length - 1)])
+
+    return [
+        {"prompt": words(i, prompt), "completion": " " + words(40 + i, completion), "label": i % 2 == 0}
+        for i in range(8)
+    ]
+
+
+@pytest.mark.parametrize(("prompt", "completion", "together"), [(6, 6, False), (20, 4, True)])
+def test_mismatched_completions_stand_behind_the_same_prompts(
+    tmp_path: Path, prompt: int, completion: int, together: bool
+):
+    bodies, examples = watched(tmp_path, "kto", paired(prompt, completion))
+    prompts, completions, _ = lengths(examples)
+    assert (prompts, completions) == (4 * prompt, 4 * completion)  # the end of the text is a token too
+    both, one = prompts + 2 * completions, prompts + completions
+    assert (both, False) in bodies.seen
+    trained_on = [(both, True)] if together else [(one, False), (one, True)]
+    assert bodies.seen[-len(trained_on) :] == trained_on
+
+
+def test_one_body_for_mismatched_pairs_trains_as_two_do(tmp_path: Path):
+    data = {"train_dataset": paired(20, 4), "eval_dataset": paired(20, 4), "log_epsilon_P": -1.5, "log_epsilon_R": 1.5}
+    padded, shared = (run(tmp_path / layout, layout, "kto", **data) for layout in ("padded", "shared_prompt"))
+    assert shared._window(5)[0].trains_together
+    assert max(line["kl"] for line in shared.state.log_history if "kl" in line) > 0
+    assert_equal_runs(padded, shared)
+
+
+# Sequences without a token that counts
+
+
+@pytest.mark.parametrize("layout", ["padded", "shared_prompt"])
+@pytest.mark.parametrize("head", ["fused", "logits"])
+def test_a_batch_without_a_token_that_counts_has_a_loss_of_0_with_a_graph(
+    tmp_path: Path, objective: str, layout: str, head: str
+):
+    kind = find_objective(objective)
+    ids = torch.arange(5, 10, dtype=torch.int32)
+    none = torch.zeros(5, dtype=torch.bool)
+    example = Example(ids, (ids,) * kind.form.sides, 1.0, masks=(none,) * kind.form.sides)
+    batch = collate([example, example], MicroBatch((0, 1), (1, 0)), kind, pad_token_id=0, max_length=32, layout=layout)
+    assert batch.target_ids.shape == (1, 0)
+    trainer = tiny_trainer(tmp_path, objective=objective, head=head)
+    scorer = Scorer(trainer.args, trainer.objective)
+    model = trainer.model.train()
+    loss, _ = scorer.loss(model, batch.with_scores(scorer.score(model, [batch], with_entropy=True)[0]))
+    loss.backward()
+    assert loss == 0
+    gradients = [p.grad for p in model.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+# The choice
+
+
+def choices(text: str) -> list[str]:
+    return re.findall(r"^layout: (.*)$", text, re.MULTILINE)
+
+
+def test_the_start_block_names_the_layout_and_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    dropping = {"disable_dropout": False, "model": tiny_model(attention_dropout=0.1)}
+    for number, settings in enumerate(({}, {"layout": "padded"}, dropping)):
+        trained(tmp_path / str(number), max_steps=1, **settings)
+    trained(tmp_path / "kto", max_steps=1, objective="kto", **dropping | {"model": tiny_model(attention_dropout=0.1)})
+    said = choices(capsys.readouterr().out)
+    assert said[:2] == [
+        "each shared prompt once (shared_prompt: exact for this model)",
+        "padded rows (padded: asked for by name)",
+    ]
+    assert re.fullmatch(r"padded rows, sorted by length \(sorted: not shared_prompt: dropout 0.1 is on, .*\)", said[2])
+    assert re.fullmatch(
+        r"padded rows \(padded: not shared_prompt: .*; not sorted: kto keeps its micro-batches, .*\)", said[3]
+    )
+
+
+def test_a_layout_that_is_impossible_is_refused_with_the_reason(tmp_path: Path):
+    with pytest.raises(ValueError, match="layout: expected 'auto' or 'shared_prompt' or 'sorted' or 'padded', got 'p'"):
+        tiny_config(tmp_path, layout="p")
+    with pytest.raises(
+        ValueError, match=r"expected a model that is exact with 'shared_prompt', or 'auto': dropout 0.1"
+    ):
+        trained(tmp_path, layout="shared_prompt", disable_dropout=False, model=tiny_model(attention_dropout=0.1))
+    with pytest.raises(ValueError, match=r"expected 'auto', 'shared_prompt' or 'padded', got 'sorted': kto keeps its"):
+        trained(tmp_path, layout="sorted", objective="kto")
+
+
+def test_a_reference_of_another_architecture_must_be_exact_too(tmp_path: Path):
+    settings = {"reference": "frozen", "reference_model": tiny_model(attention_dropout=0.1), "disable_dropout": False}
+    trainer = trained(tmp_path, max_steps=1, **settings)
+    assert trainer.layout.layout == "sorted"
