@@ -231,7 +231,7 @@ class HumanlineTrainer(EvaluatedTrainer):
             models.append((self.reference.model, self.accelerator.unwrap_model(self.reference.model)))
         examples = self.train_examples or self.eval_examples
         self.layout = choose_layout(self.args.layout, self.objective, models, examples, self._checked.longest)
-        self.windows.use(self.layout.layout)
+        self.plan = self.windows.use(self.layout.layout)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return a loader that gives Trainer the length; :meth:`get_batch_samples` takes batches from the plan."""
@@ -372,5 +372,6 @@ class HumanlineTrainer(EvaluatedTrainer):
             self.rounds.load_state_dict(state["rounds"])
             self.windows.clear()
         if self.args.reference == "lookahead":
+            self.choose_layout()  # it decides how a step is cut
             state["pending"] = self.windows.in_batches(state["pending"])
         self.reference.load_state_dict(state, self.state.global_step, self.state.max_steps - 1)

@@ -45,10 +45,18 @@ class Windows:
         self.layout: Layout = "padded"
         self._kept: dict[int, list[Batch]] = {}
 
-    def use(self, layout: Layout) -> None:
-        """Make the coming batches in this layout."""
+    def use(self, layout: Layout) -> StepPlan:
+        """Make the coming batches in this layout; return the plan, which cuts the steps."""
         self.layout = layout
+        if layout == "sorted":
+            self.plan = replace(self.plan, lengths=self._lengths)  # pyright: ignore[reportCallIssue] (a dataclass)
         self.clear()
+        return self.plan
+
+    def _lengths(self, ids: Sequence[int]) -> list[int]:
+        """Return the length of the longest sequence of each example, tokens."""
+        given, most = [self.examples()[i] for i in ids], self.config.max_length
+        return [min(len(e.prompt_ids) + max(map(len, e.completions)), most) for e in given]
 
     def clear(self) -> None:
         """Forget the batches that were made: their examples have changed."""
