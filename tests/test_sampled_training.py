@@ -129,12 +129,15 @@ class Forwards(TrainerCallback):
 
 
 @pytest.mark.parametrize(("perception", "forwards"), [("clamp", 2), ("sampling", 3)])
-@pytest.mark.parametrize(("objective", "mismatched"), [("dpo", 0), ("kto", 2)])
+@pytest.mark.parametrize(
+    ("objective", "layout", "mismatched"), [("dpo", "auto", 0), ("kto", "padded", 2), ("kto", "shared_prompt", 1)]
+)
 def test_only_sampling_takes_a_further_forward_pass(
-    tmp_path: Path, perception, forwards, objective, mismatched, capsys
+    tmp_path: Path, perception, forwards, objective, layout, mismatched, capsys
 ):
     counter = Forwards()
     settings = {"perception": perception, "objective": objective, "gradient_accumulation_steps": 2, "max_steps": 3}
+    settings["layout"] = layout
     trained(tmp_path, callbacks=[counter], num_examples=24, **settings)
     assert counter.counts.count(1) == 2 * (forwards + mismatched)
     assert f"forwards per micro-batch {forwards + mismatched};" in capsys.readouterr().out

@@ -105,11 +105,14 @@ class Products(TrainerCallback):
         kwargs["model"].lm_head.register_forward_hook(lambda *call: self.seen.append(type(call[2])))
 
 
-def test_only_the_probe_computes_logits(tmp_path: Path):
+@pytest.mark.parametrize("layout", ["padded", "shared_prompt"])
+def test_only_the_probes_compute_logits(tmp_path: Path, layout: str):
     products = Products()
-    trained(tmp_path, objective="kto", callbacks=[products], eval_dataset=records("kto", 4, 5))
-    assert products.seen[0] is torch.Tensor
-    assert set(products.seen[1:]) == {LogitsRecorder}
+    trained(tmp_path, objective="kto", layout=layout, callbacks=[products], eval_dataset=records("kto", 4, 5))
+    first = products.seen.index(LogitsRecorder)
+    assert first == 1 if layout == "padded" else first < 8
+    assert set(products.seen[:first]) == {torch.Tensor}
+    assert set(products.seen[first:]) == {LogitsRecorder}
 
 
 def test_an_adapter_on_the_head_is_refused_before_writing_unless_head_is_logits(tmp_path: Path):
