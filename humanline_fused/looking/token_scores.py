@@ -15,9 +15,10 @@ from humanline_fused.model.fused_head import causal_lm, score_in_forward_
 from humanline_fused.reference import AdapterReference, CopyReference
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.training import pending
-from humanline_fused.training.data.batch import Batch, collate
+from humanline_fused.training.data.batch import Batch, Layout, collate
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.plan import MicroBatch
+from humanline_fused.training.layouts import choose_layout
 from humanline_fused.training.pending import ByExample
 from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
 from humanline_fused.training.scoring import Scorer
@@ -41,7 +42,7 @@ class Compared:
 
 
 class Comparison:
-    """Scores micro-batches of a stored run, grouped as in training because another padding changes the last bits."""
+    """Scores micro-batches of a stored run, grouped and laid out as in training: others change the last bits."""
 
     def __init__(self, run: StoredRun, examples: Sequence[Example], micros: Sequence[MicroBatch]) -> None:
         self.run, self.examples, self.micros = run, examples, micros
@@ -94,7 +95,13 @@ class Comparison:
     def _batches(self) -> list[Batch]:
         run = self.run
         sizes = {"pad_token_id": pad_token_id_of(run.tokenizer, self.policy), "max_length": run.config.max_length}
-        return [collate(self.examples, micro, run.objective, **sizes).to(run.device) for micro in self.micros]
+        settings: dict[str, Any] = {"layout": self._layout, **sizes}
+        return [collate(self.examples, micro, run.objective, **settings).to(run.device) for micro in self.micros]
+
+    @cached_property
+    def _layout(self) -> Layout:
+        config, models = self.run.config, [(self.policy, self.policy)]
+        return choose_layout(config.layout, self.run.objective, models, self.examples, config.max_length).layout
 
     def _autocast(self) -> AbstractContextManager[Any]:
         settings = self.run.settings
