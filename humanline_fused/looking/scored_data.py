@@ -128,7 +128,7 @@ class DataScorer:
         return logps, entropies
 
     def _batches(self, pad_token_id: int) -> Iterator[Batch]:
-        sizes = {"pad_token_id": pad_token_id, "max_length": self.config.max_length}
+        sizes: dict[str, Any] = {"pad_token_id": pad_token_id, "max_length": self.config.max_length}
         for ids in self.groups:
             batch = collate(self.examples, micro_batch(ids, 0, len(ids)), self.objective, **sizes)
             yield batch.alone.to(self.device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -49,7 +50,8 @@ class Windows:
         """Make the coming batches in this layout; return the plan, which cuts the steps."""
         self.layout = layout
         if layout == "sorted":
-            self.plan = replace(self.plan, lengths=self._lengths)  # pyright: ignore[reportCallIssue] (a dataclass)
+            plan: Any = self.plan  # a dataclass
+            self.plan = replace(plan, lengths=self._lengths)
         self.clear()
         return self.plan
 

@@ -167,9 +167,8 @@ class Objective:
         ratio = token_log_ratio(TokenLogp(logp), inputs.reference, ids, mask, **how)
         num_items = mask.sum() if inputs.num_items is None else inputs.num_items
         rows = (ratio.log_ratio, logp, ratio.ref_logp, mask)
-        if bounds is not None:
-            rows = in_rows(rows, bounds)
-        tokens = ScoredTokens(*rows, inputs.columns, num_items, inputs.kl)
+        log_ratio, logp, ref_logp, mask = rows if bounds is None else in_rows(rows, bounds)
+        tokens = ScoredTokens(log_ratio, logp, ref_logp, mask, inputs.columns, num_items, inputs.kl)
         given = self.loss(tokens, config)
         if not isinstance(given, tuple) or len(given) != 2 or not isinstance(given[1], Mapping):
             raise TypeError(f"expected a loss and a mapping of metrics, got {type(given).__name__}")
@@ -177,7 +176,7 @@ class Objective:
         if not isinstance(loss, Tensor):
             raise TypeError(f"expected a scalar loss, a tensor of shape [], got {type(loss).__name__}")
         weighted = {name: _weighted(name, value, loss.device) for name, value in metrics.items()}
-        number = mask.sum() if self.token_mean else torch.full_like(num_items, len(rows[3]) // self.form.sides)
+        number = mask.sum() if self.token_mean else torch.full_like(num_items, len(mask) // self.form.sides)
         return result(loss, ratio, inputs, {"loss": Weighted(loss.detach() * number, number), **weighted})
 
     @property
