@@ -132,7 +132,8 @@ def test_evaluating_a_finished_run_again_compares_with_its_initial_policy(tmp_pa
 
 
 def test_the_initial_scores_of_an_earlier_version_are_read(tmp_path: Path):
-    trainer = trained(tmp_path, eval_dataset=records("dpo", 8, 5))
+    settings: dict[str, Any] = {"eval_dataset": records("dpo", 8, 5), "layout": "padded"}
+    trainer = trained(tmp_path, **settings)
     file = tmp_path / "initial_eval_logp.pt"
     state = torch.load(file, weights_only=True)
     batches = list(trainer.held_out.batches())
@@ -143,7 +144,7 @@ def test_the_initial_scores_of_an_earlier_version_are_read(tmp_path: Path):
         grid = torch.zeros(batch.input_ids.numel()).index_copy(0, batch.source, scores["ref_logp"][0])
         earlier.append({"ref_logp": grid.view(batch.input_ids.shape)})
     torch.save(state | {"scores": earlier}, file)
-    again = tiny_trainer(tmp_path, model=trainer.model, eval_dataset=records("dpo", 8, 5)).evaluate()
+    again = tiny_trainer(tmp_path, model=trainer.model, **settings).evaluate()
     assert again["eval_loss"] == trainer.evaluate()["eval_loss"]
     assert again["eval_rewards_initial/margins"] != 0
 

@@ -55,7 +55,14 @@ from humanline_fused.training.run.termination import Termination
 from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
 from humanline_fused.training.run_data import read_run_data
 from humanline_fused.training.scoring import Scorer
-from humanline_fused.training.start import KeptPadToken, check_arguments, check_data, load_policy, pad_token_id_of
+from humanline_fused.training.start import (
+    KeptPadToken,
+    check_arguments,
+    check_data,
+    disable_dropout_,
+    load_policy,
+    pad_token_id_of,
+)
 from humanline_fused.training.step_sampling import with_sampling
 from humanline_fused.training.windows import Windows
 
@@ -191,6 +198,8 @@ class HumanlineTrainer(EvaluatedTrainer):
         if args.reference == "adapter":
             assert args.sync_every is not None
             reference = AdapterReference(score, self._policy, args.sync_every)
+            if args.disable_dropout:
+                disable_dropout_(self._policy)  # that of the second adapter
             self.add_callback(ReferenceSync(reference))
             return reference
         if model is not None:
