@@ -9,9 +9,10 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
+from trl.trainer.utils import FusedCausalLMOutput
 
-from humanline_fused.integrations import trl as integration
-from humanline_fused.integrations.trl import Humanline
+from humanline_fused.integrations.trl import Humanline, LogRatios
+from humanline_fused.integrations.trl.log_ratios import zero_reference
 from humanline_fused.reference import AdapterReference
 from humanline_fused.training.data.plan import BatchPlan, BatchSizes
 from tests.error_budget import assert_within_budget
@@ -155,22 +156,22 @@ def test_each_token_is_clamped_before_the_sum_and_a_masked_token_is_zero():
     labels = torch.tensor([[-100, -100, 7, 8, 9]])
 
     def model(*log_probs: float) -> Callable[..., Any]:
-        return lambda **inputs: integration.FusedCausalLMOutput(log_probs=torch.tensor([log_probs]))
+        return lambda **inputs: FusedCausalLMOutput(log_probs=torch.tensor([log_probs]))
 
     policy, reference = model(0.0, -1.0, -4.0, -2.0), model(0.0, -2.0, -1.0, -2.25)
-    ratios = integration.LogRatios(policy, lambda **inputs: reference().log_probs, Humanline(-0.5, 0.5))
+    ratios = LogRatios(policy, lambda forward: forward(reference).log_probs, Humanline(-0.5, 0.5))
     assert ratios(labels=labels, fused_lm_head=True).log_probs.tolist() == [[0.0, 0.5, -0.5, 0.25]]
     assert ratios.last.logp.sum().item() == -7.0
     shares = (ratios.last.clamped_low_fraction, ratios.last.clamped_high_fraction)
     assert [share.item() for share in shares] == pytest.approx([1 / 3, 1 / 3])
-    assert integration._zero_reference(labels=labels).log_probs.tolist() == [[0.0, 0.0, 0.0, 0.0]]
+    assert zero_reference(labels=labels).log_probs.tolist() == [[0.0, 0.0, 0.0, 0.0]]
 
 
-def test_the_displayed_log_probs_are_trls(objective: str, tmp_path: Path):
+def test_with_trls_forward_pass_the_displayed_log_probs_are_trls_bitwise(objective: str, tmp_path: Path):
     theirs, mine, config = TRAINERS[objective]
     model = AutoModelForCausalLM.from_pretrained(start(tmp_path / "start"))
     expected = run(make(theirs, config, tmp_path / "theirs", model=model, max_steps=1))
-    actual = run(make(mine, config, tmp_path / "mine", max_steps=1))
+    actual = run(make(mine, config, tmp_path / "mine", max_steps=1, humanline=Humanline(head="trl")))
     for name in ("logps/chosen", "logps/rejected"):
         assert logged(actual, name) == logged(expected, name)
         assert logged(actual, name)[0] < -5

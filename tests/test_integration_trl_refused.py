@@ -10,8 +10,7 @@ import pytest
 import trl
 from accelerate.utils import DistributedType
 
-from humanline_fused.integrations import trl as integration
-from humanline_fused.integrations.trl import Humanline
+from humanline_fused.integrations.trl import Humanline, version
 from tests.tiny_model import tiny_model
 from tests.tiny_trl import adapted, ours
 
@@ -23,9 +22,10 @@ from tests.tiny_trl import adapted, ours
         ("kto", {"sync_ref_model": True}, "sync_ref_model: expected False .*, got True"),
         ("dpo", {"precompute_ref_log_probs": True}, "precompute_ref_log_probs: expected False .*, got True"),
         ("kto", {"precompute_ref_log_probs": True}, "precompute_ref_log_probs: expected False .*, got True"),
-        ("dpo", {"loss_type": ["ipo"]}, r"loss_type: expected 'sigmoid' .*, got \['ipo'\]"),
-        ("dpo", {"loss_type": ["sigmoid", "sft"]}, r"loss_type: expected 'sigmoid' .*, got \['sigmoid', 'sft'\]"),
-        ("kto", {"loss_type": "apo_zero_unpaired"}, "loss_type: expected 'kto' .*, got 'apo_zero_unpaired'"),
+        ("dpo", {"loss_type": ["aot"]}, r"loss_type: expected sigmoid, hinge, .*, got 'aot' \(it sorts .*\)"),
+        ("dpo", {"loss_type": ["sigmoid", "sft"]}, r"loss_type: expected .*, got 'sft' \(it needs .* log-probs, .*\)"),
+        ("dpo", {"loss_type": ["simpo"]}, r"loss_type: expected sigmoid, .*sigmoid_norm, got 'simpo'$"),
+        ("kto", {"loss_type": "bco"}, "loss_type: expected kto, apo_zero_unpaired, got 'bco'"),
         ("dpo", {"f_divergence_type": "forward_kl"}, "f_divergence_type: expected 'reverse_kl' .*, got 'forward_kl'"),
         ("dpo", {"ld_alpha": 0.5}, "ld_alpha: expected None .*, got 0.5"),
         ("dpo", {"use_weighting": True}, "use_weighting: expected False .*, got True"),
@@ -47,6 +47,9 @@ def test_a_setting_that_would_silently_break_humanline_is_refused(
         ({"sync_every": 0}, "sync_every: expected an integer >= 1 or None, got 0"),
         ({"sync_every": True}, "sync_every: expected an integer >= 1 or None, got True"),
         ({"sync_every": 1.5}, "sync_every: expected an integer >= 1 or None, got 1.5"),
+        ({"head": "logits"}, "head: expected one of auto, fused, trl, got 'logits'"),
+        ({"layout": "sorted"}, "layout: expected one of auto, shared_prompt, padded, got 'sorted'"),
+        ({"head": "trl", "layout": "shared_prompt"}, "layout: expected 'auto' or 'padded' with head='trl', got"),
     ],
 )
 def test_bounds_and_sync_are_checked(given: dict[str, Any], message: str):
@@ -85,8 +88,8 @@ def test_another_version_of_trl_or_none_is_refused_at_import(monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(trl, "__version__", "1.17.0")
         with pytest.raises(ImportError, match=r"expected trl>=1.16,<1.17, got 1.17.0: pip install 'humanline-fused"):
-            importlib.reload(integration)
+            importlib.reload(version)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "trl", None)
         with pytest.raises(ImportError, match=r"pip install 'humanline-fused\[trl\]'"):
-            importlib.reload(integration)
+            importlib.reload(version)

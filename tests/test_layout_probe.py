@@ -41,6 +41,12 @@ def test_three_of_the_architectures_are_refused(name: str, dtype: torch.dtype):
     assert reason(without_dropout(random_model(name)).to(dtype)) == REASONS.get(name)
 
 
+def test_under_autocast_the_products_round_the_hidden_states():
+    model = tiny_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert reason(model) is None
+
+
 # Faults that a model may have
 
 

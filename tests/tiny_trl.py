@@ -11,6 +11,7 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
+from trl.trainer.utils import FusedCausalLMOutput
 
 from humanline_fused.integrations.trl import HumanlineDPOTrainer, HumanlineKTOTrainer
 from tests.tiny_model import records, tiny_model, tiny_tokenizer
@@ -92,3 +93,22 @@ def adapted() -> Any:
     base = tiny_model()
     torch.manual_seed(1)
     return peft.get_peft_model(base, config)
+
+
+def exact_pass(model: Any) -> Any:
+    """Return a function that takes TRL's inputs and returns its output, from all of the model's logits."""
+
+    def forward(input_ids: torch.Tensor, labels: torch.Tensor, **inputs: Any) -> FusedCausalLMOutput:
+        logits = model(input_ids=input_ids).logits[:, :-1]  # padding is on the right: no token sees it
+        counts = labels[:, 1:] != -100
+        targets = labels[:, 1:].clamp(min=0)
+        log_p = logits.log_softmax(-1)
+        values = {
+            "log_probs": log_p.gather(-1, targets[..., None])[..., 0],
+            "entropy": -(log_p.exp() * log_p).sum(-1),
+            "mean_logits": logits.mean(-1),
+            "is_top1": (logits.argmax(-1) == targets),
+        }
+        return FusedCausalLMOutput(**{name: value * counts for name, value in values.items()})
+
+    return forward

@@ -127,7 +127,13 @@ def _short_windows(model: nn.Module) -> Iterator[None]:
 
 
 class _Body:
-    """Computes the hidden states that reach the head, [rows, tokens, hidden]."""
+    """Computes the hidden states that reach the head, [rows, tokens, hidden].
+
+    Attributes:
+        dtype: of the last product, which under autocast is not that of the hidden states.
+    """
+
+    dtype = torch.float32
 
     def __init__(self, wrapped: nn.Module, model: Any) -> None:
         self.wrapped, self.head = wrapped, model.get_output_embeddings()
@@ -136,14 +142,15 @@ class _Body:
         self.device = next(model.parameters()).device
 
     def __call__(self, ids: Tensor, **inputs: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        hook = self.head.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+        seen: list[tuple[Tensor, torch.dtype]] = []
+        hook = self.head.register_forward_hook(lambda _, args, logits: seen.append((args[0], logits.dtype)))
         inputs = {name: value.to(self.device) for name, value in {"input_ids": ids, **inputs}.items()}
         try:
             self.wrapped(**inputs, use_cache=False)
         finally:
             hook.remove()
-        return seen[-1].detach()
+        hidden, self.dtype = seen[-1]
+        return hidden.detach()
 
 
 def _refused_by_tests(body: _Body, sequences: list[Tensor]) -> str | None:
@@ -167,7 +174,7 @@ def _refused_by_tests(body: _Body, sequences: list[Tensor]) -> str | None:
     pairs = [(hidden[rows.to(hidden.device)], apart[i, : len(rows)]) for i, rows in enumerate(tree.rows)]
     one, other = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
     difference = ((one - other).norm() / other.norm()).item()
-    if not difference <= _rounding(hidden, body.layers):
+    if not difference <= _rounding(hidden, body.dtype, body.layers):
         return f"its hidden states differ from those of padded rows by {difference:.1e} of their size"
     return None
 
@@ -194,9 +201,9 @@ def _unchanged(hidden: Tensor, before: Tensor) -> bool:
     return bool((hidden - before).norm() <= ROUNDINGS * torch.finfo(hidden.dtype).eps * before.norm())
 
 
-def _rounding(hidden: Tensor, layers: int) -> float:
+def _rounding(hidden: Tensor, products: torch.dtype, layers: int) -> float:
     """Return the largest relative difference between two computations of hidden states that rounding explains."""
-    eps = torch.finfo(hidden.dtype).eps
+    eps = max(torch.finfo(dtype).eps for dtype in (hidden.dtype, products))
     if hidden.is_cuda and hidden.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-        eps = torch.finfo(torch.float16).eps  # TensorFloat-32 has as many bits
+        eps = max(eps, torch.finfo(torch.float16).eps)  # TensorFloat-32 has as many bits
     return ROUNDINGS * eps * layers**0.5
