@@ -1,4 +1,6 @@
-"""What a batch scores, computed from the model's own logits."""
+"""What a batch scores, computed from the model's own logits; and data of given lengths."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,3 +28,13 @@ def by_sequence(values: Tensor, batch: Batch) -> list[Tensor]:
 def sums(values: Tensor, batch: Batch) -> Tensor:
     """Return the sum of packed values over the tokens of each sequence, [S]."""
     return torch.stack([part.sum() for part in by_sequence(values, batch)])
+
+
+def labelled(prompt: int, completion: int, number: int = 8) -> list[dict[str, Any]]:
+    """Return labelled data with prompts and completions of so many words, each beginning with another one."""
+
+    def words(first: int, length: int) -> str:
+        return " ".join([f"w{first}", *(f"w{(first + i) % 7}" for i in range(1, length))])
+
+    texts = [(words(i, prompt), " " + words(40 + i, completion)) for i in range(number)]
+    return [{"prompt": p, "completion": c, "label": i % 2 == 0} for i, (p, c) in enumerate(texts)]

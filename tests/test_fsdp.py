@@ -84,6 +84,8 @@ def train(folder: Path, world_size: int) -> None:
             continue
         trainer = made(folder / f"{world_size} {run}", run, world_size)
         trainer.train()
+        assert trainer.layout is not None
+        assert trainer.layout.layout == "shared_prompt"
         evaluation = trainer.evaluate()["eval_loss"] if trainer.eval_examples else None
         keep(trainer, folder / f"{world_size} {run}.pt", evaluation=evaluation, **of_the_reference(trainer))
         if world_size == 2 and run == "dpo copy":

@@ -14,6 +14,7 @@ from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.plan import MicroBatch
 from humanline_fused.training.objectives import find_objective
 from humanline_fused.training.scoring import Scorer
+from tests.batches import labelled
 from tests.test_trainer_head import CLOCK, DESCENT, DRIFT, ROUNDING
 from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_trainer, trained
 
@@ -145,23 +146,11 @@ def test_each_prompt_is_computed_once_and_no_padding(tmp_path: Path, objective: 
     assert (prompts + completions, False) in bodies.seen
 
 
-def paired(prompt: int, completion: int) -> list[dict[str, Any]]:
-    """Return labelled data with prompts and completions of these lengths that begin differently."""
-
-    def words(first: int, length: int) -> str:
-        return " ".join([f"w{first}", *["w7"] * (length - 1)])
-
-    return [
-        {"prompt": words(i, prompt), "completion": " " + words(40 + i, completion), "label": i % 2 == 0}
-        for i in range(8)
-    ]
-
-
 @pytest.mark.parametrize(("prompt", "completion", "together"), [(6, 6, False), (20, 4, True)])
 def test_mismatched_completions_stand_behind_the_same_prompts(
     tmp_path: Path, prompt: int, completion: int, together: bool
 ):
-    bodies, examples = watched(tmp_path, "kto", paired(prompt, completion))
+    bodies, examples = watched(tmp_path, "kto", labelled(prompt, completion))
     prompts, completions, _ = lengths(examples)
     assert (prompts, completions) == (4 * prompt, 4 * completion)  # the end of the text is a token too
     both, one = prompts + 2 * completions, prompts + completions
@@ -171,11 +160,23 @@ def test_mismatched_completions_stand_behind_the_same_prompts(
 
 
 def test_one_body_for_mismatched_pairs_trains_as_two_do(tmp_path: Path):
-    data = {"train_dataset": paired(20, 4), "eval_dataset": paired(20, 4), "log_epsilon_P": -1.5, "log_epsilon_R": 1.5}
+    data = {
+        "train_dataset": labelled(20, 4),
+        "eval_dataset": labelled(20, 4),
+        "log_epsilon_P": -1.5,
+        "log_epsilon_R": 1.5,
+    }
     padded, shared = (run(tmp_path / layout, layout, "kto", **data) for layout in ("padded", "shared_prompt"))
     assert shared._window(5)[0].trains_together
     assert max(line["kl"] for line in shared.state.log_history if "kl" in line) > 0
     assert_equal_runs(padded, shared)
+
+
+@pytest.mark.parametrize("reference", ["lookahead", "copy"])
+def test_under_mixed_precision_prompts_are_shared_too(tmp_path: Path, reference: str):
+    shared = run(tmp_path, "auto", reference=reference, bf16=True, max_steps=2)
+    assert shared.layout.layout == "shared_prompt"
+    assert shared.state.log_history[0]["humanline/mean_ratio"] == 1  # policy and reference are one at the start
 
 
 # Sequences without a token that counts

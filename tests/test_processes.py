@@ -15,6 +15,7 @@ from humanline_fused.functional import kto_kl
 from humanline_fused.training import HumanlineTrainer, scoring
 from humanline_fused.training.online.reward import RolloutError
 from humanline_fused.training.run.checkpoint import faults, newest_complete
+from tests.batches import labelled
 from tests.ranks import SaveOnce, keep, on_ranks
 from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer
 
@@ -27,6 +28,7 @@ from both the saved and the initial policy."""
 WHOLE: dict[str, dict[str, Any]] = {f"{objective} lookahead": {} for objective in OBJECTIVES} | {
     "dpo copy": {},
     "grpo lookahead sampling": {"perception": "sampling"},
+    "kto lookahead together": {"train_dataset": labelled(20, 4, number=24)},
 }
 TWO_ONLY: dict[str, dict[str, Any]] = {
     "kto copy": {},
@@ -89,6 +91,9 @@ def train(folder: Path, world_size: int) -> None:
         saving = {"callbacks": [SaveOnce(SAVED)]} if run in ELASTIC else {}
         trainer = made(folder / f"{world_size} {run}", run, world_size, **settings | held_out | saving)
         trainer.train()
+        assert trainer.layout is not None
+        assert trainer.layout.layout == "shared_prompt"
+        assert trainer._window(STEPS - 1)[0].trains_together == ("together" in run)
         evaluation = trainer.evaluate()["eval_loss"] if held_out else 0.0
         ddp = isinstance(trainer.model_wrapped, torch.nn.parallel.DistributedDataParallel)
         keep(trainer, folder / f"{world_size} {run}.pt", evaluation=evaluation, ddp=ddp)
