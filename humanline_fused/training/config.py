@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from humanline_fused.training.conflicts import refuse_conflicts
 from humanline_fused.training.data.rows.columns import read_columns
 from humanline_fused.training.objectives.metrics import less_is_better
 from humanline_fused.training.objectives.objective import Objective
@@ -21,7 +22,6 @@ from humanline_fused.training.objectives.table import (
     find_objective,
     foreign_settings,
 )
-from humanline_fused.training.refused import refuse
 from humanline_fused.types import HumanlineClamp, Impl
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
         HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R)
         self._check_perception()
         self._check_rounds()
-        refuse(self)
+        refuse_conflicts(self)
 
     def make_objective(self) -> Objective:
         """Return the objective: the given one, or the one named, constructed with ``objective_kwargs``.

@@ -1,11 +1,11 @@
-"""Settings of transformers that a run refuses."""
+"""Settings of transformers that conflict with batches read ahead."""
 
 from dataclasses import fields
 
 from transformers import TrainingArguments
 
 
-def refuse(config: TrainingArguments) -> None:
+def refuse_conflicts(config: TrainingArguments) -> None:
     """Raise ValueError if a setting of transformers conflicts with batches read ahead."""
     reasons = {
         "enable_jit_checkpoint": "it saves in the middle of a step, where the reference cannot be restored",
