@@ -91,6 +91,15 @@ def test_checkpointing_changes_no_bit(reentrant: bool, attention: str):
 # Everything else is unchanged
 
 
+@torch.no_grad()
+def test_a_compiled_model_computes_any_row_and_any_batch():
+    model = tiny_model(num_hidden_layers=1).eval()
+    compiled = torch.compile(model, backend="eager")
+    assert torch.equal(row_logp(compiled), row_logp(model))
+    assert torch.equal(padded_logp(compiled), padded_logp(model))
+    assert torch.equal(row_logp(compiled), row_logp(model))
+
+
 def tables() -> tuple[Any, ...]:
     return ALL_ATTENTION_FUNCTIONS["sdpa"], ALL_MASK_ATTENTION_FUNCTIONS["sdpa"], ALL_MASK_ATTENTION_FUNCTIONS["eager"]
 

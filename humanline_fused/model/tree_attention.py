@@ -11,7 +11,6 @@ each layer, so a layer that gradient checkpointing computes again has it, wherev
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, cast
 
 import torch
@@ -23,7 +22,7 @@ from humanline_fused.model.prefix_tree import PrefixTree
 from humanline_fused.model.segment_attention import SegmentAttention
 
 # Arguments of an attention function that this one does not compute with: it refuses them if they are set.
-UNSUPPORTED = ("dropout", "softcap", "position_bias", "s_aux", "cache")
+UNSUPPORTED = ("softcap", "position_bias", "s_aux", "cache")
 
 
 class Attending:
@@ -40,7 +39,8 @@ class Attending:
         self.masks = self.attentions = 0
 
 
-_attending: ContextVar[Attending | None] = ContextVar("attending", default=None)
+# Not a ContextVar: torch.compile would end the graph of every forward pass where it is read.
+_current: list[Attending] = []
 
 
 @contextmanager
@@ -66,11 +66,11 @@ def attending_by(tree: PrefixTree) -> Iterator[Attending]:
     """
     _register()
     call = Attending(tree)
-    token = _attending.set(call)
+    _current.append(call)
     try:
         yield call
     finally:
-        _attending.reset(token)
+        _current.remove(call)
 
 
 class TreeMask:
@@ -83,6 +83,12 @@ class TreeMask:
 
     def __init__(self, call: Attending, window: int | None) -> None:
         self.call, self.attention = call, SegmentAttention(call.tree, window)
+
+    @torch.compiler.disable  # a graph would hold for this tree only
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """Return the attention of one layer, as :class:`SegmentAttention` does."""
+        self.call.attentions += 1
+        return self.attention(query, key, value, scaling)
 
 
 def _register() -> None:
@@ -100,22 +106,16 @@ def _mask_function(own: Callable[..., Any], as_tensor: bool) -> Callable[..., An
     """Return a function that makes the mask of the current tree, or without one what ``own`` makes."""
 
     def make_mask(*args: Any, **kwargs: Any) -> Any:
-        call = _attending.get()
-        if call is None:
-            return own(*args, **kwargs)
-        mask = _tree_mask(call, *args, **kwargs)
-        return (
-            mask.attention.tensor_mask(kwargs.get("dtype", torch.float32), kwargs.get("device", "cpu"))
-            if as_tensor
-            else mask
-        )
+        return _tree_mask(_current[-1], as_tensor, *args, **kwargs) if _current else own(*args, **kwargs)
 
     cast(Any, make_mask).replaces = own
     return make_mask
 
 
+@torch.compiler.disable
 def _tree_mask(
     call: Attending,
+    as_tensor: bool,
     batch_size: int,
     q_length: int,
     kv_length: int,
@@ -123,8 +123,10 @@ def _tree_mask(
     local_size: int | None = None,
     use_vmap: bool = False,
     config: Any = None,
-    **kwargs: Any,
-) -> TreeMask:
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    **__: Any,
+) -> TreeMask | Tensor:
     """Return the mask of the current tree for a model that asks for one with these arguments.
 
     Raises:
@@ -141,7 +143,8 @@ def _tree_mask(
     if local_size is not None and local_size == getattr(config, "attention_chunk_size", None):
         raise ValueError("the model attends in chunks, which begin at fixed positions")
     call.masks += 1
-    return TreeMask(call, local_size)
+    mask = TreeMask(call, local_size)
+    return mask.attention.tensor_mask(dtype, device) if as_tensor else mask
 
 
 def _attention_function(own: Callable[..., Any]) -> Callable[..., Any]:
@@ -152,11 +155,11 @@ def _attention_function(own: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         if not isinstance(attention_mask, TreeMask):
             return own(module, query, key, value, attention_mask, **kwargs)
-        refused = [name for name in UNSUPPORTED if kwargs.get(name)]
+        refused = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
+        refused += ["dropout"] * (kwargs.get("dropout", 0.0) > 0)
         if refused:
             raise ValueError(f"attention by segments has no {', '.join(refused)}")
-        attention_mask.call.attentions += 1
-        return attention_mask.attention(query, key, value, kwargs.get("scaling")), None
+        return attention_mask.attend(query, key, value, kwargs.get("scaling")), None
 
     cast(Any, attend).replaces = own
     return attend
