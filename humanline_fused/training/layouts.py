@@ -28,8 +28,6 @@ def choose_layout(
     models: Sequence[tuple[nn.Module, nn.Module]],
     examples: Sequence[Example],
     longest: int,
-    *,
-    compiled: bool = False,
 ) -> Choice:
     """Return the layout of a run. With FSDP2, all ranks must call this alike.
 
@@ -39,7 +37,6 @@ def choose_layout(
         models: each model that scores the batches, wrapped, and the transformers or PEFT model in it.
         examples: data of the run, the same on every rank.
         longest: length of the run's longest sequence, tokens.
-        compiled: ``torch_compile`` is on. Shared prompts give each batch a graph of its own.
 
     Raises:
         ValueError: the layout that was asked for is impossible.
@@ -51,20 +48,15 @@ def choose_layout(
         if objective.mismatched:
             raise ValueError(f"layout: expected 'auto', 'shared_prompt' or 'padded', got 'sorted': {keeps}")
         return Choice("sorted", "asked for by name")
-    reason = "torch_compile would compile each batch anew" if compiled else _refused(models, examples, longest)
-    if reason is None:
-        return Choice("shared_prompt", "asked for by name" if asked == "shared_prompt" else "exact for this model")
-    if asked == "shared_prompt":
-        raise ValueError(f"layout: expected 'auto', or a run with prompts to share, got 'shared_prompt': {reason}")
-    if objective.mismatched:
-        return Choice("padded", f"not shared_prompt: {reason}; not sorted: {keeps}")
-    return Choice("sorted", f"not shared_prompt: {reason}")
-
-
-def _refused(models: Sequence[tuple[nn.Module, nn.Module]], examples: Sequence[Example], longest: int) -> str | None:
     some = [ids for example in examples[:PROBED_EXAMPLES] for ids in (example.prompt_ids, *example.completions)]
     for wrapped, model in models:
         token_ids = torch.cat(some).long().to(next(model.parameters()).device)
         if reason := refusal(wrapped, model, token_ids, longest):
-            return reason
-    return None
+            break
+    else:
+        return Choice("shared_prompt", "asked for by name" if asked == "shared_prompt" else "exact for this model")
+    if asked == "shared_prompt":
+        raise ValueError(f"layout: expected a model that is exact with 'shared_prompt', or 'auto': {reason}")
+    if objective.mismatched:
+        return Choice("padded", f"not shared_prompt: {reason}; not sorted: {keeps}")
+    return Choice("sorted", f"not shared_prompt: {reason}")

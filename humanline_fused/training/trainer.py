@@ -239,8 +239,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         if isinstance(self.reference, CopyReference):  # it may be another architecture
             models.append((self.reference.model, self.accelerator.unwrap_model(self.reference.model)))
         examples = self.train_examples or self.eval_examples
-        given = self.args.layout, self.objective, models, examples, self._checked.longest
-        self.layout = choose_layout(*given, compiled=self.args.torch_compile)
+        self.layout = choose_layout(self.args.layout, self.objective, models, examples, self._checked.longest)
         self.plan = self.windows.use(self.layout.layout)
 
     def get_train_dataloader(self) -> DataLoader:
