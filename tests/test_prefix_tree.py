@@ -6,14 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from humanline_fused.model.prefix_tree import MIN_SHARED, PrefixTree, Segment, prefix_tree
+from humanline_fused.model.prefix_tree import PrefixTree, Segment, prefix_tree
 
 # Few different tokens, so that sequences have common prefixes, contain each other and repeat.
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), max_size=8), min_size=1, max_size=7).filter(any)
 
 
-def tree_of(*sequences: list[int], min_shared: int = 1) -> PrefixTree:
-    return prefix_tree([np.array(sequence, dtype=np.int64) for sequence in sequences], min_shared)
+def tree_of(*sequences: list[int]) -> PrefixTree:
+    return prefix_tree([np.array(sequence, dtype=np.int64) for sequence in sequences])
 
 
 def prefixes(sequences: list[list[int]]) -> set[tuple[int, ...]]:
@@ -61,28 +61,12 @@ def test_turns_of_a_conversation_are_computed_once():
     turns = [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6, 7]
     tree = tree_of(*turns)
     assert tree.input_ids.tolist() == [list(turns[-1])]
-    assert [(s.position, s.context) for s in tree.segments] == [(0, ()), (3, (0,)), (5, (0, 1))]
-
-
-def test_a_few_common_tokens_are_computed_in_both_sequences():
-    tree = tree_of([1, 2, 3, 5, 5], [1, 2, 3, 6, 6], min_shared=4)
-    assert tree.input_ids.tolist() == [[1, 2, 3, 5, 5, 1, 2, 3, 6, 6]]
-    assert [s.context for s in tree.segments] == [(), ()]
-    assert len(tree_of([1, 2, 3, 5, 5], [1, 2, 3, 6, 6], min_shared=3).input_ids[0]) == 7
-
-
-def test_a_beginning_shared_by_all_prompts_does_not_hide_the_prompts():
-    prompts = [0, *[1] * 9], [0, *[2] * 9]
-    tree = tree_of(*([*prompt, completion] for prompt in prompts for completion in (5, 6)), min_shared=4)
-    assert tree.input_ids.tolist() == [[0, *[1] * 9, 5, 6, 0, *[2] * 9, 5, 6]]
-
-
-def test_a_segment_that_ends_where_a_sequence_ends_is_shared_however_short():
-    assert tree_of([1], [1, 2], [1, 3], min_shared=MIN_SHARED).input_ids.tolist() == [[1, 2, 3]]
+    assert [(s.start, s.stop) for s in tree.segments] == [(0, 7)]
+    assert [len(rows) for rows in tree.rows] == [3, 5, 7]
 
 
 def test_a_tree_accepts_tensors_and_any_integer_dtype():
-    tree = prefix_tree([torch.tensor([1, 2]), np.array([1, 3], dtype=np.int32)], min_shared=1)
+    tree = prefix_tree([torch.tensor([1, 2]), np.array([1, 3], dtype=np.int32)])
     assert tree.input_ids.tolist() == [[1, 2, 3]]
     assert {t.dtype for t in (tree.input_ids, tree.position_ids, *tree.rows)} == {torch.int64}
 
@@ -91,9 +75,9 @@ def test_a_tree_accepts_tensors_and_any_integer_dtype():
 
 
 @settings(max_examples=300, deadline=None)
-@given(SEQUENCES, st.integers(1, 4))
-def test_every_sequence_can_be_read_from_the_row(sequences: list[list[int]], min_shared: int):
-    tree = tree_of(*sequences, min_shared=min_shared)
+@given(SEQUENCES)
+def test_every_sequence_can_be_read_from_the_row(sequences: list[list[int]]):
+    tree = tree_of(*sequences)
     assert [tree.input_ids[0, rows].tolist() for rows in tree.rows] == sequences
     assert [tree.position_ids[0, rows].tolist() for rows in tree.rows] == [list(range(len(s))) for s in sequences]
 
@@ -105,9 +89,9 @@ def test_each_token_of_a_common_prefix_stands_in_the_row_once(sequences: list[li
 
 
 @settings(max_examples=300, deadline=None)
-@given(SEQUENCES, st.integers(1, 4))
-def test_a_token_attends_to_exactly_the_tokens_before_it(sequences: list[list[int]], min_shared: int):
-    tree = tree_of(*sequences, min_shared=min_shared)
+@given(SEQUENCES)
+def test_a_token_attends_to_exactly_the_tokens_before_it(sequences: list[list[int]]):
+    tree = tree_of(*sequences)
     seen = {}
     for segment in tree.segments:
         before = indices(*(tree.segments[number] for number in segment.context))
@@ -119,9 +103,9 @@ def test_a_token_attends_to_exactly_the_tokens_before_it(sequences: list[list[in
 
 
 @settings(max_examples=300, deadline=None)
-@given(SEQUENCES, st.integers(1, 4))
-def test_segments_fill_the_row_and_their_contexts_are_earlier(sequences: list[list[int]], min_shared: int):
-    tree = tree_of(*sequences, min_shared=min_shared)
+@given(SEQUENCES)
+def test_segments_fill_the_row_and_their_contexts_are_earlier(sequences: list[list[int]]):
+    tree = tree_of(*sequences)
     assert indices(*tree.segments) == list(range(tree.input_ids.shape[1]))
     for number, segment in enumerate(tree.segments):
         assert segment.start < segment.stop
@@ -130,10 +114,13 @@ def test_segments_fill_the_row_and_their_contexts_are_earlier(sequences: list[li
 
 
 @settings(max_examples=300, deadline=None)
-@given(SEQUENCES, st.integers(2, 4))
-def test_what_stays_unshared_is_shorter_than_the_bound(sequences: list[list[int]], bound: int):
-    extra = tree_of(*sequences, min_shared=bound).input_ids.numel() - len(prefixes(sequences))
-    assert 0 <= extra <= (bound - 1) * (len(sequences) - 1)
+@given(SEQUENCES)
+def test_a_segment_begins_only_where_sequences_part(sequences: list[list[int]]):
+    branches: dict[tuple[int, ...], set[int]] = {}
+    for prefix in prefixes(sequences):
+        branches.setdefault(prefix[:-1], set()).add(prefix[-1])
+    parted = sum(len(tokens) for prefix, tokens in branches.items() if len(tokens) > 1 or not prefix)
+    assert len(tree_of(*sequences).segments) == parted
 
 
 # Bad input

@@ -18,7 +18,7 @@ ROWS = [7, 8, 9, 1, 1], [7, 8, 9, 2], [7, 8, 9, 2, 4, 5, 6], [7, 8, 9, 2, 4, 5, 
 
 
 def attention_of(window: int | None, *rows: list[int]) -> SegmentAttention:
-    return SegmentAttention(prefix_tree([torch.tensor(row) for row in rows], min_shared=1), window)
+    return SegmentAttention(prefix_tree([torch.tensor(row) for row in rows]), window)
 
 
 def sees(attention: SegmentAttention) -> list[list[int]]:
@@ -115,7 +115,7 @@ def test_a_row_has_the_attention_of_its_sequences(
 ):
     monkeypatch.setattr(segment_attention, "BLOCK", block)
     attention = attention_of(window, *ROWS)
-    tree = prefix_tree([torch.tensor(row) for row in ROWS], min_shared=1)
+    tree = prefix_tree([torch.tensor(row) for row in ROWS])
 
     def by_sequence(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         result = torch.zeros(query.transpose(1, 2).shape, dtype=query.dtype)
@@ -146,13 +146,13 @@ def test_one_call_gets_the_lengths_of_segments_and_of_paths():
     attention.in_one_call(query, key, value, 0.5, attend=attend)
     queries, keys, _, *lengths = seen["args"]
     assert [part.tolist() if isinstance(part, Tensor) else part for part in lengths] == [
-        [0, 3, 5, 6, 9],
-        [0, 3, 8, 12, 19],
-        3,
+        [0, 3, 5, 9],
+        [0, 3, 8, 15],
+        4,
         7,
     ]
     assert torch.equal(queries, query[0].transpose(0, 1))
-    assert torch.equal(keys, key[0].transpose(0, 1)[[*range(3), *range(5), *range(3), 5, *range(3), *range(5, 9)]])
+    assert torch.equal(keys, key[0].transpose(0, 1)[[*range(3), *range(5), *range(3), *range(5, 9)]])
     assert seen["kwargs"] == {"scale": 0.5, "window_size": (2, 0), "enable_gqa": True}
 
 

@@ -141,7 +141,7 @@ def test_an_error_inside_ends_attention_by_the_tree():
 
 
 def attend(**arguments: Any) -> Tensor:
-    mask = TreeMask(Attending(prefix_tree([torch.tensor([7, 1]), torch.tensor([7, 2])], min_shared=1)), None)
+    mask = TreeMask(Attending(prefix_tree([torch.tensor([7, 1]), torch.tensor([7, 2])])), None)
     heads = torch.zeros(1, 2, 3, 4)
     return ALL_ATTENTION_FUNCTIONS["sdpa"](nn.Module(), heads, heads, heads, mask, **arguments)[0]
 

@@ -42,7 +42,7 @@ def padded_logp(model: Any) -> Tensor:
 def row_logp(model: Any) -> Tensor:
     """Return the same log-probs from one row; a backward pass of them runs outside ``attending_by``."""
     rows = sequences()
-    tree = prefix_tree([row[:-1] for row in rows], min_shared=1)
+    tree = prefix_tree([row[:-1] for row in rows])
     with attending_by(tree):
         logits = model(input_ids=tree.input_ids, position_ids=tree.position_ids, use_cache=False).logits[0]
     return torch.cat([_logp(logits[at], row[1:]) for at, row in zip(tree.rows, rows, strict=True)])

@@ -154,7 +154,7 @@ class _Body:
 
 
 def _refused_by_tests(body: _Body, sequences: list[Tensor]) -> str | None:
-    tree = prefix_tree(sequences, min_shared=1)
+    tree = prefix_tree(sequences)
     positions = {"position_ids": tree.position_ids}
     with attending_by(tree) as call:
         hidden = body(tree.input_ids, **positions)[0]

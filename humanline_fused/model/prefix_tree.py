@@ -13,9 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A shorter common prefix is computed in both sequences: see prefix_tree.
-MIN_SHARED = 4
-
 
 @dataclass(frozen=True)
 class Segment:
@@ -50,7 +47,7 @@ class PrefixTree:
     rows: tuple[Tensor, ...]
 
 
-def prefix_tree(sequences: Sequence[np.ndarray | Tensor], min_shared: int = MIN_SHARED) -> PrefixTree:
+def prefix_tree(sequences: Sequence[np.ndarray | Tensor]) -> PrefixTree:
     """Return one row that holds the tokens of all sequences, and each common prefix once.
 
     The last token of a sequence is needed only if its hidden state is: to score the tokens of a sequence, pass it
@@ -58,13 +55,11 @@ def prefix_tree(sequences: Sequence[np.ndarray | Tensor], min_shared: int = MIN_
 
     Args:
         sequences: token ids, 1-D, on the CPU. A sequence may be empty, not all.
-        min_shared: a branching needs this many shared tokens since the previous one, else the few tokens are computed
-            in both branches: a further segment costs about as much as they do. With 1, every common prefix is shared.
 
     Raises:
         ValueError: no sequence has a token, or one is not 1-D.
 
-    >>> tree = prefix_tree([np.array([5, 6, 7]), np.array([5, 6, 8, 9])], min_shared=1)
+    >>> tree = prefix_tree([np.array([5, 6, 7]), np.array([5, 6, 8, 9])])
     >>> tree.input_ids, tree.position_ids
     (tensor([[5, 6, 7, 8, 9]]), tensor([[0, 1, 2, 2, 3]]))
     >>> [(s.start, s.stop, s.context) for s in tree.segments]
@@ -77,30 +72,34 @@ def prefix_tree(sequences: Sequence[np.ndarray | Tensor], min_shared: int = MIN_
         raise ValueError(f"expected sequences of one axis, got the shapes {[sequence.shape for sequence in ids]}")
     if not sum(map(len, ids)):
         raise ValueError(f"expected at least one token, got {len(ids)} empty sequences")
-    root, ends = _radix_tree(ids, min_shared)
+    root, ends = _radix_tree(ids)
     nodes, segments = _depth_first(root)
     row = np.concatenate([ids[node.sequence][node.start : node.stop] for node in nodes])
     positions = np.concatenate([np.arange(node.start, node.stop) for node in nodes])
-    rows = tuple(torch.from_numpy(_indices([segments[number] for number in end.path])) for end in ends)
+    rows = tuple(
+        torch.from_numpy(_indices([segments[number] for number in end.path])[: len(sequence)])
+        for end, sequence in zip(ends, ids, strict=True)
+    )
     return PrefixTree(torch.from_numpy(row)[None], torch.from_numpy(positions)[None], segments, rows)
 
 
 @dataclass(eq=False)
 class _Node:
-    """Tokens ``[start, stop)`` of the first sequence that they are part of, and what follows them."""
+    """Tokens ``[start, stop)`` of a sequence, and what follows them."""
 
     sequence: int
     start: int
     stop: int
+    first: int  # the first of the sequences that pass through it
     children: list["_Node"] = field(default_factory=list)
     path: tuple[int, ...] = ()  # the segments from the root to its own
 
 
-def _radix_tree(ids: list[np.ndarray], min_shared: int) -> tuple[_Node, list[_Node]]:
-    """Return the root, whose run is empty, and for every sequence the node that ends with its last token."""
+def _radix_tree(ids: list[np.ndarray]) -> tuple[_Node, list[_Node]]:
+    """Return the root, whose run is empty, and for every sequence a node whose path begins with it."""
     keys = [sequence.tobytes() for sequence in ids]
     order = sorted(range(len(ids)), key=keys.__getitem__)  # sequences with a common prefix are neighbours
-    path = [_Node(0, 0, 0)]
+    path = [_Node(0, 0, 0, 0)]
     ends = path * len(ids)
     previous = ids[order[0]][:0]
     for number in order:
@@ -109,13 +108,16 @@ def _radix_tree(ids: list[np.ndarray], min_shared: int) -> tuple[_Node, list[_No
         below = None
         while path[-1].stop > shared:
             below = path.pop()
-        if below is not None and shared - path[-1].stop >= min_shared:
+        if below is not None and shared > path[-1].stop:
             path.append(_split(path[-1], below, shared))
-        if len(sequence) > path[-1].stop:
-            path.append(_Node(number, path[-1].stop, len(sequence)))
-            path[-2].children.append(path[-1])
+        last = path[-1]
+        if len(sequence) > last.stop > 0 and not last.children:  # it begins with the previous one
+            last.sequence, last.stop = number, len(sequence)
+        elif len(sequence) > last.stop:
+            path.append(_Node(number, last.stop, len(sequence), number))
+            last.children.append(path[-1])
         for node in path:
-            node.sequence = min(node.sequence, number)
+            node.first = min(node.first, number)
         ends[number] = path[-1]
         previous = sequence
     return path[0], ends
@@ -123,7 +125,7 @@ def _radix_tree(ids: list[np.ndarray], min_shared: int) -> tuple[_Node, list[_No
 
 def _split(parent: _Node, below: _Node, depth: int) -> _Node:
     """Cut ``below`` at ``depth`` and return its upper part, the new child of ``parent``."""
-    upper = _Node(below.sequence, below.start, depth, [below])
+    upper = _Node(below.sequence, below.start, depth, below.first, [below])
     parent.children[parent.children.index(below)] = upper
     below.start = depth
     return upper
@@ -146,7 +148,7 @@ def _depth_first(root: _Node) -> tuple[list[_Node], tuple[Segment, ...]]:
             segments.append(Segment(start, start + node.stop - node.start, node.start, node.path))
             node.path += (len(nodes),)
             nodes.append(node)
-        node.children.sort(key=lambda child: child.sequence, reverse=True)
+        node.children.sort(key=lambda child: child.first, reverse=True)
         for child in node.children:
             child.path = node.path
         waiting += node.children

@@ -56,7 +56,7 @@ def attending_by(tree: PrefixTree) -> Iterator[Attending]:
     >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=11, **sizes)).eval()
     >>> sequences = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 1]])
-    >>> tree = prefix_tree(list(sequences), min_shared=1)
+    >>> tree = prefix_tree(list(sequences))
     >>> with attending_by(tree):
     ...     logits = model(input_ids=tree.input_ids, position_ids=tree.position_ids, use_cache=False).logits
     >>> logits.shape
