@@ -17,6 +17,7 @@ from humanline_fused.training.run.resumable import IDENTITY
 from humanline_fused.training.run.summary import as_bytes, bytes_of
 from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
 from humanline_fused.training.start import identify, pad_token_id_of
+from tests.batches import labelled
 from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer, trained
 
 FLOATS = 100 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32 + 32 * 100
@@ -28,6 +29,12 @@ FLOATS = 100 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32 + 32 * 100
     [
         ({"sync_every": 4}, "look-ahead k=4, 93.7 KiB of weights saved", 2, "first sync at step 0"),
         ({"objective": "kto"}, "look-ahead k=1, 93.7 KiB of weights saved", 3, "first sync at step 0"),
+        (
+            {"objective": "kto", "train_dataset": labelled(20, 4)},
+            "look-ahead k=1, 93.7 KiB of weights saved",
+            2,
+            "first sync at step 0",
+        ),
         (
             {"objective": "kto", "layout": "padded"},
             "look-ahead k=1, 93.7 KiB of weights saved",

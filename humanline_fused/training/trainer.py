@@ -292,9 +292,9 @@ class HumanlineTrainer(EvaluatedTrainer):
             all_tokens = torch.ones_like(batch.input_ids)
             difference = probe(self._policy, self.model, batch.input_ids, all_tokens, self.args.impl)
         self.scorer.try_objective(self._policy, batch)
-        shared = batch.tree is not None
+        forwards = batch.forwards + (self.args.perception == "sampling")
         if self.args.process_index == 0:
-            said = describe_model(self.args, self.objective, self.model, difference, shared)
+            said = describe_model(self.args, self.model, difference, forwards)
             tqdm.write(f"{said}\n{describe_layout(*self.layout)}")  # beside Trainer's bar
         self.begun = True
 

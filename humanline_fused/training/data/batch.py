@@ -75,6 +75,13 @@ class Batch:
         return {"": self} if self.kl is None else {"": self, "kl_": self.kl}
 
     @property
+    def forwards(self) -> int:
+        """The number of forward passes: one or two for the reference's scores, and one or two in training."""
+        if self.kl is None:
+            return 2
+        return (2 if self.together is None else 1) + (1 if self.trains_together else 2)
+
+    @property
     def alone(self) -> "Batch":
         """The batch without its mismatched pairs."""
         return replace(self, kl=None, together=None)

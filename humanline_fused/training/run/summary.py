@@ -61,19 +61,13 @@ def describe_layout(layout: str, why: str) -> str:
     return f"layout: {meaning} ({layout}: {why})"
 
 
-def describe_model(
-    config: HumanlineConfig,
-    objective: Objective,
-    model: nn.Module,
-    difference: float | None,
-    shared: bool,
-) -> str:
+def describe_model(config: HumanlineConfig, model: nn.Module, difference: float | None, forwards: int) -> str:
     """Return one line on the placed model: scoring, reference and memory cost of the reference.
 
     Args:
         model: the policy on this process; its bytes, without a second adapter, are the cost of a second model.
         difference: the largest difference found by the probe, in nats; None if the model computes its own logits.
-        shared: mismatched pairs are scored behind the prompts of the batch, in one forward pass.
+        forwards: forward passes of a micro-batch.
     """
     head = "head: the model's own logits" if difference is None else f"head check: max |Δlogp| {difference:.0e}"
     second = bytes_of(adapter_tensors(model, ADAPTER).values()) if config.reference == "adapter" else 0
@@ -85,8 +79,6 @@ def describe_model(
         "adapter": f"adapter k={config.sync_every}, {as_bytes(second)} more instead of {weights}",
         "frozen": f"frozen, {weights} more",
     }[config.reference]
-    mismatched = 0 if not objective.mismatched else 1 if shared else 2
-    forwards = 2 + mismatched + (config.perception == "sampling")
     sync = "no sync" if config.reference == "frozen" else "first sync at step 0"
     return f"{head}; reference: {reference}; forwards per micro-batch {forwards}; {sync}"
 
