@@ -1,5 +1,6 @@
 """Attention by segments is attention along each sequence, in blocks of queries and in one call."""
 
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -114,6 +115,7 @@ def test_a_row_has_the_attention_of_its_sequences(
     monkeypatch: pytest.MonkeyPatch, block: int, window: int | None, key_heads: int
 ):
     monkeypatch.setattr(segment_attention, "BLOCK", block)
+    monkeypatch.setattr(segment_attention, "varlen_attn", varlen_reference)
     attention = attention_of(window, *ROWS)
     tree = prefix_tree([torch.tensor(row) for row in ROWS])
 
@@ -130,12 +132,12 @@ def test_a_row_has_the_attention_of_its_sequences(
     inputs = row_inputs(tree.input_ids.shape[1], key_heads=key_heads)
     exact = with_gradients(by_sequence, [part.double() for part in inputs])
     eager = with_gradients(by_sequence, inputs)
-    for attend in (attention.by_blocks, partial(attention.in_one_call, attend=varlen_reference)):
+    for attend in (attention.by_blocks, attention.in_one_call):
         result = with_gradients(partial(attend, scaling=0.7), inputs)
         assert_within_budget(result, eager, exact, "attention")
 
 
-def test_one_call_gets_the_lengths_of_segments_and_of_paths():
+def test_one_call_gets_the_lengths_of_segments_and_of_paths(monkeypatch: pytest.MonkeyPatch):
     attention, seen = attention_of(3, *ROWS[:3]), {}
 
     def attend(*args: Any, **kwargs: Any) -> Tensor:
@@ -143,7 +145,8 @@ def test_one_call_gets_the_lengths_of_segments_and_of_paths():
         return varlen_reference(*args, **kwargs)
 
     query, key, value = row_inputs(9)
-    attention.in_one_call(query, key, value, 0.5, attend=attend)
+    monkeypatch.setattr(segment_attention, "varlen_attn", attend)
+    attention.in_one_call(query, key, value, 0.5)
     queries, keys, _, *lengths = seen["args"]
     assert [part.tolist() if isinstance(part, Tensor) else part for part in lengths] == [
         [0, 3, 5, 9],
@@ -154,6 +157,34 @@ def test_one_call_gets_the_lengths_of_segments_and_of_paths():
     assert torch.equal(queries, query[0].transpose(0, 1))
     assert torch.equal(keys, key[0].transpose(0, 1)[[*range(3), *range(5), *range(3), *range(5, 9)]])
     assert seen["kwargs"] == {"scale": 0.5, "window_size": (2, 0), "enable_gqa": True}
+
+
+def causal_from_the_first_key(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Let query i see keys 0 to i, as torch's causal attention does where there are more keys than queries."""
+    starts_q, starts_k, *_ = args
+    used = torch.cat([k + torch.arange(n) for k, n in zip(starts_k[:-1], starts_q.diff(), strict=True)])
+    return varlen_reference(query, key[used], value[used], starts_q, starts_q, args[2], args[2], **kwargs)
+
+
+def absent(*args: Any, **kwargs: Any) -> Tensor:
+    raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+
+def without_window(*args: Any, window_size: tuple[int, int], **kwargs: Any) -> Tensor:
+    return varlen_reference(*args, window_size=(-1, 0), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [(varlen_reference, True), (causal_from_the_first_key, False), (without_window, False), (absent, False)],
+)
+def test_a_varlen_function_is_used_only_if_it_agrees_with_blocks(
+    monkeypatch: pytest.MonkeyPatch, given: Callable[..., Tensor], used: bool
+):
+    monkeypatch.setattr(segment_attention, "varlen_attn", given)
+    agrees = segment_attention._varlen_agrees.__wrapped__
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert agrees(torch.device("cpu"), torch.bfloat16, 4, 2, 16) is used
 
 
 def test_autocast_is_followed():

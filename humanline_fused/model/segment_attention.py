@@ -85,16 +85,9 @@ class SegmentAttention:
                 parts.append(part.transpose(1, 2))
         return torch.cat(parts, 1)
 
-    def in_one_call(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float | None = None,
-        attend: Callable[..., Any] | None = varlen_attn,
-    ) -> Tensor:
-        """Compute what a call of the object returns with ``attend``, a function like torch's ``varlen_attn``."""
-        assert attend is not None
+    def in_one_call(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None) -> Tensor:
+        """Compute what a call of the object returns, with torch's ``varlen_attn``."""
+        assert varlen_attn is not None
         queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         paths = [number for path in self.paths for number in path]
         keys, values = (
@@ -102,7 +95,7 @@ class SegmentAttention:
             for pieces in (tensor.split(self.lengths) for tensor in (keys, values))
         )
         widths = [segment.position + length for segment, length in zip(self.segments, self.lengths, strict=True)]
-        return attend(
+        return varlen_attn(
             queries,
             keys,
             values,
@@ -186,13 +179,10 @@ def _varlen_agrees(device: torch.device, dtype: torch.dtype, heads: int, key_hea
     for window in (None, 7):
         attention = SegmentAttention(tree, window)
         try:
-            with torch.enable_grad():
-                one, other = (
-                    _with_gradients(attend, [part.to(accuracy) for part in inputs])
-                    for attend, accuracy in ((attention.in_one_call, dtype), (attention.by_blocks, torch.float32))
-                )
+            one = _with_gradients(attention.in_one_call, inputs)
         except (RuntimeError, TypeError, ValueError):  # an older function, or a GPU without it
             return False
+        other = _with_gradients(attention.by_blocks, [part.float() for part in inputs])
         pairs = zip(one, other, strict=True)
         if any((a.float() - b).norm() > 4 * torch.finfo(dtype).eps * b.norm() for a, b in pairs):
             return False
@@ -200,6 +190,7 @@ def _varlen_agrees(device: torch.device, dtype: torch.dtype, heads: int, key_hea
 
 
 def _with_gradients(attend: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    inputs = [part.detach().requires_grad_() for part in inputs]
-    result = attend(*inputs)
-    return [result, *torch.autograd.grad(result.square().sum(), inputs)]
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
+        inputs = [part.clone().requires_grad_() for part in inputs]
+        result = attend(*inputs)
+        return [result, *torch.autograd.grad(result.square().sum(), inputs)]
