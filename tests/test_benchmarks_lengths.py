@@ -18,7 +18,7 @@ from benchmarks.training.runs import Run
 from benchmarks.training.setting import DOCUMENTED, Setting, Work, tokens_of
 from benchmarks.training.texts import completions_of
 from benchmarks.training.train import Plan
-from benchmarks.training.variants import COPY, IN_TRL, PADDED, SHARED, TRL, VARIANTS, Variant, available
+from benchmarks.training.variants import COPY, IN_TRL, LAYOUTS, PADDED, SHARED, TRL, VARIANTS, Variant, available
 from benchmarks.training.worker import train
 
 CPU = torch.device("cpu")
@@ -150,11 +150,24 @@ def padded_tokens(setting: Setting) -> int:
 
 
 def test_the_tokens_that_bodies_compute_are_counted_with_their_padding(file):
-    run = trained("copy", "dpo", file)
+    run = trained("padded", "dpo", file)
     setting = Work("toy", "dpo", file).setting
     assert run.note == ""
     assert run.scored == run.trained == [padded_tokens(setting)]
     assert run.tokens == [tokens_of(setting.steps_of(setting.records(3))[1])]
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto", "grpo"])
+def test_every_layout_computes_what_padded_rows_compute_with_fewer_tokens(objective: str, file: str):
+    keys = [variant.key for variant in LAYOUTS if variant.key in ("padded", "sorted", "shared_prompt")]
+    runs = [trained(key, objective, file) for key in keys if objective in variant_of(key).objectives]
+    assert [run.note for run in checked(runs, bitwise=True)] == [""] * len(runs)
+    padded, *others = (sum(run.scored) + sum(run.trained) for run in runs)
+    assert all(tokens < padded for tokens in others)
+    if objective != "kto":  # which also computes its mismatched pairs
+        prompts_once = runs[-1].scored
+        assert prompts_once == runs[-1].trained
+        assert prompts_once[0] < runs[-1].tokens[0]
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto"])

@@ -48,10 +48,6 @@ def _layout(name: str) -> tuple[str, Build]:
     return _ours(reference="lookahead", sync_every=1, layout=name)
 
 
-def _no_layout() -> str | None:
-    return None if "layout" in HumanlineConfig.__dataclass_fields__ else "HumanlineConfig has no layout yet"
-
-
 def _no_trl() -> str | None:
     return installed_obstacle("trl", TRL_VERSION, "accelerate", "datasets")
 
@@ -82,9 +78,9 @@ PADDED, SORTED, SHARED = "humanline, padded", "humanline, sorted", "humanline, s
 TRL, IN_TRL = f"TRL {TRL_VERSION}", "humanline in TRL's trainer"
 
 LAYOUTS = (
-    Variant("padded", PADDED, *_layout("padded"), _no_layout),
-    Variant("sorted", SORTED, *_layout("sorted"), _no_layout),
-    Variant("shared_prompt", SHARED, *_layout("shared_prompt"), _no_layout),
+    Variant("padded", PADDED, *_layout("padded")),
+    Variant("sorted", SORTED, *_layout("sorted"), objectives=["dpo", "grpo"]),
+    Variant("shared_prompt", SHARED, *_layout("shared_prompt")),
     Variant(
         "trl",
         TRL,
