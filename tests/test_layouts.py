@@ -15,6 +15,7 @@ from humanline_fused.training.data.plan import MicroBatch
 from humanline_fused.training.objectives import find_objective
 from humanline_fused.training.scoring import Scorer
 from tests.batches import labelled
+from tests.test_rollout import rounds_trainer
 from tests.test_trainer_head import CLOCK, DESCENT, DRIFT, ROUNDING
 from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_trainer, trained
 
@@ -135,15 +136,34 @@ def lengths(examples: list[Example]) -> tuple[int, int, int]:
     return sum(map(len, prompts)), sum(len(c) - 1 for c in completions), len(completions)
 
 
+def distinct(examples: list[Example]) -> int:
+    """Return the number of different beginnings of the sequences without their last token."""
+    sequences = [[*e.prompt_ids.tolist(), *c.tolist()][:-1] for e in examples for c in e.completions]
+    return len({tuple(ids[:end]) for ids in sequences for end in range(1, len(ids) + 1)})
+
+
+def assert_shared(bodies: Bodies, examples: list[Example]) -> None:
+    """The step of the examples computed each token once, in scoring and in training, and no padding."""
+    tokens = distinct(examples)
+    assert bodies.seen[-1] == (tokens, True)
+    assert (tokens, False) in bodies.seen
+    prompts, completions, number = lengths(examples)
+    assert tokens <= prompts + completions < sum(len(e.prompt_ids) * len(e.completions) for e in examples) + completions
+    assert number > len({tuple(e.prompt_ids.tolist()) for e in examples})
+
+
 @pytest.mark.parametrize("objective", ["dpo", "grpo"])
 def test_each_prompt_is_computed_once_and_no_padding(tmp_path: Path, objective: str):
-    bodies, examples = watched(tmp_path, objective, rows(objective, 8))
-    prompts, completions, number = lengths(examples)
-    assert number > len(examples) or len({tuple(e.prompt_ids.tolist()) for e in examples}) < number
-    # Step 1 was scored in step 0, with two others before it in that step: itself, and step 0's own.
-    assert bodies.seen[-1] == (prompts + completions, True)
-    assert bodies.seen[-2][1] is True or bodies.seen[-2] == (prompts + completions, False)
-    assert (prompts + completions, False) in bodies.seen
+    assert_shared(*watched(tmp_path, objective, rows(objective, 8)))
+
+
+def test_the_samples_of_a_round_share_their_prompts(tmp_path: Path):
+    prompts = [{"prompt": row["prompt"], "wanted": "w1"} for row in rows("dpo", 8)]
+    size = {"per_device_train_batch_size": 4, "rollout_every": 1, "max_steps": 2}
+    trainer = rounds_trainer(tmp_path, objective="grpo", train_dataset=prompts, **size)
+    bodies = Bodies(trainer.model.model)
+    trainer.train()
+    assert_shared(bodies, list(trainer.train_examples))
 
 
 @pytest.mark.parametrize(("prompt", "completion", "together"), [(6, 6, False), (20, 4, True)])
