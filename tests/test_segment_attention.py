@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from humanline_fused.model import segment_attention
 from humanline_fused.model.prefix_tree import prefix_tree
-from humanline_fused.model.segment_attention import Block, SegmentAttention
+from humanline_fused.model.segment_attention import BLOCK, Block, SegmentAttention
 from tests.error_budget import assert_within_budget
 
 ROWS = [7, 8, 9, 1, 1], [7, 8, 9, 2], [7, 8, 9, 2, 4, 5, 6], [7, 8, 9, 2, 4, 5, 0], [3, 3, 3]
@@ -31,6 +32,18 @@ def row_inputs(tokens: int, dtype: torch.dtype = torch.float32, key_heads: int =
     generator = torch.Generator().manual_seed(0)
     heads = 2, key_heads, key_heads
     return [torch.randn(1, tokens, n, 8, generator=generator).to(dtype).transpose(1, 2) for n in heads]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Attributes: elements: the number of elements of the largest tensor that an operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **kwargs or {})
+        if isinstance(result, Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
 
 
 def with_gradients(attend: Any, inputs: list[Tensor]) -> Tensor:
@@ -193,3 +206,12 @@ def test_autocast_is_followed():
     with torch.autocast("cpu", torch.bfloat16):
         result = attention(*inputs)
     assert torch.equal(result, attention(*(part.bfloat16() for part in inputs)))
+
+
+def test_no_block_makes_a_mask_of_all_tokens_of_a_long_sequence():
+    long = [1] * 2000
+    attention = attention_of(None, long)
+    inputs = row_inputs(len(long))
+    with LargestTensor() as made:
+        attention.by_blocks(*inputs)
+    assert made.elements <= BLOCK * (len(long) + BLOCK)

@@ -112,26 +112,30 @@ class SegmentAttention:
         sizes = sum(self.lengths)
         mask = torch.full((sizes, sizes), torch.finfo(dtype).min, dtype=dtype, device=device)
         for segment, path, length in zip(self.segments, self.paths, self.lengths, strict=True):
-            bias = self._bias(Block(length, 0, segment.position + length), mask).clamp(min=torch.finfo(dtype).min)
-            pieces = bias.split([self.lengths[number] for number in path], 1)
+            hidden = self._hidden(length, segment.position + length, device)
+            pieces = hidden.split([self.lengths[number] for number in path], 1)
             for number, piece in zip(path, pieces, strict=True):
                 earlier = self.segments[number]
-                mask[segment.start : segment.stop, earlier.start : earlier.stop] = piece
+                mask[segment.start : segment.stop, earlier.start : earlier.stop].masked_fill_(~piece, 0.0)
         return mask[None, None]
 
     def _bias(self, block: Block, like: Tensor) -> Tensor:
         """Return [queries, keys] of a block, 0 or −inf: a slice of one matrix, whose diagonals are constant."""
+        most = max(block.queries for blocks in self.blocks for block in blocks)
         before = max(segment.position + length for segment, length in zip(self.segments, self.lengths, strict=True))
         made = like.dtype, like.device
         if made not in self._made:
-            distance = torch.arange(before, before + max(self.lengths), device=like.device)[:, None]
-            distance = distance - torch.arange(before + max(self.lengths), device=like.device)
-            hidden = (distance < 0) | (distance >= (self.window or before + distance.shape[1]))
+            hidden = self._hidden(most, before + most, like.device)
             self._made[made] = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
         keys = block.last - block.first
         skipped = before - (keys - block.queries)
         bias = self._made[made][: block.queries, skipped : skipped + keys]
         return bias if like.device.type == "cpu" else bias.contiguous()  # kernels on a GPU read aligned rows
+
+    def _hidden(self, queries: int, keys: int, device: Any) -> Tensor:
+        """Return [queries, keys], True where a query does not see a key; the last ones are of the same token."""
+        distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+        return (distance < 0) | (distance >= (self.window or keys))
 
     def _starts(self, *lengths: list[int], device: torch.device) -> list[Tensor]:
         """Return the sums of the lengths before each, and the whole sum, int32 on a device, without waiting for it."""
