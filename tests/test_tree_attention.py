@@ -1,6 +1,7 @@
 """A row that holds each shared prefix once gives the log-probs and gradients of padded rows."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -135,6 +136,15 @@ def test_an_error_inside_ends_attention_by_the_tree():
     with pytest.raises(ZeroDivisionError), attending_by(prefix_tree(sequences())):
         raise ZeroDivisionError
     assert model(**tokens()).logits.shape == (2, 7, 100)
+
+
+def test_a_forward_pass_in_another_thread_attends_as_ever():
+    model, tree = tiny_model().eval(), prefix_tree([torch.tensor([5, 6, 7, 8]), torch.tensor([5, 6, 9, 9])])
+    ids = tree.input_ids.flip(1)  # as many tokens as the row has
+    before = model(input_ids=ids).logits
+    with ThreadPoolExecutor(1) as pool, attending_by(tree):
+        meanwhile = pool.submit(lambda: model(input_ids=ids).logits).result()
+    assert torch.equal(meanwhile, before)
 
 
 # Bad input

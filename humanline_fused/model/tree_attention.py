@@ -11,6 +11,7 @@ each layer, so a layer that gradient checkpointing computes again has it, wherev
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, cast
 
 import torch
@@ -30,12 +31,14 @@ class Attending:
 
     Attributes:
         tree: the row.
+        thread: the thread that runs it; forward passes of others keep their own masks.
         masks: number of masks that the model asked for.
         attentions: number of attention layers that received such a mask, 0 with ``eager``.
     """
 
     def __init__(self, tree: PrefixTree) -> None:
         self.tree = tree
+        self.thread = get_ident()
         self.masks = self.attentions = 0
 
 
@@ -105,14 +108,18 @@ def _register() -> None:
 def _mask_function(own: Callable[..., Any], as_tensor: bool) -> Callable[..., Any]:
     """Return a function that makes the mask of the current tree, or without one what ``own`` makes."""
 
+    @torch.compiler.disable
+    def of_thread(*args: Any, **kwargs: Any) -> Any:
+        call = next((call for call in reversed(_current) if call.thread == get_ident()), None)
+        return own(*args, **kwargs) if call is None else _tree_mask(call, as_tensor, *args, **kwargs)
+
     def make_mask(*args: Any, **kwargs: Any) -> Any:
-        return _tree_mask(_current[-1], as_tensor, *args, **kwargs) if _current else own(*args, **kwargs)
+        return of_thread(*args, **kwargs) if _current else own(*args, **kwargs)
 
     cast(Any, make_mask).replaces = own
     return make_mask
 
 
-@torch.compiler.disable
 def _tree_mask(
     call: Attending,
     as_tensor: bool,
