@@ -197,6 +197,14 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
             "sorted."
         ),
     )
+    max_tokens_per_micro_batch: int | None = field(
+        default=None,
+        metadata=_help(
+            "Token budget: maximum tokens of one forward pass through the model's body, on one process, with padding. "
+            "A micro-batch with more is computed in several passes, of whole pairs, completions, or prompts with all "
+            "of their completions; loss, gradient and metrics are those of the whole. Default: no maximum."
+        ),
+    )
     dry_run: bool = field(
         default=False,
         metadata=_help(
@@ -262,8 +270,9 @@ class HumanlineConfig(ObjectiveSettings, TrainingArguments):
         self._expect("sync_every", synced or self.sync_every is None, "None with reference='frozen' (never synced)")
         for name in ("sync_every", "max_length") if synced else ("max_length",):
             self._expect_integer(name, 1)
-        if self.dataset_num_proc is not None:
-            self._expect_integer("dataset_num_proc", 1)
+        for name in ("dataset_num_proc", "max_tokens_per_micro_batch"):
+            if getattr(self, name) is not None:
+                self._expect_integer(name, 1)
         HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R)
         self._check_perception()
         self._check_rounds()

@@ -15,7 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.training import pending
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data.batch import Batch
+from humanline_fused.training.data.batch import Batch, CutBatch
 from humanline_fused.training.data.examples import Example, fingerprint
 from humanline_fused.training.data.plan import MicroBatch, evaluation_plan
 from humanline_fused.training.initial_scores import InitialScores
@@ -28,6 +28,7 @@ from humanline_fused.training.run.metrics_log import Meter
 from humanline_fused.training.run.resumable import ResumableTrainer
 from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
 from humanline_fused.training.scoring import Scorer
+from humanline_fused.training.windows import Windows, as_one
 from humanline_fused.validation.values import nearest
 
 SPEED = {"runtime", "samples_per_second", "steps_per_second"}
@@ -43,21 +44,23 @@ class HeldOut:
 
     Args:
         examples: all held-out examples; empty if the run has none.
-        collate: makes the batch of a micro-batch.
+        windows: cuts micro-batches and makes their batches.
         config, objective: the settings of the run.
     """
 
     def __init__(
         self,
         examples: Sequence[Example],
-        collate: Callable[[Sequence[Example], MicroBatch], Batch],
+        windows: Windows,
         config: HumanlineConfig,
         objective: Objective,
     ) -> None:
         self.examples = examples
-        self.collate = collate
-        self.batch_size = config.per_device_eval_batch_size
-        self.dealt = evaluation_plan(len(examples), self.batch_size, config.process_index, config.world_size)
+        self.windows = windows
+        self.batch_size, self.rank = config.per_device_eval_batch_size, config.process_index
+        ranks = range(config.world_size)
+        self.plans = [evaluation_plan(len(examples), self.batch_size, rank, config.world_size) for rank in ranks]
+        self.dealt = self.plans[self.rank]
         self.settings = examples, objective, config.max_length
         made_of = {"objective": objective.name, "max_length": config.max_length, "batch_size": self.batch_size}
         made_of["data"] = fingerprint(examples)
@@ -89,31 +92,54 @@ class HeldOut:
         if not fresh and self.initial.file.is_file():
             self.initial.load()
             return
-        micros = [micro for micro, _ in self.dealt]
-        scored = [score(model, [self.collate(self.examples, micro)])[0] for micro in micros]
-        self.initial.make(pending.by_example(scored, micros, *self.settings))
+        taken: ByExample = {}
+        for number in range(len(self.dealt)):
+            for part, counts in self._parts(number):
+                scored = score(model, [self.windows.collate(self.examples, part)])
+                taken |= pending.by_example(scored, [part], *self.settings) if counts else {}
+        self.initial.make(taken)
         if keep:
             self.initial.save()
 
-    def with_initial_scores(self, batch: Batch) -> Batch:
+    def _parts(self, number: int) -> list[tuple[MicroBatch, bool]]:
+        """Return the parts of one of this rank's micro-batches, each with True unless it repeats the part before."""
+        micros = [plan[number][0] for plan in self.plans]
+        if self.windows.alike:
+            parts = self.windows.budget.cut_alike(self.examples, micros, self.rank)
+        else:
+            parts = self.windows.budget.cut(self.examples, micros[self.rank])
+        return [(part, part is not before) for part, before in zip(parts, [None, *parts], strict=False)]
+
+    def with_initial_scores(self, batch: Batch | CutBatch) -> Batch | CutBatch:
         """Return one of this rank's batches with the scores of the initial policy."""
         assert self.initial.scores is not None
-        assert batch.index is not None
-        micro, _ = self.dealt[batch.index]
-        (scores,) = pending.in_batches(self.initial.scores, [micro], *self.settings)
-        return batch.with_scores(scores)
+        batches = batch.parts if isinstance(batch, CutBatch) else (batch,)
+        assert batches[0].index is not None
+        parts = [part for part, _ in self._parts(batches[0].index)]
+        scores = pending.in_batches(self.initial.scores, parts, *self.settings)
+        scored = tuple(batch.with_scores(given) for batch, given in zip(batches, scores, strict=True))
+        return CutBatch(scored) if isinstance(batch, CutBatch) else scored[0]
 
     def batches(self) -> Iterator[Batch]:
         """Yield the micro-batches of all ranks."""
         for micro, _ in evaluation_plan(len(self.examples), self.batch_size, rank=0, world_size=1):
-            yield self.collate(self.examples, micro)
+            yield self.windows.collate(self.examples, micro)
 
     def dataloader(self) -> DataLoader:
         """Return this rank's micro-batches in order, with ``index``; ``repeated`` marks those that do not count."""
 
-        def batch(index: Any) -> Batch:
-            micro, counts = self.dealt[index]
-            return replace(self.collate(self.examples, micro), index=index, repeated=not counts)
+        def batch(index: Any) -> Batch | CutBatch:
+            repeated = not self.dealt[index][1]
+            parts = [
+                replace(
+                    self.windows.collate(self.examples, part),
+                    index=index,
+                    repeated=repeated or not counts,
+                    share=float(counts),
+                )
+                for part, counts in self._parts(index)
+            ]
+            return as_one(self.windows.objective, parts)
 
         positions: Any = range(len(self.dealt))
         return DataLoader(positions, batch_size=None, collate_fn=batch, generator=torch.Generator())
@@ -194,14 +220,19 @@ class EvaluatedTrainer(ResumableTrainer):
         )
 
     def prediction_step(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+        self,
+        model: nn.Module,
+        inputs: Batch | CutBatch,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor, None, None]:
         """Return the loss of one micro-batch against the initial policy."""
         self._score_initially(model)
         inputs = self.held_out.with_initial_scores(inputs)
         with torch.no_grad():
-            loss: Any = self.compute_loss(model.eval(), inputs)  # pyright: ignore[reportArgumentType]
-            return loss.detach(), None, None
+            parts = [inputs] if isinstance(inputs, Batch) else self.scorer.with_z0(model.eval(), inputs.parts)
+            losses: Any = [self.compute_loss(model.eval(), part) for part in parts]  # pyright: ignore[reportArgumentType]
+            return sum(losses[1:], losses[0]).detach(), None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Run Trainer's loop and add means against the initial policy: loss, ``rewards_initial/*``, ``kl_initial``."""

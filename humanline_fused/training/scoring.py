@@ -1,7 +1,7 @@
 """Log-probs and losses of the wrapped model, computed inside its forward pass or from its logits."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,7 @@ from humanline_fused.model.tree_attention import attending_by
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.scores import LMHead, Logits, Scores, TokenLogp
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data.batch import Batch
+from humanline_fused.training.data.batch import Batch, joined
 from humanline_fused.training.objectives.objective import LossInputs, LossResult, Objective
 from humanline_fused.training.objectives.table import is_in_table
 from humanline_fused.training.objectives.trial import check_loss, metric_names
@@ -89,7 +89,10 @@ class Scorer:
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossResult]:
         """Return the loss of a micro-batch that has ``ref_logp``, with a graph, and its result."""
         together = batch.together if batch.trains_together or not torch.is_grad_enabled() else None
-        kl = None if batch.kl is None or together is not None else self._kl(model, batch.kl)
+        if batch.z0 is not None:
+            together, kl = None, batch.z0
+        else:
+            kl = None if batch.kl is None or together is not None else self._kl(model, [batch])
 
         def compute(scores: Scores | WholeLogits) -> LossResult:
             z0 = kl
@@ -105,6 +108,16 @@ class Scorer:
         if loss.dtype != out.loss.dtype:  # FSDP2's output_dtype: keep its graph and the unrounded value
             loss = out.loss.detach() + (loss - loss.detach())
         return loss, out
+
+    def with_z0(self, model: nn.Module, parts: Sequence[Batch]) -> list[Batch]:
+        """Return the parts of a micro-batch with the reference point of all of it, if the loss has one.
+
+        A repeated part is scored, because its forward pass may be collective, but its pairs do not count.
+        """
+        if not self.objective.mismatched:
+            return list(parts)
+        z0 = self._kl(model, parts)
+        return [replace(part, z0=z0) for part in parts]
 
     def try_objective(self, model: nn.Module, batch: Batch) -> None:
         """Check a user-defined loss on a batch.
@@ -145,12 +158,15 @@ class Scorer:
         )
 
     @torch.no_grad()
-    def _kl(self, model: nn.Module, mismatched: Batch) -> Tensor:
-        """Return KTO's z0, from log-probs scored without dropout, like those of the reference."""
+    def _kl(self, model: nn.Module, parts: Sequence[Batch]) -> Tensor:
+        """Return KTO's z0 of a micro-batch, from log-probs scored without dropout, like those of the reference."""
         training = model.training
-        logp = self._logp(model.eval(), mismatched)
+        model.eval()
+        scored = [(part.kl, self._logp(model, part.kl), part) for part in parts if part.kl is not None]
         model.train(training)
-        return self._z0(logp, mismatched, training)
+        counted = [(kl, logp) for kl, logp, part in scored if part.share or not part.repeated]
+        mismatched, logps = zip(*counted, strict=True)
+        return self._z0(torch.cat(logps, dim=1), joined(mismatched), training)
 
     def _z0(self, logp: Tensor, mismatched: Batch, training: bool) -> Tensor:
         """Return KTO's z0 of the policy's log-probs of mismatched pairs."""

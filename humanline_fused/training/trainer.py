@@ -8,12 +8,14 @@ reference, and evaluation compares with the initial policy.
 import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -28,7 +30,7 @@ from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
 from humanline_fused.training import pending
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data.batch import Batch
+from humanline_fused.training.data.batch import Batch, CutBatch
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.forms import keeps_groups
 from humanline_fused.training.data.plan import BatchPlan, BatchSizes
@@ -139,7 +141,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         self.scorer = Scorer(args, self.objective)
         self.windows = Windows(args, self.objective, self.plan, lambda: self.train_examples, self.pad_token_id)
         self.layout: Choice | None = None
-        self.held_out = HeldOut(self.eval_examples, self.windows.collate, args, self.objective)
+        self.held_out = HeldOut(self.eval_examples, self.windows, args, self.objective)
         self._watch()
         self._identity = run_identity(args, self.objective, self.plan, self.train_data, self.rounds, policy)
         self.reference = self._make_reference(reference_model)
@@ -187,7 +189,8 @@ class HumanlineTrainer(EvaluatedTrainer):
 
     def _make_reference(self, model: nn.Module | None) -> LookaheadReference | CopyReference | AdapterReference:
         args = self.args
-        refuse_engine(self.accelerator, args.reference, rounds=self.rounds is not None)
+        given = {"rounds": self.rounds is not None, "cut": args.max_tokens_per_micro_batch is not None}
+        refuse_engine(self.accelerator, args.reference, **given)
 
         def score(step: int) -> list[TokenScores]:
             return self.scorer.score(self._policy, self._window(step), with_entropy=True)
@@ -240,7 +243,8 @@ class HumanlineTrainer(EvaluatedTrainer):
             models.append((self.reference.model, self.accelerator.unwrap_model(self.reference.model)))
         examples = self.train_examples or self.eval_examples
         self.layout = choose_layout(self.args.layout, self.objective, models, examples, self._checked.longest)
-        self.plan = self.windows.use(self.layout.layout)
+        sharded = any(isinstance(module, FSDPModule) for module in self._policy.modules())
+        self.plan = self.windows.use(self.layout.layout, alike=sharded)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return a loader that gives Trainer the length; :meth:`get_batch_samples` takes batches from the plan."""
@@ -249,7 +253,7 @@ class HumanlineTrainer(EvaluatedTrainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Batch], None]:
+    ) -> tuple[list[Batch | CutBatch], None]:
         """Return the micro-batches of the next optimizer step, with the reference's log-probs."""
         step = self.state.global_step
         if step >= self.state.max_steps:  # Trainer would take one more step when a finished run is resumed
@@ -268,6 +272,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         if self.args.perception == "sampling":
             sampled = self.windows.micro_batches(step), self.train_examples, step
             inputs = with_sampling(self.scorer, self._policy, inputs, *sampled)
+        inputs = self.windows.joined(step, inputs)
         if self.args.include_num_input_tokens_seen == "no":
             examples = self.windows.everything(step)
             self.state.num_input_tokens_seen += sum(len(e.prompt_ids) + len(c) for e in examples for c in e.completions)
@@ -298,14 +303,34 @@ class HumanlineTrainer(EvaluatedTrainer):
             tqdm.write(f"{said}\n{describe_layout(*self.layout)}")  # beside Trainer's bar
         self.begun = True
 
-    def _prepare_inputs(self, inputs: Batch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def _prepare_inputs(self, inputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the inputs unchanged: they are on the device, and Trainer would round log-probs under DeepSpeed."""
         return inputs
+
+    def training_step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, model: nn.Module, inputs: Batch | CutBatch, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Compute the loss of a micro-batch and add its gradient, part by part; only the last reduces the gradients."""
+        if isinstance(inputs, Batch):
+            return super().training_step(model, inputs, num_items_in_batch)  # pyright: ignore[reportArgumentType]
+        parts = self.scorer.with_z0(model.train(), inputs.parts)
+        state, losses = self.accelerator.gradient_state, []
+        reduces = state.sync_gradients
+        for number, part in enumerate(parts, start=1):
+            last = number == len(parts)
+            state._set_sync_gradients(reduces and last)
+            # Of a micro-batch before the step's last one, Trainer has turned off the reduction.
+            with self.accelerator.no_sync(model) if reduces and not last else nullcontext():
+                losses.append(super().training_step(model, part, num_items_in_batch))  # pyright: ignore[reportArgumentType]
+        return torch.stack(losses).sum()
 
     def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the mean loss over pairs (DPO), sequences (KTO) or tokens of the step (GRPO); record its metrics."""
+        """Return the mean loss over pairs (DPO), sequences (KTO) or tokens of the step (GRPO); record its metrics.
+
+        Of the part of a micro-batch, the mean's share.
+        """
         meter = self.meters["train" if model.training else "eval"]
         loss, out = self.scorer.loss(model, inputs)
         metrics = dict(out.metrics)
@@ -316,6 +341,8 @@ class HumanlineTrainer(EvaluatedTrainer):
         if inputs.repeated:  # zeros under the same names, so that all ranks reduce the same metrics
             metrics = {name: Weighted(*map(torch.zeros_like, weighted)) for name, weighted in metrics.items()}
         meter.update(metrics)
+        if inputs.share != 1:
+            loss = loss * inputs.share
         return (loss, out) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

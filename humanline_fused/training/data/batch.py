@@ -45,6 +45,8 @@ class Batch:
         sampling: draws and maxima of humanline sampling; None with the clamp and in evaluation.
         index: position of the micro-batch in an evaluation.
         repeated: True if the micro-batch is a repetition that does not count.
+        share: of the part of a micro-batch: the share of its loss in the micro-batch's loss; else 1.
+        z0: [], nats: of the part of a micro-batch: the mean log-ratio of all of the micro-batch's mismatched pairs.
     """
 
     input_ids: Tensor
@@ -62,6 +64,8 @@ class Batch:
     sampling: HumanlineSampling | None = None
     index: int | None = None
     repeated: bool = False
+    share: float = 1.0
+    z0: Tensor | None = None
 
     def __contains__(self, name: object) -> bool:
         return any(field.name == name for field in fields(self)) and getattr(self, str(name)) is not None
@@ -114,6 +118,33 @@ class Batch:
         scores = {name: values.to(self.input_ids.device, non_blocking=True) for name, values in scores.items()}
         kl = None if self.kl is None else replace(self.kl, ref_logp=scores["kl_ref_logp"])
         return replace(self, ref_logp=scores["ref_logp"], ref_entropy=scores.get("ref_entropy"), kl=kl)
+
+
+@dataclass(frozen=True, eq=False)
+class CutBatch:
+    """A micro-batch as several batches, a forward pass each. The sum of their losses, by share, is its loss.
+
+    transformers' Trainer counts the elements of ``input_ids``, which it looks up as in :class:`Batch`.
+    """
+
+    parts: tuple[Batch, ...]
+
+    def __contains__(self, name: object) -> bool:
+        return name == "input_ids"
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.cat([part[name].flatten() for part in self.parts])
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Return the tokens of several batches with their reference's log-probs as those of one, without its input."""
+    bounds = torch.cat([batch.cu_seqlens.diff() for batch in batches]).cumsum(0)
+    return replace(
+        batches[0],
+        target_ids=torch.cat([batch.target_ids for batch in batches], dim=1),
+        cu_seqlens=torch.cat([bounds.new_zeros(1), bounds]),
+        ref_logp=torch.cat([batch["ref_logp"] for batch in batches], dim=1),
+    )
 
 
 class Parts(NamedTuple):

@@ -108,6 +108,20 @@ class TokenBudget:
         bounds = [0, *accumulate(sizes)]
         return [MicroBatch(micro.ids[start:stop], micro.following[start:stop]) for start, stop in pairwise(bounds)]
 
+    def cut_alike(self, examples: Sequence[Example], micros: Sequence[MicroBatch], rank: int) -> list[MicroBatch]:
+        """Return the parts of a rank's micro-batch, as many as the rank with the most has.
+
+        With sharded weights a forward pass is collective. A rank with too few examples repeats its last part.
+
+        Args:
+            examples: the examples that the ids index.
+            micros: the micro-batches of all ranks.
+            rank: rank of this process.
+        """
+        number = max(len(self.cut(examples, micro)) for micro in micros)
+        mine = self.cut(examples, micros[rank], number)
+        return mine + mine[-1:] * (number - len(mine))
+
     def _tokens(self, unit: Unit) -> int:
         return unit.tokens if self.once else unit.padded
 

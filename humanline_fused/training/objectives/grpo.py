@@ -29,6 +29,7 @@ class GRPO(Objective):
     default_beta = 0.0
     settings = GRPOSettings
     has_implicit_reward = False
+    token_mean = True
 
     def check(self, config: GRPOSettings) -> None:
         expect(config, "epsilon", 0 <= config.epsilon <= 1, "a number in [0, 1]")
@@ -51,11 +52,12 @@ class GRPO(Objective):
             **inputs.perceived(config),
         )
         tokens = inputs.loss_mask.sum()
+        divisor = tokens if inputs.num_items is None else inputs.num_items
         shares = {
             "kl": out.kl,
             "clip_ratio/low_mean": out.clip_low_fraction,
             "clip_ratio/high_mean": out.clip_high_fraction,
             "clip_ratio/region_mean": out.clip_fraction,
         }
-        metrics = {"loss": Weighted(out.loss * tokens, tokens)}
+        metrics = {"loss": Weighted(out.loss * divisor, tokens)}
         return result(out.loss, out, inputs, metrics | token_shares(inputs.loss_mask, shares))

@@ -133,7 +133,8 @@ class Objective:
         mismatched: True if the loss needs :attr:`LossInputs.kl`, which costs a second forward pass of both models.
         has_implicit_reward: True if ``β · Σ log_ratio`` is a reward to show to the user.
         token_mean: True if the loss is a sum over tokens divided by :attr:`ScoredTokens.num_items`: an evaluation then
-            weights micro-batches by tokens, not by examples.
+            weights micro-batches by tokens, and the losses of a micro-batch's parts are added. Else the loss is a mean
+            over examples, and both are weighted by examples.
     """
 
     name: str
@@ -153,8 +154,8 @@ class Objective:
 
         Returns:
             The loss, [], with a graph; and metrics by name, the same names for every batch. A tensor is reported as
-            the mean of its entries, a :class:`~humanline_fused.training.objectives.metrics.Weighted` as its total
-            divided by its weight.
+            the mean of its entries, a number as its mean over examples, and a
+            :class:`~humanline_fused.training.objectives.metrics.Weighted` as its total divided by its weight.
         """
         raise NotImplementedError
 
@@ -175,9 +176,12 @@ class Objective:
         loss, metrics = given
         if not isinstance(loss, Tensor):
             raise TypeError(f"expected a scalar loss, a tensor of shape [], got {type(loss).__name__}")
-        weighted = {name: _weighted(name, value, loss.device) for name, value in metrics.items()}
-        number = mask.sum() if self.token_mean else torch.full_like(num_items, len(mask) // self.form.sides)
-        return result(loss, ratio, inputs, {"loss": Weighted(loss.detach() * number, number), **weighted})
+        examples = torch.full_like(num_items, len(mask) // self.form.sides)
+        weighted = {name: _weighted(name, value, examples) for name, value in metrics.items()}
+        summed = Weighted(loss.detach() * examples, examples)
+        if self.token_mean:
+            summed = Weighted(loss.detach() * num_items, mask.sum())
+        return result(loss, ratio, inputs, {"loss": summed, **weighted})
 
     @property
     def types(self) -> tuple[DataType, ...]:
@@ -215,11 +219,11 @@ def result(loss: Tensor, out: ClampedOutput, inputs: LossInputs, metrics: Mappin
     return LossResult(loss, out.logp, out.ref_logp, {**metrics, **shares})
 
 
-def _weighted(name: str, value: Metric, device: torch.device) -> Weighted:
+def _weighted(name: str, value: Metric, examples: Tensor) -> Weighted:
     if isinstance(value, Weighted):
         return value
     if isinstance(value, int | float):
-        value = torch.full((), float(value), device=device)
+        return Weighted(value * examples, examples)
     if not isinstance(value, Tensor) or value.numel() == 0:
         raise TypeError(f"metric {name!r}: expected a number, a tensor with entries or a Weighted, got {value!r:.80}")
     return mean(value.detach().float())

@@ -10,8 +10,8 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 
-def refuse_engine(accelerator: Accelerator, reference: str, *, rounds: bool = False) -> None:
-    """Raise ValueError if the engine does not support this reference or online rounds, or is FSDP 1."""
+def refuse_engine(accelerator: Accelerator, reference: str, *, rounds: bool = False, cut: bool = False) -> None:
+    """Raise ValueError if the engine does not support this reference, rounds or cut micro-batches, or is FSDP 1."""
     kind = accelerator.distributed_type
     fsdp1 = kind == DistributedType.FSDP and not accelerator.is_fsdp2
     instead = {
@@ -27,6 +27,11 @@ def refuse_engine(accelerator: Accelerator, reference: str, *, rounds: bool = Fa
         raise ValueError(
             "rollout_every: expected a whole model in every process to sample from. Under FSDP and DeepSpeed sample "
             "beforehand, and train offline"
+        )
+    if cut and kind == DistributedType.DEEPSPEED:
+        raise ValueError(
+            "max_tokens_per_micro_batch: expected None under DeepSpeed, whose engine counts backward passes. Use a "
+            "smaller per_device_train_batch_size with more gradient_accumulation_steps"
         )
     if reference == "adapter" and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
