@@ -20,10 +20,12 @@ from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer
 STEPS = 4
 DESCENT: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
 IN_BFLOAT16 = {"bf16": True, "optim": "adamw_torch", "learning_rate": 3e-3}
+CUT = "kto lookahead cut"
 RUNS: dict[str, dict[str, Any]] = {
     f"{objective} {reference}": {} for objective in OBJECTIVES for reference in ("lookahead", "copy")
 } | {
     "dpo frozen": {},
+    CUT: {"max_tokens_per_micro_batch": 20},
     # One process uses autocast, FSDP2 its own casts: results are similar but not equal.
     "dpo lookahead bf16": IN_BFLOAT16,
     "dpo copy bf16": IN_BFLOAT16,
@@ -70,7 +72,7 @@ def made(folder: Path, run: str, world_size: int) -> HumanlineTrainer:
     kind = HumanlineTrainer if world_size == 1 else ShardedTrainer
     ShardedTrainer.state_dict_type = RESUMED.get(run, "SHARDED_STATE_DICT")
     callbacks = [SaveOnce(SAVED)] if world_size == 2 and run in RESUMED else None
-    held_out = records(objective, 8, seed=5) if run == "kto lookahead" else None
+    held_out = records(objective, 8, seed=5) if run.startswith("kto lookahead") else None
     settings = {"processing_class": tiny_tokenizer(), "callbacks": callbacks, "eval_dataset": held_out}
     # All ranks start with the first rank's weights, and dpo's head is tied to its embedding.
     model = tiny_model(seed=config.process_index, tie_word_embeddings=objective == "dpo")
@@ -80,20 +82,34 @@ def made(folder: Path, run: str, world_size: int) -> HumanlineTrainer:
 def train(folder: Path, world_size: int) -> None:
     """Train all runs; on two ranks also save and resume some of them."""
     for run in RUNS:
-        if world_size == 1 and ("copy" in run or "bf16" in run):
+        if world_size == 1 and ("copy" in run or "bf16" in run or run == CUT):
             continue
         trainer = made(folder / f"{world_size} {run}", run, world_size)
         trainer.train()
         assert trainer.layout is not None
         assert trainer.layout.layout == "shared_prompt"
         evaluation = trainer.evaluate()["eval_loss"] if trainer.eval_examples else None
-        keep(trainer, folder / f"{world_size} {run}.pt", evaluation=evaluation, **of_the_reference(trainer))
+        more = of_the_reference(trainer) | {"uneven": uneven(trainer)}
+        keep(trainer, folder / f"{world_size} {run}.pt", evaluation=evaluation, **more)
         if world_size == 2 and run == "dpo copy":
             trainer.save_model(str(folder / "exported"))
     for run in RESUMED if world_size == 2 else ():
         trainer = made(folder / f"resumed {run}", run, world_size)
         trainer.train(str(folder / f"2 {run}" / f"checkpoint-{SAVED}"))
         keep(trainer, folder / f"resumed {run}.pt")
+
+
+def uneven(trainer: HumanlineTrainer) -> list[bool]:
+    """Return, for training and for evaluation, if ranks would cut a micro-batch into different numbers of parts."""
+    cut, ranks = trainer.windows.budget.cut, range(trainer.args.world_size)
+    windows = [[trainer.plan.window(step, rank) for rank in ranks] for step in range(STEPS)]
+    pairs = [(trainer.train_examples, micros) for window in windows for micros in zip(*window, strict=True)]
+    plans = trainer.held_out.plans if trainer.eval_examples else []
+    held_out = [(trainer.eval_examples, [micro for micro, _ in dealt]) for dealt in zip(*plans, strict=True)]
+    return [
+        any(len({len(cut(examples, micro)) for micro in micros}) > 1 for examples, micros in given)
+        for given in (pairs, held_out)
+    ]
 
 
 def of_the_reference(trainer: HumanlineTrainer) -> dict[str, Any]:
@@ -143,15 +159,19 @@ def load(runs: Path, run: str) -> dict[str, Any]:
     return kept
 
 
-@pytest.mark.parametrize("run", [*(f"{objective} lookahead" for objective in OBJECTIVES), "dpo frozen"])
+@pytest.mark.parametrize("run", [*(f"{objective} lookahead" for objective in OBJECTIVES), "dpo frozen", CUT])
 def test_sharded_runs_give_the_losses_and_weights_of_one_process(runs: Path, run: str):
-    one, two = load(runs, f"1 {run}"), load(runs, f"2 {run}")
+    one, two = load(runs, f"1 {run.removesuffix(' cut')}"), load(runs, f"2 {run}")
     # Ranks sum in another order than a batch: float32 rounding of the losses, and of the gradients of four steps.
     rounding = 16 * torch.finfo(torch.float32).eps
     torch.testing.assert_close(two["losses"], one["losses"], rtol=rounding, atol=rounding)
     torch.testing.assert_close(two["evaluation"], one["evaluation"], rtol=rounding, atol=rounding)
     moved = STEPS * DESCENT["learning_rate"] * rounding
     torch.testing.assert_close(two["weights"], one["weights"], rtol=rounding, atol=moved)
+
+
+def test_the_budget_cuts_the_micro_batches_of_the_ranks_into_different_numbers_of_parts(runs: Path):
+    assert load(runs, f"2 {CUT}")["uneven"] == [True, True]
 
 
 @pytest.mark.parametrize("run", [*OBJECTIVES, "dpo bf16"])

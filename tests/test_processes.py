@@ -29,6 +29,8 @@ WHOLE: dict[str, dict[str, Any]] = {f"{objective} lookahead": {} for objective i
     "dpo copy": {},
     "grpo lookahead sampling": {"perception": "sampling"},
     "kto lookahead together": {"train_dataset": labelled(20, 4, number=24)},
+    "dpo lookahead cut": {"max_tokens_per_micro_batch": 28},
+    "kto lookahead cut": {"max_tokens_per_micro_batch": 20, "layout": "padded"},
 }
 TWO_ONLY: dict[str, dict[str, Any]] = {
     "kto copy": {},
@@ -87,6 +89,8 @@ def made(folder: Path, run: str, world_size: int, **settings: Any) -> HumanlineT
 def train(folder: Path, world_size: int) -> None:
     """Train all runs without interruption, with an intermediate checkpoint; two ranks resume the runs of one."""
     for run, settings in (WHOLE if world_size == 1 else WHOLE | TWO_ONLY).items():
+        if world_size == 1 and run.endswith("cut"):
+            continue
         held_out = {"eval_dataset": held_out_data(run.split()[0])} if "lookahead" in run else {}
         saving = {"callbacks": [SaveOnce(SAVED)]} if run in ELASTIC else {}
         trainer = made(folder / f"{world_size} {run}", run, world_size, **settings | held_out | saving)
@@ -157,7 +161,7 @@ def assert_rounded(a: dict[str, Any], b: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("run", WHOLE)
 def test_two_processes_give_the_losses_and_weights_of_one_process(runs: Path, run: str):
-    one, two = load(runs, f"1 {run}"), load(runs, f"2 {run}")
+    one, two = load(runs, f"1 {run.removesuffix(' cut')}"), load(runs, f"2 {run}")
     assert (one["ddp"], two["ddp"]) == (False, True)
     assert_rounded(one, two)
 

@@ -92,8 +92,8 @@ class Windows:
 
     def _lengths(self, ids: Sequence[int]) -> list[int]:
         """Return the length of the longest sequence of each example, tokens."""
-        given, most = [self.examples()[i] for i in ids], self.config.max_length
-        return [min(len(e.prompt_ids) + max(map(len, e.completions)), most) for e in given]
+        examples, most = self.examples(), self.config.max_length
+        return [min(examples[i].length, most) for i in ids]
 
     def clear(self) -> None:
         """Forget the batches that were made: their examples have changed."""
