@@ -1,149 +1,130 @@
-"""A run computes the same whether its micro-batches are one forward pass or cut into several by a token budget."""
+"""Cutting a micro-batch into forward passes of at most so many tokens."""
 
-from pathlib import Path
-from typing import Any
+import warnings
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from humanline_fused.model.fused_head import score_in_forward_
-from humanline_fused.training import HumanlineTrainer
-from humanline_fused.training.data.batch import CutBatch
-from tests.test_layouts import TIGHT, assert_equal_runs, rows
-from tests.test_trainer_head import DESCENT, ROUNDING
-from tests.tiny_model import losses, tiny_config, tiny_model, tiny_trainer, trained
-
-pytestmark = pytest.mark.filterwarnings("ignore:max_tokens_per_micro_batch")
-
-SIZES: dict[str, Any] = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "sync_every": 2}
+from humanline_fused.training.data.token_budget import TokenBudget, Unit, fill
+from humanline_fused.training.data.examples import Example
+from humanline_fused.training.data.plan import MicroBatch
+from humanline_fused.training.objectives import find_objective
 
 
-def settings_of(objective: str) -> dict[str, Any]:
-    data = {"train_dataset": rows(objective, 24), "eval_dataset": rows(objective, 10, seed=5)}
-    cadence = {"eval_strategy": "steps", "eval_steps": 3, "per_device_eval_batch_size": 4}
-    return {"objective": objective, **data, **cadence, **DESCENT, **TIGHT, **SIZES}
+def ids(number: int, first: int = 0) -> torch.Tensor:
+    return torch.arange(first, first + number, dtype=torch.int32)
 
 
-def run(folder: Path, objective: str, most: int | None, **settings: Any) -> HumanlineTrainer:
-    return trained(folder, max_tokens_per_micro_batch=most, **settings_of(objective) | settings)
+def example(prompt: int, *completions: int, first: int = 0) -> Example:
+    """Return an example of these lengths; ``first`` makes another prompt."""
+    return Example(ids(prompt, first), tuple(map(ids, completions)))
 
 
-def number_of_parts(trainer: HumanlineTrainer) -> int:
-    return sum(len(parts) for step in range(6) for parts in trainer.windows.parts(step))
+def budget(most: int | None, objective: str = "dpo", *, once: bool = False, max_length: int = 100) -> TokenBudget:
+    return TokenBudget(most, find_objective(objective), max_length, once=once)
 
 
-@pytest.mark.parametrize("layout", ["padded", "shared_prompt"])
-def test_every_budget_gives_the_loss_gradient_and_metrics_of_the_whole(tmp_path: Path, objective: str, layout: str):
-    """In float64, but for the divisor of GRPO's tokens and the sums of the metrics."""
-    settings = settings_of(objective) | {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 8}
-    trainer = tiny_trainer(tmp_path, layout=layout, model=tiny_model().double(), **settings)
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.choose_layout()
-    reference = tiny_model(seed=1).double()
-    score_in_forward_(reference)
-
-    def step(most: int | None) -> tuple[torch.Tensor, torch.Tensor, dict[str, float], int]:
-        trainer.windows.budget.most = most
-        trainer.windows.clear()
-        trainer.model.zero_grad()
-        scores = trainer.scorer.score(reference, trainer._window(0))
-        (inputs,) = trainer.windows.joined(0, trainer.windows.inputs(0, scores))
-        loss = trainer.training_step(trainer.model, inputs)
-        gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
-        return loss, gradient, trainer._drain("train"), number_of_parts(trainer)
-
-    loss, gradient, metrics, _ = step(None)
-    parts = []
-    for most in (1, 30, 60, 90, 130, 1000):
-        cut = step(most)
-        torch.testing.assert_close(cut[0], loss, rtol=ROUNDING, atol=0)
-        torch.testing.assert_close(cut[1], gradient, rtol=0, atol=float(gradient.abs().max()) * ROUNDING)
-        assert cut[2] == pytest.approx(metrics, rel=ROUNDING, abs=ROUNDING)
-        parts.append(cut[3])
-    assert parts == sorted(parts, reverse=True)
-    assert len(set(parts)) >= 3
-    assert parts[-1] == 6
+def whole(examples: list[Example]) -> MicroBatch:
+    numbers = tuple(range(len(examples)))
+    return MicroBatch(numbers, numbers[1:] + numbers[:1])
 
 
-def test_a_run_with_a_budget_is_the_run_without_one(tmp_path: Path, objective: str):
-    whole, cut = (run(tmp_path / str(most), objective, most) for most in (None, 25))
-    assert number_of_parts(whole) == 12 < number_of_parts(cut)
-    assert_equal_runs(whole, cut)
+def parts(given_budget: TokenBudget, examples: list[Example], at_least: int = 1) -> list[list[int]]:
+    return [list(part.ids) for part in given_budget.cut(examples, whole(examples), at_least)]
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"perception": "sampling", "gamma_P": 20.0, "log_epsilon_P": -1.5, "log_epsilon_R": 1.5},
-        {"reference": "copy", "head": "logits", "layout": "sorted"},
-        {"objective": "tests.user_loss:APOZero", "gradient_checkpointing": True},
-    ],
-)
-def test_so_do_other_settings_with_a_forward_pass_for_each_unit(tmp_path: Path, settings: dict[str, Any]):
-    settings = settings_of("dpo") | settings
-    whole, cut = (trained(tmp_path / str(most), max_tokens_per_micro_batch=most, **settings) for most in (None, 1))
-    assert number_of_parts(cut) == 6 * 8
-    assert_equal_runs(whole, cut)
+PAIRS = [example(2, 3, 1), example(1, 2, 2), example(4, 4, 2), example(1, 1, 1)]
+"""As padded rows 2 x 5, 2 x 3, 2 x 8 and 2 x 2 tokens; once 2+2+0, 1+1+1, 4+3+1 and 1+0+0, without last tokens."""
 
 
-def test_scaled_advantages_and_groups_of_unequal_size_are_cut_alike(tmp_path: Path):
-    data = rows("grpo", 24)
-    data[0] |= {"completions": [" w1", " w2 w3", " w4 w5 w6 w7"], "rewards": [0.0, 1.0, 3.0]}
-    settings = {"train_dataset": data, "scale_rewards": "batch", "layout": "shared_prompt"}
-    whole, cut = (run(tmp_path / str(most), "grpo", most, **settings) for most in (None, 25))
-    assert number_of_parts(cut) > number_of_parts(whole)
-    assert_equal_runs(whole, cut)
+def test_padded_pairs_fill_forward_passes_in_order():
+    assert parts(budget(None), PAIRS) == [[0, 1, 2, 3]]
+    assert parts(budget(64), PAIRS) == [[0, 1, 2, 3]]  # 8 sequences of 8 tokens
+    assert parts(budget(63), PAIRS) == [[0, 1], [2, 3]]  # 20 and 32 tokens
+    assert parts(budget(32), PAIRS) == [[0, 1], [2, 3]]
+    assert parts(budget(31), PAIRS) == [[0, 1], [2], [3]]
 
 
-@pytest.mark.parametrize("objective", ["kto", "grpo"])
-def test_look_ahead_is_the_copy_bit_by_bit_with_a_budget(tmp_path: Path, objective: str):
-    ahead, copied = (run(tmp_path / kind, objective, 25, reference=kind) for kind in ("lookahead", "copy"))
-    assert losses(ahead) == losses(copied)
-    assert all(map(torch.equal, ahead.model.parameters(), copied.model.parameters()))
+def test_pairs_whose_prompt_is_computed_once_fill_them_with_more():
+    assert parts(budget(16, once=True), PAIRS) == [[0, 1, 2, 3]]
+    assert parts(budget(15, once=True), PAIRS) == [[0, 1], [2, 3]]  # 7 and 9 tokens
 
 
-@pytest.mark.parametrize("objective", ["dpo", "kto"])
-def test_a_run_resumes_with_another_budget(tmp_path: Path, objective: str):
-    saving = {"save_strategy": "steps", "save_steps": 3, "sync_every": 4}
-    whole = run(tmp_path / "run", objective, 40, **saving)
-    resumed = tiny_trainer(tmp_path / "again", max_tokens_per_micro_batch=90, **settings_of(objective) | saving)
-    resumed.train(str(tmp_path / "run" / "checkpoint-3"))
-    assert number_of_parts(resumed) != number_of_parts(whole)
-    assert_equal_runs(whole, resumed)
+def test_the_completions_of_a_prompt_stay_together_where_it_is_computed_once():
+    group = [example(5, n) for n in (2, 3, 4)]
+    groups = [*group, *(example(6, n, first=7) for n in (1, 1))]
+    assert parts(budget(12, "grpo", once=True), groups) == [[0, 1, 2], [3, 4]]  # 5+1+2+3 and 6
+    assert parts(budget(20, "grpo"), groups) == [[0, 1], [2], [3, 4]]  # 2 x 8, 9 and 2 x 7 padded
 
 
-@pytest.mark.parametrize("layout", ["padded", "sorted", "shared_prompt"])
-def test_no_forward_pass_has_more_tokens_than_the_budget(tmp_path: Path, objective: str, layout: str):
-    if (objective, layout) == ("kto", "sorted"):
-        return
-    seen: list[int] = []
-    settings = settings_of(objective) | {"max_steps": 2}
-    trainer = tiny_trainer(tmp_path, max_tokens_per_micro_batch=60, layout=layout, **settings)
-    trainer.model.get_decoder().register_forward_hook(
-        lambda model, args, kwargs, out: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
-    trainer.choose_layout()  # its probe is no part of the run
-    seen.clear()
-    trainer.train()
-    assert len(seen) > 2 * 2 * 2
-    assert 35 < max(seen) <= 60
+def test_mismatched_completions_count():
+    labelled = [example(2, 1), example(2, 6)]
+    assert parts(budget(16, "kto"), labelled) == [[0, 1]]
+    assert parts(budget(15, "kto"), labelled) == [[0], [1]]
+    crossed = [example(8, 1), example(1, 8)]  # the longest is the first prompt with the second completion
+    assert parts(budget(31, "kto"), crossed) == [[0], [1]]
+    assert parts(budget(32, "kto"), crossed) == [[0, 1]]
 
 
-def test_a_step_without_a_budget_is_one_batch_for_each_micro_batch(tmp_path: Path):
-    trainer = run(tmp_path, "dpo", None, max_steps=1)
-    assert not any(isinstance(batch, CutBatch) for batch in trainer.windows.joined(1, trainer._window(1)))
+def test_sequences_are_counted_as_they_are_cut():
+    assert parts(budget(8, max_length=2), PAIRS[:2]) == [[0, 1]]
 
 
-def test_shares_of_a_mean_are_those_of_its_pairs_and_of_a_sum_one(tmp_path: Path):
-    for objective, expected in (("dpo", {0.25, 0.5}), ("grpo", {1.0})):
-        trainer = run(tmp_path / objective, objective, 60, max_steps=2, layout="padded")
-        inputs = trainer.windows.inputs(1, trainer.scorer.score(trainer.model, trainer._window(1)))
-        cut = [one for one in trainer.windows.joined(1, inputs) if isinstance(one, CutBatch)]
-        assert {part.share for one in cut for part in one.parts} <= expected
-        assert all(sum(part.share for part in one.parts) == 1 for one in cut) == (objective == "dpo")
+def test_parts_keep_the_mismatched_pairs_of_the_micro_batch():
+    labelled = [example(1, 1)] * 3
+    assert budget(2, "kto").cut(labelled, whole(labelled)) == [
+        MicroBatch((0,), (1,)),
+        MicroBatch((1,), (2,)),
+        MicroBatch((2,), (0,)),
+    ]
 
 
-@pytest.mark.parametrize("given", [0, -5, 2.5, True, "many"])
-def test_a_budget_that_is_no_positive_integer_is_refused(tmp_path: Path, given: Any):
-    with pytest.raises(ValueError, match=f"max_tokens_per_micro_batch: expected an integer >= 1, got {given!r}"):
-        tiny_config(tmp_path, max_tokens_per_micro_batch=given)
+def test_a_unit_larger_than_the_budget_is_a_pass_of_its_own_and_that_is_said_once():
+    cut = budget(10)
+    with pytest.warns(UserWarning, match=r"max_tokens_per_micro_batch=10: the sequences of one example have 16 tokens"):
+        assert parts(cut, PAIRS) == [[0], [1], [2], [3]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parts(cut, PAIRS)
+
+
+def test_more_parts_can_be_asked_for_than_the_budget_needs():
+    assert parts(budget(1000), PAIRS, at_least=3) == [[0], [1], [2, 3]]
+    assert parts(budget(31), PAIRS, at_least=2) == [[0, 1], [2], [3]]
+    group = [example(5, 1)] * 3
+    assert parts(budget(1000, "grpo", once=True), group, at_least=2) == [[0, 1], [2]]
+
+
+UNITS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 30)), min_size=1, max_size=20)
+
+
+@given(UNITS, st.integers(1, 150), st.booleans())
+def test_the_fewest_parts_in_order_each_within_the_budget_or_one_unit(
+    sizes: list[tuple[int, int]], most: int, padded: bool
+):
+    units = [Unit(1, number, longest=tokens, tokens=number * tokens) for number, tokens in sizes]
+
+    def cost(unit: Unit) -> int:
+        return unit.padded if padded else unit.tokens
+
+    filled = fill(units, most, cost)
+    assert sum(unit.examples for unit in filled) == len(units)
+    assert all(cost(unit) <= most or unit.examples == 1 for unit in filled)
+    bounds = [0, *accumulate(unit.examples for unit in filled)]
+    for unit, (first, stop) in zip(filled, pairwise(bounds), strict=True):
+        assert unit.sequences == sum(one.sequences for one in units[first:stop])
+
+    def greedy(limit: int) -> int:
+        """Taking as many as fit gives the fewest parts."""
+        number, current = 1, units[0]
+        for unit in units[1:]:
+            longer = current.joined(unit)
+            number, current = (number, longer) if cost(longer) <= limit else (number + 1, unit)
+        return number
+
+    assert len(filled) == greedy(most)
+    largest = max(map(cost, filled))
+    assert largest <= max(map(cost, units)) or greedy(largest - 1) > len(filled)
