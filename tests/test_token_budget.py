@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humanline_fused.training.data.token_budget import TokenBudget, Unit, fill
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.plan import MicroBatch
+from humanline_fused.training.data.token_budget import TokenBudget, Unit, fill
 from humanline_fused.training.objectives import find_objective
 
 

@@ -11,9 +11,9 @@ from humanline_fused.training import pending
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.advantages import batch_scale
 from humanline_fused.training.data.batch import Batch, CutBatch, Layout, collate, num_loss_tokens
-from humanline_fused.training.data.token_budget import TokenBudget
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.plan import MicroBatch, StepPlan
+from humanline_fused.training.data.token_budget import TokenBudget
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.pending import ByExample
 from humanline_fused.training.run_data import scales_by_batch
