@@ -118,7 +118,8 @@ def test_no_forward_pass_has_more_tokens_than_the_budget(tmp_path: Path, objecti
     seen: list[int] = []
     settings = settings_of(objective) | {"max_steps": 2}
     trainer = tiny_trainer(tmp_path, max_tokens_per_micro_batch=60, layout=layout, **settings)
-    trainer.model.get_decoder().register_forward_hook(
+    decoder: Any = trainer.model.get_decoder()
+    decoder.register_forward_hook(
         lambda model, args, kwargs, out: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     trainer.choose_layout()  # its probe is no part of the run

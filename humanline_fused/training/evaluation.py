@@ -231,8 +231,8 @@ class EvaluatedTrainer(ResumableTrainer):
         inputs = self.held_out.with_initial_scores(inputs)
         with torch.no_grad():
             parts = [inputs] if isinstance(inputs, Batch) else self.scorer.with_z0(model.eval(), inputs.parts)
-            losses: Any = [self.compute_loss(model.eval(), part) for part in parts]  # pyright: ignore[reportArgumentType]
-            return sum(losses[1:], losses[0]).detach(), None, None
+            losses: list[Any] = [self.compute_loss(model.eval(), part) for part in parts]  # pyright: ignore[reportArgumentType]
+            return torch.stack(losses).sum(), None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Run Trainer's loop and add means against the initial policy: loss, ``rewards_initial/*``, ``kl_initial``."""
