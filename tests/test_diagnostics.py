@@ -139,6 +139,21 @@ def test_noise_is_rarely_a_rise_even_if_it_is_ten_times_the_threshold():
     assert ever_left((noise[0] + torch.arange(60)).tolist())
 
 
+def test_a_rise_of_the_drift_alone_has_left_the_data_too():
+    assert left_the_data([0.0] * 20, [0.0] * 15 + [0.12] * 5)
+    assert not left_the_data([0.0] * 20, [0.0] * 15 + [0.09] * 5)
+    assert not left_the_data([0.0] * 20, [0.0] * 5 + [0.5] * 4)
+
+
+def test_the_first_steps_without_noise_do_not_hide_the_noise_of_later_ones():
+    """As the drift is logged: 16 steps token by token, then against a mean."""
+    noise = 0.5 * torch.randn(2, 100, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    noise[1, :, :16] = 0.0
+    runs = zip(*noise.tolist(), strict=True)
+    fired = [any(left_the_data(one[:n], two[:n]) for n in range(10, 61)) for one, two in runs]
+    assert sum(fired) <= 10
+
+
 # Effective sample size
 
 

@@ -72,6 +72,13 @@ def test_a_synced_reference_that_leaves_the_data_gives_one_warning(tmp_path: Pat
     assert signs(tmp_path, rising(0.0)) == signs(tmp_path, rising(-0.03)) == []
 
 
+def test_a_policy_that_leaves_the_data_is_seen_before_its_reference_follows(tmp_path: Path):
+    lines = [{"humanline/surplus": 0.4, "humanline/data_drift": 0.03 * line} for line in range(15)]
+    (said,) = signs(tmp_path, lines, sync_every=50)
+    assert "the drop of their log-prob under the policy, its next state, rose from 0.06 to 0.21 nats per" in said
+    assert signs(tmp_path, lines, reference="frozen") == []
+
+
 def test_a_frozen_reference_cannot_leave_the_data_and_rounds_are_not_judged(tmp_path: Path):
     rounds = {"objective": "grpo", "rollout_every": 2, "reference": "copy", "num_generations": 2}
     rounds |= {"reward": "tests.test_rollout:reward", "max_completion_length": 4}

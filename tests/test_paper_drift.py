@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.paper.drift import EXPERIMENT, DriftRun, counted, fires_at, lost_at, paragraph
+from benchmarks.paper.drift import EXPERIMENT, DriftRun, counted, drift_of, fires_at, lost_at, paragraph
 
 
 def a_run(fired: int | None, lost: int | None, k: int | None = 1, arm: str = "k = 1", **fields: Any) -> DriftRun:
@@ -38,6 +38,16 @@ def test_the_sign_fires_at_the_first_line_that_suffices():
     assert 20 < fired < 28
     assert fires_at(rising[: fired - 1]) is None
     assert fires_at([0.0] * 30) is None
+
+
+def test_the_drift_fires_the_sign_while_the_reference_stands_still():
+    assert fires_at([0.0] * 20, [0.0] * 15 + [0.3] * 5) == 17
+
+
+def test_the_drift_of_later_steps_is_against_the_mean_of_those_whose_reference_was_the_initial_policy():
+    """k = 2: steps 0, 1 and 2 have the initial policy as their reference."""
+    logp, ref_logp = [-1.0, -2.5, -3.0, -4.0], [-1.0, -2.0, -3.0, -3.5]
+    assert drift_of(logp, ref_logp, k=2) == [0.0, 0.5, 0.0, 2.0]
 
 
 def test_outcomes_are_relative_to_the_loss():

@@ -1,6 +1,6 @@
 """Does the sign "the reference has left the data" fire before the reward falls, and on nothing else?
 
-The rule was chosen on other seeds, with another implementation of these trainings. Here it is only counted.
+The rule was chosen on other seeds. Here it is only counted.
 """
 
 from collections.abc import Sequence
@@ -60,14 +60,25 @@ class DriftRun(Run):
         return "in time" if self.fired <= self.lost else "late"
 
 
-def fires_at(surplus: Sequence[float]) -> int | None:
+def fires_at(surplus: Sequence[float], drift: Sequence[float] = ()) -> int | None:
     """Return the number of log lines after which the sign fires, or None.
 
     >>> fires_at([0.0] * 12 + [0.3] * 4), fires_at([0.0] * 16)
     (14, None)
     """
     lines = range(2 * WINDOW, len(surplus) + 1)
-    return next((number for number in lines if left_the_data(surplus[:number])), None)
+    return next((number for number in lines if left_the_data(surplus[:number], drift[:number])), None)
+
+
+def drift_of(logp: Sequence[float], ref_logp: Sequence[float], k: int) -> list[float]:
+    """Return the drift of a run's steps as the trainer logs it: against the mean of its first k + 1 steps after them.
+
+    >>> drift_of([-1.0, -2.0, -4.0], [-1.0, -1.0, -2.0], k=1)
+    [0.0, 1.0, 3.0]
+    """
+    baseline = fmean(ref_logp[: k + 1])
+    paired = [then - now for then, now in zip(ref_logp[: k + 1], logp[: k + 1], strict=True)]
+    return paired + [baseline - now for now in logp[k + 1 :]]
 
 
 def lost_at(steps: Sequence[int], rewards: Sequence[float]) -> int | None:
@@ -100,14 +111,18 @@ def run(protocol: Protocol) -> list[DriftRun]:
             settings = settings[1:2] if protocol.small else settings
             curves, seconds = comparison.curves(settings, protocol.final, evaluate_every=EVERY)
             names = {"experiment": "drift", "condition": "", "phase": "final", "arm": arm}
-            rows = iter(rows_of(curves, seconds, objective=loss, **names))
-            found += [_with_surplus(next(rows), one.tolist()) for setting in curves.surplus for one in setting]
+            rows = rows_of(curves, seconds, objective=loss, **names)
+            series = (curves.surplus, curves.logp, curves.ref_logp)
+            runs = zip(*(values.flatten(0, 1).tolist() for values in series), strict=True)
+            found += [_with_surplus(row, *run) for row, run in zip(rows, runs, strict=True)]
     return found
 
 
-def _with_surplus(row: Run, surplus: list[float]) -> DriftRun:
+def _with_surplus(row: Run, surplus: list[float], logp: list[float], ref_logp: list[float]) -> DriftRun:
+    """Return the row with its surplus, and when the sign fires; the drift is judged where the reference is synced."""
     means = tuple(round(fmean(surplus[at : at + EVERY]), 4) for at in range(0, len(surplus), EVERY))
-    return DriftRun(**asdict(row), fired=fires_at(surplus), lost=lost_at(row.steps, row.rewards), surpluses=means)
+    fired = fires_at(surplus, drift_of(logp, ref_logp, row.sync_every) if row.sync_every else ())
+    return DriftRun(**asdict(row), fired=fired, lost=lost_at(row.steps, row.rewards), surpluses=means)
 
 
 def counted(rows: Sequence[DriftRun], *outcomes: Outcome, **fixed: object) -> int:
@@ -150,8 +165,9 @@ def paragraph(rows: list[DriftRun]) -> str:
     lines += [
         "",
         f"Bounds ±{PAPER_WIDTH}, learning rates {', '.join(f'{rate:g}' for rate in LEARNING_RATES)}, {seeds} seeds "
-        f"each. The sign: the mean surplus of {WINDOW} log lines is {SURPLUS_RISE} nats per token above that of the "
-        f"first {WINDOW}, and by four standard errors; a log line for every step. Surplus: median, and the range that "
+        f"each. The sign: over {WINDOW} log lines the mean surplus under the reference, or the mean drop of the data's "
+        f"log-prob under the policy (synced runs), is {SURPLUS_RISE} nats per token above that of the first {WINDOW}, "
+        "and by four standard errors; a log line for every step. Surplus: median, and the range that "
         f"holds four fifths of the runs. {len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds.",
     ]
     return "\n".join(lines)
@@ -204,5 +220,5 @@ EXPERIMENT = Experiment(
     figure=figure,
     paragraph=paragraph,
     protocol=PROTOCOL,
-    arms=[[arms(loss) for loss in OBJECTIVES], SURPLUS_RISE, WINDOW, EVERY, SMALLEST_GAIN, LOST],
+    arms=[[arms(loss) for loss in OBJECTIVES], "surplus or drift", SURPLUS_RISE, WINDOW, EVERY, SMALLEST_GAIN, LOST],
 )

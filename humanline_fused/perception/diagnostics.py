@@ -47,24 +47,38 @@ def surplus_surprisal(logp: Tensor, entropy: Tensor, counts: Tensor | None = Non
     return _mean("surplus surprisal", -logp.double() - entropy.double(), counts)
 
 
-def left_the_data(surplus: Sequence[float]) -> bool:
-    """Return whether a moving reference has left the data: their surplus surprisal under it rose since the start.
+def left_the_data(surplus: Sequence[float], drift: Sequence[float] = ()) -> bool:
+    """Return whether a moving reference has left the data, or its next sync will take it there.
 
-    The mean of the last five values must exceed that of the first five by ``SURPLUS_RISE``, and by four standard
-    errors of such a difference. Noise is measured by second differences, which a steady rise leaves small.
+    Their surplus surprisal under the reference, or their drift under the policy that it will be synced with, rose: the
+    mean of the last five values exceeds that of the first five by ``SURPLUS_RISE``, and by four standard errors of such
+    a difference. Noise is that of the noisier series, because the drift of the first steps compares token by token and
+    has almost none. It is measured by second differences, which a steady rise leaves small.
 
     Args:
-        surplus: surplus surprisal of a run's log lines so far, nats per token. Fewer than ten are not judged.
+        surplus: surplus surprisal of a run's log lines so far, nats per token.
+        drift: :func:`data_drift` of them. A series of fewer than ten values is not judged.
 
-    >>> left_the_data([0.0] * 10 + [0.2] * 5), left_the_data([0.5] * 15)
-    (True, False)
+    >>> flat, rising = [0.5] * 15, [0.0] * 10 + [0.2] * 5
+    >>> left_the_data(rising), left_the_data(flat), left_the_data(flat, rising)
+    (True, False, True)
     """
-    if len(surplus) < 2 * WINDOW:
+    judged = [series for series in (surplus, drift) if len(series) >= 2 * WINDOW]
+    if not judged:
         return False
-    rise = fmean(surplus[-WINDOW:]) - fmean(surplus[:WINDOW])
-    bends = [abs(a - 2 * b + c) for a, b, c in zip(surplus, surplus[1:], surplus[2:], strict=False)]
-    deviation = median(bends) / (NormalDist().inv_cdf(0.75) * math.sqrt(6))
-    return rise > max(SURPLUS_RISE, 4 * deviation * math.sqrt(2 / WINDOW))
+    error = max(map(_deviation, judged)) * math.sqrt(2 / WINDOW)
+    return max(map(rise_since_the_start, judged)) > max(SURPLUS_RISE, 4 * error)
+
+
+def rise_since_the_start(series: Sequence[float]) -> float:
+    """Return the mean of the last five values, less that of the first five."""
+    return fmean(series[-WINDOW:]) - fmean(series[:WINDOW])
+
+
+def _deviation(series: Sequence[float]) -> float:
+    """Return the standard deviation of independent noise in a smooth series, robustly."""
+    bends = [abs(a - 2 * b + c) for a, b, c in zip(series, series[1:], series[2:], strict=False)]
+    return median(bends) / (NormalDist().inv_cdf(0.75) * math.sqrt(6))
 
 
 def mean_entropy(entropy: Tensor, counts: Tensor | None = None) -> Tensor:

@@ -96,7 +96,7 @@ class _Loop:
         self.kept: list[Samples] = []
         self.held_out = held_out_prompts(self.policies, seeds)
         self.series: dict[str, list[Tensor]] = {
-            name: [] for name in ("surplus", "mean_ratio", "logp", "clamped", "norm", "reward", "length")
+            name: [] for name in ("surplus", "mean_ratio", "logp", "ref_logp", "clamped", "norm", "reward", "length")
         }
         self.spent = {"sampling": 0.0, "training": 0.0}
         self.clock: list[tuple[float, float]] = []
@@ -128,6 +128,7 @@ class _Loop:
             surplus=series["surplus"],
             mean_ratio=series["mean_ratio"],
             logp=series["logp"],
+            ref_logp=series["ref_logp"],
             unclamped=1 - series["clamped"].mean(-1),
             grad_norm=series["norm"].mean(-1),
             parameters=self.policy,
@@ -237,6 +238,7 @@ class _Loop:
         self.series["surplus"].append(mean(-ref_logp - entropy))
         self.series["mean_ratio"].append(mean((logp - ref_logp).exp()))
         self.series["logp"].append(mean(logp))
+        self.series["ref_logp"].append(mean(ref_logp))
 
     @torch.no_grad()
     def _kl(self, samples: Samples, settings: dict[str, Tensor]) -> Tensor:

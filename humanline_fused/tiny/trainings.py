@@ -124,7 +124,7 @@ class Curves:
         length: mean tokens of held-out samples, [A, S, E]; only of a task whose answers have an end.
         surplus: mean over a step's tokens of −log π_ref(y) − H(π_ref), nats, [A, S, steps]. Assumption 4.1 makes it 0.
         mean_ratio: mean of π_θ / π_ref over a step's tokens, [A, S, steps].
-        logp: mean log-prob of a step's tokens under the policy, nats, [A, S, steps].
+        logp, ref_logp: mean log-prob of a step's tokens under the policy and the reference, nats, [A, S, steps].
         unclamped: share of tokens within humanline's bounds, or kept by its sampling, mean over the steps, [A, S].
         grad_norm: before clipping, mean over the steps, [A, S].
         parameters: of the trained policies, A · S of them.
@@ -140,6 +140,7 @@ class Curves:
     surplus: Tensor
     mean_ratio: Tensor
     logp: Tensor
+    ref_logp: Tensor
     unclamped: Tensor
     grad_norm: Tensor
     parameters: Parameters
@@ -153,7 +154,7 @@ class Curves:
         joined = {
             name: torch.cat([getattr(part, name) for part in parts])
             for name in (
-                *("reward", "surplus", "mean_ratio", "logp", "unclamped", "grad_norm"),
+                *("reward", "surplus", "mean_ratio", "logp", "ref_logp", "unclamped", "grad_norm"),
                 *("sampling_seconds", "training_seconds"),
             )
         }

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from humanline_fused.perception.diagnostics import WINDOW, left_the_data
+from humanline_fused.perception.diagnostics import WINDOW, left_the_data, rise_since_the_start
 from humanline_fused.training.config import HumanlineConfig
 
 MARGINS = "eval_rewards_initial/margins"
@@ -16,6 +16,9 @@ MARGINS = "eval_rewards_initial/margins"
 
 SURPLUS = "humanline/surplus"
 """Surplus surprisal of the data under the reference: flat while the data fit it."""
+
+DRIFT = "humanline/data_drift"
+"""Drop of the data's log-prob under the policy since the start: the reference's next sync takes it over."""
 
 REWARDS = ("reward", "heldout/reward", MARGINS)
 """Metrics that rise as the policy improves."""
@@ -55,8 +58,8 @@ class FailureSigns(TrainerCallback):
     """Warns once of each sign; stops the run if the loss is not finite.
 
     - A reward collapses with a small k.
-    - A synced reference has left the data. Rounds are not judged: their data are new, and pairs of the best and the
-      worst sample are surprising by choice.
+    - A synced reference has left the data, or its next sync will take it there. Rounds are not judged: their data are
+      new, and pairs of the best and the worst sample are surprising by choice.
     - The gradient norm explodes.
     - No token was clamped in the first half of the run, and there is no gain: held-out margins (GRPO: the held-out
       loss) are no better than at the start or, without an evaluation, ``rewards/margins`` are not above 0 on average
@@ -118,13 +121,19 @@ class FailureSigns(TrainerCallback):
                 )
 
     def _drift(self, numbers: dict[str, float], step: int) -> None:
-        values, k = self.seen.get(SURPLUS, []), self.config.sync_every
-        if SURPLUS not in numbers or k is None or self.config.rollout_every is not None or not left_the_data(values):
+        surplus, drift = self.seen.get(SURPLUS, []), self.seen.get(DRIFT, [])
+        k, rounds = self.config.sync_every, self.config.rollout_every is not None
+        if not {SURPLUS, DRIFT} & numbers.keys() or k is None or rounds or not left_the_data(surplus, drift):
             return
+        rose = {
+            "their surplus surprisal under it": surplus,
+            "the drop of their log-prob under the policy, its next state,": drift,
+        }
+        what, values = max(rose.items(), key=lambda one: rise_since_the_start(one[1]) if one[1] else 0.0)
         start, now = fmean(values[:WINDOW]), fmean(values[-WINDOW:])
         self._warn(
             "drift",
-            f"the reference has left the data: their surplus surprisal under it rose from {start:.2f} to {now:.2f} "
+            f"the reference has left the data: {what} rose from {start:.2f} to {now:.2f} "
             f"nats per token up to step {step}, with a sync every {k} step(s). Raise sync_every, or resample (a new "
             "round). Where a held-out reward still rises the sign is early, more so with a large sync_every",
         )
