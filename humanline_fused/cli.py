@@ -98,7 +98,7 @@ def train(argv: Sequence[str]) -> None:
 
     from humanline_fused.training import HumanlineConfig, HumanlineTrainer
     from humanline_fused.training.online.reward import RolloutError
-    from humanline_fused.training.run.checkpoint import newest_complete, resolve_resume
+    from humanline_fused.training.run.checkpoint import newest_complete, refuse_early
     from humanline_fused.validation.values import nearest
 
     file_option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -120,7 +120,7 @@ def train(argv: Sequence[str]) -> None:
         )
         if unknown:
             raise UserError(f"{unknown[0]}: not an option{nearest(unknown[0], (f'--{name}' for name in fields))}")
-        resolve_resume(config.output_dir, config.resume_from_checkpoint)
+        refuse_early(config.output_dir, config.resume_from_checkpoint, overwrite=config.overwrite_output_dir)
         trainer = HumanlineTrainer(args=config)
     except UnicodeEncodeError:  # no setting causes it
         raise

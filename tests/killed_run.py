@@ -42,7 +42,7 @@ class Killer(TrainerCallback):
         self.events += 1
         if self.events == self.at:
             if path is not None:
-                Path(path).write_bytes(b"cut off")
+                Path(path if isinstance(path, str | os.PathLike) else path.name).write_bytes(b"cut off")
             os.kill(os.getpid(), signal.SIGKILL)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

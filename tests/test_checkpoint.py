@@ -15,15 +15,15 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from humanline_fused.reference import CopyReference
 from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training.run import durable
 from humanline_fused.training.run.checkpoint import (
-    MANIFEST,
     STAGING,
     faults,
     newest_complete,
     publish,
     resolve_resume,
-    save_atomically,
 )
+from humanline_fused.training.run.manifest import MANIFEST
 from humanline_fused.training.run.resumable import load_run_state
 from tests.tiny_model import records, tiny_trainer
 
@@ -195,8 +195,8 @@ def test_a_checkpoint_with_the_former_name_of_the_run_state_is_resumed(tmp_path:
     shutil.rmtree(tmp_path / "checkpoint-6")
     checkpoint = tmp_path / "checkpoint-4"
     (checkpoint / "run_state.pt").rename(checkpoint / "reference.pt")
-    files = checkpoint / "files.json"
-    files.write_text(files.read_text().replace("run_state.pt", "reference.pt"))
+    sizes = {file.name: file.stat().st_size for file in checkpoint.iterdir() if file.name != MANIFEST}
+    (checkpoint / MANIFEST).write_text(json.dumps(sizes))
     resumed = tiny_trainer(tmp_path, **SAVING | settings)
     resumed.train("auto")
     assert all(torch.equal(mine, other) for mine, other in zip(weights(resumed), weights(whole), strict=True))
@@ -252,16 +252,16 @@ def test_the_best_checkpoint_is_recorded_with_its_final_name_and_loaded_at_the_e
 
 
 def test_a_file_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    save_atomically({"a": 1}, tmp_path / "file.pt")
+    durable.save({"a": 1}, tmp_path / "file.pt")
     assert [file.name for file in tmp_path.iterdir()] == ["file.pt"]
 
-    def torn(state: Any, path: Path) -> None:
-        path.write_bytes(b"cut off")
+    def torn(state: Any, file: Any) -> None:
+        file.write(b"cut off")
         raise OSError("no space left")
 
     monkeypatch.setattr(torch, "save", torn)
     with pytest.raises(OSError, match="no space left"):
-        save_atomically({"a": 2}, tmp_path / "file.pt")
+        durable.save({"a": 2}, tmp_path / "file.pt")
     assert torch.load(tmp_path / "file.pt") == {"a": 1}
 
 

@@ -15,6 +15,7 @@ from humanline_fused.perception.diagnostics import data_drift, mean_ratio, surpl
 from humanline_fused.training.data.batch import Batch
 from humanline_fused.training.objectives.objective import LossResult
 from humanline_fused.training.run.data_metrics import DataMetrics, steps_of_initial_reference
+from humanline_fused.training.run.manifest import seal
 from humanline_fused.training.run.resumable import RUN_STATE
 from humanline_fused.training.scoring import Scorer
 from tests.batches import logits_of
@@ -193,7 +194,7 @@ def test_a_resumed_run_keeps_its_baseline(tmp_path: Path, reference: str):
 
 
 def test_a_second_run_of_a_trainer_starts_its_baseline_afresh(tmp_path: Path):
-    trainer = trained(tmp_path, max_steps=4)
+    trainer = trained(tmp_path, max_steps=4, overwrite_output_dir=True)
     trainer.train()
     assert logged(trainer, NAMES[2])[0] == 0
 
@@ -207,10 +208,8 @@ def test_a_checkpoint_of_an_earlier_version_leaves_out_what_it_lacks(tmp_path: P
     for scores in state["pending"].values():
         for example in scores.values():
             del example["ref_entropy"]
-    size = file.stat().st_size
     torch.save(state, file)
-    sealed = file.parent / "files.json"
-    sealed.write_text(sealed.read_text().replace(str(size), str(file.stat().st_size)))
+    seal(file.parent)
     resumed = resumed_from(tmp_path, **settings)
     assert logged(resumed, NAMES[0]) == logged(whole, NAMES[0])
     surplus = logged(whole, NAMES[1])

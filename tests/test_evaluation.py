@@ -150,7 +150,7 @@ def test_the_initial_scores_of_an_earlier_version_are_read(tmp_path: Path):
 
 
 def test_evaluation_before_training_writes_only_tokens_and_is_not_a_runs_baseline(tmp_path: Path):
-    trainer = tiny_trainer(tmp_path, eval_dataset=records("dpo", 8, 5))
+    trainer = tiny_trainer(tmp_path, eval_dataset=records("dpo", 8, 5), overwrite_output_dir=True)
     assert trainer.evaluate()["eval_rewards_initial/margins"] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
     trainer.train()

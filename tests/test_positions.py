@@ -185,7 +185,7 @@ def test_computed_positions_beyond_the_config_are_said_once_in_the_first_lines(
         "positions: training example 2 has 13 tokens, more than the model's 12 positions (max_position_embeddings): "
         "set max_length=12, unless the model is made for longer texts"
     ]
-    trained(tmp_path, model=tiny_model(max_position_embeddings=LIMIT), train_dataset=pairs(12), max_steps=1)
+    trained(tmp_path / "short", model=tiny_model(max_position_embeddings=LIMIT), train_dataset=pairs(12), max_steps=1)
     assert "positions" not in capsys.readouterr().out
 
 

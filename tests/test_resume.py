@@ -9,6 +9,7 @@ import torch
 
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.run.checkpoint import describe_resume, faults, resolve_resume
+from humanline_fused.training.run.manifest import seal
 from tests.tiny_model import losses, records, tiny_trainer
 
 SAVING = {"save_strategy": "steps", "save_steps": 2}
@@ -51,8 +52,7 @@ def as_an_earlier_version_wrote_it(run_dir: Path) -> None:
         identity = json.loads(file.read_text())
         identity["batches"].pop("groups", None)
         file.write_text(json.dumps(identity))
-        lines = file.with_name("files.json")
-        lines.write_text(json.dumps(json.loads(lines.read_text()) | {"run.json": file.stat().st_size}))
+        seal(file.parent)
     for file in run_dir.glob("tokens/*/rows.npy"):
         file.unlink()
 
@@ -139,8 +139,8 @@ def test_a_resumed_run_says_which_checkpoint_it_took_and_why_not_the_newest(
     capsys.readouterr()
     tiny_trainer(run_dir, **SAVING).train(resume)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resumed")]
-    name, size = run_dir / "checkpoint-4", json.loads((run_dir / "checkpoint-4" / "files.json").read_text())
-    reason = f"checkpoint-6: optimizer.pt has 0 bytes instead of {size['optimizer.pt']}"
+    name, files = run_dir / "checkpoint-4", json.loads((run_dir / "checkpoint-4" / "files.json").read_text())
+    reason = f"checkpoint-6: optimizer.pt has 0 bytes instead of {files['files']['optimizer.pt']['bytes']}"
     assert line == f"resumed from {name}, step 4 (not from {reason})"
     assert faults(run_dir / "checkpoint-6") == []
 

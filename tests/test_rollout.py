@@ -1,6 +1,7 @@
 """Online rounds: sampling, conversion of samples to examples, logs and resuming."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -226,9 +227,10 @@ def test_a_resumed_run_has_the_samples_and_weights_of_the_uninterrupted_one(tmp_
     whole = rounds_trainer(tmp_path / "whole", **settings)
     whole.train()
     resumed = rounds_trainer(tmp_path / "cut", **settings)
-    (tmp_path / "cut").mkdir(exist_ok=True)
-    (tmp_path / "cut" / "completions.jsonl").write_bytes((tmp_path / "whole" / "completions.jsonl").read_bytes())
-    resumed.train(str(tmp_path / "whole" / f"checkpoint-{step}"))
+    newest = tmp_path / "cut" / f"checkpoint-{step}"
+    shutil.copytree(tmp_path / "whole" / newest.name, newest)
+    shutil.copy(tmp_path / "whole" / "completions.jsonl", tmp_path / "cut")
+    resumed.train(str(newest))
     assert all(map(torch.equal, weights(whole), weights(resumed)))
     assert lines(tmp_path / "cut" / "completions.jsonl") == lines(tmp_path / "whole" / "completions.jsonl")
 
@@ -267,7 +269,8 @@ def test_a_lora_policy_samples_with_its_adapter_and_has_the_earlier_one_as_refer
 
 
 def test_a_second_training_uses_its_own_samples(tmp_path: Path):
-    trainer = rounds_trainer(tmp_path, objective="grpo", save_strategy="no", max_steps=1)
+    once_more = {"overwrite_output_dir": True}
+    trainer = rounds_trainer(tmp_path, objective="grpo", save_strategy="no", max_steps=1, **once_more)
     seen = []
     loss = trainer.compute_loss
 

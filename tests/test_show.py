@@ -15,6 +15,7 @@ from humanline_fused.cli import main
 from humanline_fused.looking.show import show_run
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.plan import BatchPlan, BatchSizes
+from humanline_fused.training.run.manifest import seal
 from humanline_fused.training.run.settings_file import SETTINGS, read_settings
 from tests.html_page import Page
 from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer
@@ -235,12 +236,7 @@ def test_a_step_of_a_run_from_before_groups_stood_together_is_shown_as_it_was(ru
     identity = json.loads((run / "checkpoint-3" / "run.json").read_text())
     del identity["batches"]["groups"]
     (run / "checkpoint-3" / "run.json").write_text(json.dumps(identity))
-    (run / "checkpoint-3" / "files.json").write_text(
-        json.dumps(
-            json.loads((run / "checkpoint-3" / "files.json").read_text())
-            | {"run.json": (run / "checkpoint-3" / "run.json").stat().st_size}
-        )
-    )
+    seal(run / "checkpoint-3")
     examples = [[text for text in page.texts if text.startswith("Example ")] for page in (together, shown(run, step=3))]
     alone = BatchPlan(identity["batches"]["num_examples"], BatchSizes(2), identity["batches"]["seed"]).examples(3)
     assert examples[1] == [f"Example {i}" for i in alone] != examples[0]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.initial_scores import INITIAL_SCORES
-from humanline_fused.training.run.checkpoint import MANIFEST, seal
+from humanline_fused.training.run.manifest import MANIFEST, seal
 from humanline_fused.training.run.resumable import IDENTITY
 from humanline_fused.training.run.summary import as_bytes, bytes_of
 from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
@@ -112,6 +112,7 @@ def test_a_refused_checkpoint_does_not_change_the_initial_scores_of_the_run(tmp_
         trained(tmp_path / name, model=model, max_steps=2, **settings)
     kept = (tmp_path / "mine" / INITIAL_SCORES).read_bytes()
     (tmp_path / "mine" / "checkpoint-2").rename(tmp_path / "moved")
+    (tmp_path / "mine" / "metrics.jsonl").unlink()  # else the folder has a finished run
     with pytest.raises(ValueError, match="expected the model that"):
         tiny_trainer(tmp_path / "mine", **settings).train(str(tmp_path / "other" / "checkpoint-2"))
     assert (tmp_path / "mine" / INITIAL_SCORES).read_bytes() == kept

@@ -11,6 +11,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from humanline_fused.training.conflicts import refuse_conflicts
 from humanline_fused.training.data.rows.columns import read_columns
+from humanline_fused.training.folder_settings import FolderSettings
 from humanline_fused.training.objectives.metrics import less_is_better
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.settings import CLAMP, SAMPLING, PerceptionSetting, expect, json_mapping
@@ -60,13 +61,12 @@ def _columns() -> str:
 
 
 @dataclass
-class HumanlineConfig(ObjectiveSettings, TrainingArguments):
+class HumanlineConfig(ObjectiveSettings, FolderSettings, TrainingArguments):
     """Settings of a :class:`HumanlineTrainer`; every field is also a command-line option and a YAML key.
 
     ``clamp=False`` turns the clamp off and ``reference="frozen"`` turns the sync off. The four combinations are the
-    paper's ablation; with both off the loss is the plain one.
-    ``per_device_train_batch_size`` counts examples: pairs, or completions (KTO, GRPO). The losses' own
-    fields are inherited from ``training/objectives``.
+    paper's ablation; with both off the loss is the plain one. ``per_device_train_batch_size`` counts examples: pairs,
+    or completions (KTO, GRPO). The losses' own fields are inherited from ``training/objectives``.
 
     Raises:
         ValueError: a setting is invalid; the message gives the expected and the actual value.

@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.training.pending import ByExample
-from humanline_fused.training.run.checkpoint import save_atomically
+from humanline_fused.training.run import durable
 
 INITIAL_SCORES = "initial_eval_logp.pt"
 """File name of the scores in the run's folder."""
@@ -41,7 +41,7 @@ class InitialScores:
 
     def save(self) -> None:
         """Write the scores to the run's folder."""
-        save_atomically({"made_of": self.made_of, "scores": self.scores}, self.file)
+        durable.save({"made_of": self.made_of, "scores": self.scores}, self.file)
 
     def load(self, run_dir: Path | None = None) -> None:
         """Read the scores from ``run_dir``, by default the run's own.

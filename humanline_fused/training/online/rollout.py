@@ -23,12 +23,10 @@ from humanline_fused.training.online.generation import Sampling, end_tokens, sam
 from humanline_fused.training.online.reward import RewardFunction, RolloutError
 from humanline_fused.training.run import json_lines
 from humanline_fused.training.run.clock import Clock
+from humanline_fused.training.run.earlier_run import COMPLETIONS
 
 ATTEMPTS = 4
 """Number of attempts to sample a round in which two samples of some prompt differ in reward."""
-
-COMPLETIONS = "completions.jsonl"
-"""File in the run's folder with every sample and its reward."""
 
 
 def fill(examples: Sequence[Example], plan: RoundPlan, *, grouped: bool) -> list[Example]:
@@ -94,7 +92,7 @@ def logged_groups(file: Path, step: int, size: int) -> list[list[Sample]]:
             line["advantage"],
         )
         for line in json_lines.read(file)
-        if line["step"] == step
+        if line.get("step") == step
     ]
     return [samples[start : start + size] for start in range(0, len(samples), size)]
 
@@ -243,7 +241,7 @@ class Rounds:
         """Begin a run at ``step``, and remove samples of later steps from the file."""
         self.number = -1
         if self.file is not None:
-            json_lines.rewrite(self.file, [line for line in json_lines.read(self.file) if line["step"] < step])
+            json_lines.cut(self.file, lambda line: line.get("step", 0) < step)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share with this one."""

@@ -9,29 +9,21 @@ import shutil
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-import torch
+from humanline_fused.training.run import durable
+from humanline_fused.training.run.earlier_run import finished
+from humanline_fused.training.run.manifest import damage, faults, has_hashes, seal
 
-STAGING = ".writing"
+STAGING = durable.UNFINISHED
 """Subfolder of the run's folder in which a checkpoint is written before it gets its final name."""
 
-MANIFEST = "files.json"
-"""File with the sizes in bytes of all files of a checkpoint, by relative path. Written last."""
-
-START_OVER = "To start over, remove them or use another output_dir (a checkpoint's weights can be the new run's model)"
+START_OVER = (
+    "To start over, pass overwrite_output_dir=True (--overwrite_output_dir true), which removes them, or use another "
+    "output_dir (a checkpoint's weights can be the new run's model)"
+)
 """Advice where no checkpoint can be resumed from."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-
-
-def seal(folder: Path) -> None:
-    """Write the list of files and sizes that :func:`faults` compares with."""
-    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
-    with (folder / MANIFEST).open("w") as file:
-        file.write(json.dumps(sizes, indent=1))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def publish(staged: Path, final: Path) -> None:
@@ -43,7 +35,16 @@ def publish(staged: Path, final: Path) -> None:
     if final.exists():
         os.rename(final, staged.with_name(f"{staged.name}.replaced"))
     os.rename(staged, final)
-    shutil.rmtree(staged.parent)
+    durable.sync(final.parent)
+    remove_staging(final.parent)
+
+
+def remove_staging(output_dir: Path) -> None:
+    """Remove the staging folder; of a link that has its name, the link alone."""
+    staging = output_dir / STAGING
+    if staging.is_symlink():
+        staging.unlink()
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def recover(output_dir: str | Path) -> None:
@@ -53,24 +54,7 @@ def recover(output_dir: str | Path) -> None:
         if _NAME.fullmatch(staged.name) and not final.exists() and not faults(staged):
             with contextlib.suppress(FileNotFoundError):  # another rank was faster
                 os.rename(staged, final)
-
-
-def faults(folder: Path) -> list[str]:
-    """Return descriptions of what a checkpoint lacks for resuming; empty for a complete one."""
-    try:
-        sizes: dict[str, int] = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return [f"{MANIFEST} is missing or unreadable"]
-    found = []
-    for name, size in sizes.items():
-        file = folder / name
-        if not file.is_file():
-            found.append(f"{name} is missing")
-        elif file.stat().st_size != size:
-            found.append(f"{name} has {file.stat().st_size} bytes instead of {size}")
-    if "optimizer.pt" not in sizes and not any(name.startswith(("optimizer", "global_step")) for name in sizes):
-        found.append("saved without the optimizer (save_only_model)")
-    return found
+                durable.sync(final.parent)
 
 
 def step_of(folder: Path) -> int:
@@ -90,8 +74,8 @@ def newest_complete(output_dir: str | Path) -> Path | None:
 
 
 def reasons(folders: Iterable[Path]) -> str:
-    """Return what checkpoints lack for resuming, as text; neighbours that lack the same are listed together."""
-    alike = groupby(folders, key=lambda folder: ", ".join(faults(folder)))
+    """Return why checkpoints cannot be resumed from, as text; neighbours with the same reason are listed together."""
+    alike = groupby(folders, key=lambda folder: ", ".join(damage(folder)))
     return "; ".join(f"{', '.join(folder.name for folder in group)}: {reason}" for reason, group in alike)
 
 
@@ -99,8 +83,9 @@ def describe_resume(folder: Path) -> str:
     """Return one line: the checkpoint that a run resumes from, and why newer ones cannot be resumed from."""
     line = f"resumed from {folder}, step {step_of(folder)}"
     newer = [other for other in checkpoints(folder.parent) if _step_in(other.name) > _step_in(folder.name)]
-    damaged = [other for other in newer if faults(other)]
-    return f"{line} (not from {reasons(damaged)})" if damaged else line
+    if damaged := [other for other in newer if damage(other)]:
+        line += f" (not from {reasons(damaged)})"
+    return line if has_hashes(folder) else f"{line}; written without hashes, so its files' sizes alone were compared"
 
 
 def _step_in(name: str) -> float:
@@ -109,51 +94,87 @@ def _step_in(name: str) -> float:
     return int(match[1]) if match else math.inf
 
 
-def resolve_resume(output_dir: str | Path, resume: str | bool | None) -> str | None:
+def resolve_resume(
+    output_dir: str | Path, resume: str | bool | None, *, overwrite: bool = False, contents: bool = True
+) -> str | None:
     """Turn ``resume_from_checkpoint`` into a verified folder, or None for a fresh start.
 
     Args:
         output_dir: the run's folder.
-        resume: a folder; ``"auto"``: the newest complete checkpoint, or a fresh start if there is no checkpoint; True
-            or ``"true"``: the newest complete checkpoint, which must exist; None, False or ``"false"``: a fresh start.
+        resume: a folder; ``"auto"``: the newest usable checkpoint, or a fresh start if there is no checkpoint; True
+            or ``"true"``: the newest usable checkpoint, which must exist; None, False or ``"false"``: a fresh start.
+        overwrite: a fresh start may take the place of an earlier run; with ``"auto"`` of one that cannot be continued.
+        contents: compare the files' hashes too, which reads the checkpoint, and complete what a killed run left. False
+            changes nothing in the folder, in which another run may be writing.
 
     Raises:
-        ValueError: the checkpoint is incomplete or missing, or the folder has later checkpoints or those of an
-            earlier run, with which new ones would mix.
+        ValueError: the checkpoint is damaged or missing, or the folder has later checkpoints or those of an earlier
+            run, with which new ones would mix, or a finished run.
     """
     if isinstance(resume, str) and resume.lower() in ("true", "false"):
         resume = resume.lower() == "true"
-    recover(output_dir)
+    if overwrite and resume not in (None, False, "auto"):
+        raise ValueError(f"overwrite_output_dir starts over, so it cannot be used with {resume_setting(resume)}")
+    if contents:
+        recover(output_dir)
     found = checkpoints(output_dir)
-    newest = newest_complete(output_dir)
-    if newest is None and found and (resume is True or resume == "auto"):
-        raise ValueError(
-            f"resume_from_checkpoint={resume!r}: expected a complete checkpoint in {output_dir}, got {reasons(found)}. "
-            f"{START_OVER}"
-        )
-    if resume is None or resume is False:
-        if newest:
+    check = damage if contents else faults
+    if not resume:
+        if found and not overwrite:
+            raise ValueError(_not_over(Path(output_dir), found))
+    elif resume == "auto" or resume is True:
+        if newest := next((folder for folder in found if not check(folder)), None):
+            return str(newest)
+        if resume is True and not found:
+            raise ValueError(f"{resume_setting(resume)}: expected a complete checkpoint in {output_dir}, found none")
+        if found and not overwrite:
             raise ValueError(
-                f"{newest} is from an earlier run: continue it with resume_from_checkpoint='auto' "
-                "(--resume_from_checkpoint auto), or start in another output_dir"
-            )
-        if found:
-            raise ValueError(
-                f"{output_dir} has checkpoints of an earlier run, none of which can be resumed from: {reasons(found)}. "
+                f"{resume_setting(resume)}: expected a complete checkpoint in {output_dir}, got {reasons(found)}. "
                 f"{START_OVER}"
             )
-        return None
-    if resume == "auto":
-        return str(newest) if newest else None
-    if resume is True:
-        if newest is None:
-            raise ValueError(f"resume_from_checkpoint=True: expected a complete checkpoint in {output_dir}, found none")
-        return str(newest)
-    if lacking := faults(Path(resume)):
-        raise ValueError(f"{resume} is not a complete checkpoint: {'; '.join(lacking)}")
-    if newest and step_of(newest) > step_of(Path(resume)):
-        raise ValueError(f"{newest} is newer than {resume}: remove it, or resume into another output_dir")
-    return str(resume)
+    else:
+        if lacking := check(Path(resume)):
+            raise ValueError(f"{resume} is not a complete checkpoint: {'; '.join(lacking)}")
+        newest = newest_complete(output_dir)
+        if contents and newest and _step_in(newest.name) > step_of(Path(resume)):
+            raise ValueError(f"{newest} is newer than {resume}: remove it, or resume into another output_dir")
+        if Path(resume).resolve().parent == Path(output_dir).resolve():
+            return str(resume)
+    if not overwrite and (left := finished(Path(output_dir))):
+        raise ValueError(
+            f"{output_dir} has a finished run ({left}) without checkpoints: use another output_dir, or "
+            "overwrite_output_dir=True (--overwrite_output_dir true) to start over"
+        )
+    return str(resume) if isinstance(resume, str) and resume != "auto" else None
+
+
+def refuse_early(output_dir: str | Path, resume: str | bool | None, *, overwrite: bool) -> None:
+    """Raise the ValueError of :func:`resolve_resume`, as far as names and sizes tell, before anything is loaded."""
+    if not Path(output_dir, STAGING).exists():  # else a run is writing, or there is something to complete
+        resolve_resume(output_dir, resume, overwrite=overwrite, contents=False)
+
+
+def resume_setting(resume: object) -> str:
+    """Return the setting as text.
+
+    >>> resume_setting("auto")
+    "resume_from_checkpoint='auto'"
+    """
+    return f"resume_from_checkpoint={resume!r}"
+
+
+def _not_over(output_dir: Path, found: list[Path]) -> str:
+    """Return why a run does not start over in a folder with checkpoints."""
+    if newest := newest_complete(output_dir):
+        return (
+            f"{newest} is from an earlier run: continue it with resume_from_checkpoint='auto' "
+            "(--resume_from_checkpoint auto), start in another output_dir, or pass overwrite_output_dir=True "
+            "(--overwrite_output_dir true), which removes it"
+        )
+    return (
+        f"{output_dir} has checkpoints of an earlier run, none of which can be resumed from: {reasons(found)}. "
+        f"{START_OVER}"
+    )
 
 
 def unsaved(error: Exception, run_dir: Path, name: str) -> OSError:
@@ -161,11 +182,3 @@ def unsaved(error: Exception, run_dir: Path, name: str) -> OSError:
     newest = newest_complete(run_dir)
     kept = f"{newest} is complete: resume from it" if newest else "There is no earlier one"
     return OSError(f"{run_dir / name} could not be written ({error}). {kept}")
-
-
-def save_atomically(state: Any, path: Path) -> None:
-    """Call ``torch.save`` with a temporary name, then rename, so that a reader never sees a partial file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}{STAGING}")
-    torch.save(state, temporary)
-    os.replace(temporary, path)

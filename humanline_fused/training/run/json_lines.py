@@ -1,11 +1,17 @@
-"""JSON Lines files that stay readable if the run is killed."""
+"""JSON Lines files that stay readable if the run is killed, or a line is damaged."""
 
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from humanline_fused.training.run import durable
+
+
+class DamagedLine(UserWarning):
+    """Warning that a line is not a JSON object. It is skipped by readers, and stays in the file."""
 
 
 def as_json(line: Mapping[str, Any]) -> str:
@@ -19,25 +25,46 @@ def as_json(line: Mapping[str, Any]) -> str:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines; none if there is no file."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
+    """Return the objects of all lines; none if there is no file.
+
+    A damaged line is reported and skipped. A last line without an end is what a killed run left, and not reported.
+    """
+    return [line for _, line in _lines(path) if line is not None]
 
 
-def rewrite(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Replace the file atomically: a reader sees either the old or the new lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.writing")
-    temporary.write_text("".join(map(as_json, lines)), encoding="utf-8")
-    os.replace(temporary, path)
+def cut(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Remove the lines that ``keep`` refuses, atomically, and return the others.
+
+    A damaged line is reported, and kept if the line before it is. An unfinished last line is removed.
+    """
+    raw, kept, kept_before = [], [], True
+    for text, line in _lines(path):
+        if line is not None:
+            kept_before = keep(line)
+            kept += [line] * kept_before
+        raw += [text] * kept_before
+    if path.exists() and b"".join(raw) != path.read_bytes():
+        with durable.replacing(path) as file:
+            file.writelines(raw)
+    return kept
 
 
 def append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Append lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(map(as_json, lines)))
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Yield each finished line and its object; None for a damaged one."""
+    content = path.read_bytes() if path.exists() else b""
+    for number, text in enumerate(content.split(b"\n")[:-1], 1):
+        try:
+            line = json.loads(text.decode())
+        except ValueError:
+            line = None
+        if not isinstance(line, dict):
+            line = None
+            warnings.warn(f"{path}, line {number} is not a JSON object: skipped", DamagedLine, stacklevel=4)
+        yield text + b"\n", line

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from humanline_fused.training.objectives.metrics import Weighted
-from humanline_fused.training.run.json_lines import append, read, rewrite
+from humanline_fused.training.run.json_lines import append, cut
 
 
 class Meter:
@@ -49,11 +49,8 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        kept = [line for line in read(self.path) if line["step"] <= state.global_step and "train_runtime" not in line]
-        if state.global_step == 0:
-            kept = []
-        rewrite(self.path, kept)
-        self.started = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
+        kept = cut(self.path, lambda line: line.get("step", 0) <= state.global_step and "train_runtime" not in line)
+        self.started = time.monotonic() - max((line.get("seconds", 0.0) for line in kept), default=0.0)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.started is None:

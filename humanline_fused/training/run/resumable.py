@@ -2,8 +2,7 @@
 
 import json
 import os
-import shutil
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +13,9 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
-from humanline_fused.training.run import checkpoint
+from humanline_fused.training.config import HumanlineConfig
+from humanline_fused.training.run import checkpoint, earlier_run
+from humanline_fused.training.run.lock import locked
 from humanline_fused.training.run.sharding import whole_state_dict
 
 RUN_STATE = "run_state.pt"
@@ -40,6 +41,7 @@ class ResumableTrainer(Trainer):
     A subclass adds its own state: :meth:`identity`, :meth:`run_state`, :meth:`restore`.
     """
 
+    args: HumanlineConfig
     _staging = False
 
     def identity(self) -> dict[str, Any]:
@@ -59,30 +61,60 @@ class ResumableTrainer(Trainer):
         """Train as Trainer does, after verifying the checkpoint before anything is loaded.
 
         Args:
-            resume_from_checkpoint: a folder; ``"auto"``: the newest complete checkpoint of ``output_dir``, or a fresh
+            resume_from_checkpoint: a folder; ``"auto"``: the newest usable checkpoint of ``output_dir``, or a fresh
                 start; True: the newest, which must exist; default ``args.resume_from_checkpoint``.
 
         Raises:
-            ValueError: the checkpoint is incomplete, or belongs to a run with another model, other data or settings.
+            ValueError: the checkpoint is damaged, or belongs to a run with another model, other data or settings; or
+                the folder has an earlier run, which only ``args.overwrite_output_dir`` lets this one replace.
+            BlockingIOError: another run writes into the folder.
         """
         asked = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        resume = self._agreed(checkpoint.resolve_resume(str(self.args.output_dir), asked))
-        if resume:
-            self._check(resume)
-        if self.args.should_save:
-            shutil.rmtree(Path(str(self.args.output_dir)) / checkpoint.STAGING, ignore_errors=True)
-        self.before_training(resume)
-        return super().train(resume, *args, **kwargs)
+        with ExitStack() as held:
+            resume = self._chosen(asked, held)
+            if resume:
+                self._check(resume)
+            if self.args.process_index == 0 and not self.args.dry_run:
+                self._clear(resume)
+            self.before_training(resume)
+            return super().train(resume, *args, **kwargs)
 
     def before_training(self, resume: str | None) -> None:
         """Hook before training, called with the verified checkpoint to resume from, or None."""
 
-    def _agreed(self, resume: str | None) -> str | None:
-        """Return ``resume`` if all ranks found the same; otherwise they do not share one folder."""
-        found = gather_object([resume])
+    def _chosen(self, asked: str | bool | None, held: ExitStack) -> str | None:
+        """Return the checkpoint that the first rank chose and verified, with the folder locked, or None.
+
+        Every rank raises the first one's error, and ValueError if they do not share one folder.
+        """
+        run_dir, chosen = str(self.args.output_dir), None
+        if self.args.process_index == 0:
+            try:
+                if writes := not self.args.dry_run:
+                    held.enter_context(locked(Path(run_dir)))
+                overwrite = self.args.overwrite_output_dir
+                chosen = checkpoint.resolve_resume(run_dir, asked, overwrite=overwrite, contents=writes)
+            except (ValueError, OSError) as error:
+                chosen = error
+        chosen = gather_object([chosen])[0]
+        if isinstance(chosen, Exception):
+            raise chosen
+        there = Path(chosen) if chosen else checkpoint.newest_complete(run_dir)
+        found = gather_object([str(there) if there and there.is_dir() else None])
         if len(set(found)) > 1:
             raise ValueError(f"expected an output_dir that all processes see, but they would continue from {found}")
-        return resume
+        return chosen
+
+    def _clear(self, resume: str | None) -> None:
+        """Make room for this run: nothing of an earlier run is lost unless ``overwrite_output_dir`` says so."""
+        run_dir = Path(str(self.args.output_dir))
+        checkpoint.remove_staging(run_dir)
+        if resume and Path(resume).resolve().parent == run_dir.resolve():
+            return
+        if self.args.overwrite_output_dir:
+            earlier_run.remove(run_dir, checkpoint.checkpoints(run_dir))
+        for line in earlier_run.set_aside(run_dir):
+            print(line, flush=True)
 
     def _check(self, folder: str) -> None:
         file = Path(folder, IDENTITY)
@@ -160,7 +192,7 @@ class ResumableTrainer(Trainer):
         self._refuse_broken_weights(name)
         staged = run_dir / checkpoint.STAGING / name
         if self.args.should_save:
-            shutil.rmtree(staged.parent, ignore_errors=True)
+            checkpoint.remove_staging(run_dir)
         self.accelerator.wait_for_everyone()
         self._staging = True
         try:

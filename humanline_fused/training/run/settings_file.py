@@ -1,11 +1,11 @@
 """The settings file of a run, for later inspection."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from humanline_fused.training.config import HumanlineConfig
+from humanline_fused.training.run import durable
 
 SETTINGS = "settings.json"
 """File name of the settings in the run's folder."""
@@ -18,11 +18,7 @@ def write_settings(config: HumanlineConfig) -> None:
     """
     if config.dry_run or not config.should_save:
         return
-    file = Path(str(config.output_dir), SETTINGS)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.writing")
-    temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    durable.write_text(Path(str(config.output_dir), SETTINGS), json.dumps(config.to_dict(), indent=1) + "\n")
 
 
 def read_settings(run_dir: Path) -> dict[str, Any]:
