@@ -125,7 +125,8 @@ def test_the_tables_are_changed_once():
 
 
 def test_generation_is_that_of_a_model_that_never_ran_on_a_row():
-    model, plain = tiny_model().eval(), tiny_model().eval()
+    models: list[Any] = [tiny_model().eval(), tiny_model().eval()]
+    model, plain = models
     row_logp(model)
     prompt = {"input_ids": torch.tensor([[5, 6, 7]]), "max_new_tokens": 4, "do_sample": False}
     assert torch.equal(model.generate(**prompt), plain.generate(**prompt))

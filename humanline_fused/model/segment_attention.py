@@ -8,7 +8,7 @@ segments, with their paths copied one behind the other: for half precision on a 
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -95,17 +95,20 @@ class SegmentAttention:
             for pieces in (tensor.split(self.lengths) for tensor in (keys, values))
         )
         widths = [segment.position + length for segment, length in zip(self.segments, self.lengths, strict=True)]
-        return varlen_attn(
+        starts_q, starts_k = self._starts(self.lengths, widths, device=query.device)
+        result = varlen_attn(
             queries,
             keys,
             values,
-            *self._starts(self.lengths, widths, device=query.device),
+            starts_q,
+            starts_k,
             max(self.lengths),
             max(widths),
             scale=scaling,
             window_size=(-1 if self.window is None else self.window - 1, 0),
             enable_gqa=query.shape[1] != key.shape[1],
-        )[None]
+        )
+        return cast(Tensor, result)[None]
 
     def tensor_mask(self, dtype: torch.dtype, device: Any) -> Tensor:
         """Return [1, 1, N, N], 0 where a token sees another, else the least finite number of the dtype."""

@@ -87,12 +87,6 @@ class TreeMask:
     def __init__(self, call: Attending, window: int | None) -> None:
         self.call, self.attention = call, SegmentAttention(call.tree, window)
 
-    @torch.compiler.disable  # a graph would hold for this tree only
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """Return the attention of one layer, as :class:`SegmentAttention` does."""
-        self.call.attentions += 1
-        return self.attention(query, key, value, scaling)
-
 
 def _register() -> None:
     """Replace the entries of transformers' tables, once."""
@@ -166,7 +160,14 @@ def _attention_function(own: Callable[..., Any]) -> Callable[..., Any]:
         refused += ["dropout"] * (kwargs.get("dropout", 0.0) > 0)
         if refused:
             raise ValueError(f"attention by segments has no {', '.join(refused)}")
-        return attention_mask.attend(query, key, value, kwargs.get("scaling")), None
+        heads = query, key, value
+        return _attend(attention_mask, *heads, kwargs.get("scaling")), None  # pyright: ignore[reportCallIssue]
 
     cast(Any, attend).replaces = own
     return attend
+
+
+@torch.compiler.disable  # a graph would hold for this tree only
+def _attend(mask: TreeMask, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    mask.call.attentions += 1
+    return mask.attention(query, key, value, scaling)
