@@ -96,7 +96,7 @@ def train(folder: Path, world_size: int) -> None:
         trainer = made(folder / f"{world_size} {run}", run, world_size, **settings | held_out | saving)
         trainer.train()
         assert trainer.layout is not None
-        assert trainer.layout.layout == "shared_prompt"
+        assert trainer.layout.layout == settings.get("layout", "shared_prompt")
         assert trainer._window(STEPS - 1)[0].trains_together == ("together" in run)
         evaluation = trainer.evaluate()["eval_loss"] if held_out else 0.0
         ddp = isinstance(trainer.model_wrapped, torch.nn.parallel.DistributedDataParallel)
