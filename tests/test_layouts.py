@@ -97,9 +97,12 @@ def test_a_run_resumes_in_another_layout(tmp_path: Path):
     assert_equal_runs(whole, resumed)
 
 
-def test_sorted_rows_give_the_same_steps_with_less_padding(tmp_path: Path):
-    size = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "train_dataset": rows("dpo", 24)}
-    runs = {layout: run(tmp_path / layout, layout, sync_every=2, **size) for layout in ("padded", "sorted")}
+@pytest.mark.parametrize("name", ["dpo", "grpo", "tests.user_loss:APOZero"])
+def test_sorted_rows_give_the_same_steps_with_less_padding(tmp_path: Path, name: str):
+    data = {"train_dataset": rows("grpo" if name == "grpo" else "dpo", 24)}
+    data["eval_dataset"] = data["train_dataset"][:4]
+    size = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "sync_every": 2}
+    runs = {layout: run(tmp_path / layout, layout, name, **data | size) for layout in ("padded", "sorted")}
     assert_equal_runs(*runs.values())
     tokens = {name: sum(b.input_ids.numel() for s in range(6) for b in r._window(s)) for name, r in runs.items()}
     assert tokens["sorted"] < tokens["padded"]

@@ -5,7 +5,6 @@ parts: batches come from a plan that can be read ahead, the loss has a reference
 reference, and evaluation compares with the initial policy.
 """
 
-import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -24,10 +23,9 @@ from transformers.trainer_utils import TrainOutput
 from humanline_fused.impl import choose_impl
 from humanline_fused.model.fused_head import score_in_forward_
 from humanline_fused.model.probe import probe
-from humanline_fused.reference import AdapterReference, CopyReference, LookaheadReference
+from humanline_fused.reference import CopyReference, LookaheadReference
 from humanline_fused.reference.adapter import trained_adapter
 from humanline_fused.reference.lookahead import TokenScores
-from humanline_fused.reference.sync import pair_tensors, refuse_shared_storage
 from humanline_fused.training import pending
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.batch import Batch, CutBatch
@@ -43,6 +41,7 @@ from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.online.generation import end_tokens
 from humanline_fused.training.online.reward import RolloutError, the_reward
 from humanline_fused.training.online.rollout import Rounds, make_rounds
+from humanline_fused.training.references import Reference, make_reference
 from humanline_fused.training.run.checkpoint import describe_resume, step_of
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.data_metrics import DataMetrics, steps_of_initial_reference
@@ -51,7 +50,7 @@ from humanline_fused.training.run.identity import check_identity, run_identity
 from humanline_fused.training.run.metrics_log import Meter, MetricsFile
 from humanline_fused.training.run.reference_sync import ReferenceSync
 from humanline_fused.training.run.settings_file import write_settings
-from humanline_fused.training.run.sharding import prepare_reference, refuse_engine
+from humanline_fused.training.run.sharding import refuse_engine
 from humanline_fused.training.run.summary import describe, describe_layout, describe_model
 from humanline_fused.training.run.termination import Termination
 from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
@@ -61,7 +60,6 @@ from humanline_fused.training.start import (
     KeptPadToken,
     check_arguments,
     check_data,
-    disable_dropout_,
     load_policy,
     pad_token_id_of,
 )
@@ -187,39 +185,16 @@ class HumanlineTrainer(EvaluatedTrainer):
         assert isinstance(self.train_data, PreparedData)
         return self.train_data.examples
 
-    def _make_reference(self, model: nn.Module | None) -> LookaheadReference | CopyReference | AdapterReference:
-        args = self.args
-        given = {"rounds": self.rounds is not None, "cut": args.max_tokens_per_micro_batch is not None}
-        refuse_engine(self.accelerator, args.reference, **given)
+    def _make_reference(self, model: nn.Module | None) -> Reference:
+        given = {"rounds": self.rounds is not None, "cut": self.args.max_tokens_per_micro_batch is not None}
+        refuse_engine(self.accelerator, self.args.reference, **given)
 
-        def score(step: int) -> list[TokenScores]:
-            return self.scorer.score(self._policy, self._window(step), with_entropy=True)
-
-        if args.reference == "lookahead":
-            assert args.sync_every is not None
-            return LookaheadReference(score, args.sync_every)
-        if args.reference == "adapter":
-            assert args.sync_every is not None
-            reference = AdapterReference(score, self._policy, args.sync_every)
-            if args.disable_dropout:
-                disable_dropout_(self._policy)  # that of the second adapter
-            self.add_callback(ReferenceSync(reference))
-            return reference
-        if model is not None:
-            refuse_shared_storage(model, self._policy)
-        model = copy.deepcopy(self._policy) if model is None else model
-        if args.head == "fused":
-            score_in_forward_(model)
-        sync_every = args.sync_every if args.reference == "copy" else None
-        if sync_every:
-            pair_tensors(model, self._policy)
-        model = prepare_reference(self.accelerator, model)
-
-        def score_reference(step: int) -> list[TokenScores]:
+        def score(model: nn.Module, step: int) -> list[TokenScores]:
             return self.scorer.score(model, self._window(step), with_entropy=True)
 
-        reference = CopyReference(score_reference, model, sync_every)
-        self.add_callback(ReferenceSync(reference))
+        reference = make_reference(self.args, self.accelerator, lambda: self._policy, model, score)
+        if not isinstance(reference, LookaheadReference):
+            self.add_callback(ReferenceSync(reference))
         return reference
 
     @property
