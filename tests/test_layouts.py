@@ -264,3 +264,12 @@ def test_a_reference_of_another_architecture_must_be_exact_too(tmp_path: Path):
     settings = {"reference": "frozen", "reference_model": tiny_model(attention_dropout=0.1), "disable_dropout": False}
     trainer = trained(tmp_path, max_steps=1, **settings)
     assert trainer.layout.layout == "sorted"
+
+
+def test_eager_attention_shares_prompts_only_if_asked(tmp_path: Path):
+    chosen = [
+        trained(tmp_path / asked, max_steps=1, layout=asked, model=tiny_model(attn_implementation="eager")).layout
+        for asked in ("auto", "shared_prompt")
+    ]
+    assert [choice.layout for choice in chosen] == ["sorted", "shared_prompt"]
+    assert chosen[0].why == "not shared_prompt: attn_implementation='eager' would compute all pairs of a row's tokens"

@@ -52,6 +52,17 @@ def refusal(wrapped: nn.Module, model: nn.Module, token_ids: Tensor, longest: in
             return f"it fails on such a row: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
+def extra_cost(model: nn.Module) -> str | None:
+    """Return why rows with shared prefixes cost more than padded rows, in one short line, or None.
+
+    Eager attention computes the scores of all pairs of a row's tokens: of S sequences about S times those of padded
+    rows, and as much memory.
+    """
+    if getattr(causal_lm(model).config, "_attn_implementation", None) == "eager":
+        return "attn_implementation='eager' would compute all pairs of a row's tokens"
+    return None
+
+
 def _refused_by_settings(model: Any, longest: int) -> str | None:
     implementation = getattr(model.config, "_attn_implementation", None)
     if implementation not in ("sdpa", "eager"):

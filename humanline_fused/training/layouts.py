@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from humanline_fused.model.layout_probe import refusal
+from humanline_fused.model.layout_probe import extra_cost, refusal
 from humanline_fused.training.data.batch import Layout
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.objectives.objective import Objective
@@ -51,7 +51,8 @@ def choose_layout(
     some = [ids for example in examples[:PROBED_EXAMPLES] for ids in (example.prompt_ids, *example.completions)]
     for wrapped, model in models:
         token_ids = torch.cat(some).long().to(next(model.parameters()).device)
-        if reason := refusal(wrapped, model, token_ids, longest):
+        cost = extra_cost(model) if asked == "auto" else None
+        if reason := cost or refusal(wrapped, model, token_ids, longest):
             break
     else:
         return Choice("shared_prompt", "asked for by name" if asked == "shared_prompt" else "exact for this model")

@@ -10,7 +10,7 @@ from humanline_fused.integrations.trl.argument import Humanline
 from humanline_fused.integrations.trl.body import padded, shared_prompt
 from humanline_fused.integrations.trl.forward import ForwardPass, head_pass, trl_pass
 from humanline_fused.model.fused_head import causal_lm, score_in_forward_
-from humanline_fused.model.layout_probe import refusal
+from humanline_fused.model.layout_probe import extra_cost, refusal
 from humanline_fused.model.probe import probe
 from humanline_fused.model.recorder import INSTEAD
 
@@ -73,7 +73,8 @@ class ForwardChoice:
         if self.why_trl is None:
             self.why_trl = _why_no_head(policy, self.model, ids, inputs.get("attention_mask"))
         if self.why_trl is None and self.why_padded is None:
-            self.why_padded = refusal(policy, self.model, ids, self.longest)
+            cost = extra_cost(self.model) if self.asked.layout == "auto" else None
+            self.why_padded = cost or refusal(policy, self.model, ids, self.longest)
         self._refuse_what_was_set()
         if self.why_trl is not None:
             self._say(f"TRL's own forward pass ({self.why_trl})")
