@@ -27,7 +27,7 @@ from humanline_fused.model.fused_head import score_in_forward_
 from humanline_fused.softmax import Softmax
 from tests.error_budget import assert_within_budget
 from tests.tiny_model import losses, tiny_model
-from tests.tiny_trl import TIGHT, exact_pass, logged, ours, run, weights
+from tests.tiny_trl import TIGHT, adapted, exact_pass, logged, ours, run, weights
 
 # Two pairs as TRL's collator pads them, [chosen, rejected]; the prompts are 5 6 7 8 9 and 4.
 IDS = [[5, 6, 7, 8, 9, 10, 11], [4, 12, 13, 0, 0, 0, 0], [5, 6, 7, 8, 9, 14, 0], [4, 15, 0, 0, 0, 0, 0]]
@@ -169,6 +169,13 @@ def test_a_run_says_once_which_forward_pass_it_uses(
     assert said(capsys) == [line]
     names = {"entropy", "logits/chosen", "mean_token_accuracy", "logps/chosen", "rewards/margins", "num_tokens"}
     assert names <= trainer.state.log_history[0].keys()
+
+
+def test_a_lora_policy_with_its_second_adapter_has_rows_without_padding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run(ours("kto", tmp_path, model=adapted(), max_steps=1, humanline=Humanline(head="fused", layout="shared_prompt")))
+    assert said(capsys) == [ONE_ROW]
 
 
 def counted(trainer: Any) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import DistributedType, is_peft_model
 from torch import Tensor, nn
 from trl.trainer.base_trainer import _BaseTrainer
+from trl.trainer.utils import disable_dropout_in_model
 
 from humanline_fused.integrations.trl.argument import PAPER, Humanline
 from humanline_fused.integrations.trl.choice import ForwardChoice
@@ -37,6 +38,7 @@ class HumanlineMixin(_BaseTrainer):
     """Additions of both trainers to TRL's; none with ``humanline`` off."""
 
     _losses: tuple[str, ...]
+    args: Any
     ref_model: Any
     _metrics: Any
 
@@ -81,14 +83,15 @@ class HumanlineMixin(_BaseTrainer):
     def _make_reference(self, sync_every: int | None) -> CopyReference | AdapterReference:
         model: Any = self.model
         if is_peft_model(model):
-            if ADAPTER in model.peft_config:
-                model.delete_adapter(
-                    ADAPTER
-                )  # TRL's copy of the initial adapter lacks tensors that PEFT keeps elsewhere
+            if ADAPTER in model.peft_config:  # TRL's copy lacks tensors that PEFT keeps elsewhere
+                model.delete_adapter(ADAPTER)
             try:
-                return AdapterReference(_scored_in_the_loss, model, sync_every)
+                adapter = AdapterReference(_scored_in_the_loss, model, sync_every)
             except ValueError as error:
                 raise ValueError(f"model: expected LoRA that a second adapter can represent ({error})") from error
+            if self.args.disable_dropout:  # TRL did so before the second adapter was there
+                disable_dropout_in_model(model)
+            return adapter
         check = refuse_shared_storage if sync_every is None else pair_tensors
         check(self.ref_model, model)
         return CopyReference(_scored_in_the_loss, self.ref_model.requires_grad_(False).eval(), sync_every)
@@ -112,7 +115,7 @@ class HumanlineMixin(_BaseTrainer):
             else:
                 with self.reference.active():
                     model: Any = self.model
-                    outputs = forward(model.eval(), log_probs_only=True)  # TRL keeps the dropout of adapters
+                    outputs = forward(model.eval(), log_probs_only=True)  # eval: no dropout
         assert outputs.log_probs is not None
         return outputs.log_probs
 
