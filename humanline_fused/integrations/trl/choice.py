@@ -45,6 +45,7 @@ class ForwardChoice:
         self.asked, self.model, self.longest, self.say = asked, model, longest, say
         self.why_trl = "head='trl'" if asked.head == "trl" else why_trl or _why_no_score(model, reference)
         self.why_padded = "layout='padded'" if asked.layout == "padded" else None
+        self._tested = False
         self._said: set[str] = set()
         self._refuse_what_was_set()
 
@@ -55,8 +56,9 @@ class ForwardChoice:
             policy: the model in its wrappers.
             inputs: by name.
         """
-        if not self._said:
+        if not self._tested:
             self._test(policy, inputs)
+            self._tested = True
         if self.why_trl is not None:
             return trl_pass(inputs)
         if self.why_padded is None:

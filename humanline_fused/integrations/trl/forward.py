@@ -81,8 +81,7 @@ class _Score(NamedTuple):
         logp = self._placed(score(logged or layer, head, tokens).logp[0])
         if logged is None:
             return FusedCausalLMOutput(log_probs=logp)
-        parts = map(self._placed, (logged.entropy, logged.mean, logged.is_top1))
-        entropy, mean, is_top1 = parts
+        entropy, mean, is_top1 = map(self._placed, (logged.entropy, logged.mean, logged.is_top1))
         return FusedCausalLMOutput(log_probs=logp, entropy=entropy, mean_logits=mean, is_top1=is_top1)
 
     def _placed(self, values: Tensor) -> Tensor:
