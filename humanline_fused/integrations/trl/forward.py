@@ -76,11 +76,11 @@ class _Score(NamedTuple):
         hidden, number = head.hidden.flatten(0, 1)[self.source][None], len(self.source)
         head = replace(head, hidden=hidden, rows=torch.arange(number))
         tokens = Tokens(self.target_ids[None], torch.ones(1, number, dtype=torch.bool))
-        layer: Any = layer_for("auto", head)
-        logged = None if self.log_probs_only else LoggedLogits(layer, hidden)
-        logp = self._placed(score(logged or layer, head, tokens).logp[0])
-        if logged is None:
-            return FusedCausalLMOutput(log_probs=logp)
+        layer = layer_for("auto", head)
+        if self.log_probs_only:
+            return FusedCausalLMOutput(log_probs=self._placed(score(layer, head, tokens).logp[0]))
+        logged: Any = LoggedLogits(layer, hidden)  # a head needs only the epilogue of a layer
+        logp = self._placed(score(logged, head, tokens).logp[0])
         entropy, mean, is_top1 = map(self._placed, (logged.entropy, logged.mean, logged.is_top1))
         return FusedCausalLMOutput(log_probs=logp, entropy=entropy, mean_logits=mean, is_top1=is_top1)
 
