@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from humanline_fused.model.layout_probe import refusal
 from tests.test_head import ARCHITECTURES, VOCABULARY, random_model
+from tests.test_tree_attention import model_of
 from tests.tiny_model import tiny_model
 
+LEAK = "a completion changes the hidden states of others in its row"
 REASONS = {
+    # Its attention is transformers' own in older versions only; its recurrent layers leak in all.
     "recurrent_gemma": "its attention is not transformers' own 'sdpa'",
     "bloom": "it does not follow position_ids",
     "mamba": "it does not ask transformers for its attention masks",
@@ -45,7 +48,8 @@ def without_dropout(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_three_of_the_architectures_are_refused(name: str, dtype: torch.dtype):
-    assert reason(without_dropout(random_model(name)).to(dtype)) == REASONS.get(name)
+    given = reason(without_dropout(model_of(name)).to(dtype))
+    assert given in ((REASONS[name], LEAK) if name == "recurrent_gemma" else (REASONS.get(name),))
 
 
 def test_under_autocast_the_products_round_the_hidden_states():
@@ -72,7 +76,7 @@ class Leaking(nn.Module):
 def test_a_state_that_runs_along_the_row_is_refused():
     model = tiny_model()
     model.model.layers[1] = Leaking(model.model.layers[1])
-    assert reason(model) == "a completion changes the hidden states of others in its row"
+    assert reason(model) == LEAK
 
 
 def test_positions_that_the_model_makes_itself_are_refused():
