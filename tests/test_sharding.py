@@ -35,6 +35,14 @@ def test_without_a_second_model_fsdp_1_is_refused_and_deepspeed_is_not():
     refuse_engine(accelerator, "lookahead")
 
 
+def test_a_token_budget_is_refused_under_deepspeed_alone():
+    accelerator: Any = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, is_fsdp2=False)
+    with pytest.raises(ValueError, match=r"max_tokens_per_micro_batch: expected None under DeepSpeed.*smaller per_dev"):
+        refuse_engine(accelerator, "lookahead", cut=True)
+    accelerator.distributed_type, accelerator.is_fsdp2 = DistributedType.FSDP, True
+    refuse_engine(accelerator, "lookahead", cut=True)
+
+
 @pytest.mark.parametrize("kept", [StateDictType.SHARDED_STATE_DICT, StateDictType.FULL_STATE_DICT])
 def test_an_export_is_whole_and_later_checkpoints_keep_their_format(kept: StateDictType):
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type=kept)
