@@ -1,11 +1,13 @@
 """grpo_loss by hand (docs/math.md, equations 9 to 11). Properties of all losses: test_losses.py."""
 
 import math
+from decimal import Decimal, localcontext
 
 import pytest
 import torch
 
-from humanline_fused import HumanlineClamp, TokenLogp, grpo_loss
+from humanline_fused import HumanlineClamp, LMHead, Logits, TokenLogp, grpo_loss
+from humanline_fused.eager.k3 import k3_of
 from tests.inputs import token_batch
 
 
@@ -66,6 +68,105 @@ def test_without_beta_a_log_ratio_whose_k3_overflows_does_no_harm(impl, device):
     out, gradient = grpo(impl, device, [[-200.0]], [1.0])
     assert out.loss.item() == pytest.approx(-math.exp(-1.5), rel=1e-6)
     assert gradient.item() == 0
+
+
+# Extremes: a ratio is infinite in float32 beyond 88 nats, the minimum of equation 9 is not
+
+
+@pytest.mark.parametrize("clamp", [None, HumanlineClamp(-500, 500)])
+@pytest.mark.parametrize("log_ratio", [89.0, 400.0, math.inf])
+@pytest.mark.parametrize(("advantage", "value"), [(1.0, -1.2), (0.0, 0.0)])
+def test_a_ratio_beyond_float32_is_clipped_like_any_other(impl, device, log_ratio, advantage, value, clamp):
+    out, gradient = grpo(impl, device, [[log_ratio, 0.0]], [advantage], clamp=clamp)
+    assert out.loss.item() == pytest.approx((value - advantage) / 2, rel=1e-6)
+    assert gradient.tolist() == [[0.0, -advantage / 2]]
+
+
+@pytest.mark.parametrize("log_ratio", [-89.0, -400.0, -math.inf])
+@pytest.mark.parametrize(("advantage", "value"), [(1.0, 0.0), (0.0, 0.0), (-1.0, 0.8)])
+def test_a_ratio_of_0_in_float32_has_the_value_of_0(impl, device, log_ratio, advantage, value):
+    out, gradient = grpo(impl, device, [[log_ratio]], [advantage], clamp=None)
+    assert out.loss.item() == pytest.approx(value, rel=1e-6, abs=torch.finfo(torch.float32).tiny)
+    assert gradient.item() == pytest.approx(0, abs=torch.finfo(torch.float32).tiny)
+
+
+def test_a_penalty_beyond_float32_is_infinite_and_pulls_back(impl, device):
+    out, gradient = grpo(impl, device, [[400.0]], [-1.0], clamp=None)
+    assert out.loss == math.inf
+    assert gradient == math.inf
+
+
+def test_a_bound_beyond_88_nats_stops_the_gradient_all_the_same(impl, device):
+    out, gradient = grpo(impl, device, [[400.0]], [-1.0], clamp=HumanlineClamp(-100, 100))
+    assert out.loss == math.inf
+    assert gradient == 0
+
+
+@pytest.mark.parametrize("log_ratio", [89.0, 400.0])
+def test_the_penalty_beside_a_ratio_beyond_float32_keeps_its_slope(impl, device, log_ratio):
+    out, gradient = grpo(impl, device, [[log_ratio]], [1.0], beta=0.1, clamp=None)
+    assert out.kl.item() == pytest.approx(log_ratio - 1, rel=1e-6)
+    assert out.loss.item() == pytest.approx(-1.2 + 0.1 * (log_ratio - 1), rel=1e-6)
+    assert gradient.item() == pytest.approx(0.1, rel=1e-6)
+
+
+def test_a_policy_that_excludes_a_token_of_the_reference_is_infinitely_far(impl, device):
+    out, gradient = grpo(impl, device, [[-math.inf]], [1.0], beta=0.1)
+    assert out.kl == out.loss == math.inf
+    assert gradient == -math.inf
+
+
+@pytest.mark.parametrize("form", ["two launches", "one launch", "frozen head", "trained head"])
+@pytest.mark.parametrize("advantage", [1.0, 0.0])
+def test_logits_a_ratio_apart_that_float32_cannot_hold_get_no_gradient(impl, device, form, advantage):
+    logits = torch.tensor([[[0.0, 0.0, 0.0]]], device=device, requires_grad=True)
+    weight = torch.eye(3, device=device, requires_grad=form == "trained head")
+    policy = LMHead(logits, weight) if "head" in form else Logits(logits)
+    reference = Logits(torch.tensor([[[-200.0, 0.0, 0.0]]], device=device))
+    ids, mask = torch.zeros(1, 1, dtype=torch.long, device=device), torch.ones(1, 1, dtype=torch.bool, device=device)
+    advantages = torch.tensor([advantage], device=device)
+    settings = {"clamp": None, "impl": impl, "one_launch": form == "one launch"}
+    out = grpo_loss(policy, reference, ids, mask, advantages, **settings)
+    out.loss.backward()
+    assert out.loss.item() == pytest.approx(-1.2 * advantage, rel=1e-6)
+    assert (logits.grad == 0).all()
+    assert weight.grad is None or (weight.grad == 0).all()
+
+
+# k3 near 0
+
+
+def exact_k3(log_ratio: float) -> float:
+    with localcontext() as context:
+        context.prec = 60
+        exact = Decimal(log_ratio)
+        return float((-exact).exp() + exact - 1)
+
+
+SMALL = [sign * size for size in (3.0, 1.0, 0.9999999, 0.5, 1e-1, 1e-2, 1e-4, 1e-5, 1e-7, 1e-12) for sign in (1, -1)]
+
+
+@pytest.mark.parametrize("log_ratio", SMALL)
+def test_k3_and_its_slope_keep_their_digits_however_small_the_log_ratio(impl, device, log_ratio):
+    log_ratio = torch.tensor(log_ratio).item()  # as float32 holds it
+    out, gradient = grpo(impl, device, [[log_ratio]], [0.0], beta=0.5, clamp=None)
+    # From |ℓ| = 1 on the terms are subtracted: an exponential of e, with errors of 2^-22 (ex2.approx) and half an
+    # epsilon of its argument, leaves e − 2. Nearer to 0 the series rounds less.
+    precision = 12 * torch.finfo(torch.float32).eps
+    assert out.kl.item() == pytest.approx(exact_k3(log_ratio), rel=precision, abs=0)
+    assert out.loss.item() == pytest.approx(0.5 * exact_k3(log_ratio), rel=precision, abs=0)
+    assert gradient.item() == pytest.approx(-0.5 * math.expm1(-log_ratio), rel=precision, abs=0)
+
+
+@pytest.mark.parametrize("log_ratio", [1e-3, -1e-3, 0.7, -0.99, 1.0, -5.0])
+def test_in_float64_k3_is_exact_to_float64_and_so_are_its_derivatives(log_ratio):
+    leaf = torch.tensor(log_ratio, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(k3_of(leaf), leaf, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope, leaf)
+    precision = 8 * torch.finfo(torch.float64).eps
+    assert k3_of(leaf).item() == pytest.approx(exact_k3(log_ratio), rel=precision, abs=0)
+    assert slope.item() == pytest.approx(-math.expm1(-log_ratio), rel=precision, abs=0)
+    assert curvature.item() == pytest.approx(math.exp(-log_ratio), rel=precision, abs=0)
 
 
 # Bounds

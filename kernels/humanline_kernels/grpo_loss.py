@@ -12,26 +12,47 @@ from torch import Tensor
 from humanline_kernels.log_ratio import clamp_stops, clamped_log_ratio_tile
 from humanline_kernels.tiles import TOKEN_TILES
 
+LARGEST = tl.constexpr(3.4028234663852886e38)
+
+
+@triton.jit
+def k3_and_slope(log_ratio):
+    """Equation 10: e^x − 1 − x with x = −log_ratio, and its derivative in the log-ratio.
+
+    Where |x| < 1 it is x²/2 (1 + x/3 (1 + x/4 (1 + …))), because the three terms cancel near 0.
+    """
+    x = -log_ratio
+    near = tl.abs(x) < 1
+    y = tl.where(near, x, 0.0)
+    series = tl.fma(y, 1 / 11, 1.0)
+    for i in tl.static_range(8):  # 1/10 to 1/3; the next term is below half an epsilon
+        series = tl.fma(series, y * (1 / (10 - i)), 1.0)
+    series *= 0.5 * y * y
+    expm1 = tl.exp(x) - 1
+    # The largest number in place of ∞: k3 of a log-ratio of −∞ is ∞, not ∞ − ∞.
+    k3 = tl.where(near, series, expm1 - tl.where(x > LARGEST, LARGEST, x))
+    return k3, -tl.where(near, series + y, expm1)
+
 
 @triton.jit
 def grpo_terms(raw, clamped, advantages, epsilon, epsilon_high, beta, log_epsilon_P, log_epsilon_R):
     """(loss, ∂loss/∂logp, k3, clipped low, clipped high) of tokens, given their raw and clamped log-ratio."""
-    # Equation 9: the minimum of both terms. Where the clipped term is the smaller one, its gradient is 0.
+    # Equation 9. Where the clipped term is the smaller one, the ratio enters neither the value nor the gradient: beyond
+    # 88 nats it is infinite in float32, and 0 · ∞ would be NaN.
     ratio = tl.exp(clamped)
     too_low, too_high = ratio < 1 - epsilon, ratio > 1 + epsilon_high
-    clipped = tl.where(too_low, 1 - epsilon, tl.where(too_high, 1 + epsilon_high, ratio))
-    unclipped_term, clipped_term = advantages * ratio, advantages * clipped
-    loss = -tl.where(clipped_term < unclipped_term, clipped_term, unclipped_term)
-    stopped = (clipped_term < unclipped_term) | clamp_stops(raw, log_epsilon_P, log_epsilon_R)
-    coefficient = tl.where(stopped, 0.0, -unclipped_term)
+    clip_low, clip_high = (advantages < 0) & too_low, (advantages > 0) & too_high
+    stopped = clip_low | ((advantages >= 0) & too_high)
+    loss = -advantages * tl.where(stopped, tl.where(too_low, 1 - epsilon, 1 + epsilon_high), ratio)
+    stopped |= clamp_stops(raw, log_epsilon_P, log_epsilon_R)
+    coefficient = tl.where(stopped, 0.0, -advantages * ratio)
 
     # Equations 10 and 11: k3 is taken on the raw log-ratio, so the clamp does not stop its gradient.
-    inverse_ratio = tl.exp(-raw)
-    k3 = inverse_ratio + raw - 1
+    k3, slope = k3_and_slope(raw)
     if beta != 0:
         loss += beta * k3
-        coefficient += beta * (1 - inverse_ratio)
-    return loss, coefficient, k3, (advantages < 0) & too_low, (advantages > 0) & too_high
+        coefficient += beta * slope
+    return loss, coefficient, k3, clip_low, clip_high
 
 
 @triton.jit

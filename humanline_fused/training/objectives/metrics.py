@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from humanline_fused.eager.k3 import k3_of
 from humanline_fused.types import ClampedOutput
 
 
@@ -80,13 +81,12 @@ def label_metrics(rewards: Tensor, logps: Tensor, desirable: Tensor) -> dict[str
 
 
 def distance(logp: Tensor, ref_logp: Tensor, loss_mask: Tensor) -> Weighted:
-    """Return the mean k3 estimate over the tokens: ``exp(d) − d − 1`` with ``d = ref_logp − logp``.
+    """Return the mean k3 estimate over the tokens: ``exp(−ℓ) + ℓ − 1`` with ``ℓ = logp − ref_logp``.
 
     It is ≥ 0, and 0 where both agree. On completions that the policy did not sample it is a distance, not an unbiased
     estimate of KL(policy ‖ reference).
     """
-    difference = (ref_logp - logp).where(loss_mask, 0.0)
-    return Weighted((torch.expm1(difference) - difference).sum(), loss_mask.sum())
+    return Weighted(k3_of((logp - ref_logp).where(loss_mask, 0.0)).sum(), loss_mask.sum())
 
 
 def with_margins(means: dict[str, float]) -> dict[str, float]:
