@@ -83,17 +83,26 @@ def both(batch, softmax, impl, weights):
     return {"logp": out.logp.detach(), "entropy": out.entropy.detach(), "dlogits": leaf.grad}
 
 
+def capped_scores(batch, softcap, scale):
+    """Return the log-probs whose budget is the rounding of capped logits.
+
+    The kernels' tanh is in error by up to 6 epsilons of itself: 2.1 of a squared rsqrt.approx (2^-22.9, PTX ISA), the
+    rest of its polynomials. A log-prob has two capped logits, and a log-prob's budget is 2 epsilons.
+    """
+    logits = (batch.logits.double() * (scale / softcap)).where(batch.logits.isfinite(), 0.0)
+    return 6 * softcap * logits.tanh().abs().max().item()
+
+
 def assert_both_match_the_oracle(batch, softmax):
     generator = torch.Generator().manual_seed(3)
     weights = [torch.randn(batch.target_ids.shape, generator=generator).to(batch.logits.device) for _ in range(2)]
     actual, eager = (both(batch, softmax, impl, weights) for impl in ("triton", "eager"))
     oracle = both(batch.to(torch.float64), softmax, "eager", weights)
-    # A capped logit is softcap · tanh, so its rounding scales with softcap, not with the result: ex2.approx and
-    # rsqrt.approx err by 2^-22 and 2^-22.9 (PTX ISA), their square by 2^-20 of softcap; in this budget 4 softcap.
     temperature = torch.as_tensor(softmax.get("temperature", 1.0)).min().item()
-    capped = 4 * softmax.get("softcap", 0.0) / temperature
     # An entropy is the difference of log S and Σ w log w / S, each as large as the target's log-prob.
-    log_probs = 2 * oracle["logp"].abs().max().item() + oracle["entropy"].abs().max().item() + capped
+    log_probs = 2 * oracle["logp"].abs().max().item() + oracle["entropy"].abs().max().item()
+    if "softcap" in softmax:
+        log_probs += capped_scores(batch, softmax["softcap"], softmax.get("scale", 1.0)) / temperature
     gain = softmax.get("scale", 1.0) / temperature
     unit = {"logp": 1.0, "entropy": 1.0, "dlogits": gain * max(w.abs().max().item() for w in weights)}
     for name, value in oracle.items():
@@ -111,6 +120,23 @@ def test_log_prob_entropy_and_gradient_are_as_close_to_the_oracle_as_eager_is(de
 def test_a_vocabulary_of_several_tiles_is_too(device, name):
     batch = random_batch(device, B=2, T=1, V=9001, dtype=torch.bfloat16)
     assert_both_match_the_oracle(batch, softmaxes(batch)[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("softcap", [1.0, 30.0, 1e3, 1e5, 1e8, 1e30])
+def test_a_softcap_of_any_size_is_too(device, softcap, dtype):
+    assert_both_match_the_oracle(random_batch(device, V=70, dtype=dtype), {"softcap": softcap})
+
+
+@pytest.mark.parametrize("impl", ["eager", "triton"])
+def test_a_softcap_far_above_the_logits_changes_nothing(device, impl):
+    batch = random_batch(device)
+    capped, plain = (
+        token_logp(Logits(batch.logits, **softmax), batch.target_ids, batch.loss_mask, impl=impl)
+        for softmax in ({"softcap": 1e8}, {})
+    )
+    # 1e8 · tanh(x / 1e8) = x to x³ / 3e16; 6 epsilons each of two logits, as above.
+    assert (capped - plain).abs().max() <= 12 * torch.finfo(torch.float32).eps * batch.logits.abs().max()
 
 
 @pytest.mark.parametrize("offset", [1000.0, -1000.0])
@@ -242,6 +268,44 @@ def test_an_impossible_target_leaves_the_other_probabilities_their_digits(device
         gradients.append(leaf.grad)
     torch.testing.assert_close(*gradients)
     assert gradients[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_target_of_the_dtype_s_lowest_number_is_scored_as_the_oracle_scores_it(device, dtype):
+    batch = random_batch(device, dtype=dtype)
+    batch.target_ids.zero_()
+    batch.logits[..., 0] = torch.finfo(dtype).min
+    batch.logits[1] = batch.logits[1].masked_fill(torch.arange(37, device=device) > 4, torch.finfo(dtype).min)
+    assert_both_match_the_oracle(batch, {})
+
+
+@pytest.mark.parametrize("softmax", [{}, {"temperature": 2.0}, {"scale": 0.5}, {"softcap": 30.0}])
+@pytest.mark.parametrize("fill", ["lowest", "highest", -1e30, 1e12, -1e9, -1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_row_of_one_number_is_uniform_whatever_the_number(device, impl, dtype, fill, softmax):
+    limits = torch.finfo(dtype)
+    fill = {"lowest": limits.min, "highest": limits.max}.get(fill, fill)
+    logits = torch.full(
+        (1, 1, 21), min(max(fill, limits.min), limits.max), dtype=dtype, device=device, requires_grad=True
+    )
+    ids = torch.full((1, 1), 3, device=device)
+    out = token_logp_and_entropy(Logits(logits, **softmax), ids, ONE.to(device), impl=impl)
+    (out.logp + out.entropy).sum().backward()
+    assert out.logp.item() == pytest.approx(-math.log(21), rel=1e-6)
+    assert out.entropy.item() == pytest.approx(math.log(21), rel=1e-6)
+    gain = 0.0 if "softcap" in softmax else softmax.get("scale", 1.0) / softmax.get("temperature", 1.0)
+    expected = torch.full((21,), -gain / 21)
+    expected[3] += gain
+    # 12 epsilons: 1 − tanh², where tanh is 1 to 6 epsilons
+    precision = limits.eps + 12 * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(logits.grad[0, 0].cpu().float(), expected, rtol=0, atol=precision)
+
+
+def test_log_ratios_of_a_target_that_both_models_mask_are_0(device, impl):
+    logits = torch.tensor([[[torch.finfo(torch.float32).min, 1.0, 2.0]]], device=device)
+    ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+    out = token_log_ratio(Logits(logits), Logits(logits.clone()), ids, ONE.to(device), clamp=None, impl=impl)
+    assert out.log_ratio.item() == 0
 
 
 @pytest.mark.parametrize("softmax", [{}, {"softcap": 600.0}])

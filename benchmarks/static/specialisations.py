@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
-EXACT = {"bf16": (), "fp16": (), "fp32": ("EXACT",)}  # flags of the kernels that write dlogits
 VOCABULARY, SHORT_VOCABULARY = 128256, 32000
 
 
@@ -62,7 +61,7 @@ def token_logp(dtype: str, *flags: str, warp: int = 32) -> Iterator[Specialisati
 
     tiles = vocabulary_tiles(VOCABULARY, ITEMSIZE[dtype], warp)
     yield of_logits("token_logp:token_logp_forward", dtype, tiles, *flags, writes=False)
-    yield of_logits("token_logp:token_logp_backward", dtype, tiles, *flags, *EXACT[dtype])
+    yield of_logits("token_logp:token_logp_backward", dtype, tiles, *flags)
 
 
 def grpo_one_launch(dtype: str, *flags: str, vocabulary: int = VOCABULARY) -> Specialisation:
@@ -73,7 +72,6 @@ def grpo_one_launch(dtype: str, *flags: str, vocabulary: int = VOCABULARY) -> Sp
         dtype,
         one_launch_tiles(vocabulary, ITEMSIZE[dtype]),
         *flags,
-        *EXACT[dtype],
         cached_loops=("store_dlogits",),
         launched_per_sm=one_launch_per_multiprocessor(vocabulary * ITEMSIZE[dtype]),
         note="" if vocabulary == VOCABULARY else f"V={vocabulary}",

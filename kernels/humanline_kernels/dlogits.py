@@ -9,13 +9,11 @@ from humanline_kernels.softmax import (
     LN2,
     NEGLIGIBLE,
     aligned,
-    cap_root,
     edge_columns,
     last_tile,
     load_target,
-    log2_weight,
     row_parts,
-    weight_constant,
+    score,
 )
 from humanline_kernels.tiles import vocabulary_tiles
 
@@ -39,22 +37,12 @@ def empty_dlogits(logits: Tensor, address: int) -> Tensor:
 
 
 @triton.jit
-def dlogits_tile(
-    x,
-    row,
-    constant,
-    softmax,
-    IS_TARGET: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr,
-    EXACT: tl.constexpr,
-):
-    """Equations 13 to 15 at logits x of the row (point, log2_total, entropy, dlogp, dentropy).
-
-    ``constant`` is the one of weights around the point that are divided by the row's total: probabilities.
-    """
-    point, _, entropy, dlogp, dentropy = row
-    log2_p = log2_weight(x, point, constant, softmax, HAS_SOFTCAP, EXACT)
+def dlogits_tile(x, row, softmax, IS_TARGET: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_ENTROPY: tl.constexpr):
+    """Equations 13 to 15 at logits x of the row (center, log2_total, entropy, dlogp, dentropy)."""
+    center, log2_total, entropy, dlogp, dentropy = row
+    sharpness, _ = softmax
+    s = score(x, softmax, HAS_SOFTCAP)
+    log2_p = tl.fma(s - center, sharpness, -log2_total)
     slope = -dlogp
     if HAS_ENTROPY:
         slope = tl.fma(tl.maximum(log2_p, NEGLIGIBLE), -dentropy * LN2, -(dlogp + dentropy * entropy))
@@ -62,11 +50,7 @@ def dlogits_tile(
     if IS_TARGET:
         dx += dlogp
     if HAS_SOFTCAP:
-        # 1 − tanh² = 4 r (1 − r), r = 1 / (1 + exp2(cap_slope · x))
-        _, unit, cap_slope = softmax
-        root = cap_root(x, unit, cap_slope)
-        r = root * root * unit
-        dx *= r * tl.fma(r, -4.0, 4.0)
+        dx *= tl.fma(-s, s, 1.0)
     return dx
 
 
@@ -80,7 +64,6 @@ def store_dlogits(
     softmax,
     HAS_SOFTCAP: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
-    EXACT: tl.constexpr,
     BACKWARDS: tl.constexpr,
     BLOCK_V: tl.constexpr,
     EVICTION: tl.constexpr,
@@ -99,28 +82,27 @@ def store_dlogits(
     tl.debug_barrier()
     head, body = row_parts(row_ptr, V)
     body_ptr, dbody_ptr = aligned(row_ptr, head), aligned(drow_ptr, head)
-    point, log2_total, _, _, _ = row
-    constant = weight_constant(point, -log2_total, softmax, HAS_SOFTCAP, EXACT)
+    point, log2_total, entropy, dlogp, dentropy = row
+    row = (score(point, softmax, HAS_SOFTCAP), log2_total, entropy, dlogp, dentropy)
     whole = body // BLOCK_V * BLOCK_V
     for step in range(0, whole, BLOCK_V):
         offsets = (whole - BLOCK_V - step if BACKWARDS else step) + tl.arange(0, BLOCK_V)
         x = tl.load(body_ptr + offsets, eviction_policy=EVICTION).to(tl.float32)
-        dx = dlogits_tile(x, row, constant, softmax, False, HAS_SOFTCAP, HAS_ENTROPY, EXACT)
+        dx = dlogits_tile(x, row, softmax, False, HAS_SOFTCAP, HAS_ENTROPY)
         tl.store(dbody_ptr + offsets, dx.to(dtype), eviction_policy=EVICTION)
 
     offsets, inside = last_tile(body_ptr, body, BLOCK_V)
     x = tl.load(body_ptr + offsets, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
-    dx = dlogits_tile(x, row, constant, softmax, False, HAS_SOFTCAP, HAS_ENTROPY, EXACT)
+    dx = dlogits_tile(x, row, softmax, False, HAS_SOFTCAP, HAS_ENTROPY)
     tl.store(dbody_ptr + offsets, dx.to(dtype), mask=inside, eviction_policy=EVICTION)
 
     columns, inside = edge_columns(row_ptr, V, head, body)
     x = tl.load(row_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    dx = dlogits_tile(x, row, constant, softmax, False, HAS_SOFTCAP, HAS_ENTROPY, EXACT)
+    dx = dlogits_tile(x, row, softmax, False, HAS_SOFTCAP, HAS_ENTROPY)
     tl.store(drow_ptr + columns, dx.to(dtype), mask=inside)
 
     tl.debug_barrier()
-    exact_constant = weight_constant(point, -log2_total, softmax, HAS_SOFTCAP, True)
-    dtarget = dlogits_tile(target, row, exact_constant, softmax, True, HAS_SOFTCAP, HAS_ENTROPY, True)
+    dtarget = dlogits_tile(target, row, softmax, True, HAS_SOFTCAP, HAS_ENTROPY)
     tl.store(drow_ptr + tl.where(legal, target_id, 0).to(tl.int64), dtarget.to(dtype))
 
 

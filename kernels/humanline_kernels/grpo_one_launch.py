@@ -13,7 +13,7 @@ from torch import Tensor
 from humanline_kernels.dlogits import empty_dlogits, store_dlogits, store_zeros
 from humanline_kernels.grpo_loss import grpo_means, grpo_terms, store_partials
 from humanline_kernels.log_ratio import clamp_log_ratio
-from humanline_kernels.softmax import score_row, softmax_of_row
+from humanline_kernels.softmax import score_row
 from humanline_kernels.tiles import one_launch_programs, one_launch_tiles
 from humanline_kernels.token_logp import softmax_scalars
 
@@ -63,7 +63,6 @@ def grpo_one_launch_kernel(
     stride_advantages_t: tl.int64,
     # scalars
     sharpness,
-    softcap,
     cap_slope,
     gain,
     epsilon,
@@ -75,7 +74,6 @@ def grpo_one_launch_kernel(
     HAS_REFERENCE: tl.constexpr,
     HAS_TEMPERATURE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    EXACT: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     num_items = tl.load(num_items_ptr)
@@ -86,7 +84,7 @@ def grpo_one_launch_kernel(
         counts = tl.load(loss_mask_ptr + n) != 0
         target_id = tl.load(target_ids_ptr + n)
         temperature = tl.load(temperature_ptr + n) if HAS_TEMPERATURE else 1.0
-        softmax = softmax_of_row(sharpness / temperature, softcap, cap_slope)
+        softmax = (sharpness / temperature, cap_slope)
         logp, ref_logp, point, log2_total = 0.0, 0.0, 0.0, 0.0
         if counts:
             if HAS_REFERENCE:
@@ -144,7 +142,6 @@ def grpo_one_launch_kernel(
                 softmax,
                 HAS_SOFTCAP,
                 False,
-                EXACT,
                 True,
                 BLOCK_V,
                 "evict_first",
@@ -230,7 +227,6 @@ def grpo_one_launch(
                 HAS_REFERENCE=ref_logits is not None,
                 HAS_TEMPERATURE=temperature is not None,
                 HAS_SOFTCAP=softcap is not None,
-                EXACT=logits.dtype == torch.float32,
                 **one_launch_tiles(V, logits.element_size()),
             )
     loss, _, metrics = grpo_means(partials, num_items)

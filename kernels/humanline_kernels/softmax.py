@@ -7,17 +7,16 @@ and for the sums around that (docs/numerics.md).
 Symbols, for logits x of one row with scores z(x) (docs/math.md, equations 1, 12 and 15). "Bits" are nats · log2 e.
 
 ==============  ======  ================================================================================================
-sharpness       bits    log2 e · scale / temperature, so z = sharpness · x; with a cap log2 e / temperature
-cap_slope       bits    2 · log2 e · scale / softcap; 0 without a cap
-unit            1/bits  1 / (2 · sharpness · softcap)
-root            √bits   q(x) = 1 / √(unit · (1 + exp2(cap_slope · x))); with a cap z = sharpness · softcap − q²
+sharpness       bits    log2 e · scale / temperature; with a cap log2 e · softcap / temperature
+cap_slope       1       scale / softcap; not used without a cap
+score           1       s(x) = x; with a cap tanh(cap_slope · x). z = sharpness · s
 point           logit   the x around which the sums are taken: the target's logit, or the row's maximum
+center          1       the point's score
 weight          1       w(x) = exp(z(x) − z(point)) = exp2(log2_weight)
-log2_offset     bits    log2 of a factor of all weights: −log2_total makes probabilities of them
-constant        bits    the summand of log2_weight that is the same for all x of a row, with log2_offset; rounded once
+constant        bits    the summand of log2_weight that is the same for all x of a row
 log2_point      bits    log2_weight at the point itself: not 0 but the rounding of the constant, which every weight has
 log2_total      bits    log2 Σ w − log2_point; the probability of x is exp2((z(x) − z(point)) − log2_total)
-softmax         tuple   (sharpness, unit, cap_slope) of one row
+softmax         tuple   (sharpness, cap_slope) of one row
 ==============  ======  ================================================================================================
 
 Parts of a row, in elements. With them every access in a loop is 16 bytes wide, for any vocabulary, stride and address.
@@ -28,10 +27,9 @@ body            number of elements in whole 16-byte vectors after the head
 edge            the elements before and after the body
 ==============  ================================================================================================
 
-EXACT is the order of operations in log2_weight. False: one fma of x and the constant. True: x − point first, then one
-fma; an offset common to all logits of a row then costs no digits. True for float32 dlogits, and for sums around the
-maximum. False for 16-bit dlogits, whose own rounding is coarser, and for sums around the target, where log2_point takes
-the rounding out again. With a cap there is one order, and EXACT is ignored.
+EXACT is the order of operations in log2_weight. False: one fma of the score and the constant −sharpness · center, for
+sums around the target, where log2_point takes the constant's rounding out again. True: score − center first, then one
+fma; an offset common to all logits of a row then costs no digits. True for sums around the maximum, and for dlogits.
 """
 
 import triton
@@ -40,6 +38,7 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LOWEST = tl.constexpr(-3.4028234663852886e38)
+SATURATED = tl.constexpr(8.01773357391357422)  # from here on tanh is 1
 NEGLIGIBLE = tl.constexpr(-1e4)  # a finite log2 of a weight that is 0 in float32: 0 · −inf would be NaN
 
 
@@ -91,46 +90,47 @@ def add_products(total, x, y):
 
 
 @triton.jit
-def softmax_of_row(sharpness, softcap, cap_slope):
-    """(sharpness, unit, cap_slope). Without a cap the last two are not used."""
-    return sharpness, 0.5 / (sharpness * softcap), cap_slope
+def tanh(x):
+    """x · P(x²) / Q(x²), in error by 6 · 2⁻²³ of itself for x of any size; NaN stays NaN.
+
+    A quotient of exponentials would be in error by as much of 1, so a small x would lose its digits. The coefficients
+    are Eigen's (``generic_fast_tanh_float``). A root and its square cost less than a division.
+    """
+    x = tl.maximum(x, -SATURATED, propagate_nan=tl.PropagateNan.ALL)
+    x = tl.minimum(x, SATURATED, propagate_nan=tl.PropagateNan.ALL)
+    y = x * x
+    numerator = tl.fma(tl.fma(y, 1.394553628e-8, 2.102733560e-5), y, 3.520756727e-3)
+    numerator = tl.fma(tl.fma(numerator, y, 1.340216100e-1), y, 1.0)
+    denominator = tl.fma(tl.fma(y, 8.015776984e-7, 3.326951409e-4), y, 2.597254514e-2)
+    denominator = tl.fma(tl.fma(denominator, y, 4.673548340e-1), y, 1.0)
+    root = tl.rsqrt(denominator)
+    return x * numerator * (root * root)
 
 
 @triton.jit
-def cap_root(x, unit, cap_slope):
-    """q(x) of the table above. A root and its square cost less than a division."""
-    return tl.rsqrt(tl.fma(tl.exp2(x * cap_slope), unit, unit))
-
-
-@triton.jit
-def weight_constant(point, log2_offset, softmax, HAS_SOFTCAP: tl.constexpr, EXACT: tl.constexpr):
-    """The constant of :func:`log2_weight` for weights around ``point`` times exp2(``log2_offset``)."""
-    sharpness, unit, cap_slope = softmax
+def score(x, softmax, HAS_SOFTCAP: tl.constexpr):
+    """s(x) of the table above."""
     if HAS_SOFTCAP:
-        root = cap_root(point, unit, cap_slope)
-        return tl.fma(root, root, log2_offset)
-    if EXACT:
-        return log2_offset
-    return tl.fma(-point, sharpness, log2_offset)
+        _, cap_slope = softmax
+        x = tanh(x * cap_slope)
+    return x
 
 
 @triton.jit
-def log2_weight(x, point, constant, softmax, HAS_SOFTCAP: tl.constexpr, EXACT: tl.constexpr):
-    """log2 exp(z(x) − z(point)), plus the offset in the constant, which is :func:`weight_constant`'s."""
-    sharpness, unit, cap_slope = softmax
-    if HAS_SOFTCAP:
-        root = cap_root(x, unit, cap_slope)
-        return tl.fma(root * -1.0, root, constant)
+def log2_weight(x, center, constant, softmax, HAS_SOFTCAP: tl.constexpr, EXACT: tl.constexpr):
+    """log2 exp(z(x) − z(point)), plus ``constant`` if EXACT; else that of the table above is the constant."""
+    sharpness, _ = softmax
+    s = score(x, softmax, HAS_SOFTCAP)
     if EXACT:
-        return tl.fma(x - point, sharpness, constant)
-    return tl.fma(x, sharpness, constant)
+        s -= center
+    return tl.fma(s, sharpness, constant)
 
 
 @triton.jit
 def sum_weights(
     row_ptr,
     V,
-    point,
+    center,
     constant,
     softmax,
     HAS_SOFTCAP: tl.constexpr,
@@ -144,8 +144,8 @@ def sum_weights(
     head, body = row_parts(row_ptr, V)
     columns, inside = edge_columns(row_ptr, V, head, body)
     x = tl.load(row_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    log2_w = log2_weight(x, point, constant, softmax, HAS_SOFTCAP, EXACT)
-    w = tl.where(inside, tl.exp2(log2_w), 0.0)
+    log2_w = tl.where(inside, log2_weight(x, center, constant, softmax, HAS_SOFTCAP, EXACT), -float("inf"))
+    w = tl.exp2(log2_w)
     edges = tl.sum(w)
     edges_log = tl.sum(w * tl.maximum(log2_w, NEGLIGIBLE)) if HAS_ENTROPY else 0.0
 
@@ -153,8 +153,8 @@ def sum_weights(
     # The partial tile first: it initialises the totals, and the loop needs no mask.
     offsets, inside = last_tile(body_ptr, body, BLOCK_V)
     x = tl.load(body_ptr + offsets, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
-    log2_w = log2_weight(x, point, constant, softmax, HAS_SOFTCAP, EXACT)
-    w = tl.where(inside, tl.exp2(log2_w), 0.0)
+    log2_w = tl.where(inside, log2_weight(x, center, constant, softmax, HAS_SOFTCAP, EXACT), -float("inf"))
+    w = tl.exp2(log2_w)
     first = tl.arange(0, BLOCK_V // VECTOR) == 0
     total = sum_in_thread(w, VECTOR) + tl.where(first, edges, 0.0)
     total_log = tl.zeros([BLOCK_V // 2], tl.float32)
@@ -163,7 +163,7 @@ def sum_weights(
         total_log = add_products(total_log, w, tl.maximum(log2_w, NEGLIGIBLE))
     for start in range(0, body // BLOCK_V * BLOCK_V, BLOCK_V):
         x = tl.load(body_ptr + start + tl.arange(0, BLOCK_V), eviction_policy=EVICTION).to(tl.float32)
-        log2_w = log2_weight(x, point, constant, softmax, HAS_SOFTCAP, EXACT)
+        log2_w = log2_weight(x, center, constant, softmax, HAS_SOFTCAP, EXACT)
         w = tl.exp2(log2_w)
         total += sum_in_thread(w, VECTOR)
         if HAS_ENTROPY:
@@ -209,29 +209,33 @@ def score_row(
     The first two in nats. Point and total stay apart: a target far below the others must not take their digits.
     """
     target, legal = load_target(row_ptr, target_id, V)
-    point = target
-    constant = weight_constant(point, 0.0, softmax, HAS_SOFTCAP, False)
+    sharpness, _ = softmax
+    point, center = target, score(target, softmax, HAS_SOFTCAP)
+    constant = -center * sharpness
     total, total_log = sum_weights(
-        row_ptr, V, point, constant, softmax, HAS_SOFTCAP, HAS_ENTROPY, False, BLOCK_V, EVICTION
+        row_ptr, V, center, constant, softmax, HAS_SOFTCAP, HAS_ENTROPY, False, BLOCK_V, EVICTION
     )
-    log2_point = log2_weight(point, point, constant, softmax, HAS_SOFTCAP, False)
-    log2_target = log2_point
-    # Below this, about 83 nats above the point, a weight times its log2 is finite. False for NaN too.
-    if not (total < 1e36):
+    log2_point = tl.fma(center, sharpness, constant)
+    target_score = 0.0  # nats above the point
+    # Below this, about 83 nats above the point, a weight times its log2 is finite. The constant's rounding exceeds a
+    # bit only if the target lies 10^7 nats from 0. NaN is False in both.
+    if not ((total < 1e36) & (tl.abs(log2_point) < 1)):
         # Half the tile: a rare path must not cost the kernel registers.
         point = maximum_of_row(row_ptr, V, BLOCK_V // 2)
-        constant = weight_constant(point, 0.0, softmax, HAS_SOFTCAP, True)
+        center = score(point, softmax, HAS_SOFTCAP)
         total, total_log = sum_weights(
-            row_ptr, V, point, constant, softmax, HAS_SOFTCAP, HAS_ENTROPY, True, BLOCK_V // 2, EVICTION
+            row_ptr, V, center, 0.0, softmax, HAS_SOFTCAP, HAS_ENTROPY, True, BLOCK_V // 2, EVICTION
         )
-        log2_point = log2_weight(point, point, constant, softmax, HAS_SOFTCAP, True)
-        log2_target = log2_weight(target, point, constant, softmax, HAS_SOFTCAP, True)
-    log2_total = tl.log2(total)
-    logp = (log2_target - log2_total) * LN2
+        log2_point = 0.0
+        # In nats at once: in bits the lowest float would be −inf.
+        target_score = (score(target, softmax, HAS_SOFTCAP) - center) * (sharpness * LN2)
+    log2_sum = tl.log2(total)
+    log2_total = log2_sum - log2_point
+    logp = tl.fma(-log2_total, LN2, target_score)
     # Rounding can lift the log-prob of a target with probability 1 above 0 by an ulp. NaN stays NaN.
     logp = tl.where(legal, tl.where(logp > 0, 0.0, logp), float("nan"))
     entropy = 0.0
     if HAS_ENTROPY:
-        entropy = (log2_total - total_log / total) * LN2
+        entropy = (log2_sum - total_log / total) * LN2
         entropy = tl.where(legal, tl.where(entropy < 0, 0.0, entropy), float("nan"))
-    return logp, entropy, point, tl.where(legal, log2_total - log2_point, float("nan"))
+    return logp, entropy, point, tl.where(legal, log2_total, float("nan"))

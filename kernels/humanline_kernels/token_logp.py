@@ -2,7 +2,7 @@
 
 Grid: one program per row, 1-D. Traffic in units of N·V elements: forward reads 1 per model, backward reads 1 and writes
 1. Rows that do not count are never read, and rows whose coefficients are 0 are not read in backward. The symbols of the
-softmax (sharpness, point, log2_total, EXACT ...) are explained in softmax.py.
+softmax (sharpness, point, log2_total ...) are explained in softmax.py.
 """
 
 import torch
@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from humanline_kernels.dlogits import empty_dlogits, store_dlogits, store_zeros
-from humanline_kernels.softmax import LOG2E, score_row, softmax_of_row
+from humanline_kernels.softmax import LOG2E, score_row
 from humanline_kernels.tiles import vocabulary_tiles
 
 
@@ -51,7 +51,6 @@ def token_logp_forward_kernel(
     stride_ref_logits_t: tl.int64,
     # scalars
     sharpness,
-    softcap,
     cap_slope,
     # flags and blocks
     HAS_TEMPERATURE: tl.constexpr,
@@ -72,7 +71,7 @@ def token_logp_forward_kernel(
     if counts:
         if HAS_TEMPERATURE:
             sharpness /= tl.load(temperature_ptr + n)
-        softmax = softmax_of_row(sharpness, softcap, cap_slope)
+        softmax = (sharpness, cap_slope)
         logp, entropy, point, log2_total = score_row(
             row_ptr, target_id, V, softmax, HAS_SOFTCAP, HAS_ENTROPY, BLOCK_V, EVICTION=""
         )
@@ -111,14 +110,12 @@ def token_logp_backward_kernel(
     stride_dlogits_t: tl.int64,
     # scalars
     sharpness,
-    softcap,
     cap_slope,
     gain,  # ∂z/∂x without the cap's slope and temperature_ptr: scale · inverse_temperature
     # flags and blocks
     HAS_TEMPERATURE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
-    EXACT: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64)
@@ -138,7 +135,7 @@ def token_logp_backward_kernel(
             gain /= temperature
         row_ptr = logits_ptr + b * stride_logits_b + t * stride_logits_t
         row = (point, log2_total, entropy, dlogp * gain, dentropy * gain)  # as dlogits_tile takes it
-        softmax = softmax_of_row(sharpness, softcap, cap_slope)
+        softmax = (sharpness, cap_slope)
         store_dlogits(
             row_ptr,
             drow_ptr,
@@ -148,7 +145,6 @@ def token_logp_backward_kernel(
             softmax,
             HAS_SOFTCAP,
             HAS_ENTROPY,
-            EXACT,
             BACKWARDS=False,
             BLOCK_V=BLOCK_V,
             EVICTION="",
@@ -160,12 +156,8 @@ def token_logp_backward_kernel(
 def softmax_scalars(scale: float, softcap: float | None, inverse_temperature: float) -> dict[str, float | bool]:
     """The kernels' scalars for a softmax, before a temperature per token (symbols: softmax.py)."""
     if softcap is None:
-        return {"sharpness": LOG2E.value * scale * inverse_temperature, "softcap": 1.0, "cap_slope": 0.0}
-    return {
-        "sharpness": LOG2E.value * inverse_temperature,
-        "softcap": softcap,
-        "cap_slope": 2 * LOG2E.value * scale / softcap,
-    }
+        return {"sharpness": LOG2E.value * scale * inverse_temperature, "cap_slope": 0.0}
+    return {"sharpness": LOG2E.value * softcap * inverse_temperature, "cap_slope": scale / softcap}
 
 
 Scores = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -277,7 +269,6 @@ def _write_dlogits(
             HAS_TEMPERATURE=temperature is not None,
             HAS_SOFTCAP=softcap is not None,
             HAS_ENTROPY=dentropy is not None,
-            EXACT=logits.dtype == torch.float32,
             **vocabulary_tiles(V, logits.element_size()),
         )
 
