@@ -17,7 +17,8 @@ class Logits:
         logits: [B, T, V], bfloat16, float16, float32 or float64, any strides (a stride other than 1 over the
             vocabulary costs a copy). Row ``[b, t]`` scores ``target_ids[b, t]``: shift ids and mask
             (:func:`humanline_fused.shift_targets`), never the logits.
-        temperature: > 0, for all tokens, or [B, T], float. No gradient reaches it.
+        temperature: > 0, for all tokens, or [B, T], float. No gradient reaches it. (Where a check would wait for a
+            GPU, a token whose temperature is not > 0 has a log-prob of NaN.)
         softcap: > 0; None does not cap.
         scale: > 0.
         inplace_gradient: backward may write dlogits over the logits, so that it needs no memory of its own. The logits

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from humanline_fused.scores import LMHead, Logits
@@ -47,7 +48,10 @@ def softmax_of(source: Logits | LMHead) -> Softmax:
     """The softmax settings of a source of scores."""
     cap, scale = source.softcap, float(source.scale)
     if isinstance(source.temperature, Tensor):
-        return Softmax(source.temperature.detach().float(), 1.0, cap, scale)
+        temperature = source.temperature.detach().float()
+        # A temperature that is illegal, which no check on a GPU would see without a wait, gives NaN.
+        legal = (temperature > 0) & (temperature < torch.inf)
+        return Softmax(temperature.where(legal, torch.nan), 1.0, cap, scale)
     return Softmax(None, 1.0 / source.temperature, cap, scale)
 
 

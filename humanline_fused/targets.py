@@ -29,6 +29,6 @@ def shift_targets(input_ids: Tensor, mask: Tensor, cu_seqlens: Tensor | None = N
     validation.check_sequences(input_ids, cu_seqlens)
     loss_mask = mask.roll(-1, dims=1)
     loss_mask[:, -1:] = False
-    if cu_seqlens is not None:
+    if cu_seqlens is not None and input_ids.shape[1]:
         loss_mask[:, cu_seqlens[1:].to(loss_mask.device, non_blocking=True).long() - 1] = False
     return input_ids.roll(-1, dims=1), loss_mask

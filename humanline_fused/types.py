@@ -1,6 +1,7 @@
 """Arguments of losses besides tensors, and their results."""
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,8 +42,10 @@ class HumanlineClamp:
     def __post_init__(self) -> None:
         for name in ("log_epsilon_P", "log_epsilon_R"):
             bound = getattr(self, name)
-            if isinstance(bound, bool) or not isinstance(bound, int | float) or math.isnan(bound):
-                raise ValueError(f"{name}: expected a number of nats, got {bound!r}")
+            is_number = not isinstance(bound, bool) and isinstance(bound, int | float)
+            # Not an int that no float can hold; NaN is False in both.
+            if not is_number or not (abs(bound) <= sys.float_info.max or abs(bound) == math.inf):
+                raise ValueError(f"{name}: expected a number of nats, got {bound!r:.80}")
         if not self.log_epsilon_P <= 0 <= self.log_epsilon_R:
             raise ValueError(
                 "expected log_epsilon_P <= 0 <= log_epsilon_R, "
@@ -101,12 +104,12 @@ class HumanlineSampling:
         for name in ("gamma_P", "beta_P", "gamma_R", "beta_R"):
             number, least = getattr(self, name), "> 0" if name.startswith("beta") else ">= 0"
             is_number = not isinstance(number, bool) and isinstance(number, int | float)
-            if not is_number or not 0 <= number < math.inf or (least == "> 0" and number == 0):
+            if not is_number or not 0 <= number <= sys.float_info.max or (least == "> 0" and number == 0):
                 raise ValueError(f"{name}: expected a finite number {least}, got {number!r}")
         if self.maxima is not None and len(self.maxima) != 2:
             raise ValueError(f"maxima: expected M_P and M_R, got {self.maxima!r}")
         for name, maximum in zip(("M_P", "M_R"), self.maxima or (), strict=False):
-            if not isinstance(maximum, Tensor) and not 1 <= maximum < math.inf:
+            if not isinstance(maximum, Tensor) and not 1 <= maximum <= sys.float_info.max:
                 raise ValueError(f"maxima: expected {name} >= 1, got {maximum!r}")
 
 

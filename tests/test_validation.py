@@ -1,11 +1,24 @@
 """Bad input is refused before any computation, with the expected and the given value."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from humanline_fused import Logits, TokenLogp, choose_impl, kto_kl, shift_targets, token_log_ratio, token_logp
+from humanline_fused import (
+    HumanlineClamp,
+    HumanlineSampling,
+    LMHead,
+    Logits,
+    TokenLogp,
+    choose_impl,
+    kto_kl,
+    shift_targets,
+    token_log_ratio,
+    token_logp,
+)
+from humanline_fused.validation import values
 from tests.inputs import loss_of, random_batch
 
 CPU = torch.device("cpu")
@@ -54,9 +67,9 @@ def test_ids_that_are_not_integers_are_refused():
         token_logp(Logits(batch.logits), batch.target_ids.float(), batch.loss_mask)
 
 
-def test_tensors_on_two_devices_are_refused():
+def test_tensors_on_another_device_are_refused():
     batch = random_batch(CPU)
-    with pytest.raises(ValueError, match=r"reference logp: expected .* on cpu, got float32 \[4, 5\] on meta"):
+    with pytest.raises(TypeError, match=r"reference logp: expected .* on cpu, got float32 \[4, 5\] on meta"):
         token_log_ratio(
             Logits(batch.logits), TokenLogp(torch.empty(4, 5, device="meta")), batch.target_ids, batch.loss_mask
         )
@@ -92,6 +105,146 @@ def test_ids_that_are_not_a_tensor_are_refused_by_every_operation(objective):
         kto_kl(Logits(batch.logits), Logits(batch.ref_logits), batch.target_ids, batch.loss_mask)
     with pytest.raises(TypeError, match="input_ids: expected int64 or int32"):
         shift_targets(batch.logits[..., 0], batch.loss_mask)
+
+
+# Tensors without plain values
+
+
+def sparse(logits):
+    return logits.to_sparse()
+
+
+def nested(logits):
+    return torch.nested.nested_tensor(list(logits), layout=torch.jagged)
+
+
+def meta(logits):
+    return logits.to("meta")
+
+
+def float8(logits):
+    return logits.to(torch.float8_e4m3fn)
+
+
+def complex64(logits):
+    return logits.to(torch.complex64)
+
+
+@pytest.mark.parametrize("form", [sparse, nested, meta, float8, complex64])
+def test_a_tensor_of_another_kind_is_refused_by_the_name_of_its_argument(objective, form):
+    batch = random_batch(CPU)
+    with pytest.raises(TypeError, match=r"^policy.*: expected .*, got .*(sparse|nested|meta|float8|complex)"):
+        loss_of(objective, Logits(form(batch.logits)), Logits(batch.ref_logits), batch)
+    with pytest.raises(TypeError, match=r"^reference logp: expected .*, got .*(sparse|nested|meta|float8|complex)"):
+        loss_of(objective, Logits(batch.logits), TokenLogp(form(batch.logits[..., 0])), batch)
+    with pytest.raises(TypeError, match=r"^policy.*: expected .*, got .*(sparse|nested|meta|float8|complex)"):
+        loss_of(objective, LMHead(form(batch.logits), torch.zeros(37, 37)), Logits(batch.ref_logits), batch)
+    with pytest.raises(TypeError, match=r"^policy.*: expected .*, got .*(sparse|nested|meta|float8|complex)"):
+        loss_of(objective, LMHead(batch.logits, form(torch.zeros(37, 37))), Logits(batch.ref_logits), batch)
+
+
+@pytest.mark.parametrize("name", ["target_ids", "loss_mask", "advantages"])
+@pytest.mark.parametrize("form", [sparse, nested, meta])
+def test_ids_mask_and_advantages_of_another_kind_are_refused_too(name, form):
+    batch = random_batch(CPU)
+    batch = replace(batch, advantages=batch.advantages[:, None].expand(4, 5).contiguous())
+    with pytest.raises(TypeError, match=rf"^{name}: expected .*, got .*(sparse|nested|meta)"):
+        loss_of(
+            "grpo", Logits(batch.logits), Logits(batch.ref_logits), replace(batch, **{name: form(vars(batch)[name])})
+        )
+
+
+# Numbers, and tensors in their place
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), math.nan, math.inf])
+@pytest.mark.parametrize("name", ["beta", "epsilon", "num_items_in_batch"])
+def test_a_number_that_no_float_holds_is_refused_by_name(name, number):
+    batch = random_batch(CPU)
+    with pytest.raises(ValueError, match=f"^{name}: expected a finite number .* got "):
+        loss_of("grpo", Logits(batch.logits), Logits(batch.ref_logits), batch, **{name: number})
+
+
+@pytest.mark.parametrize("name", ["temperature", "softcap", "scale"])
+def test_a_softmax_of_a_number_that_no_float_holds_is_refused_by_name(name):
+    batch = random_batch(CPU)
+    with pytest.raises(ValueError, match=f"^scores {name}: expected a finite number > 0, got 1000"):
+        token_logp(Logits(batch.logits, **{name: 10**400}), batch.target_ids, batch.loss_mask)
+
+
+def test_bounds_and_sampling_settings_that_no_float_holds_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"^log_epsilon_R: expected a number of nats, got 1000"):
+        HumanlineClamp(-1.5, 10**400)
+    with pytest.raises(ValueError, match=r"^gamma_P: expected a finite number >= 0, got 1000"):
+        HumanlineSampling(gamma_P=10**400)
+    with pytest.raises(ValueError, match=r"^maxima: expected M_P >= 1, got 1000"):
+        HumanlineSampling(maxima=(10**400, 1.0))
+
+
+TENSORS = [("kto", {"kl": -0.5}, "kl")] + [
+    ("grpo", {"num_items_in_batch": number}, "num_items_in_batch") for number in (0.0, -3.0, math.nan, math.inf)
+]
+
+
+def with_tensors(objective, setting, batch, impl):
+    settings = {name: torch.tensor(value, device=batch.logits.device) for name, value in setting.items()}
+    return loss_of(objective, Logits(batch.logits), Logits(batch.ref_logits), batch, impl=impl, **settings).loss
+
+
+@pytest.mark.parametrize(("objective", "setting", "name"), TENSORS)
+def test_a_tensor_is_checked_as_a_number_is(objective, setting, name):
+    with pytest.raises(ValueError, match=rf"^{name}: expected .*, got {setting[name]}"):
+        with_tensors(objective, setting, random_batch(CPU), "eager")
+
+
+@pytest.mark.parametrize(("objective", "setting", "name"), TENSORS)
+def test_where_that_check_would_wait_the_loss_is_nan(device, impl, objective, setting, name, monkeypatch):
+    monkeypatch.setattr(values, "may_look_at", lambda tensor: False)
+    assert with_tensors(objective, setting, random_batch(device), impl).isnan()
+
+
+def with_temperature(illegal, device, *, counts):
+    """Return logits with that temperature at tokens that do not count, or at the first that does; and its index."""
+    batch = random_batch(device)
+    temperature = torch.ones(batch.target_ids.shape, device=device)
+    where = batch.loss_mask.nonzero()[:1] if counts else (~batch.loss_mask).nonzero()
+    temperature[where.unbind(1)] = illegal
+    return (Logits(batch.logits, temperature=temperature), batch.target_ids, batch.loss_mask), where.unbind(1)
+
+
+ILLEGAL = [0.0, -1.0, math.nan, math.inf]
+
+
+@pytest.mark.parametrize("illegal", ILLEGAL)
+def test_a_temperature_of_a_token_that_counts_is_checked_as_a_number_is(illegal):
+    arguments, _ = with_temperature(illegal, CPU, counts=True)
+    with pytest.raises(ValueError, match=rf"^scores temperature: expected finite numbers > 0, got {illegal}"):
+        token_logp(*arguments)
+
+
+@pytest.mark.parametrize("illegal", ILLEGAL)
+def test_where_that_check_would_wait_the_token_s_log_prob_is_nan(device, impl, illegal, monkeypatch):
+    monkeypatch.setattr(values, "may_look_at", lambda tensor: False)
+    arguments, where = with_temperature(illegal, device, counts=True)
+    logp = token_logp(*arguments, impl=impl)
+    assert logp[where].isnan().all()
+    assert logp.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("illegal", ILLEGAL)
+def test_a_temperature_of_a_token_that_does_not_count_is_never_used(device, impl, illegal):
+    arguments, _ = with_temperature(illegal, device, counts=False)
+    assert token_logp(*arguments, impl=impl).isfinite().all()
+
+
+def test_a_divisor_below_1_is_that_divisor(device, impl):
+    # Tokens of a step, over micro-batches and ranks: one token in four micro-batches.
+    batch = random_batch(device)
+    losses = [
+        loss_of("grpo", Logits(batch.logits), Logits(batch.ref_logits), batch, impl=impl, num_items_in_batch=items).loss
+        for items in (1.0, 0.25, torch.tensor(0.25, device=device))
+    ]
+    assert (losses[1] == losses[2]) & (losses[1] == 4 * losses[0])
 
 
 # Choice of the implementation
@@ -135,6 +288,13 @@ def test_targets_move_one_to_the_left_and_the_last_column_never_counts():
     assert targets[:, :-1].tolist() == [[2, 3], [5, 6]]
     assert loss_mask.tolist() == [[True, True, False], [True, False, False]]
     assert mask.all(-1).tolist() == [True, False], "the caller's mask is left as it was"
+
+
+@pytest.mark.parametrize("bounds", [[0], [0, 0], [0, 0, 0]])
+def test_a_packed_row_without_tokens_has_no_targets(bounds):
+    ids, mask = torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 0, dtype=torch.bool)
+    targets, loss_mask = shift_targets(ids, mask, torch.tensor(bounds))
+    assert targets.shape == loss_mask.shape == (1, 0)
 
 
 def test_shifted_targets_score_as_shifted_logits_do():

@@ -45,8 +45,8 @@ def grpo_loss(
         advantages: [B] or [B, T], float; packed: [B] or [1, N]; on the device of the ids, or on the CPU.
         epsilon, epsilon_high: PPO's bounds on the ratio; ``epsilon_high=None`` is ``epsilon``.
         beta: weight of the KL penalty.
-        num_items_in_batch: divisor of the sum over tokens, [] or a number; ``None`` is the number of tokens of this
-            batch that count.
+        num_items_in_batch: divisor of the sum over tokens, [] or a number, > 0; ``None`` is the number of tokens of
+            this batch that count. (Where a check would wait for a GPU, a tensor that is not > 0 gives NaN.)
         one_launch: permits kernels to compute the gradient together with the loss, in 3 passes over [B, T, V] instead
             of 4, if the device's cache holds the rows in flight and the logits are not float16. The gradient is
             computed for ``grad_output`` = 1. Another one (a loss divided by accumulation steps) is multiplied in
@@ -87,8 +87,10 @@ def grpo_loss(
     if isinstance(num_items_in_batch, Tensor):
         numbers = (*validation.FLOATS, torch.int64, torch.int32)
         validation.check_tensor("num_items_in_batch", num_items_in_batch, [], numbers, target_ids.device)
+        legal = (num_items_in_batch > 0) & num_items_in_batch.isfinite()
+        validation.check_values("num_items_in_batch", "a finite number > 0", num_items_in_batch, legal)
     elif num_items_in_batch is not None:
-        num_items_in_batch = validation.check_number("num_items_in_batch", num_items_in_batch, 1)
+        num_items_in_batch = validation.check_positive("num_items_in_batch", num_items_in_batch)
     if one_launch:
         if sampling:
             raise ValueError("one_launch: expected False with humanline sampling, which scores before the loss")
@@ -103,7 +105,8 @@ def grpo_loss(
     advantages = per_token(advantages.detach().to(target_ids.device, accumulation), target_ids, cu_seqlens)
     num_items = None
     if num_items_in_batch is not None:
-        num_items = scalar(num_items_in_batch, accumulation, target_ids.device).clamp(min=1)
+        num_items = scalar(num_items_in_batch, accumulation, target_ids.device)
+        num_items = num_items.where((num_items > 0) & (num_items < torch.inf), torch.nan)
     settings = {"epsilon": epsilon, "epsilon_high": epsilon_high, "beta": beta if ungated is None else 0.0, **bounds}
     scored = None
     if one_launch:

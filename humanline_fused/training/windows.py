@@ -162,7 +162,8 @@ class Windows:
         # Trainer averages over micro-batches and DDP over ranks, so this divisor gives the mean over the step.
         accumulation, ranks = self.plan.sizes.accumulation, self.plan.sizes.world_size
         per_micro_batch = sum(map(num_loss_tokens, examples)) / (accumulation * ranks)
-        num_items = torch.full((), per_micro_batch, device=self.config.device)
+        # Any divisor is right where no token counts.
+        num_items = torch.full((), per_micro_batch or 1.0, device=self.config.device)
         inputs = [
             replace(batch.with_scores(scored), num_items=num_items)
             for batch, scored in zip(window, scores, strict=True)

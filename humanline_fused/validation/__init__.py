@@ -1,6 +1,7 @@
 """Argument checks. Every error states the expected and the given value.
 
-No check waits for a GPU: ids out of range are an error on a CPU and give a NaN row on a GPU.
+No check waits for a GPU. Ids, temperatures, ``kl`` and ``num_items_in_batch`` out of range are an error on a CPU; on a
+GPU the result is NaN.
 """
 
 from humanline_fused.validation.scores import (
@@ -17,6 +18,7 @@ from humanline_fused.validation.values import (
     check_number,
     check_positive,
     check_tensor,
+    check_values,
 )
 
 __all__ = [
@@ -32,4 +34,5 @@ __all__ = [
     "check_sequences",
     "check_tensor",
     "check_tokens",
+    "check_values",
 ]

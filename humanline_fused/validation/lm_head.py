@@ -6,7 +6,7 @@ from torch import Tensor
 
 from humanline_fused.scores import LMHead, Logits
 from humanline_fused.validation import values
-from humanline_fused.validation.values import FLOATS, check_positive, check_tensor, describe
+from humanline_fused.validation.values import FLOATS, check_dense, check_positive, check_tensor, check_values, describe
 
 
 def check_softmax(name: str, scores: Logits | LMHead, target_ids: Tensor) -> None:
@@ -20,14 +20,24 @@ def check_softmax(name: str, scores: Logits | LMHead, target_ids: Tensor) -> Non
     check_positive(f"{name} scale", scores.scale)
 
 
+def check_temperatures(name: str, scores: Logits | LMHead, loss_mask: Tensor) -> None:
+    """Check that the temperatures of tokens that count are positive; where a check would wait, they give NaN."""
+    temperature = scores.temperature
+    if isinstance(temperature, Tensor) and values.may_look_at(temperature) and values.may_look_at(loss_mask):
+        counted = temperature.detach()[loss_mask]
+        check_values(f"{name} temperature", "finite numbers > 0", counted, (counted > 0) & counted.isfinite())
+
+
 def check_head(name: str, head: LMHead, target_ids: Tensor) -> None:
     """Check shapes and dtypes, and that this rank has the whole weight."""
     device = target_ids.device
     hidden, weight = head.hidden, head.weight
+    check_dense(f"{name}: expected LMHead with hidden of shape [B, T, H]", hidden)
     if not isinstance(hidden, Tensor) or hidden.ndim != 3:
         raise ValueError(f"{name}: expected LMHead with hidden of shape [B, T, H], got {describe(hidden)}")
     check_tensor(f"{name} hidden", hidden, [*target_ids.shape, hidden.shape[-1]], FLOATS, device)
     _check_whole(name, weight)
+    check_dense(f"{name}: expected LMHead with weight of shape [V, H]", weight)
     if not isinstance(weight, Tensor) or weight.ndim != 2 or weight.shape[0] < 1:
         raise ValueError(f"{name}: expected LMHead with weight of shape [V, H], got {describe(weight)}")
     kinds = (hidden.dtype,) if not torch.is_autocast_enabled(device.type) else FLOATS
@@ -71,6 +81,7 @@ def check_counted_rows(name: str, head: LMHead, loss_mask: Tensor) -> None:
     rows = head.rows
     if rows is None:
         return
+    check_dense(f"{name} rows: expected int64 [n]", rows)
     if not isinstance(rows, Tensor) or rows.ndim != 1 or rows.dtype != torch.int64:
         raise TypeError(f"{name} rows: expected int64 [n], got {describe(rows)}")
     if not (values.may_look_at(rows) and values.may_look_at(loss_mask)):

@@ -6,13 +6,14 @@ from torch import Tensor
 from humanline_fused.scores import LMHead, Logits, Scores, TokenLogp
 from humanline_fused.types import HumanlineClamp
 from humanline_fused.validation import values
-from humanline_fused.validation.lm_head import check_counted_rows, check_head, check_softmax
-from humanline_fused.validation.values import FLOATS, check_ids, check_tensor, describe
+from humanline_fused.validation.lm_head import check_counted_rows, check_head, check_softmax, check_temperatures
+from humanline_fused.validation.values import FLOATS, check_dense, check_ids, check_tensor, describe
 
 
 def check_scores(name: str, scores: object, target_ids: Tensor) -> None:
     match scores:
         case Logits(logits):
+            check_dense(f"{name}: expected Logits of shape [B, T, V]", logits)
             if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[-1] < 1:
                 raise ValueError(f"{name}: expected Logits of shape [B, T, V], got {describe(logits)}")
             check_tensor(f"{name} logits", logits, [*target_ids.shape, logits.shape[-1]], FLOATS, target_ids.device)
@@ -81,6 +82,8 @@ def _check_shapes(name: str, scores: Scores, target_ids: Tensor, loss_mask: Tens
     device = loss_mask.device if on_cpu else target_ids.device
     check_tensor("loss_mask", loss_mask, target_ids.shape, (torch.bool,), device)
     check_scores(name, scores, target_ids)
+    if not isinstance(scores, TokenLogp):
+        check_temperatures(name, scores, loss_mask)
     if isinstance(scores, LMHead):
         check_counted_rows(name, scores, loss_mask)
 

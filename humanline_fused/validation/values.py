@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import sys
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -12,17 +13,39 @@ FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 def describe(value: object) -> str:
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 80 else text[:80] + '...'}"
+        dtype, layout = (str(what).removeprefix("torch.") for what in (value.dtype, value.layout))
+        if value.is_nested:
+            return f"a nested tensor, {dtype}"
+        return f"{'' if layout == 'strided' else layout + ' '}{dtype} {list(value.shape)} on {value.device}"
+    return f"{type(value).__name__} {shown(value)}"
+
+
+def shown(value: object) -> str:
+    """``repr`` in at most 83 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more than 4300 digits
+        return "a number of too many digits"
+    return text if len(text) <= 80 else text[:80] + "..."
+
+
+def check_dense(expected: str, value: object) -> None:
+    """Check that a tensor has its values in memory: refuse DTensors, nested and sparse tensors, and meta tensors."""
+    if hasattr(value, "placements"):
+        raise TypeError(f"{expected}, got a DTensor: pass local tensors, inside the wrapped model's forward")
+    if not isinstance(value, Tensor):
+        return
+    if value.is_nested or value.layout != torch.strided:
+        raise TypeError(f"{expected}, got {describe(value)}: pass a dense tensor")
+    if value.device.type == "meta":
+        raise TypeError(f"{expected}, got {describe(value)}: a meta tensor has no values")
 
 
 def check_tensor(
     name: str, value: object, shape: Sequence[int], kinds: Sequence[torch.dtype], device: torch.device
 ) -> None:
     expected = f"{name}: expected {' or '.join(str(k).removeprefix('torch.') for k in kinds)} {list(shape)} on {device}"
-    if hasattr(value, "placements"):
-        raise TypeError(f"{expected}, got a DTensor: pass local tensors, inside the wrapped model's forward")
+    check_dense(expected, value)
     if not isinstance(value, Tensor) or value.dtype not in kinds:
         raise TypeError(f"{expected}, got {describe(value)}")
     if list(value.shape) != list(shape) or value.device != device:
@@ -30,20 +53,35 @@ def check_tensor(
 
 
 def check_ids(name: str, ids: object) -> None:
+    expected = f"{name}: expected int64 or int32 [B, T]"
+    check_dense(expected, ids)
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{name}: expected int64 or int32 [B, T], got {describe(ids)}")
+        raise TypeError(f"{expected}, got {describe(ids)}")
+
+
+def check_values(name: str, expected: str, values: Tensor, legal: Tensor) -> None:
+    """Check that all values are legal, where that can be read without a wait: elsewhere they make the result NaN."""
+    if may_look_at(values) and may_look_at(legal) and not legal.all():
+        raise ValueError(f"{name}: expected {expected}, got {values[~legal].flatten()[0].item()}")
+
+
+def is_finite_number(value: object) -> bool:
+    """Return True for an int or float that a float can hold."""
+    return not isinstance(value, bool) and isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:
     """Return ``value`` if ``low ≤ value ≤ high`` and finite; as a float, because an integer recompiles kernels."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
-        raise ValueError(f"{name}: expected a finite number in [{low}, {high}], got {value!r}")
+    if not isinstance(value, int | float) or not is_finite_number(value) or not low <= value <= high:
+        raise ValueError(f"{name}: expected a finite number in [{low}, {high}], got {shown(value)}")
     return float(value)
 
 
-def check_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
+def check_positive(name: str, value: object) -> float:
+    """Return ``value``, a finite number > 0, as a float."""
+    if not isinstance(value, int | float) or not is_finite_number(value) or not value > 0:
+        raise ValueError(f"{name}: expected a finite number > 0, got {shown(value)}")
+    return float(value)
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

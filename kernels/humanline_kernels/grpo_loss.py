@@ -150,7 +150,7 @@ def grpo_loss_forward(
         logp, ref_logp: [B, T], float32, contiguous, nats.
         loss_mask: [B, T], bool, contiguous.
         advantages: [B, T], float32, any strides.
-        num_items_in_batch: [], ≥ 1, or None for the tokens that count here.
+        num_items_in_batch: [], > 0, or None for the tokens that count here.
         needs_gradient: without it ``coefficient`` is [0].
     """
     B, T = logp.shape

@@ -186,7 +186,7 @@ def grpo_one_launch(
         logits, ref_logits, target_ids, loss_mask, temperature and the scalars after it: as token_logp_forward.
         ref_logp: [B, T], float32, contiguous, nats; in place of ``ref_logits``.
         advantages: [B, T], float32, any strides.
-        num_items_in_batch: [], float32, ≥ 1, or None for the tokens that count here.
+        num_items_in_batch: [], float32, > 0, or None for the tokens that count here.
         programs: rows taken at once.
     """
     B, T, V = logits.shape

@@ -216,22 +216,21 @@ def score_row(
         row_ptr, V, center, constant, softmax, HAS_SOFTCAP, HAS_ENTROPY, False, BLOCK_V, EVICTION
     )
     log2_point = tl.fma(center, sharpness, constant)
-    target_score = 0.0  # nats above the point
-    # Below this, about 83 nats above the point, a weight times its log2 is finite. The constant's rounding exceeds a
-    # bit only if the target lies 10^7 nats from 0. NaN is False in both.
-    if not ((total < 1e36) & (tl.abs(log2_point) < 1)):
+    half_target = 0.5 * log2_point  # half, because in whole bits the lowest float would be −inf
+    # Below 1e36, about 83 nats above the point, a weight times its log2 is finite. A target beyond ±1e6 would leave the
+    # constant a rounding of more than a bit. One comparison, because two cost a register; NaN is False in it.
+    if not (total + 1e30 * tl.abs(target) < 1e36):
         # Half the tile: a rare path must not cost the kernel registers.
         point = maximum_of_row(row_ptr, V, BLOCK_V // 2)
         center = score(point, softmax, HAS_SOFTCAP)
         total, total_log = sum_weights(
             row_ptr, V, center, 0.0, softmax, HAS_SOFTCAP, HAS_ENTROPY, True, BLOCK_V // 2, EVICTION
         )
-        log2_point = 0.0
-        # In nats at once: in bits the lowest float would be −inf.
-        target_score = (score(target, softmax, HAS_SOFTCAP) - center) * (sharpness * LN2)
+        log2_point = log2_weight(point, center, 0.0, softmax, HAS_SOFTCAP, True)
+        half_target = (score(target, softmax, HAS_SOFTCAP) - center) * (0.5 * sharpness)
     log2_sum = tl.log2(total)
     log2_total = log2_sum - log2_point
-    logp = tl.fma(-log2_total, LN2, target_score)
+    logp = (half_target - 0.5 * log2_sum) * (2 * LN2)
     # Rounding can lift the log-prob of a target with probability 1 above 0 by an ulp. NaN stays NaN.
     logp = tl.where(legal, tl.where(logp > 0, 0.0, logp), float("nan"))
     entropy = 0.0
