@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from humanline_fused.validation import values
-from humanline_fused.validation.values import describe
+from humanline_fused.validation.values import check_dense, describe
 
 
 def check_sequences(target_ids: Tensor, cu_seqlens: Tensor | None) -> int:
     """Return the number of sequences: rows of padded input, or segments between ``cu_seqlens`` in packed input."""
     if cu_seqlens is None:
         return target_ids.shape[0]
+    check_dense("cu_seqlens: expected int32 or int64 [B + 1]", cu_seqlens)
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"cu_seqlens: expected int32 or int64 [B + 1], got {describe(cu_seqlens)}")
     if cu_seqlens.shape[0] < 1 or cu_seqlens.device not in (target_ids.device, torch.device("cpu")):
