@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from humanline_fused import Logits, TokenLogp, token_log_ratio, token_logp, token_logp_and_entropy
-from tests.error_budget import assert_within_budget
+from tests.error_budget import PER_NAT, RSQRT, assert_within_budget
 from tests.inputs import loss_of, random_batch
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
@@ -52,8 +52,7 @@ def test_a_softcap_bends_them_back_after_scale_and_before_temperature(device, im
 
 
 def test_one_certain_token_has_no_entropy(device, impl):
-    epsilon = torch.finfo(torch.float32).eps
-    assert score([200.0, 0.0, 0.0], impl=impl, device=device)[1] == pytest.approx(0, abs=epsilon)
+    assert score([200.0, 0.0, 0.0], impl=impl, device=device)[1] == pytest.approx(0, abs=PER_NAT)
 
 
 def test_tokens_that_are_impossible_do_not_disturb_the_entropy(device, impl):
@@ -83,14 +82,14 @@ def both(batch, softmax, impl, weights):
     return {"logp": out.logp.detach(), "entropy": out.entropy.detach(), "dlogits": leaf.grad}
 
 
-def capped_scores(batch, softcap, scale):
-    """Return the log-probs whose budget is the rounding of capped logits.
+TANH = 2 * RSQRT + 4 * torch.finfo(torch.float32).eps
+"""Relative error of the kernels' tanh: a squared rsqrt.approx, and the rounding of two polynomials."""
 
-    The kernels' tanh is in error by up to 6 epsilons of itself: 2.1 of a squared rsqrt.approx (2^-22.9, PTX ISA), the
-    rest of its polynomials. A log-prob has two capped logits, and a log-prob's budget is 2 epsilons.
-    """
+
+def capped_scores(batch, softcap, scale):
+    """Return the largest capped logit, before temperature: its rounding is ``TANH`` of it."""
     logits = (batch.logits.double() * (scale / softcap)).where(batch.logits.isfinite(), 0.0)
-    return 6 * softcap * logits.tanh().abs().max().item()
+    return softcap * logits.tanh().abs().max().item()
 
 
 def assert_both_match_the_oracle(batch, softmax):
@@ -102,7 +101,9 @@ def assert_both_match_the_oracle(batch, softmax):
     # An entropy is the difference of log S and Σ w log w / S, each as large as the target's log-prob.
     log_probs = 2 * oracle["logp"].abs().max().item() + oracle["entropy"].abs().max().item()
     if "softcap" in softmax:
-        log_probs += capped_scores(batch, softmax["softcap"], softmax.get("scale", 1.0)) / temperature
+        # A log-prob is the difference of two capped logits.
+        capped = capped_scores(batch, softmax["softcap"], softmax.get("scale", 1.0)) / temperature
+        log_probs += 2 * capped * TANH / PER_NAT
     gain = softmax.get("scale", 1.0) / temperature
     unit = {"logp": 1.0, "entropy": 1.0, "dlogits": gain * max(w.abs().max().item() for w in weights)}
     for name, value in oracle.items():
@@ -135,8 +136,9 @@ def test_a_softcap_far_above_the_logits_changes_nothing(device, impl):
         token_logp(Logits(batch.logits, **softmax), batch.target_ids, batch.loss_mask, impl=impl)
         for softmax in ({"softcap": 1e8}, {})
     )
-    # 1e8 · tanh(x / 1e8) = x to x³ / 3e16; 6 epsilons each of two logits, as above.
-    assert (capped - plain).abs().max() <= 12 * torch.finfo(torch.float32).eps * batch.logits.abs().max()
+    # 1e8 · tanh(x / 1e8) is x, to x³ / 3e16
+    budget = 2 * TANH * batch.logits.abs().max() + 2 * PER_NAT * (1 + plain.abs().max())
+    assert (capped - plain).abs().max() <= budget
 
 
 @pytest.mark.parametrize("offset", [1000.0, -1000.0])
