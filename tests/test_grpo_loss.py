@@ -151,8 +151,8 @@ SMALL = [sign * size for size in (3.0, 1.0, 0.9999999, 0.5, 1e-1, 1e-2, 1e-4, 1e
 def test_k3_and_its_slope_keep_their_digits_however_small_the_log_ratio(impl, device, log_ratio):
     log_ratio = torch.tensor(log_ratio).item()  # as float32 holds it
     out, gradient = grpo(impl, device, [[log_ratio]], [0.0], beta=0.5, clamp=None)
-    # From |ℓ| = 1 on the terms are subtracted: an exponential of e leaves e − 2. Its error is that of ex2.approx and, for
-    # the rounding of its argument, half an epsilon of it. Nearer to 0 the series rounds less.
+    # From |ℓ| = 1 on the terms are subtracted: an exponential of e leaves e − 2. Its error is that of ex2.approx and of
+    # its argument's rounding. Nearer to 0 the series rounds less.
     precision = math.e / (math.e - 2) * (EX2 + FLOAT32_EPSILON)
     assert out.kl.item() == pytest.approx(exact_k3(log_ratio), rel=precision, abs=0)
     assert out.loss.item() == pytest.approx(0.5 * exact_k3(log_ratio), rel=precision, abs=0)
