@@ -118,7 +118,7 @@ def test_no_forward_pass_has_more_tokens_than_the_budget(tmp_path: Path, objecti
     seen: list[int] = []
     settings = settings_of(objective) | {"max_steps": 2}
     trainer = tiny_trainer(tmp_path, max_tokens_per_micro_batch=60, layout=layout, **settings)
-    decoder: Any = trainer.model.get_decoder()
+    decoder: Any = trainer.model.model
     decoder.register_forward_hook(
         lambda model, args, kwargs, out: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
