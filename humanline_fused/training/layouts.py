@@ -22,6 +22,16 @@ class Choice(NamedTuple):
     why: str
 
 
+def _keeps(objective: Objective) -> str:
+    return f"{objective.name} keeps its micro-batches, whose mean is its reference point"
+
+
+def check_layout(asked: str, objective: Objective) -> None:
+    """Raise ValueError if the setting ``layout`` is impossible for the objective, whatever the model."""
+    if asked == "sorted" and objective.mismatched:
+        raise ValueError(f"layout: expected 'auto', 'shared_prompt' or 'padded', got 'sorted': {_keeps(objective)}")
+
+
 def choose_layout(
     asked: str,
     objective: Objective,
@@ -41,12 +51,10 @@ def choose_layout(
     Raises:
         ValueError: the layout that was asked for is impossible.
     """
-    keeps = f"{objective.name} keeps its micro-batches, whose mean is its reference point"
+    check_layout(asked, objective)
     if asked == "padded":
         return Choice("padded", "asked for by name")
     if asked == "sorted":
-        if objective.mismatched:
-            raise ValueError(f"layout: expected 'auto', 'shared_prompt' or 'padded', got 'sorted': {keeps}")
         return Choice("sorted", "asked for by name")
     some = [ids for example in examples[:PROBED_EXAMPLES] for ids in (example.prompt_ids, *example.completions)]
     for wrapped, model in models:
@@ -59,5 +67,5 @@ def choose_layout(
     if asked == "shared_prompt":
         raise ValueError(f"layout: expected a model that is exact with 'shared_prompt', or 'auto': {reason}")
     if objective.mismatched:
-        return Choice("padded", f"not shared_prompt: {reason}; not sorted: {keeps}")
+        return Choice("padded", f"not shared_prompt: {reason}; not sorted: {_keeps(objective)}")
     return Choice("sorted", f"not shared_prompt: {reason}")

@@ -35,7 +35,7 @@ from humanline_fused.training.data.plan import BatchPlan, BatchSizes
 from humanline_fused.training.data.prepare import PreparedData
 from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.evaluation import EvaluatedTrainer, HeldOut
-from humanline_fused.training.layouts import Choice, choose_layout
+from humanline_fused.training.layouts import Choice, check_layout, choose_layout
 from humanline_fused.training.objectives.metrics import Weighted, distance
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.online.generation import end_tokens
@@ -111,6 +111,7 @@ class HumanlineTrainer(EvaluatedTrainer):
     ) -> None:
         args = check_arguments(args, objective, reference_model)
         self.objective = args.make_objective()
+        check_layout(args.layout, self.objective)
         policy, tokenizer = load_policy(model, processing_class, args)
         if args.reference == "adapter":
             trained_adapter(policy)
