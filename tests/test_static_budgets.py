@@ -73,7 +73,7 @@ def test_no_thread_waits_for_another_in_a_loop_over_the_vocabulary(report, arch)
 
 
 @pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch.startswith("sm_")])
-def test_an_sm_has_40_KB_of_logits_in_flight_and_with_a_softcap_24(report, arch):
+def test_an_sm_has_40_KB_of_logits_in_flight_and_with_a_softcap_20(report, arch):
     rows = [row for row in over_the_vocabulary(report, arch) if not is_fall_back(row)]
     assert rows
     assert {(row.kernel, row.loop): row.bytes_in_flight for row in rows if starves(row)} == {}
