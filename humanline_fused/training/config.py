@@ -14,7 +14,14 @@ from humanline_fused.training.data.rows.columns import read_columns
 from humanline_fused.training.folder_settings import FolderSettings
 from humanline_fused.training.objectives.metrics import less_is_better
 from humanline_fused.training.objectives.objective import Objective
-from humanline_fused.training.objectives.settings import CLAMP, SAMPLING, PerceptionSetting, expect, json_mapping
+from humanline_fused.training.objectives.settings import (
+    CLAMP,
+    SAMPLING,
+    PerceptionSetting,
+    check_loss_options,
+    expect,
+    json_mapping,
+)
 from humanline_fused.training.objectives.table import (
     DEFAULT,
     OBJECTIVES,
@@ -173,7 +180,11 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, TrainingArguments):
     num_generations: int = field(default=8, metadata=_help("rounds: samples per prompt, >= 2."))
     max_completion_length: int = field(default=256, metadata=_help("rounds: maximum tokens of a sample."))
     temperature: float = field(
-        default=1.0, metadata=_help("rounds: sampling temperature; 1 (with top_p 1) samples from the policy itself.")
+        default=1.0,
+        metadata=_help(
+            "rounds: sampling temperature, and that of the loss (loss_temperature). 1 (with top_p 1) samples from the "
+            "policy itself."
+        ),
     )
     top_p: float = field(default=1.0, metadata=_help("rounds: probability mass of nucleus sampling."))
     rollout_batch_size: int = field(
@@ -274,6 +285,7 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, TrainingArguments):
             if getattr(self, name) is not None:
                 self._expect_integer(name, 1)
         HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R)
+        check_loss_options(self)
         self._check_perception()
         self._check_rounds()
         refuse_conflicts(self)
@@ -380,6 +392,13 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, TrainingArguments):
     def evaluates(self) -> bool:
         """True if the run evaluates during training, or would without ``dry_run``."""
         return self._evaluates
+
+    @property
+    def temperature_of_loss(self) -> float:
+        """The temperature of the log-probs of policy and reference: that of the samples, if none is given."""
+        if self.loss_temperature is not None:
+            return self.loss_temperature
+        return 1.0 if self.rollout_every is None else self.temperature
 
     @property
     def drop_no_signal(self) -> bool:

@@ -63,7 +63,7 @@ class HeldOut:
         self.dealt = self.plans[self.rank]
         self.settings = examples, objective, config.max_length
         made_of = {"objective": objective.name, "max_length": config.max_length, "batch_size": self.batch_size}
-        made_of["data"] = fingerprint(examples)
+        made_of |= {"data": fingerprint(examples), "temperature": config.temperature_of_loss}
         self.initial = InitialScores(Path(str(config.output_dir)), made_of, self._of_batches)
 
     def _of_batches(self, scored: list[TokenScores]) -> ByExample:

@@ -53,10 +53,9 @@ class InitialScores:
         if not file.is_file():
             raise ValueError(f"expected {file}: evaluation compares with the initial policy, which was not scored")
         state = torch.load(file, map_location="cpu", weights_only=True)
-        if different := [name for name, value in self.made_of.items() if state["made_of"].get(name) != value]:
-            then, now = (
-                {name: made_of.get(name) for name in different} for made_of in (state["made_of"], self.made_of)
-            )
+        saved = {"temperature": 1.0, **state["made_of"]}  # earlier versions had no other
+        if different := [name for name, value in self.made_of.items() if saved.get(name) != value]:
+            then, now = ({name: made_of.get(name) for name in different} for made_of in (saved, self.made_of))
             raise ValueError(f"expected the held-out data and settings that {file} was made of, {then}, got {now}")
         scores = state["scores"]
         self.scores = self.of_batches(scores) if isinstance(scores, list) else scores

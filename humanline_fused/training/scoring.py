@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,41 +17,12 @@ from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.scores import LMHead, Logits, Scores, TokenLogp
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.batch import Batch, joined
+from humanline_fused.training.loss_options import ENTROPY, of_whole_logits, packed_again, with_entropy
 from humanline_fused.training.objectives.objective import LossInputs, LossResult, Objective
 from humanline_fused.training.objectives.table import is_in_table
 from humanline_fused.training.objectives.trial import check_loss, metric_names
+from humanline_fused.training.whole_logits import WholeLogits
 from humanline_fused.types import TokenLogpOutput
-
-
-@dataclass(frozen=True, eq=False)
-class WholeLogits:
-    """Logits [B, T, V] of the model's whole input, of which a batch scores only some rows.
-
-    The log-probs are computed where the logits stand and then gathered: gathered logits would be a copy of them.
-    """
-
-    logits: Tensor
-    batch: Batch
-    impl: Any
-
-    def token_logp(self) -> Tensor:
-        """Return the log-probs of the batch's tokens, [1, n], nats."""
-        return self._gathered(token_logp(Logits(self.logits), *self._targets(), impl=self.impl))
-
-    def token_logp_and_entropy(self) -> TokenLogpOutput:
-        """Return the log-probs and the entropies of the batch's tokens, [1, n] each, nats."""
-        out = token_logp_and_entropy(Logits(self.logits), *self._targets(), impl=self.impl)
-        return TokenLogpOutput(self._gathered(out.logp), self._gathered(out.entropy))
-
-    def _targets(self) -> tuple[Tensor, Tensor]:
-        source, shape = self.batch.source, self.logits.shape[:2]
-        mask = torch.zeros(shape.numel(), dtype=torch.bool).index_fill_(0, source, True)
-        ids = self.batch.target_ids.new_zeros(shape.numel())
-        ids = ids.index_copy(0, source.to(ids.device, non_blocking=True), self.batch.target_ids[0])
-        return ids.view(shape), mask.view(shape)
-
-    def _gathered(self, values: Tensor) -> Tensor:
-        return values.flatten()[self.batch.source.to(values.device, non_blocking=True)][None]
 
 
 class Scorer:
@@ -96,18 +67,30 @@ class Scorer:
 
         def compute(scores: Scores | WholeLogits) -> LossResult:
             z0 = kl
-            if isinstance(scores, WholeLogits):
-                scores = TokenLogp(scores.token_logp())
             if together is not None:
                 assert batch.kl is not None
+                assert not isinstance(scores, WholeLogits)
                 scores, others = _split(scores, batch.target_ids.shape[1])
                 z0 = self._z0(self._logp_of(others, batch.kl), batch.kl, model.training)
-            return self.objective.compute(self._inputs(scores, batch, z0), self.config)
+            return self._loss_of(scores, batch, z0)
 
         out, loss = self._forward(model, batch if together is None else together, compute)
         if loss.dtype != out.loss.dtype:  # FSDP2's output_dtype: keep its graph and the unrounded value
             loss = out.loss.detach() + (loss - loss.detach())
         return loss, out
+
+    def _loss_of(self, scores: Scores | WholeLogits, batch: Batch, kl: Tensor | None) -> LossResult:
+        config, compute = self.config, self.objective.compute
+        if config.takes_entropy:
+            scored = self._logp_and_entropy(batch, scores)
+            result = compute(self._inputs(TokenLogp(scored.logp), batch, kl), config)
+            return with_entropy(result, scored.entropy, batch.num_items, config.entropy_coef, batch.share)
+        if not isinstance(scores, WholeLogits):
+            return compute(self._inputs(scores, batch, kl), config)
+        if config.one_launch and batch.num_items is not None:
+            inputs = of_whole_logits(self._inputs(scores.scores, batch, kl), scores)
+            return packed_again(compute(inputs, config), scores)
+        return compute(self._inputs(TokenLogp(scores.token_logp()), batch, kl), config)
 
     def with_z0(self, model: nn.Module, parts: Sequence[Batch]) -> list[Batch]:
         """Return the parts of a micro-batch with the reference point of all of it, if the loss has one.
@@ -140,7 +123,8 @@ class Scorer:
         )
         assert batch.ref_logp is not None
         kl = None if batch.kl is None else batch.ref_logp.new_zeros(())
-        return metric_names(self.objective, self._inputs(TokenLogp(batch.ref_logp), batch, kl), self.config)
+        names = metric_names(self.objective, self._inputs(TokenLogp(batch.ref_logp), batch, kl), self.config)
+        return names | {ENTROPY} if self.config.takes_entropy else names
 
     def _inputs(self, scores: Scores, batch: Batch, kl: Tensor | None) -> LossInputs:
         """Return the inputs of the objective's loss on a batch that has ``ref_logp``."""
@@ -210,12 +194,14 @@ class Scorer:
             return self._in_forward(model, batch, inputs, compute)
 
     def _logits(self, model: nn.Module, batch: Batch, inputs: dict[str, Any]) -> Scores | WholeLogits:
+        temperature = self.config.temperature_of_loss
         if batch.tree is None:
-            return WholeLogits(model(**inputs).logits, batch, self.config.impl)
+            logits = Logits(model(**inputs).logits, temperature=temperature)
+            return WholeLogits(logits, batch, self.config.impl)
         rows = batch.source.to(batch.input_ids.device, non_blocking=True)
         if keeps_rows(model):
-            return Logits(model(**inputs, logits_to_keep=rows).logits)
-        return Logits(model(**inputs).logits[:, rows])
+            return Logits(model(**inputs, logits_to_keep=rows).logits, temperature=temperature)
+        return Logits(model(**inputs).logits[:, rows], temperature=temperature)
 
     def _in_forward(
         self, model: nn.Module, batch: Batch, inputs: dict[str, Any], compute: Callable[[LMHead], Any]
@@ -223,7 +209,8 @@ class Scorer:
         results = []
 
         def score(head: LMHead) -> dict[str, Tensor]:
-            results.append(compute(_rows_of(head, batch.source)))
+            rows = _rows_of(head, batch.source)
+            results.append(compute(replace(rows, temperature=self.config.temperature_of_loss)))
             loss = getattr(results[0], "loss", None)
             return {} if loss is None else {"loss": loss}
 

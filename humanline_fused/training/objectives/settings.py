@@ -41,7 +41,33 @@ class LossSettings:
         default=None,
         metadata={"help": "Weight of the implicit reward, or of the KL penalty. The default depends on the objective."},
     )
+    loss_temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "Temperature of the log-probs of policy and reference, in the loss and its metrics. Default: 1; "
+            "with rounds the sampling temperature, because the samples come from the policy at that temperature."
+        },
+    )
+    entropy_coef: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of an entropy bonus: the policy's entropy at the tokens that count, averaged over those of "
+            "the optimizer step, is subtracted from the loss. It costs as much as log_entropy."
+        },
+    )
+    log_entropy: bool = field(
+        default=False,
+        metadata={
+            "help": "Log humanline/entropy, the policy's mean entropy in nats; on with an entropy bonus. With a fused "
+            "head that is trained it costs a fourth product with the head's weight beside three."
+        },
+    )
     impl: Impl = field(default="auto", metadata={"help": "Implementation of the loss: auto, triton or eager."})
+
+    @property
+    def takes_entropy(self) -> bool:
+        """True if the policy's entropy is computed."""
+        return self.log_entropy or self.entropy_coef != 0
 
     @property
     def humanline_clamp(self) -> HumanlineClamp | None:
@@ -53,6 +79,13 @@ class LossSettings:
     def humanline_sampling(self) -> HumanlineSampling | None:
         """The settings of humanline sampling, without draws and maxima; None with ``perception="clamp"``."""
         return HumanlineSampling(**{s: getattr(self, s) for s in SAMPLING}) if self.perception == "sampling" else None
+
+
+def check_loss_options(settings: LossSettings) -> None:
+    """Raise ValueError if the temperature or the weight of the entropy is invalid."""
+    temperature = settings.loss_temperature
+    expect(settings, "loss_temperature", temperature is None or 0 < temperature < float("inf"), "a finite number > 0")
+    expect(settings, "entropy_coef", 0 <= settings.entropy_coef < float("inf"), "a finite number >= 0")
 
 
 def expect(settings: object, name: str, holds: bool, expected: str) -> None:

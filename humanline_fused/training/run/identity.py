@@ -38,7 +38,12 @@ def run_identity(
     if objective.mismatched:  # the mismatched pairs stay within a global micro-batch
         batches["global_micro_batch_size"] = plan.sizes.micro_batch
     settings = {"reference": config.reference, "sync_every": config.sync_every}
-    return {"model": identify(policy), **settings, "batches": batches}
+    loss = {"temperature": config.temperature_of_loss, "entropy_coef": config.entropy_coef}
+    return {"model": identify(policy), **settings, "batches": batches, "loss": loss}
+
+
+OF_EARLIER_VERSIONS = {"temperature": 1.0, "entropy_coef": 0.0}
+"""The loss of a checkpoint that does not name it."""
 
 
 def check_identity(saved: dict[str, Any], mine: dict[str, Any], folder: str) -> None:
@@ -46,7 +51,8 @@ def check_identity(saved: dict[str, Any], mine: dict[str, Any], folder: str) -> 
     for name in ("reference", "sync_every"):
         if saved[name] != mine[name]:
             raise ValueError(f"expected {name}={saved[name]!r}, as in {folder}, got {mine[name]!r}")
-    for part in ("model", "batches"):
+    saved = {"loss": OF_EARLIER_VERSIONS, **saved}
+    for part in ("model", "batches", "loss"):
         different = [name for name, value in mine[part].items() if saved[part].get(name) != value]
         if different == ["groups"] and "groups" not in saved[part]:
             raise ValueError(

@@ -26,13 +26,31 @@ def describe(
     """Return the loss and its implementation, and the data with what a user should know of them, a line each."""
     clamp = f"clamp [{config.log_epsilon_P:g}, {config.log_epsilon_R:g}] nats" if config.clamp else "clamp off"
     perception = describe_sampling(config) or clamp
-    loss = f"{objective.name}: {perception}, computed by {choice.impl} ({choice.why})"
+    options = "".join(f", {option}" for option in describe_options(config))
+    loss = f"{objective.name}: {perception}{options}, computed by {choice.impl} ({choice.why})"
     data = f"data: {train.summary()}" + (f"; held out: {held_out.summary()}" if held_out else "")
     said = train.findings.lines(Severity.LOSS, Severity.NOTE)
     said += [
         f"held out: {line}" for line in (held_out.findings.lines(Severity.LOSS, Severity.NOTE) if held_out else ())
     ]
     return "\n".join([loss, data, *(f"  {line}" for line in said)])
+
+
+def describe_options(config: HumanlineConfig) -> list[str]:
+    """Return a phrase on every option of the loss that is not its default.
+
+    >>> describe_options(HumanlineConfig("run", loss_temperature=0.7, entropy_coef=0.01, use_cpu=True))
+    ['at temperature 0.7', 'entropy bonus 0.01']
+    """
+    said, temperature = [], config.temperature_of_loss
+    if temperature != 1:
+        sampled = config.loss_temperature is None
+        said.append(f"at temperature {temperature:g}" + (", that of the samples" if sampled else ""))
+    if config.entropy_coef:
+        said.append(f"entropy bonus {config.entropy_coef:g}")
+    if config.one_launch:
+        said.append("in one launch where the device allows")
+    return said
 
 
 def describe_sampling(config: LossSettings) -> str | None:
