@@ -14,14 +14,7 @@ from humanline_fused.training.data.rows.columns import read_columns
 from humanline_fused.training.folder_settings import FolderSettings
 from humanline_fused.training.objectives.metrics import less_is_better
 from humanline_fused.training.objectives.objective import Objective
-from humanline_fused.training.objectives.settings import (
-    CLAMP,
-    SAMPLING,
-    PerceptionSetting,
-    check_loss_options,
-    expect,
-    json_mapping,
-)
+from humanline_fused.training.objectives.settings import CLAMP, SAMPLING, PerceptionSetting, expect, json_mapping
 from humanline_fused.training.objectives.table import (
     DEFAULT,
     OBJECTIVES,
@@ -285,7 +278,7 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, TrainingArguments):
             if getattr(self, name) is not None:
                 self._expect_integer(name, 1)
         HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R)
-        check_loss_options(self)
+        self.check_options()
         self._check_perception()
         self._check_rounds()
         refuse_conflicts(self)

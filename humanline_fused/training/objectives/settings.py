@@ -69,6 +69,12 @@ class LossSettings:
         """True if the policy's entropy is computed."""
         return self.log_entropy or self.entropy_coef != 0
 
+    def check_options(self) -> None:
+        """Raise ValueError if the temperature or the weight of the entropy is invalid."""
+        given = self.loss_temperature
+        expect(self, "loss_temperature", given is None or 0 < given < float("inf"), "a finite number > 0")
+        expect(self, "entropy_coef", 0 <= self.entropy_coef < float("inf"), "a finite number >= 0")
+
     @property
     def humanline_clamp(self) -> HumanlineClamp | None:
         """The bounds as an argument of the losses; None if ``clamp`` is off, or sampling takes its place."""
@@ -79,13 +85,6 @@ class LossSettings:
     def humanline_sampling(self) -> HumanlineSampling | None:
         """The settings of humanline sampling, without draws and maxima; None with ``perception="clamp"``."""
         return HumanlineSampling(**{s: getattr(self, s) for s in SAMPLING}) if self.perception == "sampling" else None
-
-
-def check_loss_options(settings: LossSettings) -> None:
-    """Raise ValueError if the temperature or the weight of the entropy is invalid."""
-    temperature = settings.loss_temperature
-    expect(settings, "loss_temperature", temperature is None or 0 < temperature < float("inf"), "a finite number > 0")
-    expect(settings, "entropy_coef", 0 <= settings.entropy_coef < float("inf"), "a finite number >= 0")
 
 
 def expect(settings: object, name: str, holds: bool, expected: str) -> None:
