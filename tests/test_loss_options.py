@@ -207,6 +207,23 @@ def test_a_bonus_changes_loss_and_gradient_by_those_of_the_entropy(objective: st
     torch.testing.assert_close(total / weight, entropy.detach().mean(), rtol=0, atol=rounding(batch))
 
 
+def test_a_bonus_of_a_part_of_a_micro_batch_is_not_multiplied_with_its_share():
+    bare = LossResult(torch.tensor(1.0), torch.zeros(1, 2), torch.zeros(1, 2), {})
+    entropy, items = torch.tensor([[2.0, 6.0]]), torch.tensor(4.0)
+    assert 0.25 * with_entropy(bare, entropy, items, coefficient=0.5, share=0.25).loss == 0.25 - 0.5 * 8 / 4
+    assert with_entropy(bare, entropy, items, coefficient=0.5, share=0.0).loss == 1  # a repetition does not count
+
+
+@pytest.mark.parametrize("objective", ["dpo", "grpo"])
+def test_a_bonus_is_that_of_any_token_budget(tmp_path: Path, objective: str):
+    settings: dict[str, Any] = {"entropy_coef": 0.5, "per_device_train_batch_size": 4, "max_steps": 2, **DESCENT}
+    whole, cut = (
+        trained(tmp_path / str(most), objective=objective, max_tokens_per_micro_batch=most, **settings)
+        for most in (None, 24)
+    )
+    assert losses(cut) == pytest.approx(losses(whole), rel=0, abs=ROUNDING)
+
+
 def test_without_an_entropy_there_is_no_metric_and_logging_it_changes_no_weight(tmp_path: Path, objective: str):
     runs = [trained(tmp_path / str(on), objective=objective, log_entropy=on, **DESCENT) for on in (False, True)]
     first, second = ([line for line in run.state.log_history if "loss" in line] for run in runs)

@@ -173,11 +173,7 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, TrainingArguments):
     num_generations: int = field(default=8, metadata=_help("rounds: samples per prompt, >= 2."))
     max_completion_length: int = field(default=256, metadata=_help("rounds: maximum tokens of a sample."))
     temperature: float = field(
-        default=1.0,
-        metadata=_help(
-            "rounds: sampling temperature, and that of the loss (loss_temperature). 1 (with top_p 1) samples from the "
-            "policy itself."
-        ),
+        default=1.0, metadata=_help("rounds: sampling temperature; 1 (with top_p 1) samples from the policy itself.")
     )
     top_p: float = field(default=1.0, metadata=_help("rounds: probability mass of nucleus sampling."))
     rollout_batch_size: int = field(
@@ -385,13 +381,6 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, TrainingArguments):
     def evaluates(self) -> bool:
         """True if the run evaluates during training, or would without ``dry_run``."""
         return self._evaluates
-
-    @property
-    def temperature_of_loss(self) -> float:
-        """The temperature of the log-probs of policy and reference: that of the samples, if none is given."""
-        if self.loss_temperature is not None:
-            return self.loss_temperature
-        return 1.0 if self.rollout_every is None else self.temperature
 
     @property
     def drop_no_signal(self) -> bool:

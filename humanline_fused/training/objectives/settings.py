@@ -65,6 +65,12 @@ class LossSettings:
     impl: Impl = field(default="auto", metadata={"help": "Implementation of the loss: auto, triton or eager."})
 
     @property
+    def temperature_of_loss(self) -> float:
+        """The temperature of the log-probs of policy and reference: that of the samples, if none is given."""
+        sampled = getattr(self, "temperature", 1.0)  # a run's config refuses another one without rounds
+        return sampled if self.loss_temperature is None else self.loss_temperature
+
+    @property
     def takes_entropy(self) -> bool:
         """True if the policy's entropy is computed."""
         return self.log_entropy or self.entropy_coef != 0
