@@ -103,7 +103,7 @@ def _times(samples: list[Sample]) -> Times:
 def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
     """The 20th, the 50th and the 80th; of one value, itself."""
     if len(values) == 1:
-        return (values[0],) * 3
+        return values[0], values[0], values[0]
     low, _, _, high = statistics.quantiles(values, n=5, method="inclusive")
     return low, statistics.median(values), high
 

@@ -34,7 +34,9 @@ class StepCost:
             first.variant,
             statistics.mean(least(runs)),
             statistics.median(run.peak_mib for run in runs),
-            *(statistics.mean(of_steps) for of_steps in (first.tokens, first.scored, first.trained)),
+            tokens=statistics.mean(first.tokens),
+            scored=statistics.mean(first.scored),
+            trained=statistics.mean(first.trained),
         )
 
     def cells(self, case: str, base: "StepCost | None") -> Line:
@@ -132,8 +134,8 @@ def _row(runs: Sequence[Run]) -> Line:
     ours, trl, padded = (variants.get(name) for name in (SHARED, TRL, PADDED))
 
     def over(other: Any, field: str) -> str:
-        values = [getattr(cost, field, None) for cost in (other, ours)]
-        return "" if None in values else f"{values[0] / values[1]:.2f}x"
+        theirs, own = getattr(other, field, None), getattr(ours, field, None)
+        return "" if theirs is None or own is None else f"{theirs / own:.2f}x"
 
     line = {"case": case_of(setting), "s a step": "" if ours is None else f"{ours.seconds:.1f}"}
     for name, other in ((TRL, trl), ("padded", padded)):
