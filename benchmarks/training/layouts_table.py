@@ -137,7 +137,7 @@ def _row(runs: Sequence[Run]) -> Line:
         theirs, own = getattr(other, field, None), getattr(ours, field, None)
         return "" if theirs is None or own is None else f"{theirs / own:.2f}x"
 
-    line = {"case": case_of(setting), "s a step": "" if ours is None else f"{ours.seconds:.1f}"}
+    line = {"case": case_of(setting), "s a step": "" if ours is None or ours.seconds is None else f"{ours.seconds:.1f}"}
     for name, other in ((TRL, trl), ("padded", padded)):
         line |= {f"speed over {name}": over(other, "seconds"), f"peak of {name} over ours": over(other, "peak_mib")}
     return line

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 
 from humanline_fused.model.layout_probe import extra_cost, refusal
@@ -39,7 +40,7 @@ def choose_layout(
     examples: Sequence[Example],
     longest: int,
 ) -> Choice:
-    """Return the layout of a run. With FSDP2, all ranks must call this alike.
+    """Return the layout of a run, the same on all ranks. Collective.
 
     Args:
         asked: the setting ``layout``.
@@ -60,7 +61,8 @@ def choose_layout(
     for wrapped, model in models:
         token_ids = torch.cat(some).long().to(next(model.parameters()).device)
         cost = extra_cost(model) if asked == "auto" else None
-        if reason := cost or refusal(wrapped, model, token_ids, longest):
+        found = gather_object([cost or refusal(wrapped, model, token_ids, longest)])
+        if reason := next(filter(None, found), None):  # one rank's reason is everyone's
             break
     else:
         return Choice("shared_prompt", "asked for by name" if asked == "shared_prompt" else "exact for this model")
