@@ -88,7 +88,9 @@ def scored(objective: str, batch: Batch, head: str, **settings: Any) -> tuple[Lo
         score_in_forward_(model)
     loss, out = Scorer(config, find_objective(objective)).loss(model, batch)
     loss.backward()
-    return out, model.lm_head.weight.grad
+    gradient = model.lm_head.weight.grad
+    assert gradient is not None
+    return out, gradient
 
 
 # Temperature
@@ -199,6 +201,7 @@ def test_a_bonus_changes_loss_and_gradient_by_those_of_the_entropy(objective: st
     model = tiny_model().eval()
     given = replace(logits_of(model, batch), temperature=TEMPERATURE)
     entropy = token_logp_and_entropy(given, batch.target_ids, batch.loss_mask).entropy
+    assert batch.num_items is not None
     loss = by_hand(objective, batch, model, TEMPERATURE) - 0.3 * entropy.sum() / batch.num_items
     loss.backward()
     torch.testing.assert_close(out.loss, loss, rtol=0, atol=rounding(batch))

@@ -58,8 +58,9 @@ class GRPO(Objective):
     def compute(self, inputs: LossInputs, config: GRPOSettings) -> LossResult:
         assert config.beta is not None
         num_items, parts = inputs.num_items, 1
-        one_launch = config.one_launch and isinstance(inputs.policy, Logits) and num_items is not None
-        if one_launch:  # the trainer divides the loss by the accumulation, so that the kernels' grad_output is 1
+        one_launch = False
+        if config.one_launch and isinstance(inputs.policy, Logits) and num_items is not None:
+            one_launch = True  # the trainer divides the loss by the accumulation, so that the kernels' grad_output is 1
             parts = getattr(config, "gradient_accumulation_steps", 1)
             num_items = num_items * parts
         out = grpo_loss(
