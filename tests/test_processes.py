@@ -155,8 +155,9 @@ def assert_rounded(a: dict[str, Any], b: dict[str, Any]) -> None:
     close(a["losses"], b["losses"])
     if "evaluation" in a and "evaluation" in b:
         close(a["evaluation"], b["evaluation"])
-    # ... and of the gradients, which changes a weight far less than one update of the size of the learning rate.
-    torch.testing.assert_close(a["weights"], b["weights"], rtol=0, atol=LEARNING_RATE / 1024)
+    # ... and of the gradients, which changes weights far less than one update of the size of the learning rate. Adam
+    # divides a gradient by its size, so a weight whose gradient is near 0 may differ more: their mean square counts.
+    assert (a["weights"] - b["weights"]).square().mean().sqrt() <= LEARNING_RATE / 1024
 
 
 @pytest.mark.parametrize("run", WHOLE)
