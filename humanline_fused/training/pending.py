@@ -1,6 +1,6 @@
 """Scores stored by example, so that another cut, layout or number of processes can read them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,14 +27,27 @@ def by_example(
     max_length: int,
 ) -> ByExample:
     """Split the scores of micro-batches, [1, n], into scores by example."""
+
+    def split(values: Tensor, given: Sequence[Parts]) -> Sequence[Tensor]:
+        return [part.clone() for part in values[0].cpu().split([len(parts.scoring(max_length)) for parts in given])]
+
+    return _by_example(zip(scored, window, strict=True), examples, objective, split)
+
+
+def _by_example(
+    scored: Iterable[tuple[TokenScores, MicroBatch]],
+    examples: Sequence[Example],
+    objective: Learner,
+    split: Callable[[Tensor, Sequence[Parts]], Sequence[Tensor]],
+) -> ByExample:
+    """Return scores by example, with a function that splits those of a forward pass by sequence."""
     taken: ByExample = {}
-    for scores, micro in zip(scored, window, strict=True):
+    for scores, micro in scored:
         for prefix, given in sequences(examples, micro, objective):
-            lengths = [len(parts.scoring(max_length)) for parts in given]
             for name in (name for name in NAMES[prefix] if name in scores):
-                for row, values in enumerate(scores[name][0].cpu().split(lengths)):
+                for row, values in enumerate(split(scores[name], given)):
                     example = taken.setdefault(micro.ids[row % len(micro.ids)], {})
-                    example.setdefault(name, []).append(values.clone())
+                    example.setdefault(name, []).append(values)
     return taken
 
 
@@ -73,14 +86,11 @@ def of_padded(
     max_length: int,
 ) -> ByExample:
     """Return scores by example of scores [B, T] over all tokens of micro-batches: an earlier version's form."""
-    taken: ByExample = {}
-    for scores, micro in zip(scored, window, strict=False):
-        for prefix, given in sequences(examples, micro, objective):
-            for name in (name for name in NAMES[prefix] if name in scores):
-                for row, (parts, values) in enumerate(zip(given, scores[name], strict=True)):
-                    example = taken.setdefault(micro.ids[row % len(micro.ids)], {})
-                    example.setdefault(name, []).append(values[parts.scoring(max_length)])
-    return taken
+
+    def split(values: Tensor, given: Sequence[Parts]) -> Sequence[Tensor]:
+        return [row[parts.scoring(max_length)] for parts, row in zip(given, values, strict=True)]
+
+    return _by_example(zip(scored, window, strict=False), examples, objective, split)
 
 
 def _counted(values: Tensor, parts: Parts, max_length: int) -> Tensor:

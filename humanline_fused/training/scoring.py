@@ -46,16 +46,22 @@ class Scorer:
         return [self._scores(model, batch, with_entropy) for batch in batches]
 
     def _scores(self, model: nn.Module, batch: Batch, with_entropy: bool) -> TokenScores:
+        def compute(scores: Scores | WholeLogits) -> TokenScores:
+            if with_entropy:
+                out = self._logp_and_entropy(batch, scores)
+                return {"ref_logp": out.logp, "ref_entropy": out.entropy}
+            return {"ref_logp": self._logp_of(scores, batch)}
+
+        def compute_both(scores: Any) -> TokenScores:
+            # Two products with the head, of the shapes that a loss has: the same bits as an evaluation of this model.
+            scores, others = _split(scores, batch.target_ids.shape[1])
+            assert batch.kl is not None
+            return compute(scores) | {"kl_ref_logp": self._logp_of(others, batch.kl)}
+
         if batch.together is not None:
-            both, number = self._scores(model, batch.together, with_entropy), batch.target_ids.shape[1]
-            scores = {name: values[:, :number] for name, values in both.items()}
-            return scores | {"kl_ref_logp": both["ref_logp"][:, number:]}
-        if with_entropy:
-            out, _ = self._forward(model, batch, partial(self._logp_and_entropy, batch))
-            scores = {"ref_logp": out.logp, "ref_entropy": out.entropy}
-        else:
-            scores = {"ref_logp": self._logp(model, batch)}
-        return scores if batch.kl is None else scores | {"kl_ref_logp": self._logp(model, batch.kl)}
+            return self._forward(model, batch.together, compute_both)[0]
+        scored = self._forward(model, batch, compute)[0]
+        return scored if batch.kl is None else scored | {"kl_ref_logp": self._logp(model, batch.kl)}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossResult]:
         """Return the loss of a micro-batch that has ``ref_logp``, with a graph, and its result."""

@@ -19,7 +19,7 @@ class LoggedLogits:
     """
 
     def __init__(self, epilogue: Epilogue, like: Tensor) -> None:
-        self.epilogue = epilogue
+        self.epilogue, self.write_dlogits_ = epilogue, epilogue.write_dlogits_
         nothing = like.new_empty(0, dtype=torch.float32)
         self._parts = [(nothing, nothing, nothing.bool())]
 
@@ -27,17 +27,6 @@ class LoggedLogits:
         scores = self.epilogue.score_rows(logits, target_ids, softmax, True)
         self._parts.append((scores.entropy, _mean(logits, softmax), logits.argmax(-1) == target_ids))
         return scores
-
-    def write_dlogits_(
-        self,
-        logits: Tensor,
-        target_ids: Tensor,
-        softmax: Softmax,
-        scores: RowScores,
-        dlogp: Tensor,
-        dentropy: Tensor | None,
-    ) -> None:
-        self.epilogue.write_dlogits_(logits, target_ids, softmax, scores, dlogp, dentropy)
 
     @property
     def entropy(self) -> Tensor:
