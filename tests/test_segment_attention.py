@@ -86,24 +86,15 @@ def varlen_reference(
 # By hand
 
 
-def test_a_token_sees_its_path_and_no_other_branch():
-    assert sees(attention_of(None, [7, 8, 1, 2], [7, 8, 3])) == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],
-    ]
-
-
-def test_a_window_of_two_is_the_token_and_the_one_at_the_position_before():
-    assert sees(attention_of(2, [7, 8, 1, 2], [7, 8, 3])) == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [0, 1, 1, 0, 0],
-        [0, 0, 1, 1, 0],
-        [0, 1, 0, 0, 1],
-    ]
+@pytest.mark.parametrize(
+    ("window", "seen"),
+    [
+        (None, [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]),
+        (2, [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 1, 0, 0, 1]]),
+    ],
+)
+def test_a_token_sees_its_path_within_the_window_and_no_other_branch(window: int | None, seen: list[list[int]]):
+    assert sees(attention_of(window, [7, 8, 1, 2], [7, 8, 3])) == seen
 
 
 def test_a_tensor_mask_hides_with_the_least_number_of_the_models_dtype():

@@ -1,0 +1,142 @@
+"""Online rounds that fail keep the run and name the cause."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training.online.reward import RolloutError
+from humanline_fused.training.run.checkpoint import newest_complete
+from tests.test_rollout import first_word, lines, rounds_trainer
+from tests.tiny_model import records, tiny_model, tiny_tokenizer, tiny_trainer
+
+
+def test_a_late_failure_saves_the_run_up_to_it(tmp_path: Path):
+    def reward(completions: list[str], **columns: Any) -> list[float]:
+        calls.append(len(completions))
+        if len(calls) == 2:
+            raise ZeroDivisionError("on purpose")
+        return [float(i) for i in range(len(completions))]
+
+    calls: list[int] = []
+    trainer = rounds_trainer(tmp_path, reward, objective="grpo")
+    with pytest.raises(RolloutError, match=r"ZeroDivisionError: on purpose .*line \d+\)\. The run up to step 2 is"):
+        trainer.train()
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-2"
+    resumed = rounds_trainer(tmp_path, reward, objective="grpo", resume_from_checkpoint="auto")
+    resumed.train()
+    assert resumed.state.global_step == 4
+    assert len(calls) == 3
+    assert {line["step"] for line in lines(tmp_path / "completions.jsonl")} == {0, 2}
+
+
+def test_a_failure_in_sampling_also_saves_the_run(tmp_path: Path):
+    trainer = rounds_trainer(tmp_path, objective="grpo")
+    draws = trainer.rounds._draw
+
+    def out_of_memory(places: Any, model: Any, number: int, attempt: int) -> Any:
+        if number:
+            raise torch.OutOfMemoryError("on purpose")
+        return draws(places, model, number, attempt)
+
+    trainer.rounds._draw = out_of_memory
+    with pytest.raises(RolloutError, match=r"round 1 failed: OutOfMemoryError: on purpose\. The run up to step 2"):
+        trainer.train()
+    resumed = rounds_trainer(tmp_path, objective="grpo", resume_from_checkpoint="auto", rollout_batch_size=4)
+    resumed.train()
+    assert resumed.state.global_step == 4
+
+
+def test_a_dry_run_samples_a_round_and_writes_nothing(tmp_path: Path):
+    def reward(completions: list[str], **columns: Any) -> list[float]:
+        calls.append(len(completions))
+        return [float(i) for i in range(len(completions))]
+
+    calls: list[int] = []
+    rounds_trainer(tmp_path, reward, objective="grpo", dry_run=True).train()
+    assert calls == [16]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_a_round_without_a_difference_is_drawn_again(tmp_path: Path, objective: str):
+    def reward(completions: list[str], **columns: Any) -> list[float]:
+        seen.append(completions)
+        return [float(i) if len(seen) > 2 else 0.3 for i in range(len(completions))]
+
+    seen: list[list[str]] = []
+    rounds_trainer(tmp_path, reward, objective=objective, max_steps=2).train()
+    assert len(seen) == 3
+    assert seen[0] != seen[1] != seen[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([1.0], "expected 16 numbers, got 1"),
+        (0.5, r"expected 16 numbers, got 0\.5"),
+        ([1.0] * 15 + [float("nan")], "expected a finite number, got nan for"),
+        ([1.0] * 15 + [None], "expected a finite number, got None for"),
+    ],
+)
+def test_a_result_without_one_finite_number_per_sample_is_refused(tmp_path: Path, given: Any, said: str):
+    with pytest.raises(RolloutError, match=said):
+        rounds_trainer(tmp_path, lambda **_: given, objective="grpo").train()
+
+
+def test_a_reward_function_that_hangs_is_interrupted(tmp_path: Path):
+    began = time.monotonic()
+    with pytest.raises(RolloutError, match=r"it took longer than 0\.2 s \(reward_timeout\)"):
+        rounds_trainer(tmp_path, lambda **_: time.sleep(60), objective="grpo", reward_timeout=0.2).train()
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_a_constant_reward_stops_the_run_with_an_error(tmp_path: Path, objective: str):
+    with pytest.raises(RolloutError, match=r"each of its .* prompts got 4 samples of equal reward"):
+        rounds_trainer(tmp_path, lambda completions, **_: [1.0] * len(completions), objective=objective).train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"reference": "lookahead"}, "reference: expected 'copy', 'adapter' or 'frozen' with rollout_every"),
+        ({"num_generations": 1}, "num_generations: expected an integer >= 2, got 1"),
+        ({"temperature": 0.0}, "temperature: expected a finite number > 0, got 0.0"),
+        ({"rollout_every": None}, "num_generations: expected 8 without rollout_every, got 4"),
+        ({"rollout_batch_size": 3}, "rollout_batch_size: expected an integer >= 4, got 3"),
+        ({"num_generations": 3}, "expected num_generations to divide the 16 samples of a round"),
+        ({"reward": "math:sqrt"}, "expected one reward function, .* got both"),
+    ],
+)
+def test_invalid_settings_are_refused_by_name(tmp_path: Path, settings: dict[str, Any], said: str):
+    with pytest.raises(ValueError, match=said):
+        rounds_trainer(tmp_path, objective="grpo", **settings)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("math", "expected module:function, got 'math'"),
+        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("math:no_such_function", "has no attribute 'no_such_function'"),
+        ("math:pi", "to be a function, got float"),
+    ],
+)
+def test_a_path_without_a_function_is_refused_by_name(tmp_path: Path, path: str, said: str):
+    with pytest.raises(ValueError, match=said):
+        rounds_trainer(tmp_path, None, objective="grpo", reward=path)
+
+
+def test_a_reward_function_without_rounds_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="reward_function: expected None without rollout_every"):
+        HumanlineTrainer(
+            model=tiny_model(),
+            args=tiny_trainer(tmp_path).args,
+            train_dataset=records("dpo", 8),
+            processing_class=tiny_tokenizer(),
+            reward_function=first_word,
+        )

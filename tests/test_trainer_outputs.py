@@ -1,0 +1,93 @@
+"""What a run writes: metrics, its summary and the saved model."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from humanline_fused.training import HumanlineTrainer
+from tests.error_budget import FLOAT32_EPSILON, rounding_of_sum
+from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_tokenizer, trained
+
+METRICS = {
+    "dpo": ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen"),
+    "kto": ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected", "kl"),
+    "grpo": ("kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"),
+}
+
+
+def test_metrics_have_trls_names_and_are_always_written_with_step_and_seconds(tmp_path: Path, objective: str):
+    trainer = trained(tmp_path, objective=objective)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in steps] == losses(trainer)
+    assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
+    shares = ("humanline/unclamped", "humanline/clamped_low", "humanline/clamped_high")
+    for name in (*METRICS[objective], *shares, "num_tokens", "grad_norm", "learning_rate"):
+        assert any(name in line for line in steps), name
+    for line in steps:
+        assert sum(line[name] for name in shares) == pytest.approx(1, abs=len(shares) * FLOAT32_EPSILON)
+
+
+def test_a_log_line_is_the_mean_over_all_steps_since_the_last(tmp_path: Path):
+    every = trained(tmp_path / "every", gradient_accumulation_steps=2)
+    third = trained(tmp_path / "third", gradient_accumulation_steps=2, logging_steps=3, logging_first_step=False)
+    for name in ("loss", "rewards/margins", "logps/chosen"):
+        single = [line[name] for line in every.state.log_history if name in line]
+        pooled = [line[name] for line in third.state.log_history if name in line]
+        for mean, steps in zip(pooled, (single[:3], single[3:]), strict=True):
+            assert mean == pytest.approx(sum(steps) / 3, abs=rounding_of_sum(*steps))
+
+
+def test_values_that_are_not_finite_are_null_in_the_metrics(tmp_path: Path):
+    trainer = trained(tmp_path)
+    trainer.log({"loss_of_a_broken_run": math.nan, "its_gradient": math.inf})
+    last = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
+    assert '"loss_of_a_broken_run": null, "its_gradient": null' in last
+
+
+def test_a_run_begins_with_a_summary_of_its_settings_and_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    group = {"prompt": "w1 w2", "completions": [" w3", " w4 w5 w6"], "rewards": [1, 1]}
+    long = group | {"prompt": "w1 w2 w3 w4 w5"}
+    settings = {"objective": "grpo", "sync_every": 4, "max_steps": 1, "max_length": 5, "impl": "eager"}
+    trained(tmp_path, train_dataset=[group, long], eval_dataset=[group], **settings)
+    assert capsys.readouterr().out.splitlines()[:7] == [
+        "grpo: clamp [-1.5, 1.5] nats, computed by eager (asked for by name)",
+        "data: 2 examples; held out: 2 examples",
+        "  groups without signal (equal rewards): 2, e.g. dataset, example 0",
+        "  completions cut at max_length (end of sequence lost): 1, e.g. dataset, example 0",
+        "  dropped examples (prompt >= max_length): 2, e.g. dataset, example 1",
+        "  held out: groups without signal (equal rewards): 1, e.g. dataset, example 0",
+        "  held out: completions cut at max_length (end of sequence lost): 1, e.g. dataset, example 0",
+    ]
+
+
+def test_num_tokens_counts_every_token_of_the_steps(tmp_path: Path):
+    trainer = trained(tmp_path, gradient_accumulation_steps=2)
+    steps = [[i for ids in trainer.plan.global_window(step) for i in ids] for step in range(6)]
+    examples = [trainer.train_examples[i] for step in steps for i in step]
+    seen = sum(len(e.prompt_ids) + len(completion) for e in examples for completion in e.completions)
+    assert trainer.state.log_history[5]["num_tokens"] == seen
+
+
+def test_the_saved_model_loads_with_its_tokenizer_and_gives_the_same_logits(tmp_path: Path):
+    trainer = trained(tmp_path)
+    trainer.save_model()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer("w1 w2 w3", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids).logits, trainer.model.eval()(ids).logits)
+
+
+def test_a_config_alone_describes_a_run(tmp_path: Path):
+    start, data = tmp_path / "start", tmp_path / "pairs.jsonl"
+    tiny_model().save_pretrained(start)
+    tiny_tokenizer().save_pretrained(start)
+    data.write_text("\n".join(map(json.dumps, records("dpo", 10))))
+    trainer = HumanlineTrainer(args=tiny_config(tmp_path / "run", model=str(start), dataset=str(data)))
+    trainer.train()
+    assert losses(trainer) == losses(trained(tmp_path / "other"))
