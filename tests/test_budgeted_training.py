@@ -47,7 +47,7 @@ def test_every_budget_gives_the_loss_gradient_and_metrics_of_the_whole(tmp_path:
         trainer.windows.clear()
         trainer.model.zero_grad()
         scores = trainer.scorer.score(reference, trainer._window(0))
-        (inputs,) = trainer.windows.joined(0, trainer.windows.inputs(0, scores))
+        (inputs,) = trainer.windows.by_micro_batch(0, trainer.windows.inputs(0, scores))
         loss = trainer.training_step(trainer.model, inputs)
         gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
         return loss, gradient, trainer._drain("train"), number_of_parts(trainer)
@@ -131,14 +131,14 @@ def test_no_forward_pass_has_more_tokens_than_the_budget(tmp_path: Path, objecti
 
 def test_a_step_without_a_budget_is_one_batch_for_each_micro_batch(tmp_path: Path):
     trainer = run(tmp_path, "dpo", None, max_steps=1)
-    assert not any(isinstance(batch, CutBatch) for batch in trainer.windows.joined(1, trainer._window(1)))
+    assert not any(isinstance(batch, CutBatch) for batch in trainer.windows.by_micro_batch(1, trainer._window(1)))
 
 
 def test_shares_of_a_mean_are_those_of_its_pairs_and_of_a_sum_one(tmp_path: Path):
     for objective, expected in (("dpo", {0.25, 0.5}), ("grpo", {1.0})):
         trainer = run(tmp_path / objective, objective, 60, max_steps=2, layout="padded")
         inputs = trainer.windows.inputs(1, trainer.scorer.score(trainer.model, trainer._window(1)))
-        cut = [one for one in trainer.windows.joined(1, inputs) if isinstance(one, CutBatch)]
+        cut = [one for one in trainer.windows.by_micro_batch(1, inputs) if isinstance(one, CutBatch)]
         assert {part.share for one in cut for part in one.parts} <= expected
         assert all(sum(part.share for part in one.parts) == 1 for one in cut) == (objective == "dpo")
 

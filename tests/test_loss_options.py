@@ -211,10 +211,14 @@ def test_a_bonus_changes_loss_and_gradient_by_those_of_the_entropy(objective: st
 
 
 def test_a_bonus_of_a_part_of_a_micro_batch_is_not_multiplied_with_its_share():
-    bare = LossResult(torch.tensor(1.0), torch.zeros(1, 2), torch.zeros(1, 2), {})
-    entropy, items = torch.tensor([[2.0, 6.0]]), torch.tensor(4.0)
-    assert 0.25 * with_entropy(bare, entropy, items, coefficient=0.5, share=0.25).loss == 0.25 - 0.5 * 8 / 4
-    assert with_entropy(bare, entropy, items, coefficient=0.5, share=0.0).loss == 1  # a repetition does not count
+    batch, settings = batch_of("dpo", "padded"), {"log_entropy": True}
+    bare, whole = (scored("dpo", batch, "fused", entropy_coef=c, **settings)[0].loss for c in (0.0, 0.5))
+    quarter, repeated = (
+        scored("dpo", replace(batch, share=share), "fused", entropy_coef=0.5, **settings)[0].loss for share in (0.25, 0)
+    )
+    torch.testing.assert_close(quarter, 0.25 * bare - (bare - whole), rtol=0, atol=rounding(batch))
+    assert whole < bare
+    assert repeated == 0
 
 
 @pytest.mark.parametrize("objective", ["dpo", "grpo"])

@@ -12,7 +12,7 @@ from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.plan import BatchPlan, BatchSizes
 from humanline_fused.training.data.prepare import prepare
 from humanline_fused.training.objectives import find_objective
-from humanline_fused.training.pending import ByExample, by_example, in_batches, joined, of_padded
+from humanline_fused.training.pending import ByExample, by_example, in_batches, merged, of_padded
 from tests.tiny_model import records, tiny_tokenizer
 
 MAX_LENGTH = 9
@@ -63,7 +63,7 @@ def test_scores_split_on_some_ranks_are_joined_on_others(objective: str, before:
         {1: by_example(scored(examples, before, rank, objective), before.window(1, rank), examples, kind, MAX_LENGTH)}
         for rank in range(before.sizes.world_size)
     ]
-    (step,) = joined(parts).values()
+    (step,) = merged(parts).values()
     for rank in range(after.sizes.world_size):
         together = in_batches(step, after.window(1, rank), examples, kind, MAX_LENGTH)
         assert same(together, scored(examples, after, rank, objective))

@@ -13,9 +13,7 @@ ENTROPY = "humanline/entropy"
 """Metric: the policy's mean entropy over the tokens that count, nats, at the temperature of the loss."""
 
 
-def with_entropy(
-    result: LossResult, entropy: Tensor, num_items: Tensor | None, coefficient: float, share: float = 1.0
-) -> LossResult:
+def with_entropy(result: LossResult, entropy: Tensor, num_items: Tensor | None, coefficient: float) -> LossResult:
     """Return a loss with its entropy as a metric, and in training with its bonus.
 
     Args:
@@ -24,13 +22,11 @@ def with_entropy(
         num_items: [], the divisor that makes a sum over tokens their mean over the optimizer step; None in evaluation,
             which has no bonus.
         coefficient: weight of the bonus: ``loss − coefficient · Σ_t entropy_t / num_items``.
-        share: factor that the loss of a part of a micro-batch is multiplied with afterwards; the bonus, a sum over
-            tokens, needs none.
     """
     total = entropy.sum()
     loss = result.loss
-    if coefficient and share and num_items is not None:
-        loss = loss - coefficient / share * total / num_items.clamp(min=1)
+    if coefficient and num_items is not None:
+        loss = loss - coefficient * total / num_items.clamp(min=1)
     metric = Weighted(total.detach().float(), entropy.new_full((), entropy.numel()))
     return replace(result, loss=loss, metrics={**result.metrics, ENTROPY: metric})
 

@@ -122,7 +122,7 @@ def in_batches(
     return scored
 
 
-def joined(parts: Sequence[Mapping[int, ByExample]]) -> dict[int, ByExample]:
+def merged(parts: Sequence[Mapping[int, ByExample]]) -> dict[int, ByExample]:
     """Merge the pending steps of all ranks."""
     steps = sorted({step for part in parts for step in part})
     return {step: {i: s for part in parts for i, s in part[step].items()} for step in steps}

@@ -16,7 +16,7 @@ from humanline_fused.model.tree_attention import attending_by
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.scores import LMHead, Logits, Scores, TokenLogp
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.data.batch import Batch, joined
+from humanline_fused.training.data.batch import Batch, concatenated
 from humanline_fused.training.loss_options import ENTROPY, of_whole_logits, packed_again, with_entropy
 from humanline_fused.training.objectives.objective import LossInputs, LossResult, Objective
 from humanline_fused.training.objectives.table import is_in_table
@@ -64,7 +64,7 @@ class Scorer:
         return scored if batch.kl is None else scored | {"kl_ref_logp": self._logp(model, batch.kl)}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossResult]:
-        """Return the loss of a micro-batch that has ``ref_logp``, with a graph, and its result."""
+        """Return the loss of a micro-batch that has ``ref_logp``, times its share, with a graph; and its result."""
         together = batch.together if batch.trains_together or not torch.is_grad_enabled() else None
         if batch.z0 is not None:
             together, kl = None, batch.z0
@@ -86,11 +86,17 @@ class Scorer:
         return loss, out
 
     def _loss_of(self, scores: Scores | WholeLogits, batch: Batch, kl: Tensor | None) -> LossResult:
-        config, compute = self.config, self.objective.compute
+        config = self.config
+
+        def compute(inputs: LossInputs, config: HumanlineConfig) -> LossResult:
+            result = self.objective.compute(inputs, config)
+            return result if batch.share == 1 else replace(result, loss=result.loss * batch.share)
+
         if config.takes_entropy:
             scored = self._logp_and_entropy(batch, scores)
             result = compute(self._inputs(TokenLogp(scored.logp), batch, kl), config)
-            return with_entropy(result, scored.entropy, batch.num_items, config.entropy_coef, batch.share)
+            # The bonus is a sum over tokens, so it needs no share; a repetition, whose share is 0, has none.
+            return with_entropy(result, scored.entropy, batch.num_items, config.entropy_coef if batch.share else 0.0)
         if not isinstance(scores, WholeLogits):
             return compute(self._inputs(scores, batch, kl), config)
         if config.one_launch and batch.num_items is not None:
@@ -156,7 +162,7 @@ class Scorer:
         model.train(training)
         counted = [(kl, logp) for kl, logp, part in scored if part.share or not part.repeated]
         mismatched, logps = zip(*counted, strict=True)
-        return self._z0(torch.cat(logps, dim=1), joined(mismatched), training)
+        return self._z0(torch.cat(logps, dim=1), concatenated(mismatched), training)
 
     def _z0(self, logp: Tensor, mismatched: Batch, training: bool) -> Tensor:
         """Return KTO's z0 of the policy's log-probs of mismatched pairs."""

@@ -248,7 +248,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         if self.args.perception == "sampling":
             sampled = self.windows.micro_batches(step), self.train_examples, step
             inputs = with_sampling(self.scorer, self._policy, inputs, *sampled)
-        inputs = self.windows.joined(step, inputs)
+        inputs = self.windows.by_micro_batch(step, inputs)
         if self.args.include_num_input_tokens_seen == "no":
             examples = self.windows.everything(step)
             self.state.num_input_tokens_seen += sum(len(e.prompt_ids) + len(c) for e in examples for c in e.completions)
@@ -317,8 +317,6 @@ class HumanlineTrainer(EvaluatedTrainer):
         if inputs.repeated:  # zeros under the same names, so that all ranks reduce the same metrics
             metrics = {name: Weighted(*map(torch.zeros_like, weighted)) for name, weighted in metrics.items()}
         meter.update(metrics)
-        if inputs.share != 1:
-            loss = loss * inputs.share
         return (loss, out) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -374,7 +372,7 @@ class HumanlineTrainer(EvaluatedTrainer):
             state["rounds"] = self.rounds.state_dict()
         if self.args.reference == "lookahead":
             mine = self.windows.by_example(state["pending"])
-            state["pending"] = pending.joined(gather_object([mine]))
+            state["pending"] = pending.merged(gather_object([mine]))
         return state
 
     def restore(self, state: Any) -> None:

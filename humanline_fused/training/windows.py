@@ -173,7 +173,7 @@ class Windows:
             inputs = [replace(b, columns={name: c / scale for name, c in b.columns.items()}) for b in inputs]
         return inputs
 
-    def joined(self, step: int, batches: Sequence[Batch]) -> list[Batch | CutBatch]:
+    def by_micro_batch(self, step: int, batches: Sequence[Batch]) -> list[Batch | CutBatch]:
         """Return the batches of a step by micro-batch."""
         left = iter(batches)
         return [as_one(self.objective, [next(left) for _ in parts]) for parts in self.parts(step)]

@@ -136,7 +136,7 @@ class CutBatch:
         return torch.cat([part[name].flatten() for part in self.parts])
 
 
-def joined(batches: Sequence[Batch]) -> Batch:
+def concatenated(batches: Sequence[Batch]) -> Batch:
     """Return the tokens of several batches with their reference's log-probs as those of one, without its input."""
     bounds = torch.cat([batch.cu_seqlens.diff() for batch in batches]).cumsum(0)
     return replace(
@@ -188,7 +188,7 @@ def sequences(examples: Sequence[Example], micro: MicroBatch, objective: Learner
     return passes
 
 
-def pad(given: Sequence[Parts], pad_token_id: int, max_length: int) -> Batch:
+def padded_rows(given: Sequence[Parts], pad_token_id: int, max_length: int) -> Batch:
     """Cut sequences at ``max_length`` tokens, and right-pad them to the longest."""
     ids = [parts.token_ids(max_length) for parts in given]
     # numpy: its small assignments cost a tenth of torch's, and its count does not look like a wait for a device.
@@ -201,7 +201,7 @@ def pad(given: Sequence[Parts], pad_token_id: int, max_length: int) -> Batch:
     return _batch(torch.from_numpy(rows), ids, scoring, source)
 
 
-def share(given: Sequence[Parts], max_length: int) -> Batch:
+def shared_row(given: Sequence[Parts], max_length: int) -> Batch:
     """Cut sequences at ``max_length`` tokens, and put them into one row with each shared prefix once.
 
     The tokens behind the last that scores one are left out.
@@ -234,10 +234,10 @@ def collate(
     """Return the batch of one micro-batch, a pure function of the arguments."""
     given = [part.parts for part in sequences(examples, micro, objective)]
     if layout == "shared_prompt":
-        batch, *rest = (share(parts, max_length) for parts in given)
-        together = share([parts for part in given for parts in part], max_length) if rest else None
+        batch, *rest = (shared_row(parts, max_length) for parts in given)
+        together = shared_row([parts for part in given for parts in part], max_length) if rest else None
     else:
-        batch, *rest = (pad(parts, pad_token_id, max_length) for parts in given)
+        batch, *rest = (padded_rows(parts, pad_token_id, max_length) for parts in given)
         together = None
     columns = objective.form.columns([examples[i].weight for i in micro.ids])
     return replace(batch, columns=columns, kl=rest[0] if rest else None, together=together)
