@@ -108,6 +108,24 @@ def test_sorted_rows_give_the_same_steps_with_less_padding(tmp_path: Path, name:
     assert tokens["sorted"] < tokens["padded"]
 
 
+@pytest.mark.parametrize("head", ["fused", "logits"])
+def test_a_loss_may_run_another_model(tmp_path: Path, head: str, monkeypatch: pytest.MonkeyPatch):
+    trainer = tiny_trainer(tmp_path, layout="shared_prompt", head=head, train_dataset=rows("dpo"))
+    trainer.choose_layout()
+    (batch,) = trainer._window(0)
+    judge, ids = tiny_model(seed=1).eval(), batch.input_ids.flip(1)  # as many tokens as the row has
+    alone, seen, compute = judge(input_ids=ids).logits, [], trainer.objective.compute
+
+    def judged(*inputs: Any) -> Any:
+        seen.append(judge(input_ids=ids).logits)
+        return compute(*inputs)
+
+    monkeypatch.setattr(trainer.objective, "compute", judged)
+    (scores,) = trainer.scorer.score(trainer.model, [batch])
+    trainer.scorer.loss(trainer.model, batch.with_scores(scores))
+    assert torch.equal(seen[0], alone)
+
+
 # The tokens that a step computes
 
 

@@ -76,6 +76,18 @@ def attending_by(tree: PrefixTree) -> Iterator[Attending]:
         _current.remove(call)
 
 
+@contextmanager
+def attending_as_ever() -> Iterator[None]:
+    """Inside :func:`attending_by`, let the forward passes of this thread attend without the tree: those of a loss."""
+    mine = [call for call in _current if call.thread == get_ident()]
+    for call in mine:
+        _current.remove(call)
+    try:
+        yield
+    finally:
+        _current.extend(mine)
+
+
 class TreeMask:
     """The mask of the layers with one window.
 

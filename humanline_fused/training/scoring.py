@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from humanline_fused.functional import kto_kl, token_logp, token_logp_and_entropy
 from humanline_fused.model.fused_head import causal_lm
-from humanline_fused.model.tree_attention import attending_by
+from humanline_fused.model.tree_attention import attending_as_ever, attending_by
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.scores import LMHead, Logits, Scores, TokenLogp
 from humanline_fused.training.config import HumanlineConfig
@@ -200,10 +200,11 @@ class Scorer:
         if batch.tree is not None:
             inputs["position_ids"] = batch.tree.position_ids.to(batch.input_ids.device, non_blocking=True)
         with nullcontext() if batch.tree is None else attending_by(batch.tree):
-            if self.config.head == "logits":
-                result = compute(self._logits(model, batch, inputs))
-                return result, getattr(result, "loss", None)
-            return self._in_forward(model, batch, inputs, compute)
+            if self.config.head == "fused":
+                return self._in_forward(model, batch, inputs, compute)
+            logits = self._logits(model, batch, inputs)
+        result = compute(logits)
+        return result, getattr(result, "loss", None)
 
     def _logits(self, model: nn.Module, batch: Batch, inputs: dict[str, Any]) -> Scores | WholeLogits:
         temperature = self.config.temperature_of_loss
@@ -221,8 +222,9 @@ class Scorer:
         results = []
 
         def score(head: LMHead) -> dict[str, Tensor]:
-            rows = _rows_of(head, batch.source)
-            results.append(compute(replace(rows, temperature=self.config.temperature_of_loss)))
+            rows = replace(_rows_of(head, batch.source), temperature=self.config.temperature_of_loss)
+            with attending_as_ever():
+                results.append(compute(rows))
             loss = getattr(results[0], "loss", None)
             return {} if loss is None else {"loss": loss}
 
