@@ -15,6 +15,7 @@ from humanline_fused.functional import dpo_loss, kto_kl, kto_loss, token_logp
 from humanline_fused.model.fused_head import score_in_forward_
 from humanline_fused.training.data.batch import Batch, collate
 from humanline_fused.training.data.plan import MicroBatch
+from humanline_fused.training.data.prepare import prepare
 from humanline_fused.training.loss_options import ENTROPY, with_entropy
 from humanline_fused.training.objectives import find_objective
 from humanline_fused.training.objectives.objective import LossResult
@@ -24,7 +25,7 @@ from tests.batches import by_sequence, logits_of
 from tests.error_budget import FLOAT32_EPSILON
 from tests.test_rollout import rounds_trainer
 from tests.test_trainer_head import DESCENT, DRIFT, ROUNDING
-from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_trainer, trained
+from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer, trained
 
 TEMPERATURE = 0.7
 LAYOUTS = ("padded", "shared_prompt")
@@ -32,7 +33,7 @@ LAYOUTS = ("padded", "shared_prompt")
 
 def batch_of(objective: str, layout: str, temperature: float = 1.0) -> Batch:
     """Return the first batch of tiny data, with the log-probs of another model at a temperature as the reference's."""
-    examples = tiny_trainer("unused", objective=objective).train_examples
+    examples = prepare(records(objective, 10), tiny_tokenizer(), find_objective(objective), max_length=32).examples
     micro = MicroBatch((0, 1, 2, 3), (1, 2, 3, 0))
     batch = collate(
         examples,
@@ -187,6 +188,8 @@ def test_the_bonus_is_the_mean_entropy_over_the_tokens_of_the_step():
     entropy = torch.tensor([[math.log(2), 0.0]])
     out = with_entropy(bare, entropy, torch.tensor(4.0), coefficient=0.5)
     assert out.loss.item() == pytest.approx(1 - 0.5 * math.log(2) / 4)
+    few = with_entropy(bare, entropy, torch.tensor(0.25), coefficient=0.5)  # one token in four micro-batches
+    assert few.loss.item() == pytest.approx(1 - 0.5 * math.log(2) / 0.25)
     total, weight = out.metrics[ENTROPY]
     assert total.item() / weight.item() == pytest.approx(math.log(2) / 2)
     assert with_entropy(bare, entropy, None, coefficient=0.5).loss == 1  # an evaluation has no bonus

@@ -26,7 +26,7 @@ def with_entropy(result: LossResult, entropy: Tensor, num_items: Tensor | None, 
     total = entropy.sum()
     loss = result.loss
     if coefficient and num_items is not None:
-        loss = loss - coefficient * total / num_items.clamp(min=1)
+        loss = loss - coefficient * total / num_items
     metric = Weighted(total.detach().float(), entropy.new_full((), entropy.numel()))
     return replace(result, loss=loss, metrics={**result.metrics, ENTROPY: metric})
 
