@@ -51,6 +51,16 @@ def test_overwrite_output_dir_starts_over_without_the_earlier_checkpoints_and_me
     assert list(tmp_path.glob("*.1")) == []
 
 
+def test_of_a_checkpoint_that_is_a_link_the_link_alone_is_removed(tmp_path: Path):
+    tiny_trainer(tmp_path / "run", **SAVING).train()
+    (tmp_path / "run" / "checkpoint-2").rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / "checkpoint-2").symlink_to(tmp_path / "elsewhere")
+    before = sorted((tmp_path / "elsewhere").iterdir())
+    tiny_trainer(tmp_path / "run", overwrite_output_dir=True).train()
+    assert list((tmp_path / "run").glob("checkpoint-*")) == []
+    assert sorted((tmp_path / "elsewhere").iterdir()) == before
+
+
 def test_with_auto_a_usable_checkpoint_is_continued_and_not_overwritten(tmp_path: Path):
     tiny_trainer(tmp_path, **SAVING).train()
     again = tiny_trainer(tmp_path, **SAVING, overwrite_output_dir=True)

@@ -1,6 +1,5 @@
 """Atomic checkpoints, and the choice of the checkpoint to resume from."""
 
-import contextlib
 import json
 import math
 import os
@@ -52,9 +51,8 @@ def recover(output_dir: str | Path) -> None:
     for staged in Path(output_dir, STAGING).glob("*"):
         final = Path(output_dir, staged.name)
         if _NAME.fullmatch(staged.name) and not final.exists() and not faults(staged):
-            with contextlib.suppress(FileNotFoundError):  # another rank was faster
-                os.rename(staged, final)
-                durable.sync(final.parent)
+            os.rename(staged, final)
+            durable.sync(final.parent)
 
 
 def step_of(folder: Path) -> int:

@@ -41,8 +41,14 @@ def set_aside(output_dir: Path) -> list[str]:
 
 
 def remove(output_dir: Path, checkpoints: list[Path]) -> None:
-    """Remove the checkpoints and logs of an earlier run. Other files stay until this run writes them."""
+    """Remove the checkpoints, of links to them the links alone, and the logs of an earlier run.
+
+    Other files stay until this run writes them.
+    """
     for folder in checkpoints:
-        shutil.rmtree(folder)
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            shutil.rmtree(folder)
     for name in LOGS:
         (output_dir / name).unlink(missing_ok=True)

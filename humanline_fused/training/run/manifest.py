@@ -57,7 +57,7 @@ def faults(folder: Path) -> list[str]:
 def damage(folder: Path) -> list[str]:
     """Return :func:`faults`, or descriptions of files whose content is not the one that was written.
 
-    Reads all files: 0.8 seconds per GiB for SHA-256 on one core. Without hashes only what cannot be read is found.
+    Reads all files: about a second per GiB for SHA-256 on one core. Without hashes only what cannot be read is found.
     """
     if found := faults(folder):
         return found
