@@ -59,14 +59,14 @@ def _smaller(than: str, share: float, who: str = SHARED) -> Goal:
 
 GOALS: dict[str, tuple[Goal, ...]] = {
     "dpo ultrafeedback": (
-        _faster(PADDED, 1.6),
-        _faster(TRL, 2.6),
+        _faster(PADDED, 1.8),
+        _faster(TRL, 3.0),
         _smaller(PADDED, 0.75),
         _faster(TRL, 1.5, IN_TRL),
         _smaller(TRL, 0.6, IN_TRL),
     ),
-    "grpo math8": (_faster(PADDED, 1.75),),
-    "grpo math16": (_faster(PADDED, 1.75),),
+    "grpo math8": (_faster(PADDED, 2.1),),
+    "grpo math16": (_faster(PADDED, 2.1),),
     "kto ultrafeedback": (_faster(PADDED, 1.4),),
     "dpo equal": (_faster(PADDED, 0.98),),
 }
