@@ -170,9 +170,11 @@ def read_settings(file: Path, fields: Sequence[str]) -> list[str]:
         raise UserError(f"--config: {file}, {repeated}")
     if not isinstance(settings, dict):
         raise UserError(f"--config: {file}: expected a mapping of fields to values, got {type(settings).__name__}")
-    for key in settings:
+    for key, value in settings.items():
         if key not in fields:
             raise UserError(f"--config: {file}: {key!r} is not a field{nearest(str(key), fields)}")
+        if dashed := next((item for item in _items(value) if item.startswith("-")), None):
+            raise UserError(f"--config: {file}: {key}: expected items that do not begin with '-', got {dashed!r}")
     return [argument for key, value in settings.items() for argument in as_arguments(key, value)]
 
 
@@ -192,6 +194,11 @@ def repeated_key(node: Any) -> str:
     return next(filter(None, (repeated_key(value) for _, value in node.value)), "")
 
 
+def _items(value: Any) -> list[str]:
+    """Return the items of a list as arguments; none of another value."""
+    return [str(item) for item in value] if isinstance(value, list) else []
+
+
 def as_arguments(key: str, value: Any) -> list[str]:
     """Return one setting as command-line arguments; none for ``null``, which leaves the default.
 
@@ -201,7 +208,7 @@ def as_arguments(key: str, value: Any) -> list[str]:
     if value is None:
         return []
     if isinstance(value, list):
-        return [f"--{key}", *map(str, value)]
+        return [f"--{key}", *_items(value)]
     return [f"--{key}={json.dumps(value) if isinstance(value, bool | dict) else value}"]
 
 

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from humanline_fused import __version__
 from humanline_fused.cli import main
-from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training import HumanlineConfig, HumanlineTrainer
+from humanline_fused.training.start import load_policy
 from tests.tiny_model import tiny_model, tiny_tokenizer
 
 
@@ -98,6 +99,14 @@ def test_an_unknown_option_names_the_nearest_one(here: Path, capsys: pytest.Capt
     [
         ("- a list\n", "expected a mapping of fields to values, got list"),
         ("model: [unclosed\n", "config.yaml is not YAML"),
+        (
+            "model: start\nreport_to: [none, --max_steps]\n",
+            "--config: config.yaml: report_to: expected items that do not begin with '-', got '--max_steps'",
+        ),
+        (
+            "model: start\ndataset: pairs.jsonl\nmodel_dtype: int8\n",
+            "model_dtype: expected float32 (fp32), bfloat16 (bf16), float16 (fp16), float64 (fp64) or auto, got 'int8'",
+        ),
         ("model: start\nseed: 1\nseed: 2\n", "config.yaml, line 3: the key 'seed' occurs twice"),
         ("model: start\ncolumns:\n  prompt: a\n  prompt: b\n", "config.yaml, line 4: the key 'prompt' occurs twice"),
         ("model: start\ndataset: absent.jsonl\n", "expected a JSONL file at absent.jsonl, found none"),
@@ -114,6 +123,44 @@ def test_bad_settings_are_one_line_and_nothing_is_written(
 ) -> None:
     Path("config.yaml").write_text(settings)
     assert said in error_line(capsys, "train", "--config", "config.yaml", "--output_dir", "run", "--use_cpu")
+    assert not Path("run").exists()
+
+
+def test_a_list_in_the_file_gives_no_other_setting(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("config.yaml").write_text(Path("config.yaml").read_text() + "report_to: [none, --max_steps, '1']\n")
+    assert "report_to: expected items" in error_line(capsys, "train", "--config", "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [("fp32", torch.float32), ("torch.float32", torch.float32), ("bf16", torch.bfloat16), ("auto", torch.float32)],
+)
+def test_a_data_type_of_weights_has_the_names_in_use(here: Path, given: str, dtype: torch.dtype) -> None:
+    config = HumanlineConfig("run", model_dtype=given, use_cpu=True, report_to="none")
+    assert load_policy("start", tiny_tokenizer(), config)[0].dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("limit = 1 / 0", "ZeroDivisionError: division by zero ("),
+        ("raise RuntimeError('no server\\nat port 80')", "RuntimeError: no server at port 80 ("),
+        ("import sys; sys.exit(3)", "SystemExit: 3 ("),
+        ("def score(:", "SyntaxError: invalid syntax ("),
+        ("import absent_library", "No module named 'absent_library'"),
+    ],
+)
+def test_a_reward_module_that_raises_on_import_is_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], body: str, said: str
+) -> None:
+    name = f"reward_module_{len(body)}"
+    Path(f"{name}.py").write_text(f"{body}\n")
+    rounds = ["--rollout_every", "1", "--reference", "copy", "--reward", f"{name}:score"]
+    assert main(["train", "--config", "config.yaml", *rounds]) == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "humanline train: error: " in text]
+    expected = f"humanline train: error: reward: expected '{name}:score' to be a function that can be imported: {said}"
+    assert line.startswith(expected)
+    assert said[-1] != "(" or f"{name}.py, line 1)" in line
     assert not Path("run").exists()
 
 

@@ -12,6 +12,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from humanline_fused.training.conflicts import refuse_conflicts
 from humanline_fused.training.data.rows.columns import read_columns
 from humanline_fused.training.folder_settings import FolderSettings
+from humanline_fused.training.model_dtype import model_dtype_of
 from humanline_fused.training.objectives.metrics import less_is_better
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.settings import CLAMP, SAMPLING, PerceptionSetting, expect, json_mapping
@@ -83,8 +84,9 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, TrainingArguments):
     model_dtype: str = field(
         default="float32",
         metadata=_help(
-            "Data type of the weights. Updates with a small learning rate are lost in bfloat16 weights; "
-            "bf16=true computes in bfloat16 with weights of any type."
+            "Data type of the weights: float32 (fp32), bfloat16 (bf16), float16 (fp16), or auto for the one in the "
+            "model's folder. Updates with a small learning rate are lost in bfloat16 weights; bf16=true computes in "
+            "bfloat16 with weights of any type."
         ),
     )
     dataset: str | None = field(
@@ -246,6 +248,7 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, TrainingArguments):
         if self.dry_run:
             self.save_strategy, self.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
             self.eval_on_start = self.load_best_model_at_end = False
+        self.model_dtype = model_dtype_of(self.model_dtype)
         if isinstance(self.scale_rewards, bool):  # TRL accepts booleans
             self.scale_rewards = "group" if self.scale_rewards else "none"
         choices = {
