@@ -1,13 +1,17 @@
 """Sharding engines: unsupported ones are refused, and an export does not change later checkpoints."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import nn
 from torch.distributed.fsdp import StateDictType
+from transformers import PreTrainedModel
 
 from humanline_fused.training.run.sharding import refuse_engine, whole_state_dict
+from tests.tiny_model import records, tiny_trainer
 
 
 @pytest.mark.parametrize(
@@ -41,6 +45,43 @@ def test_a_token_budget_is_refused_under_deepspeed_alone():
         refuse_engine(accelerator, "lookahead", cut=True)
     accelerator.distributed_type, accelerator.is_fsdp2 = DistributedType.FSDP, True
     refuse_engine(accelerator, "lookahead", cut=True)
+
+
+class Engine(nn.Module):
+    """As DeepSpeed's engine: a module around the model, of which ``train`` and ``eval`` return None."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+
+    def eval(self) -> Any:
+        super().eval()
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings"),
+    [("dpo", {}), ("kto", {"layout": "padded"}), ("kto", {}), ("kto", {"max_tokens_per_micro_batch": 20})],
+)
+def test_an_engine_whose_eval_returns_none_trains_and_evaluates_as_its_model(
+    tmp_path: Path, objective: str, settings: dict[str, Any]
+):
+    evaluation = {"eval_dataset": records(objective, 4, 5), "eval_strategy": "steps", "eval_steps": 1}
+    found = []
+    for wrap in (None, Engine):
+        trainer = tiny_trainer(tmp_path / str(wrap), objective=objective, max_steps=2, **evaluation, **settings)
+        if wrap:
+            trainer._wrap_model = lambda model, *args, **kwargs: Engine(model)
+        trainer.train()
+        assert isinstance(trainer.model_wrapped, wrap or PreTrainedModel)
+        lines = [line.get("loss", line.get("eval_loss")) for line in trainer.state.log_history[:4]]
+        found.append((lines, [p.tolist() for p in trainer.model.parameters()]))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("kept", [StateDictType.SHARDED_STATE_DICT, StateDictType.FULL_STATE_DICT])

@@ -230,8 +230,9 @@ class EvaluatedTrainer(ResumableTrainer):
         self._score_initially(model)
         inputs = self.held_out.with_initial_scores(inputs)
         with torch.no_grad():
-            parts = [inputs] if isinstance(inputs, Batch) else self.scorer.with_z0(model.eval(), inputs.parts)
-            losses: list[Any] = [self.compute_loss(model.eval(), part) for part in parts]  # pyright: ignore[reportArgumentType]
+            model.eval()  # DeepSpeed's engine returns None
+            parts = [inputs] if isinstance(inputs, Batch) else self.scorer.with_z0(model, inputs.parts)
+            losses: list[Any] = [self.compute_loss(model, part) for part in parts]  # pyright: ignore[reportArgumentType]
             return torch.stack(losses).sum(), None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:

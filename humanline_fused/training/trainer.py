@@ -289,7 +289,8 @@ class HumanlineTrainer(EvaluatedTrainer):
         """Compute the loss of a micro-batch and add its gradient, part by part; only the last reduces the gradients."""
         if isinstance(inputs, Batch):
             return super().training_step(model, inputs, num_items_in_batch)  # pyright: ignore[reportArgumentType]
-        parts = self.scorer.with_z0(model.train(), inputs.parts)
+        model.train()
+        parts = self.scorer.with_z0(model, inputs.parts)
         state, losses = self.accelerator.gradient_state, []
         reduces = state.sync_gradients
         for number, part in enumerate(parts, start=1):
