@@ -30,7 +30,7 @@ FEW = [(3, [5, 9]), (8, [2, 4]), (2, [12, 3]), (6, [7, 7])]
 def file(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Lengths of a file, short enough for whole trainers in seconds."""
     path = tmp_path_factory.mktemp("lengths") / "few.jsonl"
-    rows = [{"prompt": prompt, "completions": completions} for prompt, completions in 12 * FEW]
+    rows = [{"prompt": prompt, "completions": completions} for prompt, completions in 24 * FEW]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return str(path)
 
@@ -99,8 +99,8 @@ def test_a_line_without_lengths_is_refused_with_its_number(tmp_path: Path, row, 
 
 
 def test_too_few_prompts_and_unknown_names_are_refused(file):
-    with pytest.raises(ValueError, match="expected at least 49 prompts of 2 completions or more, got 48"):
-        lengths_of(file).draw(49, 2)
+    with pytest.raises(ValueError, match="expected at least 97 prompts of 2 completions or more, got 96"):
+        lengths_of(file).draw(97, 2)
     with pytest.raises(ValueError, match="expected ultrafeedback, math8, math16, equal or a JSONL file, got 'none'"):
         lengths_of("none")
 
@@ -109,17 +109,17 @@ def test_too_few_prompts_and_unknown_names_are_refused(file):
     ("work", "examples", "accumulation"),
     [
         (Work("toy", "dpo", "ultrafeedback"), 4, 4),
-        (Work("toy", "kto", "ultrafeedback"), 8, 2),
-        (Work("toy", "grpo", "math8"), 8, 2),
-        (Work("toy", "grpo", "math16"), 16, 1),
+        (Work("toy", "kto", "ultrafeedback"), 8, 4),
+        (Work("toy", "grpo", "math8"), 8, 4),
+        (Work("toy", "grpo", "math16"), 16, 2),
     ],
 )
-def test_a_step_has_sixteen_pairs_or_completions_in_whole_groups(work: Work, examples: int, accumulation: int):
+def test_a_step_has_thirty_two_completions_in_whole_groups(work: Work, examples: int, accumulation: int):
     setting = work.setting
     assert (setting.examples, setting.accumulation) == (examples, accumulation)
     step = setting.steps_of(setting.records(3))[1]
     sequences = sum(len(completions_of(record)) for record in step)
-    assert sequences == (32 if work.objective == "dpo" else 16)
+    assert sequences == 32
 
 
 @pytest.mark.parametrize("work", DOCUMENTED, ids=lambda work: f"{work.objective} {work.lengths}")
@@ -135,7 +135,7 @@ def test_the_first_step_is_short_and_the_last_has_the_lengths_of_the_first_timed
 def test_every_other_completion_of_a_micro_batch_is_desirable():
     setting = Work("toy", "kto", "ultrafeedback").setting
     for step in setting.steps_of(setting.records(3)):
-        assert [record["label"] for record in step] == 8 * [True, False]
+        assert [record["label"] for record in step] == 16 * [True, False]
 
 
 def padded_tokens(setting: Setting) -> int:

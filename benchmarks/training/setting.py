@@ -39,12 +39,10 @@ class Setting:
     short_warm_up: bool = False  # their sequences are short: a large step on a CPU needs none of its own size
 
     def working_on(self, objective: str, lengths: Lengths) -> "Setting":
-        """Return this model on other data: 4 x 4 pairs, or 16 completions in two forward passes or as one group."""
-        examples, accumulation = 4, 4
-        if objective != "dpo":
-            group = self.per_record(objective, lengths)
-            examples = group * math.ceil(8 / group)
-            accumulation = max(1, 16 // examples)
+        """Return this model on other data: 32 completions, in 4 forward passes or one for each of two large groups."""
+        group = 2 if objective == "dpo" else self.per_record(objective, lengths)
+        completions = group * math.ceil(8 / group)
+        examples, accumulation = completions // (2 if objective == "dpo" else 1), max(1, 32 // completions)
         return replace(
             self,
             name=f"{self.name} {objective} {lengths.name}",
