@@ -200,10 +200,10 @@ def test_trl_turns_its_packing_of_pairs_off(file, tmp_path, capsys):
     assert "Left out: TRL 1.16.0, padding_free" in capsys.readouterr().out
 
 
-def run_of(variant: str, seconds: float, turn: int = 0, **figures) -> Run:
+def run_of(variant: str, seconds: float, turn: int = 0, setting: str = "cpu dpo ultrafeedback", **figures) -> Run:
     sizes = {"weights_mib": 400.0, "tokens": [100], "scored": [200], "trained": [300], "peak_mib": 10.0}
     work = {"objective": "dpo", "lengths": "some", "accumulation": 4, "cpu_seconds": [seconds]}
-    return Run(variant, turn, "cpu dpo ultrafeedback", "float32", 4, 64, 32000, **sizes | work | figures)
+    return Run(variant, turn, setting, "float32", 4, 64, 32000, **sizes | work | figures)
 
 
 def test_goals_of_a_layout_are_judged_beside_padded_rows_and_trl():
@@ -219,6 +219,12 @@ def test_goals_of_a_layout_are_judged_beside_padded_rows_and_trl():
     (padded, shared, *_) = layouts_table.lines(runs)
     assert (padded["times padded"], shared["times padded"]) == ("1.00", "2.00")
     assert (shared["real tokens"], shared["scored"], shared["trained"]) == ("100", "200", "300")
+
+
+def test_a_table_has_the_documents_order_in_whichever_the_runs_came():
+    runs = [run_of(SHARED, 5.0, setting="cpu grpo math8"), run_of(TRL, 15.0), run_of(PADDED, 10.0)]
+    shown = [(line["case"], line["variant"]) for line in layouts_table.lines(runs)]
+    assert shown == [("dpo ultrafeedback", PADDED), ("dpo ultrafeedback", TRL), ("grpo math8", SHARED)]
 
 
 def test_a_step_s_cost_is_its_least_time_of_the_turns():

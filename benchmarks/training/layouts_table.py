@@ -9,7 +9,7 @@ from benchmarks.goals import Goal, ratio
 from benchmarks.results import Facts
 from benchmarks.tables import Line, columns, filled, piped
 from benchmarks.training.runs import Run, least
-from benchmarks.training.variants import IN_TRL, PADDED, SHARED, TRL
+from benchmarks.training.variants import IN_TRL, PADDED, SHARED, TRL, VARIANTS
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,18 @@ GOALS: dict[str, tuple[Goal, ...]] = {
 
 
 def costs(runs: Sequence[Run]) -> dict[str, dict[str, StepCost]]:
-    """The cost of every variant by setting."""
+    """The cost of every variant by setting, in the documents' order, in whichever they ran."""
     found: dict[str, dict[str, list[Run]]] = {}
-    for run in runs:
+    for run in sorted(runs, key=_place):
         found.setdefault(run.setting, {}).setdefault(run.variant, []).append(run)
     return {
         setting: {name: StepCost.of(turns) for name, turns in variants.items()} for setting, variants in found.items()
     }
+
+
+def _place(run: Run) -> tuple[int, int]:
+    case, cases = case_of(run.setting), [*GOALS]
+    return cases.index(case) if case in cases else len(cases), [variant.name for variant in VARIANTS].index(run.variant)
 
 
 def case_of(setting: str) -> str:
