@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check
 INSTALLED := .venv/.installed
 PYTEST := -m pytest -n logical --dist loadfile
-EXTRAS := '.[dev,bench,peft,trl]'
+EXTRAS := '.[train,plot,peft,trl,bench,dev]'
 
 # Where test-versions makes its environments, of about 4 GB each.
 VERSIONS_DIR ?= $(HOME)/.cache/humanline-fused/versions
@@ -36,7 +36,7 @@ test-versions: $(VERSIONS:%=$(VERSIONS_DIR)/%/.installed)
 
 $(VERSIONS_DIR)/%/.installed: versions/%.txt
 	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python $(PIP) install -c $< --upgrade setuptools
+	$(@D)/bin/python $(PIP) install -c $< hatchling
 	$(@D)/bin/python $(PIP) install -c $< --no-build-isolation --editable $(EXTRAS)
 	@touch $@
 
@@ -53,7 +53,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d: make PYTHON=python3.11" % v[:2])'
 	@$(BIN)/python $(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(BIN)/python $(PIP) install -c constraints.txt setuptools
+	$(BIN)/python $(PIP) install -c constraints.txt hatchling
 	$(BIN)/python $(PIP) install -c constraints.txt --no-build-isolation --editable $(EXTRAS)
 	@touch $@
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from humanline_fused import __version__
+from humanline_fused.extras import need, remedy
 from humanline_fused.printing import escaped, unfailing_output
 
 DISTRIBUTIONS = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "trl")
@@ -61,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except UserError as error:
             print(f"humanline {arguments.command}: error: {escaped(str(error))}", file=sys.stderr)
             return error.status
+        except ModuleNotFoundError as error:
+            if not (text := remedy(error)):
+                raise
+            print(f"humanline {arguments.command}: error: {text}", file=sys.stderr)
+            return UserError.status
         except KeyboardInterrupt:
             print(f"humanline {arguments.command}: interrupted", file=sys.stderr)
             return 130
@@ -342,6 +348,7 @@ def diagnose(argv: Sequence[str]) -> None:
     if options["max_length"] < 1:
         raise UserError(f"--max_length: expected an integer >= 1, got {options['max_length']}")
 
+    need("plot")
     from humanline_fused.looking.diagnose import diagnose as lines
     from humanline_fused.training.objectives.settings import json_mapping
 
@@ -362,6 +369,7 @@ def demo(argv: Sequence[str]) -> None:
     parser.add_argument("--picture", type=Path, metavar="FILE", help="A further file for the picture.")
     options = parser.parse_args(argv)
 
+    need("plot")
     from humanline_fused.demo.comparison import Demo, run_demo
 
     try:

@@ -3,14 +3,21 @@
 import os
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions, requires
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 from transformers.utils.import_utils import KERNELS_MIN_VERSION, is_kernels_available
+
+from humanline_fused.cli import main
+from humanline_fused.extras import EXTRAS
 
 ROOT = Path(__file__).parent.parent
 SOURCE_ROOTS = {"humanline_fused": ROOT, "humanline_kernels": ROOT / "kernels"}
@@ -32,6 +39,50 @@ class Anything:
 __getattr__ = Anything().__getattr__
 """
 
+# Finds nothing but Python's own modules and those of the distributions that are named.
+ONLY = """
+def admit(modules):
+    class Others:
+        def find_spec(self, name, path=None, target=None):
+            top = name.split(".")[0]
+            if top not in sys.stdlib_module_names | modules | {"humanline_fused", "humanline_kernels"}:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    sys.meta_path.insert(0, Others())
+"""
+
+LOSSES = """
+import torch
+from humanline_fused import HumanlineClamp, LMHead, Logits, TokenLogp, dpo_loss, grpo_loss, kto_loss, shift_targets
+
+logits, reference = torch.randn(4, 8, 20, requires_grad=True), torch.randn(4, 8, 20)
+hidden, weight = torch.randn(4, 8, 6, requires_grad=True), torch.randn(20, 6)
+target_ids, loss_mask = shift_targets(torch.randint(20, (4, 8)), torch.arange(8).expand(4, 8) >= 3)
+clamp = HumanlineClamp(-1.5, 1.5)
+losses = [
+    dpo_loss(Logits(logits), Logits(reference), target_ids, loss_mask, clamp=clamp).loss,
+    dpo_loss(LMHead(hidden, weight), Logits(reference), target_ids, loss_mask, clamp=clamp).loss,
+    kto_loss(Logits(logits), Logits(reference), target_ids, loss_mask, torch.arange(4) > 1, kl=0.0).loss,
+    grpo_loss(Logits(logits), Logits(reference), target_ids, loss_mask, torch.randn(4)).loss,
+]
+sum(losses).backward()
+print(all(loss.isfinite() for loss in losses) and bool(hidden.grad.any() and logits.grad.any()))
+"""
+
+
+def installed_with(*distributions: str) -> set[str]:
+    """Return the import names of the distributions and of all that they require here."""
+    found, left = set(), [*distributions]
+    while left:
+        name = canonicalize_name(left.pop())
+        if name in found:
+            continue
+        found.add(name)
+        wanted = map(Requirement, requires(name) or ())
+        left += [r.name for r in wanted if not r.marker or r.marker.evaluate({"extra": ""})]
+    names = packages_distributions().items()
+    return {module for module, owners in names if found & {*map(canonicalize_name, owners)}}
+
 
 def run_python(code: str, cwd: Path, *path: Path) -> subprocess.CompletedProcess[str]:
     """Run ``code`` in a fresh interpreter whose path is ``cwd``, then ``path``, then the installed packages."""
@@ -40,16 +91,13 @@ def run_python(code: str, cwd: Path, *path: Path) -> subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="module")
-def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    # Built from a copy: setuptools leaves build/ behind, and a stale one would put deleted modules in the wheel.
-    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "humanline_fused", "kernels"):
-        (tree / name).symlink_to(ROOT / name)
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
-    built = subprocess.run([*pip, "--wheel-dir", out, tree], capture_output=True, text=True)
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    out = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", out]
+    built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     (wheel,) = out.glob("*.whl")
-    return zipfile.ZipFile(wheel).namelist()
+    return zipfile.ZipFile(wheel)
 
 
 @pytest.fixture
@@ -61,6 +109,11 @@ def stub_kernels(tmp_path: Path) -> Path:
     (package / "__init__.py").write_text(STUB)
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: kernels\nVersion: {KERNELS_MIN_VERSION}\n")
     return tmp_path
+
+
+@pytest.fixture
+def wheel_names(wheel: zipfile.ZipFile) -> list[str]:
+    return wheel.namelist()
 
 
 def test_a_wheel_holds_exactly_two_top_level_names(wheel_names: list[str]) -> None:
@@ -80,6 +133,66 @@ def test_a_wheel_holds_every_module_of_the_tree(wheel_names: list[str]) -> None:
 def test_a_wheel_is_typed_and_licensed(wheel_names: list[str]) -> None:
     assert "humanline_fused/py.typed" in wheel_names
     assert any(name.endswith("/licenses/LICENSE") for name in wheel_names)
+
+
+def test_a_source_distribution_holds_the_tree(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", tmp_path]
+    subprocess.run(build, cwd=ROOT, capture_output=True, check=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        held = {name.split("/", 1)[1] for name in tar.getnames()}
+    rooms = ("humanline_fused", "kernels", "benchmarks", "tests", "examples", "docs", "versions")
+    files = [path for room in rooms for path in (ROOT / room).rglob("*.*") if "__pycache__" not in path.parts]
+    files += [ROOT / name for name in ("Makefile", "constraints.txt", "README.md", "CHANGELOG.md", "LICENSE")]
+    assert {file.relative_to(ROOT).as_posix() for file in files if file.is_file()} - held == set()
+
+
+def test_the_losses_of_a_wheel_need_torch_and_triton_alone(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    wheel.extractall(tmp_path)
+    code = f"import sys\n{ONLY}\nadmit({installed_with('torch', 'triton')!r})\n{LOSSES}"
+    done = run_python(code, tmp_path, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "True\n"
+
+
+def test_a_type_checker_finds_the_package_of_an_editable_install(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "from humanline_fused import HumanlineClamp\nreveal_type(HumanlineClamp(-1, 1))\n"
+    )
+    check = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "script.py"]
+    checked = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True)
+    assert 'is "HumanlineClamp"' in checked.stdout
+
+
+# Extras
+
+
+def test_every_library_of_an_extra_is_known_by_its_import_name() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = {extra: {Requirement(line).name.lower() for line in extras[extra]} for extra in EXTRAS}
+    of_module = packages_distributions()
+    assert names == {extra: {of_module[module][0].lower() for module in modules} for extra, modules in EXTRAS.items()}
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [
+        (["plot", "run"], "matplotlib", "plot"),
+        (["demo"], "matplotlib", "plot"),
+        (["diagnose", "--model", "m", "--dataset", "d"], "matplotlib", "plot"),
+        (["train"], "transformers", "train"),
+        (["data", "pairs.jsonl"], "transformers", "train"),
+    ],
+)
+def test_a_command_names_the_extra_that_it_lacks(command, module, extra, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for loaded in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(command) == 2
+    said = f"expected {module}, which is not installed: pip install 'humanline-fused[{extra}]'"
+    assert capsys.readouterr().err == f"humanline {command[0]}: error: {said}\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_kernels_folder_is_a_source_root_and_not_a_package() -> None:
@@ -111,7 +224,7 @@ def requirements() -> list[Requirement]:
     """Return the requirements that a user installs, with the extras that are libraries."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    return [Requirement(line) for line in (*project["dependencies"], *extras["peft"], *extras["trl"])]
+    return [Requirement(line) for line in (*project["dependencies"], *chain(*(extras[extra] for extra in EXTRAS)))]
 
 
 def pinned(file: str) -> dict[str, Version]:
