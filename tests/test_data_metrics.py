@@ -14,7 +14,7 @@ from humanline_fused.functional import token_logp_and_entropy
 from humanline_fused.perception.diagnostics import data_drift, mean_ratio, surplus_surprisal
 from humanline_fused.training.data.batch import Batch
 from humanline_fused.training.objectives.objective import LossResult
-from humanline_fused.training.run.data_metrics import DataMetrics, steps_of_initial_reference
+from humanline_fused.training.run.data_metrics import DataMetrics, steps_with_drift
 from humanline_fused.training.run.manifest import seal
 from humanline_fused.training.run.resumable import RUN_STATE
 from humanline_fused.training.scoring import Scorer
@@ -93,15 +93,29 @@ def test_against_a_frozen_reference_the_drift_is_paired(tmp_path: Path, scored: 
     assert expected[0] == 0 != expected[5]
 
 
+def drifts(steps: list[tuple[Tensor, ...]], sync_every: int) -> list[float]:
+    """Return the drift of scored steps: each one's drop below the reference, added up over the syncs."""
+    found, at_sync = [], 0.0
+    for step, (logp, ref, _, mask) in enumerate(steps):
+        found.append(at_sync + data_drift(logp, ref, mask).item())
+        if step % sync_every == 0:
+            at_sync = found[-1]
+    return found
+
+
 @pytest.mark.parametrize("sync_every", [1, 2, 3])
-def test_with_a_synced_reference_it_is_relative_to_the_steps_of_the_first(
-    tmp_path: Path, scored: Scored, sync_every: int
-):
+def test_with_a_synced_reference_the_drops_add_up_over_the_syncs(tmp_path: Path, scored: Scored, sync_every: int):
     trainer = trained(tmp_path, sync_every=sync_every)
-    first = torch.cat([ref[mask] for _, ref, _, mask in scored.steps[: sync_every + 1]]).mean()
-    paired = [data_drift(logp, ref, mask).item() for logp, ref, _, mask in scored.steps[: sync_every + 1]]
-    later = [(first - logp[mask].mean()).item() for logp, _, _, mask in scored.steps[sync_every + 1 :]]
-    assert logged(trainer, NAMES[2]) == near(paired + later)
+    assert logged(trainer, NAMES[2]) == near(drifts(scored.steps, sync_every))
+
+
+def test_the_syncs_add_up_to_the_drop_since_the_start(tmp_path: Path, scored: Scored):
+    """Where every step has the same pairs, each reference cancels: what is left compares with the initial policy."""
+    pairs = records("dpo", 2)
+    trainer = trained(tmp_path, train_dataset=pairs, per_device_train_batch_size=2, sync_every=2)
+    first = scored.steps[0][1]
+    since = [data_drift(logp[mask], first[mask]).item() for logp, _, _, mask in scored]
+    assert logged(trainer, NAMES[2]) == near(since)
 
 
 def test_a_log_line_pools_the_tokens_of_its_steps(tmp_path: Path, scored: Scored):
@@ -115,8 +129,12 @@ def test_a_log_line_pools_the_tokens_of_its_steps(tmp_path: Path, scored: Scored
     surpluses = [surplus_surprisal(*values).item() for values in zip(ref, entropy, mask, strict=True)]
     assert logged(trainer, NAMES[0]) == near(expected, 400)
     assert logged(trainer, NAMES[1]) == near(surpluses, 400)
-    first = torch.cat([r[m] for _, r, _, m in scored.steps[:4]]).mean()
-    assert logged(trainer, NAMES[2])[1:] == near([(first - logp[1][mask[1]].mean()).item()], 400)
+    flat = [[part.flatten() for part in micro_batch] for micro_batch in scored]
+    whole = [tuple(map(torch.cat, zip(*flat[i : i + 2], strict=True))) for i in range(0, 12, 2)]
+    tokens = [int(step[3].sum()) for step in whole]
+    weighted = [drift * number for drift, number in zip(drifts(whole, 1), tokens, strict=True)]
+    lines = [sum(weighted[i : i + 3]) / sum(tokens[i : i + 3]) for i in (0, 3)]
+    assert logged(trainer, NAMES[2]) == near(lines, 400)
 
 
 # References, heads, losses
@@ -187,7 +205,7 @@ def resumed_from(tmp_path: Path, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("reference", ["lookahead", "copy", "frozen"])
-def test_a_resumed_run_keeps_its_baseline(tmp_path: Path, reference: str):
+def test_a_resumed_run_keeps_its_drift(tmp_path: Path, reference: str):
     settings: dict[str, Any] = {"reference": reference, "save_strategy": "steps", "save_steps": 3}
     whole = trained(tmp_path, **settings)
     resumed = resumed_from(tmp_path, **settings)
@@ -196,7 +214,7 @@ def test_a_resumed_run_keeps_its_baseline(tmp_path: Path, reference: str):
         assert logged(resumed, name) == logged(whole, name)
 
 
-def test_a_second_run_of_a_trainer_starts_its_baseline_afresh(tmp_path: Path):
+def test_a_second_run_of_a_trainer_starts_its_drift_afresh(tmp_path: Path):
     trainer = trained(tmp_path, max_steps=4, overwrite_output_dir=True)
     trainer.train()
     assert logged(trainer, NAMES[2])[0] == 0
@@ -217,26 +235,28 @@ def test_a_checkpoint_of_an_earlier_version_leaves_out_what_it_lacks(tmp_path: P
     assert logged(resumed, NAMES[0]) == logged(whole, NAMES[0])
     surplus = logged(whole, NAMES[1])
     assert logged(resumed, NAMES[1]) == [*surplus[:3], None, None, surplus[5]]
+    assert logged(resumed, NAMES[2]) == [*logged(whole, NAMES[2])[:3], None, None, None]
 
 
-# Steps of the initial policy, and ranks
+# Steps with a drift, and ranks
 
 
 @pytest.mark.parametrize(
     ("settings", "given", "expected"),
     [
-        ({"sync_every": 3}, {}, [0, 1, 2, 3]),
-        ({"reference": "copy", "sync_every": 2}, {"reference_model": True}, [1, 2]),
+        ({"sync_every": 3}, {}, [*range(9)]),
+        ({"reference": "copy", "sync_every": 2}, {"reference_model": True}, [*range(1, 9)]),
+        ({"sync_every": 3, "disable_dropout": False}, {}, []),
         ({"reference": "frozen"}, {}, [*range(9)]),
         ({"reference": "frozen"}, {"reference_model": True}, []),
         ({"sync_every": 3}, {"rounds": True}, []),
     ],
 )
-def test_the_reference_is_the_initial_policy_up_to_the_second_sync(
+def test_a_step_has_a_drift_where_the_reference_is_an_earlier_policy(
     tmp_path: Path, settings: dict[str, Any], given: dict[str, bool], expected: list[int]
 ):
     asked = {"reference_model": False, "rounds": False} | given
-    steps = steps_of_initial_reference(tiny_config(tmp_path, **settings), **asked)
+    steps = steps_with_drift(tiny_config(tmp_path, **settings), **asked)
     assert [step for step in range(9) if step in steps] == expected
 
 
@@ -244,28 +264,37 @@ def out_of(logp: list[float], ref: list[float]) -> LossResult:
     return LossResult(torch.zeros(()), torch.tensor([logp]), torch.tensor([ref]), {})
 
 
+BOTH, ONE = torch.tensor([[True, True]]), torch.tensor([[True, False]])
+
+
 def test_ranks_add_up_their_sums():
-    ranks = [DataMetrics(range(1)) for _ in range(2)]
-    mask = torch.tensor([[True, True]])
-    half = torch.tensor([[True, False]])
-    ranks[0].update(0, out_of([-1.0, -1.0], [-1.0, -1.0]), None, mask)
-    ranks[1].update(0, out_of([-4.0, math.nan], [-4.0, math.nan]), None, half)
+    """Step 0 loses 3 nats over 3 tokens and is synced; step 1 loses 2 more on each of 4."""
+    ranks = [DataMetrics(range(9), sync_every=1) for _ in range(2)]
+    ranks[0].update(0, out_of([-1.0, -1.0], [-1.0, -1.0]), None, BOTH)
+    ranks[1].update(0, out_of([-4.0, math.nan], [-1.0, math.nan]), None, ONE)
     for rank in ranks:
-        rank.update(1, out_of([-3.0, -3.0], [0.0, 0.0]), None, mask)
-    sums = {name: sum(vars(rank)[name] for rank in ranks) for name in ("baseline", "paired", "later")}
-    whole = torch.stack([*sums.values()])
-    assert [rank.drain(lambda _: whole) for rank in ranks] == [{"humanline/data_drift": pytest.approx(4 / 7)}] * 2
+        rank.update(1, out_of([-3.0, -3.0], [-1.0, -1.0]), None, BOTH)
+    whole = sum(torch.stack([*rank.sums.values()]) for rank in ranks)
+    expected = {"humanline/data_drift": pytest.approx((3 * 1 + 4 * 3) / 7)}
+    assert [rank.drain(lambda _: whole) for rank in ranks] == [expected] * 2
+    assert [rank.at_sync for rank in ranks] == [3, 3]
 
 
-def test_the_baseline_is_dealt_to_any_number_of_ranks():
-    saved = DataMetrics(range(1))
-    saved.update(0, out_of([-1.0, -3.0], [-1.0, -3.0]), None, torch.tensor([[True, True]]))
-    state = saved.state_dict(lambda values: values)
-    ranks = [DataMetrics(range(1)) for _ in range(3)]
-    for rank in ranks:
-        rank.load_state_dict(state, torch.device("cpu"), 3)
-    assert torch.stack([rank.baseline for rank in ranks]).sum(0).tolist() == pytest.approx([-4, 2])
+def test_a_checkpoint_between_two_log_lines_has_the_syncs_since_the_last():
+    metrics = DataMetrics(range(9), sync_every=2)
+    for step in range(4):
+        metrics.update(step, out_of([-2.0, -2.0], [-1.0, -1.0]), None, BOTH)
+    again = DataMetrics(range(9), sync_every=2)
+    again.load_state_dict(metrics.state_dict(lambda sums: sums))
+    for one in (metrics, again):
+        one.update(4, out_of([-2.0, -2.0], [-1.0, -1.0]), None, BOTH)
+    assert again.drain(lambda sums: sums) == {"humanline/data_drift": 3}
+    assert metrics.drain(lambda sums: sums) == {"humanline/data_drift": (1 + 2 + 2 + 3 + 3) / 5}
+    assert again.at_sync == metrics.at_sync == 3
 
 
-def test_without_a_step_there_is_nothing_to_report():
-    assert DataMetrics(range(3)).drain(lambda sums: sums) == {}
+def test_without_a_step_or_a_token_there_is_nothing_to_report():
+    metrics = DataMetrics(range(3), sync_every=1)
+    assert metrics.drain(lambda sums: sums) == {}
+    metrics.update(0, out_of([-2.0, -2.0], [-1.0, -1.0]), None, ~BOTH)
+    assert metrics.drain(lambda sums: sums) == {}

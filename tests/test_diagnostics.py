@@ -14,11 +14,12 @@ from humanline_fused.perception.diagnostics import (
     clamp_share,
     data_drift,
     effective_sample_size,
-    left_the_data,
     mean_entropy,
     mean_ratio,
     pareto_k,
+    policy_left,
     quartiles,
+    reference_left,
     sequence_means,
     surplus_surprisal,
     tail_mass,
@@ -111,24 +112,26 @@ def test_quartiles_are_interpolated():
 
 def test_a_rise_of_the_surplus_above_a_tenth_of_a_nat_has_left_the_data():
     flat = [0.02] * 5
-    assert left_the_data([*flat, *[0.13] * 5])
-    assert not left_the_data([*flat, *[0.11] * 5])
-    assert not left_the_data([*flat, *[-0.5] * 5])
+    assert reference_left([*flat, *[0.13] * 5])
+    assert not reference_left([*flat, *[0.11] * 5])
+    assert not reference_left([*flat, *[-0.5] * 5])
 
 
-def test_what_counts_is_the_rise_not_the_level():
-    assert not left_the_data([0.8] * 40)
-    assert left_the_data([0.8 + 0.01 * step for step in range(40)])
+def test_what_counts_is_the_rise_of_the_surplus_not_its_level():
+    assert not reference_left([0.8] * 40)
+    assert reference_left([0.8 + 0.01 * step for step in range(40)])
 
 
 def test_fewer_than_ten_lines_are_not_judged():
     steep = [float(step) for step in range(10)]
-    assert not left_the_data(steep[:9])
-    assert left_the_data(steep)
+    assert not reference_left(steep[:9])
+    assert reference_left(steep)
+    assert not policy_left(steep[:9], syncs=9)
+    assert policy_left(steep, syncs=10)
 
 
 def ever_left(surplus: list[float]) -> bool:
-    return any(left_the_data(surplus[:lines]) for lines in range(10, len(surplus) + 1))
+    return any(reference_left(surplus[:lines]) for lines in range(10, len(surplus) + 1))
 
 
 def test_noise_is_rarely_a_rise_even_if_it_is_ten_times_the_threshold():
@@ -139,19 +142,36 @@ def test_noise_is_rarely_a_rise_even_if_it_is_ten_times_the_threshold():
     assert ever_left((noise[0] + torch.arange(60)).tolist())
 
 
-def test_a_rise_of_the_drift_alone_has_left_the_data_too():
-    assert left_the_data([0.0] * 20, [0.0] * 15 + [0.12] * 5)
-    assert not left_the_data([0.0] * 20, [0.0] * 15 + [0.09] * 5)
-    assert not left_the_data([0.0] * 20, [0.0] * 5 + [0.5] * 4)
+def test_a_policy_has_left_the_data_at_the_first_line_above_a_tenth_of_a_nat():
+    steady = [0.005 * step for step in range(20)]
+    assert not policy_left(steady, syncs=20)
+    assert policy_left([*steady, 0.101], syncs=20)
 
 
-def test_the_first_steps_without_noise_do_not_hide_the_noise_of_later_ones():
-    """As the drift is logged: 16 steps token by token, then against a mean."""
-    noise = 0.5 * torch.randn(2, 100, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-    noise[1, :, :16] = 0.0
-    runs = zip(*noise.tolist(), strict=True)
-    fired = [any(left_the_data(one[:n], two[:n]) for n in range(10, 61)) for one, two in runs]
-    assert sum(fired) <= 10
+def test_a_drift_must_exceed_four_standard_errors_of_the_differences_it_adds_up():
+    """Second differences of ±.4: a variance of .08 for each difference, of which 6 leave 4 errors at 2.77."""
+    drift = [0.1 * step + 0.1 * (-1) ** step for step in range(30)]
+    assert drift[-1] == pytest.approx(2.8)
+    assert policy_left(drift, syncs=5)
+    assert not policy_left(drift, syncs=6)
+
+
+def added_up(noise: list[float], k: int) -> list[float]:
+    """Return the drift of a policy that loses nothing but is measured with noise."""
+    drifts, at_sync = [], 0.0
+    for step, difference in enumerate(noise):
+        drifts.append(at_sync + difference)
+        if step % k == 0:
+            at_sync = drifts[-1]
+    return drifts
+
+
+@pytest.mark.parametrize("k", [1, 4, 16, 50])
+def test_noise_that_syncs_add_up_is_rarely_a_drift(k: int):
+    """At most one run in ten, whose noise is ten times the threshold."""
+    noise = torch.randn(100, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(7)).tolist()
+    runs = [added_up(differences, k) for differences in noise]
+    assert sum(any(policy_left(drift[:n], n // k) for n in range(10, 101)) for drift in runs) <= 10
 
 
 # Effective sample size

@@ -41,13 +41,15 @@ def test_the_sign_fires_at_the_first_line_that_suffices():
 
 
 def test_the_drift_fires_the_sign_while_the_reference_stands_still():
-    assert fires_at([0.0] * 20, [0.0] * 15 + [0.3] * 5) == 17
+    rising = [0.02 * step for step in range(20)]
+    assert fires_at([0.0] * 20, rising) == 10
+    assert fires_at([0.0] * 20, [value / 2 for value in rising]) == 12
 
 
-def test_the_drift_of_later_steps_is_against_the_mean_of_those_whose_reference_was_the_initial_policy():
-    """k = 2: steps 0, 1 and 2 have the initial policy as their reference."""
-    logp, ref_logp = [-1.0, -2.5, -3.0, -4.0], [-1.0, -2.0, -3.0, -3.5]
-    assert drift_of(logp, ref_logp, k=2) == [0.0, 0.5, 0.0, 2.0]
+def test_the_drift_adds_up_what_each_reference_lost():
+    """k = 2: steps 1 and 2 have the policy of step 0 as their reference, 3 and 4 that of step 2."""
+    logp, ref_logp = [-1.0, -2.5, -3.0, -4.0, -3.0], [-1.0, -2.0, -2.0, -3.5, -2.75]
+    assert drift_of(logp, ref_logp, k=2) == [0.0, 0.5, 1.0, 1.5, 1.25]
 
 
 def test_outcomes_are_relative_to_the_loss():
@@ -69,7 +71,8 @@ def test_the_text_begins_with_false_alarms_and_misses():
     text = paragraph(rows)
     first, second, third, fourth, *_ = text.splitlines()
     assert first.startswith("- Of 1 synced runs that never lost a tenth of their gain, the sign fired on 1")
-    lost = "- Of 3 synced runs that lost a tenth of their gain, it fired too late on 1, never on 1, in time on 1."
+    lost = "- Of 3 synced runs that lost a tenth of their gain, it fired too late on 1, never on 1, in time on 1, "
+    lost += "3 to 3 steps before (median 3)."
     assert second.startswith(lost)
     assert third.startswith("- On plain offline runs it stays silent on all 1, though 0 of them lost a tenth")
     assert fourth.startswith("- On online runs it fires on 1 of 2 (GRPO)")

@@ -15,7 +15,7 @@ from benchmarks.paper.experiment import Experiment
 from benchmarks.paper.intervals import cpu_seconds
 from benchmarks.paper.protocol import Comparison, Protocol
 from benchmarks.paper.run_rows import Run, rows_of
-from humanline_fused.perception.diagnostics import SURPLUS_RISE, WINDOW, left_the_data
+from humanline_fused.perception.diagnostics import STANDARD_ERRORS, SURPLUS_RISE, WINDOW, policy_left, reference_left
 from humanline_fused.tiny import Loss, Setting, Trainings
 
 OBJECTIVES: tuple[Loss, ...] = ("grpo", "dpo", "kto")
@@ -60,25 +60,32 @@ class DriftRun(Run):
         return "in time" if self.fired <= self.lost else "late"
 
 
-def fires_at(surplus: Sequence[float], drift: Sequence[float] = ()) -> int | None:
-    """Return the number of log lines after which the sign fires, or None.
+def fires_at(surplus: Sequence[float], drift: Sequence[float] = (), k: int = 1) -> int | None:
+    """Return the number of log lines, one for each step, after which the sign fires, or None.
+
+    Args:
+        surplus, drift: of the steps; no drift: the reference is not synced.
+        k: steps between syncs.
 
     >>> fires_at([0.0] * 12 + [0.3] * 4), fires_at([0.0] * 16)
     (14, None)
     """
     lines = range(2 * WINDOW, len(surplus) + 1)
-    return next((number for number in lines if left_the_data(surplus[:number], drift[:number])), None)
+    return next((n for n in lines if policy_left(drift[:n], n // k) or reference_left(surplus[:n])), None)
 
 
 def drift_of(logp: Sequence[float], ref_logp: Sequence[float], k: int) -> list[float]:
-    """Return the drift of a run's steps as the trainer logs it: against the mean of its first k + 1 steps after them.
+    """Return the drift of a run's steps as the trainer logs it: drops below the reference, added up over the syncs.
 
-    >>> drift_of([-1.0, -2.0, -4.0], [-1.0, -1.0, -2.0], k=1)
-    [0.0, 1.0, 3.0]
+    >>> drift_of([-1.0, -2.0, -2.5], [-1.0, -1.5, -1.75], k=1)
+    [0.0, 0.5, 1.25]
     """
-    baseline = fmean(ref_logp[: k + 1])
-    paired = [then - now for then, now in zip(ref_logp[: k + 1], logp[: k + 1], strict=True)]
-    return paired + [baseline - now for now in logp[k + 1 :]]
+    drifts, at_sync = [], 0.0
+    for step, (now, reference) in enumerate(zip(logp, ref_logp, strict=True)):
+        drifts.append(at_sync + reference - now)
+        if step % k == 0:
+            at_sync = drifts[-1]
+    return drifts
 
 
 def lost_at(steps: Sequence[int], rewards: Sequence[float]) -> int | None:
@@ -121,7 +128,8 @@ def run(protocol: Protocol) -> list[DriftRun]:
 def _with_surplus(row: Run, surplus: list[float], logp: list[float], ref_logp: list[float]) -> DriftRun:
     """Return the row with its surplus, and when the sign fires; the drift is judged where the reference is synced."""
     means = tuple(round(fmean(surplus[at : at + EVERY]), 4) for at in range(0, len(surplus), EVERY))
-    fired = fires_at(surplus, drift_of(logp, ref_logp, row.sync_every) if row.sync_every else ())
+    k = row.sync_every
+    fired = fires_at(surplus, drift_of(logp, ref_logp, k), k) if k else fires_at(surplus)
     return DriftRun(**asdict(row), fired=fired, lost=lost_at(row.steps, row.rewards), surpluses=means)
 
 
@@ -136,7 +144,6 @@ def paragraph(rows: list[DriftRun]) -> str:
     seeds = len({row.seed for row in rows})
     late, never, early = counted(synced, "late"), counted(synced, "never"), counted(synced, "early")
     drifting, kept = counted(synced, "in time", "late", "never"), counted(synced, "early", "silent")
-    hasty = counted(synced, "late", learning_rate=LEARNING_RATES[-1])
     others = [row for row in rows if not row.sync_every]
     fixed = [row for row in others if row.arm == "plain"]
     fresh = [(o, [r for r in others if r.arm == "online" and r.objective == o]) for o in OBJECTIVES]
@@ -145,8 +152,7 @@ def paragraph(rows: list[DriftRun]) -> str:
         "Assumption 4.1 no longer holds, not that the reward must fall. With a large k it often comes long before a "
         "loss, or there is none.",
         f"- Of {drifting} synced runs that lost a tenth of their gain, it fired too late on {late}, never on {never}, "
-        f"in time on {counted(synced, 'in time')}. Of those too late, {hasty} have the highest learning rate, which "
-        "ruins the policy within a few log lines.",
+        f"in time on {counted(synced, 'in time')}{_lead(synced)}.",
         f"- On plain offline runs it {_says(fixed)}, though {sum(row.lost is not None for row in fixed)} of them lost "
         "a tenth of their gain too: their reference is frozen, so a rising surplus is not the only way to lose.",
         "- On online runs it "
@@ -165,10 +171,10 @@ def paragraph(rows: list[DriftRun]) -> str:
     lines += [
         "",
         f"Bounds ±{PAPER_WIDTH}, learning rates {', '.join(f'{rate:g}' for rate in LEARNING_RATES)}, {seeds} seeds "
-        f"each. The sign: over {WINDOW} log lines the mean surplus under the reference, or the mean drop of the data's "
-        f"log-prob under the policy (synced runs), is {SURPLUS_RISE} nats per token above that of the first {WINDOW}, "
-        "and by four standard errors; a log line for every step. Surplus: median, and the range that "
-        f"holds four fifths of the runs. {len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds.",
+        f"each. The sign: the drop of the data's log-prob under the policy (synced runs), or the rise of the mean "
+        f"surplus under the reference from the first {WINDOW} log lines to the last {WINDOW}, is above {SURPLUS_RISE} "
+        f"nats per token and {STANDARD_ERRORS} standard errors; a log line for every step. Surplus: median, and the "
+        f"range that holds four fifths of the runs. {len(rows)} runs, {cpu_seconds(rows):.0f} CPU seconds.",
     ]
     return "\n".join(lines)
 
@@ -176,6 +182,12 @@ def paragraph(rows: list[DriftRun]) -> str:
 def _says(rows: Sequence[DriftRun]) -> str:
     fired = sum(row.fired is not None for row in rows)
     return f"fires on {fired} of {len(rows)}" if fired else f"stays silent on all {len(rows)}"
+
+
+def _lead(rows: Sequence[DriftRun]) -> str:
+    """Return how long before the loss the sign fired."""
+    steps = sorted(row.lost - row.fired for row in rows if row.outcome == "in time" and row.lost and row.fired)
+    return f", {steps[0]} to {steps[-1]} steps before (median {median(steps):g})" if steps else ""
 
 
 def _at_loss(rows: Sequence[DriftRun]) -> str:
@@ -220,5 +232,14 @@ EXPERIMENT = Experiment(
     figure=figure,
     paragraph=paragraph,
     protocol=PROTOCOL,
-    arms=[[arms(loss) for loss in OBJECTIVES], "surplus or drift", SURPLUS_RISE, WINDOW, EVERY, SMALLEST_GAIN, LOST],
+    arms=[
+        [arms(loss) for loss in OBJECTIVES],
+        "drift added up over the syncs, or surplus",
+        STANDARD_ERRORS,
+        SURPLUS_RISE,
+        WINDOW,
+        EVERY,
+        SMALLEST_GAIN,
+        LOST,
+    ],
 )

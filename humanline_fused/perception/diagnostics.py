@@ -21,10 +21,13 @@ FEWEST_WEIGHTS = 25
 
 SURPLUS_RISE = 0.1
 """Nats per token. Chosen on runs that no result is counted on: the reward of synced runs peaks as the surplus crosses
-0.15 to 0.4, and the windows of :func:`left_the_data` lag behind (``python -m benchmarks paper drift``)."""
+0.15 to 0.4, and the windows of :func:`reference_left` lag behind (``python -m benchmarks paper drift``)."""
 
 WINDOW = 5
-"""Log lines that are averaged."""
+"""Log lines whose surplus is averaged."""
+
+STANDARD_ERRORS = 4
+"""A smaller rise is taken for noise: a run has hundreds of log lines, and each is judged."""
 
 
 def surplus_surprisal(logp: Tensor, entropy: Tensor, counts: Tensor | None = None) -> Tensor:
@@ -47,38 +50,50 @@ def surplus_surprisal(logp: Tensor, entropy: Tensor, counts: Tensor | None = Non
     return _mean("surplus surprisal", -logp.double() - entropy.double(), counts)
 
 
-def left_the_data(surplus: Sequence[float], drift: Sequence[float] = ()) -> bool:
-    """Return whether a moving reference has left the data, or its next sync will take it there.
+def reference_left(surplus: Sequence[float]) -> bool:
+    """Return whether a moving reference has left the data: their surplus surprisal under it rose.
 
-    Their surplus surprisal under the reference, or their drift under the policy that it will be synced with, rose: the
-    mean of the last five values exceeds that of the first five by ``SURPLUS_RISE``, and by four standard errors of such
-    a difference. Noise is that of the noisier series, because the drift of the first steps compares token by token and
-    has almost none. It is measured by second differences, which a steady rise leaves small.
+    The mean of the last five values exceeds that of the first five by ``SURPLUS_RISE``, and by four standard errors of
+    such a difference. Their noise is measured by second differences, which a steady rise leaves small.
 
     Args:
-        surplus: surplus surprisal of a run's log lines so far, nats per token.
-        drift: :func:`data_drift` of them. A series of fewer than ten values is not judged.
+        surplus: surplus surprisal of a run's log lines so far, nats per token. Fewer than ten are not judged.
 
-    >>> flat, rising = [0.5] * 15, [0.0] * 10 + [0.2] * 5
-    >>> left_the_data(rising), left_the_data(flat), left_the_data(flat, rising)
-    (True, False, True)
+    >>> reference_left([0.0] * 10 + [0.2] * 5), reference_left([0.5] * 15)
+    (True, False)
     """
-    judged = [series for series in (surplus, drift) if len(series) >= 2 * WINDOW]
-    if not judged:
+    if len(surplus) < 2 * WINDOW:
         return False
-    error = max(map(_deviation, judged)) * math.sqrt(2 / WINDOW)
-    return max(map(rise_since_the_start, judged)) > max(SURPLUS_RISE, 4 * error)
+    deviation = median(map(abs, _bends(surplus))) / (NormalDist().inv_cdf(0.75) * math.sqrt(6))
+    rise = fmean(surplus[-WINDOW:]) - fmean(surplus[:WINDOW])
+    return rise > max(SURPLUS_RISE, STANDARD_ERRORS * deviation * math.sqrt(2 / WINDOW))
 
 
-def rise_since_the_start(series: Sequence[float]) -> float:
-    """Return the mean of the last five values, less that of the first five."""
-    return fmean(series[-WINDOW:]) - fmean(series[:WINDOW])
+def policy_left(drift: Sequence[float], syncs: int) -> bool:
+    """Return whether a policy has left the data, so that the next sync takes the reference there too.
+
+    The last drift exceeds ``SURPLUS_RISE``, and four of its standard errors. It is a sum of differences, one for each
+    sync and one since the last, and each adds its noise. That is measured by second differences: of independent noise
+    they have 6 times its variance, of its sum twice; the smaller number is taken, which is never too sure.
+
+    Args:
+        drift: :func:`data_drift` of a run's log lines so far, nats per token. Fewer than ten are not judged.
+        syncs: number of syncs so far.
+
+    >>> rising = [0.0] * 10 + [0.03, 0.06, 0.09, 0.12]
+    >>> policy_left(rising, syncs=14), policy_left(rising[:-1], syncs=13), policy_left([0.2, -0.1] * 10, syncs=1)
+    (True, False, False)
+    """
+    if len(drift) < 2 * WINDOW:
+        return False
+    variance = fmean(bend**2 for bend in _bends(drift)) / 2
+    differences = 1 + min(syncs, len(drift))
+    return drift[-1] > max(SURPLUS_RISE, STANDARD_ERRORS * math.sqrt(variance * differences))
 
 
-def _deviation(series: Sequence[float]) -> float:
-    """Return the standard deviation of independent noise in a smooth series, robustly."""
-    bends = [abs(a - 2 * b + c) for a, b, c in zip(series, series[1:], series[2:], strict=False)]
-    return median(bends) / (NormalDist().inv_cdf(0.75) * math.sqrt(6))
+def _bends(series: Sequence[float]) -> list[float]:
+    """Return the second differences."""
+    return [a - 2 * b + c for a, b, c in zip(series, series[1:], series[2:], strict=False)]
 
 
 def mean_entropy(entropy: Tensor, counts: Tensor | None = None) -> Tensor:

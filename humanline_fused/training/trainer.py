@@ -44,7 +44,7 @@ from humanline_fused.training.online.rollout import Rounds, make_rounds
 from humanline_fused.training.references import Reference, make_reference
 from humanline_fused.training.run.checkpoint import describe_resume, step_of
 from humanline_fused.training.run.clock import Clock
-from humanline_fused.training.run.data_metrics import DataMetrics, steps_of_initial_reference
+from humanline_fused.training.run.data_metrics import DataMetrics, steps_with_drift
 from humanline_fused.training.run.failure_signs import FailureSigns
 from humanline_fused.training.run.identity import check_identity, run_identity
 from humanline_fused.training.run.metrics_log import Meter, MetricsFile
@@ -145,7 +145,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         self._identity = run_identity(args, self.objective, self.plan, self.train_data, self.rounds, policy)
         self.reference = self._make_reference(reference_model)
         given = {"reference_model": reference_model is not None, "rounds": self.rounds is not None}
-        self.data_metrics = DataMetrics(steps_of_initial_reference(args, **given))
+        self.data_metrics = DataMetrics(steps_with_drift(args, **given), args.sync_every)
 
     def _plan_steps(
         self, reward: Callable[..., Any] | None, tokenizer: PreTrainedTokenizerBase, args: HumanlineConfig
@@ -335,7 +335,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         self.check_evaluation()
         initial, run_dir = self.held_out.initial, Path(str(self.args.output_dir))
         initial.scores = None
-        self.data_metrics.load_state_dict({}, self.args.device, 1)
+        self.data_metrics.restart()
         self.clock.start()
         if self.rounds:
             self.rounds.restart(step_of(Path(resume)) if resume else 0)
@@ -378,7 +378,7 @@ class HumanlineTrainer(EvaluatedTrainer):
 
     def restore(self, state: Any) -> None:
         self.clock.load_state_dict(state["clock"])
-        self.data_metrics.load_state_dict(state.get("data_metrics", {}), self.args.device, self.args.world_size)
+        self.data_metrics.load_state_dict(state.get("data_metrics", {}))
         if self.rounds:
             self.rounds.load_state_dict(state["rounds"])
             self.windows.clear()

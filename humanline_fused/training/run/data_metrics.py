@@ -16,8 +16,8 @@ from humanline_fused.training.objectives.metrics import Weighted
 from humanline_fused.training.objectives.objective import LossResult
 
 
-def steps_of_initial_reference(config: HumanlineConfig, *, reference_model: bool, rounds: bool) -> range:
-    """Return the steps whose reference is the initial policy.
+def steps_with_drift(config: HumanlineConfig, *, reference_model: bool, rounds: bool) -> range:
+    """Return the steps whose reference is an earlier state of the policy, so that their drift is known.
 
     Args:
         reference_model: the user gave the reference's first weights, which may be another model's.
@@ -27,25 +27,32 @@ def steps_of_initial_reference(config: HumanlineConfig, *, reference_model: bool
         return range(0)
     if config.reference == "frozen" or config.sync_every is None:
         return range(0 if reference_model else sys.maxsize)
-    return range(int(reference_model), config.sync_every + 1)
+    # Dropout, which the reference has not, would look like a drop, and every sync would add it once more.
+    return range(int(reference_model), sys.maxsize) if config.disable_dropout else range(0)
 
 
 class DataMetrics:
     """Sums of a run's data metrics on this rank, on the device.
 
-    The drift compares each token with the initial policy where that is the reference; later with the mean over the
-    tokens of those steps, the baseline. A baseline that was not kept (a checkpoint of an earlier version) leaves the
-    drift out.
+    A step compares the policy with the reference on the same tokens, which leaves little noise. At a sync the policy of
+    that step becomes the reference, so the drops of the steps with a sync add up to the drop since the start.
+
+    A checkpoint of an earlier version has no such sum: a run that resumes from it leaves out the drift.
 
     Args:
-        initial: the steps whose reference is the initial policy; empty to leave out the drift.
+        measured: the steps that have a drift.
+        sync_every: steps between syncs; None: the reference stays.
     """
 
-    def __init__(self, initial: range) -> None:
-        self.initial = initial
-        self.baseline: Tensor | None = None
-        self.paired: Tensor | None = None
-        self.later: Tensor | None = None
+    def __init__(self, measured: range, sync_every: int | None) -> None:
+        self.measured = measured
+        self.sync_every = sync_every
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a run."""
+        self.at_sync: float | None = 0.0
+        self.sums: dict[int, Tensor] = {}
 
     def update(self, step: int, out: LossResult, ref_entropy: Tensor | None, loss_mask: Tensor) -> dict[str, Weighted]:
         """Add a micro-batch of ``step``; return its mean ratio, and its surplus if the reference has entropies."""
@@ -54,42 +61,39 @@ class DataMetrics:
         def total(values: Tensor) -> Tensor:
             return values.detach().float().where(loss_mask, 0.0).sum()
 
-        if step in self.initial:
-            self.paired = _added(self.paired, total(out.ref_logp - out.logp), tokens)
-            self.baseline = _added(self.baseline, total(out.ref_logp), tokens)
-        elif self.initial:
-            self.later = _added(self.later, total(out.logp), tokens)
+        if step in self.measured:
+            drop = torch.stack([total(out.ref_logp - out.logp), tokens.float()])
+            self.sums[step] = self.sums[step] + drop if step in self.sums else drop
         metrics = {"humanline/mean_ratio": Weighted(total((out.logp - out.ref_logp).exp()), tokens)}
         if ref_entropy is not None:
             metrics["humanline/surplus"] = Weighted(total(-out.ref_logp - ref_entropy), tokens)
         return metrics
 
     def drain(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Return the drift since the last call, over all ranks by ``reduce``. Collective."""
-        sums = [self.baseline, self.paired, self.later]
-        given = next((part for part in sums if part is not None), None)
-        if given is None:
-            return {}
-        empty = torch.zeros_like(given)
-        (base, at), (paired, near), (later, far) = reduce(
-            torch.stack([empty if part is None else part for part in sums])
-        ).tolist()
-        self.paired = self.later = None
-        if not near + far or (far and not at):
-            return {}
-        return {"humanline/data_drift": (paired + (far * base / at - later if far else 0.0)) / (near + far)}
+        """Return the drift, a mean over the tokens since the last call, over all ranks by ``reduce``. Collective."""
+        drifts, self.at_sync = self._drifts(reduce)
+        self.sums = {}
+        number = sum(tokens for _, tokens in drifts)
+        return {"humanline/data_drift": sum(now * tokens for now, tokens in drifts) / number} if number else {}
 
-    def state_dict(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Return the baseline over all ranks. Collective."""
-        return {} if self.baseline is None else {"baseline": reduce(self.baseline).cpu()}
+    def _drifts(self, reduce: Callable[[Tensor], Tensor]) -> tuple[list[tuple[float, float]], float | None]:
+        """Return drift and tokens of each step since the last log line, and the drift at the last sync. Collective."""
+        drifts, at_sync = [], self.at_sync
+        if not self.sums or at_sync is None:
+            return drifts, at_sync
+        summed = reduce(torch.stack([*self.sums.values()])).tolist()
+        for step, (drop, tokens) in zip(self.sums, summed, strict=True):
+            now = at_sync + (drop / tokens if tokens else 0.0)
+            drifts.append((now, tokens))
+            if self.sync_every and step % self.sync_every == 0:
+                at_sync = now
+        return drifts, at_sync
 
-    def load_state_dict(self, state: dict[str, Tensor], device: torch.device, world_size: int) -> None:
-        """Continue from :meth:`state_dict`, on any number of ranks: each takes an equal part of the sums."""
-        self.paired = self.later = None
-        baseline = state.get("baseline")
-        self.baseline = None if baseline is None else baseline.to(device) / world_size
+    def state_dict(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float | None]:
+        """Return the drift at the last sync. Collective."""
+        return {"drift_at_sync": self._drifts(reduce)[1]}
 
-
-def _added(sums: Tensor | None, total: Tensor, tokens: Tensor) -> Tensor:
-    pair = torch.stack([total, tokens.float()])
-    return pair if sums is None else sums + pair
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        """Continue from :meth:`state_dict`, on any number of ranks."""
+        self.at_sync = state.get("drift_at_sync")
+        self.sums = {}

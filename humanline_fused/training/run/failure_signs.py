@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from humanline_fused.perception.diagnostics import WINDOW, left_the_data, rise_since_the_start
+from humanline_fused.perception.diagnostics import WINDOW, policy_left, reference_left
 from humanline_fused.training.config import HumanlineConfig
 
 MARGINS = "eval_rewards_initial/margins"
@@ -123,19 +123,20 @@ class FailureSigns(TrainerCallback):
     def _drift(self, numbers: dict[str, float], step: int) -> None:
         surplus, drift = self.seen.get(SURPLUS, []), self.seen.get(DRIFT, [])
         k, rounds = self.config.sync_every, self.config.rollout_every is not None
-        if not {SURPLUS, DRIFT} & numbers.keys() or k is None or rounds or not left_the_data(surplus, drift):
+        if not {SURPLUS, DRIFT} & numbers.keys() or k is None or rounds:
             return
-        rose = {
-            "their surplus surprisal under it": surplus,
-            "the drop of their log-prob under the policy, its next state,": drift,
-        }
-        what, values = max(rose.items(), key=lambda one: rise_since_the_start(one[1]) if one[1] else 0.0)
-        start, now = fmean(values[:WINDOW]), fmean(values[-WINDOW:])
+        if policy_left(drift, step // k):
+            what = f"their log-prob under the policy, its next state, fell by {drift[-1]:.2f}"
+        elif reference_left(surplus):
+            start, now = fmean(surplus[:WINDOW]), fmean(surplus[-WINDOW:])
+            what = f"their surplus surprisal under it rose from {start:.2f} to {now:.2f}"
+        else:
+            return
         self._warn(
             "drift",
-            f"the reference has left the data: {what} rose from {start:.2f} to {now:.2f} "
-            f"nats per token up to step {step}, with a sync every {k} step(s). Raise sync_every, or resample (a new "
-            "round). Where a held-out reward still rises the sign is early, more so with a large sync_every",
+            f"the reference has left the data: {what} nats per token up to step {step}, with a sync every {k} step(s). "
+            "Raise sync_every, or resample (a new round). Where a held-out reward still rises the sign is early, more "
+            "so with a large sync_every",
         )
 
     def _explosion(self, numbers: dict[str, float], step: int) -> None:
