@@ -103,9 +103,9 @@ def train(argv: Sequence[str]) -> None:
     from transformers import HfArgumentParser
 
     from humanline_fused.training import HumanlineConfig, HumanlineTrainer
+    from humanline_fused.training.foreign_arguments import OF_SETTINGS, instead
     from humanline_fused.training.online.reward import RolloutError
     from humanline_fused.training.run.checkpoint import newest_complete, refuse_early
-    from humanline_fused.validation.values import nearest
 
     file_option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file_option.add_argument("--config", type=Path, help="A YAML file with any of the fields below.")
@@ -125,7 +125,8 @@ def train(argv: Sequence[str]) -> None:
             [*settings, *overrides], look_for_args_file=False, return_remaining_strings=True
         )
         if unknown:
-            raise UserError(f"{unknown[0]}: not an option{nearest(unknown[0], (f'--{name}' for name in fields))}")
+            theirs, ours = {f"--{name}": here for name, here in OF_SETTINGS.items()}, [f"--{name}" for name in fields]
+            raise UserError(f"{unknown[0]}: not an option{instead(unknown[0], theirs, ours)}")
         refuse_early(config.output_dir, config.resume_from_checkpoint, overwrite=config.overwrite_output_dir)
         trainer = HumanlineTrainer(args=config)
     except UnicodeEncodeError:  # no setting causes it
@@ -163,7 +164,7 @@ def read_settings(file: Path, fields: Sequence[str]) -> list[str]:
     """
     import yaml
 
-    from humanline_fused.validation.values import nearest
+    from humanline_fused.training.foreign_arguments import OF_SETTINGS, instead
 
     try:
         text = file.read_text(encoding="utf-8")
@@ -178,7 +179,7 @@ def read_settings(file: Path, fields: Sequence[str]) -> list[str]:
         raise UserError(f"--config: {file}: expected a mapping of fields to values, got {type(settings).__name__}")
     for key, value in settings.items():
         if key not in fields:
-            raise UserError(f"--config: {file}: {key!r} is not a field{nearest(str(key), fields)}")
+            raise UserError(f"--config: {file}: {key!r} is not a field{instead(str(key), OF_SETTINGS, fields)}")
         if dashed := next((item for item in _items(value) if item.startswith("-")), None):
             raise UserError(f"--config: {file}: {key}: expected items that do not begin with '-', got {dashed!r}")
     return [argument for key, value in settings.items() for argument in as_arguments(key, value)]

@@ -22,7 +22,7 @@ from humanline_fused.training.layouts import choose_layout
 from humanline_fused.training.pending import ByExample
 from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
 from humanline_fused.training.scoring import Scorer
-from humanline_fused.training.start import disable_dropout_, identify, load_policy, pad_token_id_of
+from humanline_fused.training.start import disable_dropout_, identify, load_base, load_policy, pad_token_id_of
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _load_adapted(run: StoredRun) -> nn.Module:
     base = run.config.model or PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not base:
         raise ValueError(f"--model: expected the base model of {folder}, which was given in memory, got none")
-    model, _ = load_policy(base, run.tokenizer, run.config)
+    model, _ = load_base(base, run.tokenizer, run.config)
     name = "default" if folder == run.checkpoint else folder.name
     adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
     if run.config.disable_dropout:

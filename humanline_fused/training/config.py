@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -12,7 +12,8 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from humanline_fused.training.conflicts import refuse_conflicts
 from humanline_fused.training.data.rows.columns import read_columns
 from humanline_fused.training.folder_settings import FolderSettings
-from humanline_fused.training.model_dtype import model_dtype_of
+from humanline_fused.training.foreign_arguments import OF_SETTINGS, refuse_foreign
+from humanline_fused.training.model_settings import ModelSettings
 from humanline_fused.training.objectives.metrics import less_is_better
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.settings import CLAMP, SAMPLING, PerceptionSetting, expect, json_mapping
@@ -62,7 +63,7 @@ def _columns() -> str:
 
 
 @dataclass
-class HumanlineConfig(ObjectiveSettings, FolderSettings, TrainingArguments):
+class HumanlineConfig(ObjectiveSettings, FolderSettings, ModelSettings, TrainingArguments):
     """Settings of a :class:`HumanlineTrainer`; every field is also a command-line option and a YAML key.
 
     ``clamp=False`` turns the clamp off and ``reference="frozen"`` turns the sync off. The four combinations are the
@@ -78,17 +79,6 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, TrainingArguments):
     0.1
     """
 
-    model: str | None = field(
-        default=None, metadata=_help("The initial policy: a folder written by save_pretrained, or a model name.")
-    )
-    model_dtype: str = field(
-        default="float32",
-        metadata=_help(
-            "Data type of the weights: float32 (fp32), bfloat16 (bf16), float16 (fp16), or auto for the one in the "
-            "model's folder. Updates with a small learning rate are lost in bfloat16 weights; bf16=true computes in "
-            "bfloat16 with weights of any type."
-        ),
-    )
     dataset: str | None = field(
         default=None,
         metadata=_help(
@@ -235,6 +225,11 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, TrainingArguments):
         default=None, metadata=_help("Compute in bfloat16. Default: on if the GPU supports it and fp16 is off.")
     )
 
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        known = [field.name for field in fields(cls) if field.init]
+        refuse_foreign("HumanlineConfig", (name for name in settings if name not in known), OF_SETTINGS, known)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         if self.bf16 is None:
             gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -248,7 +243,7 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, TrainingArguments):
         if self.dry_run:
             self.save_strategy, self.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
             self.eval_on_start = self.load_best_model_at_end = False
-        self.model_dtype = model_dtype_of(self.model_dtype)
+        self.check_model()
         if isinstance(self.scale_rewards, bool):  # TRL accepts booleans
             self.scale_rewards = "group" if self.scale_rewards else "none"
         choices = {

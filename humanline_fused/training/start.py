@@ -20,6 +20,7 @@ from humanline_fused.model.fused_head import causal_lm
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.store import StoredExamples
+from humanline_fused.training.lora import with_adapter
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import check_parts
 from humanline_fused.training.positions import Longest, check_positions, longest_sequence, position_limit_of
@@ -27,7 +28,8 @@ from humanline_fused.training.run_data import RunData
 
 
 def check_arguments(args: Any, objective: Objective | None, reference_model: nn.Module | None) -> HumanlineConfig:
-    """Return the settings, checked against this machine and the other arguments."""
+    """Return the settings, default ones for None, checked against this machine and the other arguments."""
+    args = HumanlineConfig() if args is None else args
     if not isinstance(args, HumanlineConfig):
         raise TypeError(f"args: expected a HumanlineConfig, got {type(args).__name__}")
     if args.n_gpu > 1:
@@ -50,8 +52,31 @@ def load_policy(
     model: PreTrainedModel | str | os.PathLike[str] | None,
     tokenizer: PreTrainedTokenizerBase | None,
     config: HumanlineConfig,
+    peft_config: Any = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the policy and its tokenizer, loaded if given by name, with dropout off if the config says so."""
+    """Return the policy and its tokenizer, loaded if given by name, with dropout off if the config says so.
+
+    Args:
+        model, tokenizer: given objects or names; default those of ``config.model``.
+        config: the settings.
+        peft_config: of an adapter, in place of ``config.lora_r``.
+
+    Raises:
+        ValueError: there is no model or tokenizer, or a setting that they cannot follow.
+    """
+    model, tokenizer = load_base(model, tokenizer, config)
+    model = with_adapter(model, config, peft_config, seed=config.seed)
+    if config.disable_dropout:
+        disable_dropout_(model)
+    return model, tokenizer
+
+
+def load_base(
+    model: PreTrainedModel | str | os.PathLike[str] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    config: HumanlineConfig,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the model and its tokenizer as they are, loaded if given by name."""
     model = config.model if model is None else model
     if model is None:
         raise ValueError("model: expected a folder written by save_pretrained, a name or a model, got None")
@@ -63,11 +88,11 @@ def load_policy(
             raise ValueError(
                 "processing_class: expected a tokenizer, because the model was not loaded by name, got None"
             )
-        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name))
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, **config.source()))
     if isinstance(model, str):
-        model = cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(model, dtype=config.model_dtype))
-    if config.disable_dropout:
-        disable_dropout_(model)
+        model = cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(model, **config.loading()))
+    else:
+        config.refuse_loaded()
     return model, tokenizer
 
 

@@ -5,6 +5,7 @@ parts: batches come from a plan that can be read ahead, the loss has a reference
 reference, and evaluation compares with the initial policy.
 """
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -35,6 +36,7 @@ from humanline_fused.training.data.plan import BatchPlan, BatchSizes
 from humanline_fused.training.data.prepare import PreparedData
 from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.evaluation import EvaluatedTrainer, HeldOut
+from humanline_fused.training.foreign_arguments import OF_TRAINER, refuse_foreign
 from humanline_fused.training.layouts import Choice, check_layout, choose_layout
 from humanline_fused.training.objectives.metrics import Weighted, distance
 from humanline_fused.training.objectives.objective import Objective
@@ -72,7 +74,7 @@ class HumanlineTrainer(EvaluatedTrainer):
 
     Args:
         model: the initial policy, or its name or folder; default ``args.model``.
-        args: the settings.
+        args: the settings; default ``HumanlineConfig()``.
         train_dataset: a path, a name, a ``datasets.Dataset`` or a list of mappings; default ``args.dataset``. With
             ``args.rollout_every`` only its prompts are used; the policy samples the completions.
         eval_dataset: default ``args.eval_dataset``. The initial policy scores it before the first step; the evaluation
@@ -82,6 +84,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         reward_function: scores the samples of online rounds; default the one named by ``args.reward``.
         callbacks, optimizers: as in transformers' Trainer.
         objective: your own loss (docs/losses.md); default the one named by ``args.objective``.
+        peft_config: a configuration of peft, for a new adapter on the model; default ``args.lora_r`` and its like.
 
     Raises:
         ValueError, TypeError: bad input, before anything is written; the message gives the expected and the actual
@@ -108,11 +111,14 @@ class HumanlineTrainer(EvaluatedTrainer):
         optimizers: tuple[Any, Any] = (None, None),
         reward_function: Callable[..., Any] | None = None,
         objective: Objective | None = None,
+        peft_config: Any = None,
+        **foreign: Any,
     ) -> None:
+        refuse_foreign("HumanlineTrainer", foreign, OF_TRAINER, inspect.signature(HumanlineTrainer).parameters)
         args = check_arguments(args, objective, reference_model)
         self.objective = args.make_objective()
         check_layout(args.layout, self.objective)
-        policy, tokenizer = load_policy(model, processing_class, args)
+        policy, tokenizer = load_policy(model, processing_class, args, peft_config)
         if args.reference == "adapter":
             trained_adapter(policy)
         if args.head == "fused":
