@@ -98,6 +98,11 @@ def user_error(error: Exception) -> UserError:
     return UserError(f"{error} ({type(error).__name__} in {module}, line {frames[-1].f_lineno})")
 
 
+def one_line(error: Exception) -> str:
+    """Return the text of an error about files that another program may have written, in one line."""
+    return " ".join(str(error).split())
+
+
 def train(argv: Sequence[str]) -> None:
     """Train a model with the settings of a YAML file; `--field value` overrides a setting."""
     from transformers import HfArgumentParser
@@ -236,7 +241,7 @@ def plot(argv: Sequence[str]) -> None:
     try:
         print("\n".join(plot_runs(options.runs, options.output)))
     except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
+        raise UserError(one_line(error)) from error
 
 
 def show(argv: Sequence[str]) -> None:
@@ -259,7 +264,7 @@ def show(argv: Sequence[str]) -> None:
     try:
         print(show_run(**vars(options)))
     except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
+        raise UserError(one_line(error)) from error
 
 
 def data(argv: Sequence[str]) -> None:
