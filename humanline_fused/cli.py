@@ -111,6 +111,7 @@ def train(argv: Sequence[str]) -> None:
     from humanline_fused.training.foreign_arguments import OF_SETTINGS, instead
     from humanline_fused.training.online.reward import RolloutError
     from humanline_fused.training.run.checkpoint import newest_complete, refuse_early
+    from humanline_fused.training.run.process_group import waited_in_vain
 
     file_option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file_option.add_argument("--config", type=Path, help="A YAML file with any of the fields below.")
@@ -143,6 +144,14 @@ def train(argv: Sequence[str]) -> None:
         trainer.train()
     except (FloatingPointError, OSError, RolloutError) as error:
         raise RunError(str(error)) from error
+    except RuntimeError as error:
+        if not waited_in_vain(error):
+            raise
+        newest = newest_complete(config.output_dir)
+        raise RunError(
+            f"another process ended, or did not answer for ddp_timeout={config.ddp_timeout} s ({one_line(error)}). "
+            + (f"Resume from {newest}" if newest else "There is no checkpoint")
+        ) from error
     except (ValueError, TypeError) as error:
         if trainer.begun or isinstance(error, UnicodeEncodeError):
             raise
