@@ -17,9 +17,10 @@ from transformers import (
     TrainerCallback,
 )
 
-from humanline_fused.model.fused_head import causal_lm
-from humanline_fused.model.noise import refuse_noise
+from humanline_fused.model.fused_head import causal_lm, score_in_forward_
+from humanline_fused.model.noise import refuse_dropout, refuse_noise
 from humanline_fused.model.probe import probe
+from humanline_fused.reference.adapter import trained_adapter
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.store import StoredExamples
@@ -114,6 +115,20 @@ def check_forward(wrapped: nn.Module, model: nn.Module, input_ids: Tensor, confi
     if config.head != "fused":
         return None
     return probe(wrapped, model, input_ids, torch.ones_like(input_ids), config.impl)
+
+
+def make_ready_(policy: PreTrainedModel, config: HumanlineConfig) -> None:
+    """Check the policy's dropout and adapter, and change its head for scores inside forward if the config says so.
+
+    Raises:
+        ValueError: a humanline run has dropout, ``reference="adapter"`` no adapter, or the head is not linear.
+    """
+    if config.is_humanline:
+        refuse_dropout(policy)
+    if config.reference == "adapter":
+        trained_adapter(policy)
+    if config.head == "fused":
+        score_in_forward_(policy)
 
 
 def embedding_rows(model: nn.Module) -> int:

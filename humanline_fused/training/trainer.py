@@ -21,12 +21,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from humanline_fused.impl import choose_impl
-from humanline_fused.model.fused_head import score_in_forward_
-from humanline_fused.model.noise import refuse_dropout
 from humanline_fused.printing import wrapped
 from humanline_fused.reference import CopyReference, LookaheadReference
-from humanline_fused.reference.adapter import trained_adapter
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.training import pending
 from humanline_fused.training.config import HumanlineConfig
@@ -52,7 +48,6 @@ from humanline_fused.training.run.data_metrics import DataMetrics, steps_of_init
 from humanline_fused.training.run.failure_signs import FailureSigns
 from humanline_fused.training.run.identity import check_identity, run_identity
 from humanline_fused.training.run.metrics_log import Meter, MetricsFile
-from humanline_fused.training.run.process_group import limit_waiting
 from humanline_fused.training.run.reference_sync import ReferenceSync
 from humanline_fused.training.run.settings_file import write_settings
 from humanline_fused.training.run.sharding import engine_of, refuse_engine
@@ -66,6 +61,7 @@ from humanline_fused.training.start import (
     check_data,
     check_forward,
     load_policy,
+    make_ready_,
     pad_token_id_of,
 )
 from humanline_fused.training.step_sampling import with_sampling
@@ -119,16 +115,10 @@ class HumanlineTrainer(EvaluatedTrainer):
     ) -> None:
         refuse_foreign("HumanlineTrainer", foreign, OF_TRAINER, inspect.signature(HumanlineTrainer).parameters)
         args = check_arguments(args, objective, reference_model)
-        limit_waiting(args)
         self.objective = args.make_objective()
         check_layout(args.layout, self.objective)
         policy, tokenizer = load_policy(model, processing_class, args, peft_config)
-        if args.is_humanline:
-            refuse_dropout(policy)
-        if args.reference == "adapter":
-            trained_adapter(policy)
-        if args.head == "fused":
-            score_in_forward_(policy)
+        make_ready_(policy, args)
         self.pad_token_id = pad_token_id_of(tokenizer, policy)
         reward = the_reward(args.reward, reward_function, rounds=args.rollout_every is not None)
         how = {"prompts_alone": bool(reward), "stops": end_tokens(policy.generation_config, tokenizer)}
@@ -286,10 +276,9 @@ class HumanlineTrainer(EvaluatedTrainer):
         difference = check_forward(self._policy, model, batch.input_ids, args)
         self.scorer.try_objective(self._policy, batch)
         if args.process_index == 0:
-            choice = choose_impl(args.impl, args.device, next(self._policy.parameters()).dtype)
             rounds = self.rounds and self.rounds.summary()
             lines = (
-                summary.describe_loss(args, self.objective, choice),
+                summary.describe_loss(args, self.objective, next(self._policy.parameters()).dtype),
                 summary.describe_reference(args, model, batch.forwards + (args.perception == "sampling")),
                 summary.describe_batches(self.plan, self.state, engine_of(self.accelerator), args.device),
                 summary.describe_model(args, model, difference, *chosen),

@@ -19,6 +19,7 @@ from humanline_fused.training.run import checkpoint, earlier_run
 from humanline_fused.training.run.checkpoint import IDENTITY
 from humanline_fused.training.run.lock import LOCK, locked
 from humanline_fused.training.run.manifest import faults
+from humanline_fused.training.run.process_group import limit_waiting
 from humanline_fused.training.run.sharding import whole_state_dict
 
 RUN_STATE = "run_state.pt"
@@ -70,6 +71,7 @@ class ResumableTrainer(Trainer):
                 the folder has an earlier run, which only ``args.overwrite_output_dir`` lets this one replace.
             BlockingIOError: another run writes into the folder.
         """
+        limit_waiting(self.args)
         asked = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         with ExitStack() as held:
             resume = self._chosen(asked, held)

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from humanline_fused.impl import Choice
+from humanline_fused.impl import choose_impl
 from humanline_fused.model.fused_head import causal_lm
 from humanline_fused.reference.adapter import ADAPTER, adapter_tensors
 from humanline_fused.training.config import HumanlineConfig
@@ -23,8 +23,9 @@ from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.settings import LossSettings
 
 
-def describe_loss(config: HumanlineConfig, objective: Objective, choice: Choice) -> str:
-    """Return the line of the loss: objective, clamp or sampling, settings and implementation."""
+def describe_loss(config: HumanlineConfig, objective: Objective, dtype: torch.dtype) -> str:
+    """Return the line of the loss: objective, clamp or sampling, settings, implementation for weights of ``dtype``."""
+    choice = choose_impl(config.impl, config.device, dtype)
     clamp = f"clamp [{config.log_epsilon_P:g}, {config.log_epsilon_R:g}] nats" if config.clamp else "clamp off"
     perception = describe_sampling(config) or clamp
     said = [perception, *_own(config, objective), *describe_options(config)]
