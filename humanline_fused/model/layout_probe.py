@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from humanline_fused.model.body import ROUNDINGS, Body, dropout_of, rounding
 from humanline_fused.model.fused_head import causal_lm
+from humanline_fused.model.hidden_states import ROUNDINGS, Body, dropout_of, rounding
 from humanline_fused.model.prefix_tree import PrefixTree, prefix_tree
 from humanline_fused.model.tree_attention import attending_by
 

@@ -10,8 +10,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from humanline_fused.model.body import Body, dropout_of, rounding
 from humanline_fused.model.fused_head import causal_lm
+from humanline_fused.model.hidden_states import Body, dropout_of, rounding
 
 PROBED_TOKENS = 32
 

@@ -1,4 +1,4 @@
-"""The body of a model, without its head, for checks before a run: its hidden states, their rounding, its dropout."""
+"""Hidden states of a model before its head, for checks before a run: their rounding, and the model's dropout."""
 
 from typing import Any
 
