@@ -98,6 +98,11 @@ def user_error(error: Exception) -> UserError:
     return UserError(f"{error} ({type(error).__name__} in {module}, line {frames[-1].f_lineno})")
 
 
+def one_line(error: Exception) -> str:
+    """Return the text of an error about files that another program may have written, in one line."""
+    return " ".join(str(error).split())
+
+
 def train(argv: Sequence[str]) -> None:
     """Train a model with the settings of a YAML file; `--field value` overrides a setting."""
     from transformers import HfArgumentParser
@@ -106,6 +111,7 @@ def train(argv: Sequence[str]) -> None:
     from humanline_fused.training.foreign_arguments import OF_SETTINGS, instead
     from humanline_fused.training.online.reward import RolloutError
     from humanline_fused.training.run.checkpoint import newest_complete, refuse_early
+    from humanline_fused.training.run.process_group import waited_in_vain
 
     file_option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file_option.add_argument("--config", type=Path, help="A YAML file with any of the fields below.")
@@ -138,6 +144,14 @@ def train(argv: Sequence[str]) -> None:
         trainer.train()
     except (FloatingPointError, OSError, RolloutError) as error:
         raise RunError(str(error)) from error
+    except RuntimeError as error:
+        if not waited_in_vain(error):
+            raise
+        newest = newest_complete(config.output_dir)
+        raise RunError(
+            f"another process ended, or did not answer for ddp_timeout={config.ddp_timeout} s ({one_line(error)}). "
+            + (f"Resume from {newest}" if newest else "There is no checkpoint")
+        ) from error
     except (ValueError, TypeError) as error:
         if trainer.begun or isinstance(error, UnicodeEncodeError):
             raise
@@ -236,7 +250,7 @@ def plot(argv: Sequence[str]) -> None:
     try:
         print("\n".join(plot_runs(options.runs, options.output)))
     except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
+        raise UserError(one_line(error)) from error
 
 
 def show(argv: Sequence[str]) -> None:
@@ -259,7 +273,7 @@ def show(argv: Sequence[str]) -> None:
     try:
         print(show_run(**vars(options)))
     except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
+        raise UserError(one_line(error)) from error
 
 
 def data(argv: Sequence[str]) -> None:

@@ -3,10 +3,12 @@
 import io
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 without tab and newline, DEL, C1
@@ -23,6 +25,27 @@ def escaped(text: str) -> str:
     red \\x1b[31m, mirrored \\u202e
     """
     return CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def wrapped(lines: Iterable[str], width: int | None = None) -> str:
+    """Return the lines, escaped; those longer than a terminal's ``width`` continue in the next one, indented.
+
+    Args:
+        lines: the lines.
+        width: in characters; default the terminal's, and no limit if stdout is none.
+
+    >>> print(wrapped(["one two three", "four"], width=9))
+    one two
+      three
+    four
+    """
+    if width is None and sys.stdout is not None and sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+    whole = [escaped(line) for line in lines]
+    if width is None:
+        return "\n".join(whole)
+    how: dict[str, Any] = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+    return "\n".join(textwrap.fill(line, width, **how) for line in whole)
 
 
 @contextmanager

@@ -80,6 +80,7 @@ def run(folder: Path, objective: str, reference: str, kill_at: int = 0) -> None:
         eval_steps=2,
         eval_dataset=records(objective, 4, seed=5),
         disable_dropout=False,
+        clamp=False,
         model=tiny_model(attention_dropout=0.1),
         callbacks=[killer],
         resume_from_checkpoint="auto",

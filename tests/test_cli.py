@@ -208,8 +208,10 @@ def test_a_dry_run_ends_before_the_first_step_and_leaves_nothing(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "--config", "config.yaml", "--dry_run"]) == 0
-    assert "head check: max |Δlogp|" in capsys.readouterr().out
-    assert list(Path("run").rglob("*")) == []
+    out = capsys.readouterr().out
+    assert "head check: max |Δlogp|" in out
+    assert out.splitlines()[-1] == "dry run: nothing was trained, and nothing is written to run"
+    assert not Path("run").exists()
 
 
 def test_the_error_of_a_failed_run_is_one_line_and_status_1(
@@ -224,6 +226,24 @@ def test_the_error_of_a_failed_run_is_one_line_and_status_1(
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("humanline train: error: run/checkpoint-2 could not be written ([Errno 28] No space left")
     assert line.endswith("There is no earlier one")
+
+
+def test_another_process_that_is_out_of_reach_is_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = HumanlineTrainer.get_batch_samples
+
+    def waiting(self: HumanlineTrainer, *args: Any) -> Any:
+        if self.state.global_step == 3:
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer\n[127.0.0.1]:1")
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HumanlineTrainer, "get_batch_samples", waiting)
+        assert main(["train", "--config", "config.yaml"]) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("humanline train: error: another process ended, or did not answer for ddp_timeout=1800 s (")
+    assert line.endswith("Connection closed by peer [127.0.0.1]:1). Resume from run/checkpoint-2")
 
 
 def test_a_checkpoint_of_another_run_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -248,11 +248,11 @@ def test_a_batch_without_a_token_that_counts_has_a_loss_of_0_with_a_graph(
 
 
 def choices(text: str) -> list[str]:
-    return re.findall(r"^layout: (.*)$", text, re.MULTILINE)
+    return re.findall(r"^model: .*; layout: (.*)$", text, re.MULTILINE)
 
 
 def test_the_start_block_names_the_layout_and_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    dropping = {"disable_dropout": False, "model": tiny_model(attention_dropout=0.1)}
+    dropping = {"disable_dropout": False, "clamp": False, "model": tiny_model(attention_dropout=0.1)}
     for number, settings in enumerate(({}, {"layout": "padded"}, dropping)):
         trained(tmp_path / str(number), max_steps=1, **settings)
     trained(tmp_path / "kto", max_steps=1, objective="kto", **dropping | {"model": tiny_model(attention_dropout=0.1)})
@@ -273,7 +273,13 @@ def test_a_layout_that_is_impossible_is_refused_with_the_reason(tmp_path: Path):
     with pytest.raises(
         ValueError, match=r"expected a model that is exact with 'shared_prompt', or 'auto': dropout 0.1"
     ):
-        trained(tmp_path, layout="shared_prompt", disable_dropout=False, model=tiny_model(attention_dropout=0.1))
+        trained(
+            tmp_path,
+            layout="shared_prompt",
+            clamp=False,
+            disable_dropout=False,
+            model=tiny_model(attention_dropout=0.1),
+        )
     with pytest.raises(ValueError, match=r"expected 'auto', 'shared_prompt' or 'padded', got 'sorted': kto keeps its"):
         tiny_trainer(tmp_path, layout="sorted", objective="kto")  # before anything is written
 

@@ -1,15 +1,18 @@
 """Plots of several runs: choice of curves and clock, and messages about missing curves."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from humanline_fused.cli import main
 from humanline_fused.looking import plot
-from humanline_fused.looking.curves import read_metrics
+from humanline_fused.looking.curves import read_metrics, series
 from humanline_fused.looking.pictures import Panel, style_of
 from humanline_fused.looking.plot import labels_of, plot_runs
 from tests.tiny_model import records, trained
@@ -161,4 +164,79 @@ def test_an_incomplete_last_line_of_a_killed_run_is_ignored(tmp_path: Path) -> N
     run = run_of(tmp_path / "a", {"reward": 0.5})
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1, "rew')
-    assert read_metrics(run) == [{"step": 0, "seconds": 0.0, "reward": 0.5}]
+    assert {name: values.tolist() for name, values in read_metrics(run).items()} == {
+        "step": [0],
+        "seconds": [0],
+        "reward": [0.5],
+    }
+
+
+def test_lines_that_are_no_log_lines_are_counted_in_one_line(tmp_path: Path, drawn: list[Sequence[Panel]]) -> None:
+    run = run_of(tmp_path / "a", {"reward": 0.5})
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"reward": 1}\n[1]\n{"step": true, "reward": 1}\n\n\xff\n{"step": 7, "reward": "high"}\n')
+    said = plot_runs([run], tmp_path / "plot.png")
+    assert drawn[0][0].curves == {"a": ([0], [0.5])}
+    assert said[0] == f"{run}/metrics.jsonl: 5 lines are not log lines (JSON objects with a step), the first is line 2"
+
+
+VALUES = [None, True, "0.5", [1.0], {"a": 1}, 0, -3, 0.5, 1e308, -1e308, float("nan"), float("-inf"), 10**400]
+
+
+@pytest.mark.parametrize("key", ["step", "seconds", "reward", "humanline/unclamped", "time/training", "absent"])
+def test_values_of_another_program_are_drawn_or_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    lines = [{"humanline/unclamped": 0.5, key: value} for value in VALUES]
+    run = run_of(tmp_path / "a", *lines, {key: 0.5})
+    if key == "seconds":
+        text = (run / "metrics.jsonl").read_text().replace("seconds", "hours")
+        (run / "metrics.jsonl").write_text(text)
+    status = main(["plot", str(run)])
+    said = capsys.readouterr()
+    assert (status, len(said.err.splitlines())) in ((0, 0), (2, 1))
+
+
+def test_a_thinned_curve_keeps_its_lowest_and_highest_points_in_order() -> None:
+    g = np.random.default_rng(0)
+    lines = {"step": np.arange(10_000.0), "reward": g.normal(size=10_000)}
+    lines["reward"][[17, 4321]] = -9, 9
+    steps, rewards = series(lines, "step", "reward", 100)
+    assert len(steps) <= 100
+    assert steps == sorted(steps)
+    assert (min(rewards), max(rewards)) == (-9, 9)
+    assert all(lines["reward"][int(step)] == reward for step, reward in zip(steps, rewards, strict=True))
+    for stretch in np.split(lines["reward"], 50):
+        assert {stretch.min(), stretch.max()} <= set(rewards)
+    assert series(lines, "step", "reward", 10_000) == series(lines, "step", "reward")
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from humanline_fused.cli import main
+for run in sys.argv[1:]:
+    assert main(["plot", run]) == 0
+    (peak,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    print("KiB", peak)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the kernel does not tell the peak of a process")
+def test_a_plot_of_a_million_log_lines_takes_at_most_500_mib(tmp_path: Path) -> None:
+    """Extrapolated: 100,000 lines take a tenth of what a million takes beyond a run of two lines.
+
+    The peak that getrusage gives a new process begins with that of its parent, unlike VmHWM.
+    """
+    names = [f"other/{i}" for i in range(20)] + ["humanline/unclamped", "rewards/margins", "time/training", "reward"]
+    number = 100_000
+    small, large = (tmp_path / str(lines) for lines in (2, number))
+    line = json.dumps({name: 0.123456789 + i for i, name in enumerate(names)})[1:]
+    for run, lines in ((small, 2), (large, number)):
+        run.mkdir()
+        with (run / "metrics.jsonl").open("w") as file:
+            file.writelines(f'{{"step": {i}, "seconds": {i}, {line}\n' for i in range(lines))
+    command = [sys.executable, "-c", MEMORY, str(small), str(large)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    before, after = (int(text.split()[1]) for text in done.stdout.splitlines() if text.startswith("KiB"))
+    assert before + (after - before) * 1_000_000 / number <= 500 * 1024

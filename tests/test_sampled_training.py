@@ -160,7 +160,7 @@ def test_the_summary_and_the_page_of_tokens_name_the_distributions(tmp_path: Pat
     given = {"train_dataset": str(data), "callbacks": [SaveOnce(1)], "max_steps": 2}
     trained(tmp_path / "run", gamma_P=0.7, **SAMPLING | given)
     phrase = "humanline sampling, B_P ~ Beta(0.7, 1), B_R ~ Beta(0.01, 1)"
-    assert f"dpo: {phrase}, computed by" in capsys.readouterr().out
+    assert f"dpo: {phrase}, loss_type=sigmoid, beta=" in capsys.readouterr().out
     page = show_run(tmp_path / "run", step=1, dataset=str(data)).read_text()
     assert f"none: {phrase}; its draws are not shown" in page
 

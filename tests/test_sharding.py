@@ -1,5 +1,8 @@
 """Sharding engines: unsupported ones are refused, and an export does not change later checkpoints."""
 
+import json
+import re
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +13,10 @@ from torch import nn
 from torch.distributed.fsdp import StateDictType
 from transformers import PreTrainedModel
 
-from humanline_fused.training.run.sharding import refuse_engine, whole_state_dict
-from tests.tiny_model import records, tiny_trainer
+from humanline_fused.training.run.manifest import MANIFEST, seal
+from humanline_fused.training.run.resumable import IDENTITY
+from humanline_fused.training.run.sharding import engine_of, refuse_engine, whole_state_dict
+from tests.tiny_model import records, tiny_trainer, trained
 
 
 @pytest.mark.parametrize(
@@ -45,6 +50,41 @@ def test_a_token_budget_is_refused_under_deepspeed_alone():
         refuse_engine(accelerator, "lookahead", cut=True)
     accelerator.distributed_type, accelerator.is_fsdp2 = DistributedType.FSDP, True
     refuse_engine(accelerator, "lookahead", cut=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fsdp2", "stage", "engine"),
+    [
+        ("NO", False, None, "torch"),
+        ("MULTI_GPU", False, None, "torch"),
+        ("MULTI_CPU", False, None, "torch"),
+        ("FSDP", True, None, "fsdp2"),
+        ("DEEPSPEED", False, 2, "deepspeed ZeRO-2"),
+        ("DEEPSPEED", False, 3, "deepspeed ZeRO-3"),
+    ],
+)
+def test_the_engine_of_a_run_has_a_name(kind: str, fsdp2: bool, stage: int | None, engine: str):
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
+    accelerator: Any = SimpleNamespace(distributed_type=DistributedType[kind], is_fsdp2=fsdp2, state=state)
+    assert engine_of(accelerator) == engine
+
+
+def test_a_checkpoint_of_another_engine_is_refused_and_one_without_a_name_is_not(tmp_path: Path):
+    saving = {"save_strategy": "steps", "save_steps": 2, "num_examples": 8, "reference": "copy"}
+    trained(tmp_path, max_steps=2, **saving)
+    folder = tmp_path / "checkpoint-2"
+    identity = json.loads((folder / IDENTITY).read_text())
+    assert (identity["engine"], identity["processes"]) == ("torch", 1)
+    said = f"expected the engine that {folder} was written with, 'deepspeed ZeRO-2', got 'torch'"
+    for written, fits in (({"engine": "deepspeed ZeRO-2"}, False), ({}, True)):
+        kept = {name: value for name, value in identity.items() if name not in ("engine", "processes")}
+        (folder / IDENTITY).write_text(json.dumps(kept | written))
+        (folder / MANIFEST).unlink()
+        seal(folder)
+        resumed = tiny_trainer(tmp_path, max_steps=3, **saving)
+        with nullcontext() if fits else pytest.raises(ValueError, match=re.escape(said)):
+            resumed.train("auto")
+        assert resumed.state.global_step == (3 if fits else 0)
 
 
 class Engine(nn.Module):

@@ -15,7 +15,7 @@ from humanline_fused.cli import main
 from humanline_fused.looking.show import show_run
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.plan import BatchPlan, BatchSizes
-from humanline_fused.training.run.manifest import seal
+from humanline_fused.training.run.manifest import MANIFEST, seal
 from humanline_fused.training.run.settings_file import SETTINGS, read_settings
 from tests.html_page import Page
 from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer
@@ -281,6 +281,66 @@ def test_a_missing_input_gives_one_line(
 def test_a_folder_without_a_run_gives_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = error_of(capsys, str(tmp_path), "--step", "3")
     assert said == f"expected a run's folder with a {SETTINGS}, found none at {tmp_path / SETTINGS}"
+
+
+FILES = ("settings.json", "run.json", "trainer_state.json", "config.json", "tokenizer_config.json", "tokenizer.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_another_program_give_a_page_or_one_line(
+    run_of: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """The files are listed, so that they are not damaged: another program, or version, wrote them."""
+    run = tmp_path / "run"
+    shutil.copytree(run_of(sync_every=3), run)
+    file = run / name if name == SETTINGS else run / "checkpoint-3" / name
+    whole = json.loads(file.read_text())
+    changed = [None, "{", "[1]", "{}", json.dumps(dict.fromkeys(whole)), json.dumps(dict.fromkeys(whole, "?"))]
+    for parts in ("batches", "model"):
+        if isinstance(whole.get(parts), dict):
+            changed += [json.dumps(whole | {parts: dict.fromkeys(whole[parts])}), json.dumps(whole | {parts: 3})]
+    statuses = []
+    for text in changed:
+        if text is None:
+            file.unlink()
+        else:
+            file.write_text(text)
+        (run / "checkpoint-3" / MANIFEST).unlink()
+        seal(run / "checkpoint-3")
+        statuses.append(main(["show", str(run), "--step", "3"]))
+        errors = [line for line in capsys.readouterr().err.splitlines() if "humanline show: error: " in line]
+        assert len(errors) == statuses[-1] / 2
+    assert set(statuses) <= {0, 2}
+    assert 2 in statuses or name == "tokenizer_config.json"
+
+
+@pytest.mark.parametrize("name", ["run_state.pt", "model.safetensors"])
+def test_a_file_of_the_checkpoint_that_cannot_be_read_is_named(
+    run_of: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_of(sync_every=3), run)
+    checkpoint = run / "checkpoint-3"
+    whole = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(whole[:-100] + bytes(100))
+    said = error_of(capsys, str(run), "--step", "3")
+    assert said.startswith(f"{checkpoint}: {name} is damaged, or another checkpoint's")
+    for content in (whole[: len(whole) // 2], b"", b"text"):
+        (checkpoint / name).write_bytes(content)
+        (checkpoint / MANIFEST).unlink()
+        seal(checkpoint)
+        said = error_of(capsys, str(run), "--step", "3")
+        assert said.startswith(f"{checkpoint}: expected what a run of this trainer writes, got something else (")
+
+
+def test_samples_of_another_program_give_one_line(
+    run_of: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    settings = {"rollout_every": 2, "num_generations": 2, "max_completion_length": 4}
+    shutil.copytree(run_of("grpo", reference="copy", **settings), run)
+    (run / "completions.jsonl").write_text('{"step": 2, "text": "w1"}\n')
+    assert error_of(capsys, str(run), "--step", "3").startswith(f"{run}: expected what a run of this trainer writes")
 
 
 def test_data_changed_since_the_run_are_refused(

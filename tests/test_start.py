@@ -2,14 +2,16 @@
 
 import logging
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from humanline_fused.model.noise import refuse_noise
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.initial_scores import INITIAL_SCORES
 from humanline_fused.training.run.manifest import MANIFEST, seal
@@ -45,7 +47,7 @@ FLOATS = 100 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32 + 32 * 100
         ({"reference": "frozen"}, "frozen, 93.7 KiB of weights more", 2, "no sync"),
     ],
 )
-def test_one_line_states_how_the_model_is_scored_and_the_cost_of_its_reference(
+def test_a_line_states_how_the_model_is_scored_and_the_cost_of_its_reference(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     settings: dict[str, Any],
@@ -54,14 +56,63 @@ def test_one_line_states_how_the_model_is_scored_and_the_cost_of_its_reference(
     sync: str,
 ):
     trained(tmp_path, max_steps=1, **settings)
-    head, rest = capsys.readouterr().out.splitlines()[2].split("; ", 1)
-    assert re.fullmatch(r"head check: max \|Δlogp\| \de[-+]\d\d", head)
-    assert rest == f"reference: {reference}; forwards per micro-batch {forwards}; {sync}"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == f"reference: {reference}; forwards per micro-batch {forwards}; {sync}"
+    assert re.search(r"; head check: max \|Δlogp\| \de[-+]\d\d; layout: ", lines[3])
 
 
 def test_with_the_models_own_logits_there_is_no_head_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     trained(tmp_path, max_steps=1, head="logits")
-    assert capsys.readouterr().out.splitlines()[2].startswith("head: the model's own logits; reference: look-ahead")
+    assert "; head: the model's own logits; layout: " in capsys.readouterr().out.splitlines()[3]
+
+
+def test_the_summary_has_six_lines_and_this_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [*records("dpo", 12), {"prompt": " ".join(["w1"] * 40), "chosen": " w2", "rejected": " w3"}]
+    held_out = {"eval_dataset": records("dpo", 4, 5), "eval_strategy": "steps", "eval_steps": 2}
+    settings = {"gradient_accumulation_steps": 3, "loss_type": "ipo", "save_strategy": "steps", "save_steps": 4}
+    trained(tmp_path, train_dataset=rows, layout="padded", logging_steps=2, **settings, **held_out)
+    lines = capsys.readouterr().out.splitlines()[:6]
+    lines[3] = re.sub(r"max \|Δlogp\| \de[-+]\d\d", "max |Δlogp| ?", lines[3])
+    lines[0] = re.sub(r"\(.*\)", "(?)", lines[0])
+    assert lines == [
+        "dpo: clamp [-1.5, 1.5] nats, loss_type=ipo, beta=0.5, computed by eager (?)",
+        "reference: look-ahead k=1, 93.7 KiB of weights saved; forwards per micro-batch 2; first sync at step 0",
+        "batches: 1 process (cpu, torch) x micro-batch 2 x accumulation 3 = global batch 6; 6 steps, 3 epochs of 2",
+        "model: LlamaForCausalLM; float32 weights; attention sdpa; head check: max |Δlogp| ?; "
+        "layout: padded rows (padded: asked for by name)",
+        "data: 12 examples; held out: 4 examples; dropped examples (prompt >= max_length): 1, e.g. dataset, example 12",
+        f"writes to {tmp_path}: a log line every 2 steps, a checkpoint every 4 steps, an evaluation every 2 steps",
+    ]
+
+
+def test_a_resumed_run_says_from_which_step_and_a_longer_one_how_many_epochs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    trained(tmp_path, max_steps=2, reference="copy", save_strategy="steps", save_steps=2)
+    capsys.readouterr()
+    again = {"reference": "copy", "save_strategy": "epoch", "bf16": True, "resume_from_checkpoint": "auto"}
+    trained(tmp_path, max_steps=8, **again)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"resumed from {tmp_path / 'checkpoint-2'}, step 2"
+    assert lines[3].endswith("accumulation 1 = global batch 2; 8 steps, from step 2, 1.6 epochs of 5")
+    assert "float32 weights in bfloat16 computation; attention sdpa;" in lines[4]
+    assert lines[6].endswith("a log line every step, a checkpoint every epoch, no evaluation in training")
+
+
+def test_the_summary_is_wrapped_to_a_terminal_and_not_to_a_pipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    trained(tmp_path / "pipe", max_steps=1, dry_run=True)
+    whole = capsys.readouterr().out.splitlines()
+    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    trained(tmp_path / "pipe", max_steps=1, dry_run=True)
+    lines = capsys.readouterr().out.splitlines()
+    names = str(tmp_path / "pipe")
+    assert max(len(line) for line in lines if names not in line) <= 70
+    joined = " ".join(line.strip() for line in lines)
+    assert joined == " ".join(whole)
+    assert sum(not line.startswith("  ") for line in lines) == len(whole) == 6
 
 
 def weights_of_second(model: nn.Module) -> int:
@@ -80,12 +131,14 @@ def test_a_dry_run_prints_the_summary_takes_no_step_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], strategy: str
 ):
     held_out = {"eval_dataset": records("dpo", 4, 5), "eval_strategy": strategy, "eval_steps": 1, "eval_on_start": True}
-    trainer = trained(tmp_path, dry_run=True, save_strategy=strategy, save_steps=1, **held_out)
+    held_out |= {"save_strategy": strategy, "save_steps": 1, "report_to": "tensorboard", "push_to_hub": True}
+    trainer = trained(tmp_path / "run", dry_run=True, hub_strategy="end", **held_out)
     assert trainer.state.global_step == 0
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), tiny_model().parameters(), strict=True))
-    assert list(tmp_path.rglob("*")) == []
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[:4]] == ["dpo", "data", "head check", "layout"]
+    assert not (tmp_path / "run").exists()
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["dpo", "reference", "batches", "model", "data"]
+    assert last == f"dry run: nothing was trained, and nothing is written to {tmp_path / 'run'}"
 
 
 def test_models_are_identified_by_class_names_and_shapes_not_by_weights():
@@ -126,6 +179,53 @@ def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path):
     seal(folder)
     with pytest.raises(ValueError, match=r"expected .*run\.json: the checkpoint was not written by this trainer"):
         tiny_trainer(tmp_path, resume_from_checkpoint=str(folder)).train()
+
+
+# Noise in the training forward
+
+
+def noisy(kind: str) -> LlamaForCausalLM:
+    """Return a model with noise that no setting and no attribute names."""
+    model = tiny_model()
+    if kind == "functional dropout":
+        model.model.layers[1].mlp.register_forward_hook(
+            lambda module, _, out: nn.functional.dropout(out, 0.1, module.training)
+        )
+    elif kind == "jitter":
+        model.model.layers[0].mlp.register_forward_pre_hook(
+            lambda module, given: (given[0] * (1 + 1e-5 * module.training * torch.randn(())),)
+        )
+    elif kind == "another forward":
+        model.model.norm.register_forward_hook(lambda module, _, out: out * (1 + 0.01 * module.training))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["functional dropout", "jitter", "another forward"])
+def test_noise_of_the_model_in_the_training_forward_is_refused(tmp_path: Path, kind: str):
+    with pytest.raises(ValueError, match=r"expected a policy whose training forward computes what its evaluation does"):
+        trained(tmp_path, model=noisy(kind), dry_run=True)
+    assert trained(tmp_path, model=noisy(kind), dry_run=True, clamp=False).begun
+
+
+def test_dropout_that_is_left_on_is_refused_by_name_before_anything_is_written(tmp_path: Path):
+    dropping = {"disable_dropout": False, "model": tiny_model(attention_dropout=0.1)}
+    with pytest.raises(ValueError, match=r"disable_dropout: expected True, .* got dropout 0\.1: its noise"):
+        tiny_trainer(tmp_path / "run", **dropping)
+    assert not (tmp_path / "run").exists()
+    assert trained(tmp_path / "run", max_steps=1, clamp=False, **dropping).state.global_step == 1
+
+
+def test_noise_on_the_embedding_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"neftune_noise_alpha: expected it to be off \(its noise .*\), got 5"):
+        tiny_config(tmp_path, neftune_noise_alpha=5.0)
+
+
+def test_the_check_for_noise_leaves_the_random_numbers_as_they_were():
+    model = noisy("functional dropout")
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match="training forward"):
+        refuse_noise(model, model, torch.arange(20)[None])
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # Tokens

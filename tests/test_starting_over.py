@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from humanline_fused.stored_lines import DamagedLine
 from humanline_fused.training.run import json_lines, lock
 from humanline_fused.training.run.checkpoint import STAGING, refuse_early
 from humanline_fused.training.run.earlier_run import set_aside
@@ -127,7 +128,7 @@ LINES = b'{"step": 1}\n{"step": 2, "lo\xff\n[3]\n{"step": 4}\n{"step": 5'
 def test_a_damaged_line_is_reported_and_does_not_end_the_reading(tmp_path: Path):
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(LINES)
-    with pytest.warns(json_lines.DamagedLine) as said:
+    with pytest.warns(DamagedLine) as said:
         assert json_lines.read(file) == [{"step": 1}, {"step": 4}]
     assert [str(one.message) for one in said] == [
         f"{file}, line {number} is not a JSON object: skipped" for number in (2, 3)
@@ -140,7 +141,7 @@ def test_a_damaged_line_is_reported_and_does_not_end_the_reading(tmp_path: Path)
 def test_a_damaged_line_stays_in_the_file_with_the_line_before_it(tmp_path: Path, last: int, kept: bytes):
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(LINES)
-    with pytest.warns(json_lines.DamagedLine):
+    with pytest.warns(DamagedLine):
         json_lines.cut(file, lambda line: line["step"] <= last)
     assert file.read_bytes() == kept
 
@@ -151,7 +152,7 @@ def test_a_resumed_run_keeps_a_damaged_line_of_its_metrics(tmp_path: Path):
     lines = file.read_bytes().splitlines(keepends=True)
     lines[1] = b"#" + lines[1][1:]
     file.write_bytes(b"".join(lines))
-    with pytest.warns(json_lines.DamagedLine, match=r"metrics\.jsonl, line 2 is not a JSON object"):
+    with pytest.warns(DamagedLine, match=r"metrics\.jsonl, line 2 is not a JSON object"):
         tiny_trainer(tmp_path, **SAVING).train("auto")
     assert file.read_bytes().splitlines(keepends=True)[:6] == lines[:6]
 

@@ -75,7 +75,7 @@ def test_look_ahead_and_copy_give_bitwise_the_same_losses_and_weights_across_epo
 
 
 def test_dropout_in_training_keeps_look_ahead_and_copy_equal(tmp_path: Path):
-    settings = {"disable_dropout": False, "sync_every": 2}
+    settings = {"disable_dropout": False, "clamp": False, "sync_every": 2}
     ahead, copied = (
         trained(tmp_path / kind, reference=kind, model=tiny_model(attention_dropout=0.1), **settings)
         for kind in ("lookahead", "copy")
@@ -255,7 +255,9 @@ def test_each_batch_is_made_once_for_scoring_and_training(
 
 def test_no_forward_pass_without_gradient_has_dropout(tmp_path: Path):
     seen: set[tuple[bool, bool]] = set()
-    trainer = tiny_trainer(tmp_path, objective="kto", disable_dropout=False, model=tiny_model(attention_dropout=0.1))
+    trainer = tiny_trainer(
+        tmp_path, objective="kto", disable_dropout=False, clamp=False, model=tiny_model(attention_dropout=0.1)
+    )
     trainer.model.register_forward_hook(lambda model, *_: seen.add((torch.is_grad_enabled(), model.training)))
     trainer.train()
     assert seen == {(True, True), (False, False)}

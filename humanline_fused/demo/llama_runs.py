@@ -181,7 +181,7 @@ def _train(
 
     lines = read_metrics(folder / name)
     steps, rewards = series(lines, "step", HELDOUT_REWARD)
-    shares = [line["humanline/unclamped"] for line in lines if "humanline/unclamped" in line]
+    _, shares = series(lines, "step", "humanline/unclamped")
     return LlamaRun(
         steps=[int(step) for step in steps],
         rewards=rewards,

@@ -1,21 +1,38 @@
-"""Curves of a run, read from its ``metrics.jsonl``."""
+"""Curves of a run, read from its ``metrics.jsonl`` in one pass, number by number."""
 
-from collections.abc import Sequence
+import itertools
+import math
+from array import array
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
 
-from humanline_fused.training.run.json_lines import read
+import numpy as np
 
-Line = dict[str, Any]
+from humanline_fused.stored_lines import finished_lines, warn
+
+Columns = Mapping[str, np.ndarray]
+"""By name of a metric its value in each log line, float64; NaN where a line has none."""
+
 Points = tuple[list[float], list[float]]
 """x and y, of equal length."""
 
 WORK = ("time/training", "time/generation", "time/reward")
 """Metrics with cumulative seconds, without evaluation and saving."""
 
+NONE = float("nan")
+LARGEST = 1 << 1000
+"""Integers from here on are none of a log; a float does not hold all of them."""
 
-def read_metrics(folder: Path) -> list[Line]:
+
+def read_metrics(
+    folder: Path, names: Collection[str] | None = None, report: Callable[[str], None] = warn
+) -> dict[str, np.ndarray]:
     """Return the log lines of the run in ``folder``, in order, without an incomplete last line.
+
+    Args:
+        folder: the run's folder.
+        names: the metrics to keep, beside ``step``; default all.
+        report: gets one text about lines that are skipped, because they are not JSON objects with a ``step``.
 
     Raises:
         ValueError: there are no log lines.
@@ -23,36 +40,77 @@ def read_metrics(folder: Path) -> list[Line]:
     file = folder / "metrics.jsonl"
     if not file.is_file():
         raise ValueError(f"expected a run's folder with a metrics.jsonl, found none at {file}")
-    lines = read(file)
-    if not lines:
+    columns = {name: array("d") for name in {"step", *(names or ())}}
+    skipped, kept, first = 0, 0, 0
+    for number, (_, line) in enumerate(finished_lines(file), 1):
+        if line is None or math.isnan(_number(line.get("step"))):
+            skipped, first = skipped + 1, first or number
+            continue
+        for name in line.keys() - columns.keys() if names is None else ():
+            columns[name] = array("d", [NONE]) * kept
+        for name, values in columns.items():
+            values.append(_number(line.get(name)))
+        kept += 1
+    if not kept:
         raise ValueError(f"{file}: expected log lines, got none")
-    return lines
+    if skipped:
+        report(f"{file}: {skipped} lines are not log lines (JSON objects with a step), the first is line {first}")
+    return {name: np.frombuffer(values) for name, values in columns.items()}
 
 
-def has(lines: Sequence[Line], name: str) -> bool:
+def _number(value: object) -> float:
+    """Return a finite number as it is, NaN for anything else."""
+    if type(value) is int and abs(value) < LARGEST:
+        return float(value)
+    return value if type(value) is float and math.isfinite(value) else NONE
+
+
+def has(columns: Columns, name: str) -> bool:
     """Return whether any line has a value for ``name``."""
-    return any(line.get(name) is not None for line in lines)
+    return name in columns and bool(np.isfinite(columns[name]).any())
 
 
-def series(lines: Sequence[Line], x: str, y: str) -> Points:
+def series(columns: Columns, x: str, y: str, most: int | None = None) -> Points:
     """Return the points of the lines that have both ``x`` and ``y``.
 
-    >>> series([{"step": 1, "loss": 0.7}, {"step": 2}, {"step": 3, "loss": None}], "step", "loss")
-    ([1], [0.7])
+    Args:
+        columns: the log lines.
+        x, y: names of metrics.
+        most: number of points above which they are thinned, to at most as many: of each stretch of consecutive points
+            the lowest and the highest stay, so that a picture with fewer columns of pixels looks the same.
+
+    >>> lines = {"step": np.array([1.0, 2.0, 3.0]), "loss": np.array([0.7, np.nan, 0.5])}
+    >>> series(lines, "step", "loss")
+    ([1.0, 3.0], [0.7, 0.5])
     """
-    points = [(line[x], line[y]) for line in lines if line.get(x) is not None and line.get(y) is not None]
-    return [p[0] for p in points], [p[1] for p in points]
+    if x not in columns or y not in columns:
+        return [], []
+    xs, ys = columns[x], columns[y]
+    places = np.flatnonzero(np.isfinite(xs) & np.isfinite(ys))
+    if most is not None and len(places) > most:
+        places = places[_extremes(ys[places], most // 2)]
+    return xs[places].tolist(), ys[places].tolist()
 
 
-def with_clock(lines: Sequence[Line], name: str) -> list[Line]:
+def _extremes(values: np.ndarray, stretches: int) -> np.ndarray:
+    """Return the places of the lowest and the highest value of each of so many stretches, ascending."""
+    bounds = np.linspace(0, len(values), stretches + 1).astype(int)
+    parts = [(start, values[start:stop]) for start, stop in itertools.pairwise(bounds)]
+    return np.unique([start + place for start, part in parts for place in (part.argmin(), part.argmax())])
+
+
+def with_clock(columns: Columns, name: str) -> Columns:
     """Return the lines with the current sum of :data:`WORK` as ``name``; missing parts keep their previous values.
 
-    >>> with_clock([{"time/training": 2.0}, {"eval_loss": 1.0}, {"time/training": 3.0, "time/reward": 1.0}], "s")[1:]
-    [{'eval_loss': 1.0, 's': 2.0}, {'time/training': 3.0, 'time/reward': 1.0, 's': 4.0}]
+    >>> lines = {"time/training": np.array([2.0, np.nan, 3.0]), "time/reward": np.array([np.nan, np.nan, 1.0])}
+    >>> with_clock(lines, "s")["s"].tolist()
+    [2.0, 2.0, 4.0]
     """
-    so_far: dict[str, float] = {}
-    timed = []
-    for line in lines:
-        so_far |= {part: line[part] for part in WORK if line.get(part) is not None}
-        timed.append(line | {name: sum(so_far.values())})
-    return timed
+    length = len(next(iter(columns.values())))
+    seconds = np.zeros(length)
+    for part in WORK:
+        if part in columns:
+            known = np.isfinite(columns[part])
+            latest = np.maximum.accumulate(np.where(known, np.arange(length), -1))
+            seconds += np.where(latest < 0, 0.0, columns[part][latest])
+    return {**columns, name: seconds}

@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from humanline_fused.looking.curves import WORK, Line, has, read_metrics, series, with_clock
+from humanline_fused.looking.curves import WORK, Columns, has, read_metrics, series, with_clock
 from humanline_fused.looking.pictures import Panel, check_ending, draw
 from humanline_fused.printing import escaped
 
 CLOCK = "seconds of work"
+
+FINEST = 4000
+"""Largest number of points of a curve in the picture, whose panels are less than half as many pixels wide."""
 
 FLATTEST = 0.05
 """Smallest span of the axis of a share, so that noise does not look like a change."""
@@ -41,7 +44,7 @@ class Quantity:
     metrics: tuple[Metric, ...]
     all: bool = False
 
-    def logged(self, runs: Mapping[str, Sequence[Line]]) -> list[Metric]:
+    def logged(self, runs: Mapping[str, Columns]) -> list[Metric]:
         """Return the metrics to draw; none if no run logged one."""
         counts = {metric: sum(has(lines, metric.key) for lines in runs.values()) for metric in self.metrics}
         found = [metric for metric in self.metrics if counts[metric]]
@@ -144,13 +147,16 @@ def plot_runs(folders: Sequence[Path], image: Path | None = None) -> list[str]:
     """
     image = image or (folders[0] / "plot.png" if len(folders) == 1 else Path("plot.png"))
     check_ending(image)
-    runs = {label: read_metrics(folder) for label, folder in zip(labels_of(folders), folders, strict=True)}
+    said: list[str] = []
+    names = {"seconds", *WORK, *(metric.key for quantity in QUANTITIES for metric in quantity.metrics)}
+    labelled = zip(labels_of(folders), folders, strict=True)
+    runs: Mapping[str, Columns] = {label: read_metrics(folder, names, said.append) for label, folder in labelled}
     # One clock for all runs: seconds with and without evaluation are not comparable.
     worked = all(any(has(lines, part) for part in WORK) for lines in runs.values())
     clock = (CLOCK, "seconds, without evaluation and saving") if worked else ("seconds", "seconds, evaluation included")
     if worked:
         runs = {label: with_clock(lines, CLOCK) for label, lines in runs.items()}
-    rows, said = [], []
+    rows = []
     for quantity in QUANTITIES:
         metrics = quantity.logged(runs)
         if not metrics:
@@ -167,10 +173,10 @@ def plot_runs(folders: Sequence[Path], image: Path | None = None) -> list[str]:
     return [*said, str(image)]
 
 
-def _panel(metric: Metric, runs: Mapping[str, Sequence[Line]], x: str, label: str) -> Panel:
-    curves = {run: series(lines, x, metric.key) for run, lines in runs.items()}
+def _panel(metric: Metric, runs: Mapping[str, Columns], x: str, label: str) -> Panel:
+    curves = {run: series(lines, x, metric.key, FINEST) for run, lines in runs.items()}
     limits = None
     if metric.share:
-        span = max(FLATTEST, *(1 - y for _, ys in curves.values() for y in ys))
+        span = max([FLATTEST, *(1 - y for _, ys in curves.values() for y in ys)])
         limits = 1 - 1.1 * span, 1 + 0.05 * span
     return Panel(metric.title, label, metric.unit, curves, limits)

@@ -1,8 +1,8 @@
 """Settings, a checkpoint and the training data of a run, read from its folder."""
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -20,9 +20,25 @@ from humanline_fused.training.kept_tokens import find_kept
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import ROUND, recorded_objective
 from humanline_fused.training.online.rollout import COMPLETIONS, logged_groups, round_examples, round_plan
-from humanline_fused.training.run.checkpoint import faults, step_of
+from humanline_fused.training.run.checkpoint import step_of
+from humanline_fused.training.run.manifest import damage, faults
 from humanline_fused.training.run.resumable import IDENTITY, load_run_state
-from humanline_fused.training.run.settings_file import read_settings
+from humanline_fused.training.run.settings_file import SETTINGS, read_object, read_settings
+
+NEEDED = ("use_cpu", "model", "objective", "per_device_train_batch_size", "gradient_accumulation_steps")
+"""Settings without which a folder's run cannot be shown; later ones have defaults."""
+
+
+@contextmanager
+def reading(place: Path) -> Iterator[None]:
+    """Raise ValueError, with the place, if files there are not as a run writes them."""
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # torch, tokenizers and safetensors raise errors of many kinds
+        text = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{place}: expected what a run of this trainer writes, got something else ({text})") from error
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,8 @@ class StoredRun:
 
     def state(self) -> dict[str, Any]:
         """Return the checkpoint's reference: its weights, or log-probs of coming steps."""
-        return load_run_state(self.checkpoint)
+        with reading(self.checkpoint):
+            return dict(load_run_state(self.checkpoint))
 
     def examples(self) -> StoredExamples:
         """Return the training data: the tokens kept beside the run, or else the dataset, read again.
@@ -130,24 +147,26 @@ def open_run(
         ValueError, OSError: the folder has no settings or no such checkpoint; the message lists the checkpoints.
     """
     settings = read_settings(folder)
+    if lacking := [name for name in NEEDED if name not in settings]:
+        raise ValueError(f"{folder / SETTINGS}: expected the settings of a run, got none of {', '.join(lacking)}")
     checkpoint = _checkpoint(folder, step)
-    identity = _read_identity(checkpoint)
     asked = {name: value for name, value in (("model", model), ("dataset", dataset)) if value is not None}
     device = torch.device("cuda" if torch.cuda.is_available() and not settings["use_cpu"] else "cpu")
-    config = _config(settings | asked, identity, folder, device)
-    tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(checkpoint))
-    return StoredRun(
-        folder=folder,
-        checkpoint=checkpoint,
-        step=step_of(checkpoint),
-        settings=settings,
-        config=config,
-        objective=config.make_objective(),
-        identity=identity,
-        tokenizer=tokenizer,
-        replaced=dataset is not None,
-        device=device,
-    )
+    with reading(folder):
+        identity = read_object(checkpoint / IDENTITY, "a checkpoint of this trainer")
+        config = _config(settings | asked, identity, folder, device)
+        return StoredRun(
+            folder=folder,
+            checkpoint=checkpoint,
+            step=step_of(checkpoint),
+            settings=settings,
+            config=config,
+            objective=config.make_objective(),
+            identity=identity,
+            tokenizer=cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(checkpoint)),
+            replaced=dataset is not None,
+            device=device,
+        )
 
 
 def _config(
@@ -165,10 +184,6 @@ def _config(
     return HumanlineConfig(output_dir=str(folder), use_cpu=True, report_to="none", **kept)
 
 
-def _read_identity(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / IDENTITY).read_text(encoding="utf-8"))
-
-
 def _checkpoint(folder: Path, step: int | None) -> Path:
     complete = {
         int(match[1]): path
@@ -181,6 +196,8 @@ def _checkpoint(folder: Path, step: int | None) -> Path:
     if chosen not in complete:
         has = ", ".join(map(str, sorted(complete)))
         raise ValueError(f"{folder}: expected a complete checkpoint-{step}, it has those of steps {has}")
+    if damaged := damage(complete[chosen]):
+        raise ValueError(f"{complete[chosen]}: {'; '.join(damaged)}")
     return complete[chosen]
 
 
@@ -190,17 +207,18 @@ def examples_of(run: StoredRun, step: int) -> tuple[Sequence[Example], list[Micr
     Raises:
         ValueError: as in :meth:`StoredRun.examples`; or the samples of this step are missing, for a run in rounds.
     """
-    batches, settings = run.identity["batches"], run.settings
-    size, accumulation = settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"]
-    ranks = batches["global_batch_size"] // (size * accumulation)
-    sizes, seed = BatchSizes(size, accumulation, ranks), batches["seed"]
-    if run.config.rollout_every:
-        examples, plan = _round_of(run, step, sizes, seed)
-    else:
-        examples = run.examples()
-        units = examples.units if "groups" in batches else None  # an earlier version shuffled single completions
-        plan = BatchPlan(batches["num_examples"], sizes, seed, units)
-    return examples, [micro for rank in range(ranks) for micro in plan.window(step, rank)]
+    with reading(run.folder):
+        batches, settings = run.identity["batches"], run.settings
+        size, accumulation = settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"]
+        ranks = batches["global_batch_size"] // (size * accumulation)
+        sizes, seed = BatchSizes(size, accumulation, ranks), batches["seed"]
+        if run.config.rollout_every:
+            examples, plan = _round_of(run, step, sizes, seed)
+        else:
+            examples = run.examples()
+            units = examples.units if "groups" in batches else None  # an earlier version shuffled single completions
+            plan = BatchPlan(batches["num_examples"], sizes, seed, units)
+        return examples, [micro for rank in range(ranks) for micro in plan.window(step, rank)]
 
 
 def _round_of(run: StoredRun, step: int, sizes: BatchSizes, seed: int) -> tuple[list[Example], RoundPlan]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from humanline_fused.looking.stored_run import StoredRun
+from humanline_fused.looking.stored_run import StoredRun, reading
 from humanline_fused.model.fused_head import causal_lm, score_in_forward_
 from humanline_fused.reference import AdapterReference, CopyReference
 from humanline_fused.reference.lookahead import TokenScores
@@ -78,8 +78,9 @@ class Comparison:
             ValueError: the checkpoint belongs to another model.
         """
         run = self.run
-        peft_made = run.identity["model"]["class"].startswith("Peft")
-        model = _load_adapted(run) if peft_made else self._load(str(run.checkpoint))
+        with reading(run.checkpoint):
+            peft_made = run.identity["model"]["class"].startswith("Peft")
+            model = _load_adapted(run) if peft_made else self._load(str(run.checkpoint))
         if (kind := identify(model)) != run.identity["model"]:  # pyright: ignore[reportArgumentType]
             raise ValueError(f"{run.checkpoint}: expected the run's model {run.identity['model']}, got {kind}")
         return self._ready(model)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from humanline_fused.model.fused_head import causal_lm
+from humanline_fused.model.hidden_states import ROUNDINGS, Body, dropout_of, rounding
 from humanline_fused.model.prefix_tree import PrefixTree, prefix_tree
 from humanline_fused.model.tree_attention import attending_by
 
 # Two prompts with their completions, two of which begin alike: the lengths of (prompt, common beginning, completion).
 SHAPE = ((7, 3, 4), (7, 3, 6), (7, 0, 5), (4, 0, 6), (4, 0, 3))
 PROBED_WINDOW = 5  # shorter than every sequence of SHAPE
-ROUNDINGS = 16  # of one layer, each by half an epsilon; those of different layers are independent
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def refusal(wrapped: nn.Module, model: nn.Module, token_ids: Tensor, longest: in
     sequences = _sequences(ids)
     with _evaluated(wrapped), _short_windows(model):
         try:
-            return _refused_by_tests(_Body(wrapped, model), sequences)
+            return _refused_by_tests(Body(wrapped, model), sequences)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -75,7 +75,7 @@ def _refused_by_settings(model: Any, longest: int) -> str | None:
             if kind in ("dynamic", "longrope") and longest > original:
                 return f"its RoPE, {kind!r}, depends on the longest sequence of a batch beyond {original} tokens"
     for module in model.modules():
-        probability = _dropout(module)
+        probability = dropout_of(module)
         if probability > 0:
             return f"dropout {probability} is on, and a shared token would have one draw for all its sequences"
     return None
@@ -90,14 +90,6 @@ def _ropes(config: Any) -> list[dict[str, Any]]:
     """Return the RoPE settings of a config, one per type of layer or one for all."""
     given = getattr(config, "rope_parameters", None) or {}
     return [given] if "rope_type" in given else [part for part in given.values() if isinstance(part, dict)]
-
-
-def _dropout(module: nn.Module) -> float:
-    """Return the largest dropout probability of a module, or 0."""
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        return module.p
-    numbers = {name: value for name, value in vars(module).items() if isinstance(value, float)}
-    return max([value for name, value in numbers.items() if name.endswith(("dropout", "layerdrop"))], default=0.0)
 
 
 def _sequences(ids: Tensor) -> list[Tensor]:
@@ -137,34 +129,7 @@ def _short_windows(model: nn.Module) -> Iterator[None]:
             config.sliding_window = window
 
 
-class _Body:
-    """Computes the hidden states that reach the head, [rows, tokens, hidden].
-
-    Attributes:
-        dtype: of the last product, which under autocast is not that of the hidden states.
-    """
-
-    dtype = torch.float32
-
-    def __init__(self, wrapped: nn.Module, model: Any) -> None:
-        self.wrapped, self.head = wrapped, model.get_output_embeddings()
-        self.implementation = model.config._attn_implementation
-        self.layers = model.config.get_text_config().num_hidden_layers
-        self.device = next(model.parameters()).device
-
-    def __call__(self, ids: Tensor, **inputs: Tensor) -> Tensor:
-        seen: list[tuple[Tensor, torch.dtype]] = []
-        hook = self.head.register_forward_hook(lambda _, args, logits: seen.append((args[0], logits.dtype)))
-        inputs = {name: value.to(self.device) for name, value in {"input_ids": ids, **inputs}.items()}
-        try:
-            self.wrapped(**inputs, use_cache=False)
-        finally:
-            hook.remove()
-        hidden, self.dtype = seen[-1]
-        return hidden.detach()
-
-
-def _refused_by_tests(body: _Body, sequences: list[Tensor]) -> str | None:
+def _refused_by_tests(body: Body, sequences: list[Tensor]) -> str | None:
     tree = prefix_tree(sequences)
     positions = {"position_ids": tree.position_ids}
     with attending_by(tree) as call:
@@ -185,7 +150,7 @@ def _refused_by_tests(body: _Body, sequences: list[Tensor]) -> str | None:
     pairs = [(hidden[rows.to(hidden.device)], apart[i, : len(rows)]) for i, rows in enumerate(tree.rows)]
     one, other = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
     difference = ((one - other).norm() / other.norm()).item()
-    if not difference <= _rounding(hidden, body.dtype, body.layers):
+    if not difference <= rounding(hidden, body.dtype, body.layers):
         return f"its hidden states differ from those of padded rows by {difference:.1e} of their size"
     return None
 
@@ -210,11 +175,3 @@ def _unchanged(hidden: Tensor, before: Tensor) -> bool:
     if torch.finfo(hidden.dtype).eps > torch.finfo(torch.float32).eps:
         return torch.equal(hidden, before)
     return bool((hidden - before).norm() <= ROUNDINGS * torch.finfo(hidden.dtype).eps * before.norm())
-
-
-def _rounding(hidden: Tensor, products: torch.dtype, layers: int) -> float:
-    """Return the largest relative difference between two computations of hidden states that rounding explains."""
-    eps = max(torch.finfo(dtype).eps for dtype in (hidden.dtype, products))
-    if hidden.is_cuda and hidden.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-        eps = max(eps, torch.finfo(torch.float16).eps)  # TensorFloat-32 has as many bits
-    return ROUNDINGS * eps * layers**0.5

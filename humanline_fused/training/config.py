@@ -197,13 +197,6 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, ModelSettings, Training
             "of their completions; loss, gradient and metrics are those of the whole. Default: no maximum."
         ),
     )
-    dry_run: bool = field(
-        default=False,
-        metadata=_help(
-            "Load everything, check the head, print a summary of the run, and stop before step 0. With rounds: sample "
-            "and score one round."
-        ),
-    )
     disable_dropout: bool = field(
         default=True, metadata=_help("Turn dropout off, so that policy and reference differ only by the updates.")
     )
@@ -276,6 +269,8 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, ModelSettings, Training
         self._check_perception()
         self._check_rounds()
         refuse_conflicts(self)
+        if self.dry_run:
+            self.push_to_hub, self.report_to = False, []
 
     def make_objective(self) -> Objective:
         """Return the objective: the given one, or the one named, constructed with ``objective_kwargs``.

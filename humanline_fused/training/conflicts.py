@@ -10,6 +10,8 @@ def refuse_conflicts(config: TrainingArguments) -> None:
     reasons = {
         "enable_jit_checkpoint": "it saves in the middle of a step, where the reference cannot be restored",
         "auto_find_batch_size": "it changes the batches that were scored ahead",
+        "neftune_noise_alpha": "its noise is in the policy's training forward and not in the reference's, so that "
+        "humanline would take it for a change of the policy",
         "label_smoothing_factor": "it applies to cross-entropy; DPO's is label_smoothing",
         "parallelism_config": "tensor, context and sequence parallelism are not supported yet",
     }

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -16,7 +17,10 @@ from transformers import (
     TrainerCallback,
 )
 
-from humanline_fused.model.fused_head import causal_lm
+from humanline_fused.model.fused_head import causal_lm, score_in_forward_
+from humanline_fused.model.noise import refuse_dropout, refuse_noise
+from humanline_fused.model.probe import probe
+from humanline_fused.reference.adapter import trained_adapter
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.store import StoredExamples
@@ -94,6 +98,37 @@ def load_base(
     else:
         config.refuse_loaded()
     return model, tokenizer
+
+
+def check_forward(wrapped: nn.Module, model: nn.Module, input_ids: Tensor, config: HumanlineConfig) -> float | None:
+    """Check the forward passes of the placed policy on some tokens of a batch. Collective. Leaves eval mode on.
+
+    Returns:
+        The largest difference between the log-probs of a fused head and those of the model's own logits, in nats;
+        None with the latter.
+
+    Raises:
+        ValueError: they differ by more than rounding explains, or the training forward of a humanline run has noise.
+    """
+    if config.is_humanline:
+        refuse_noise(wrapped, model, input_ids)
+    if config.head != "fused":
+        return None
+    return probe(wrapped, model, input_ids, torch.ones_like(input_ids), config.impl)
+
+
+def make_ready_(policy: PreTrainedModel, config: HumanlineConfig) -> None:
+    """Check the policy's dropout and adapter, and change its head for scores inside forward if the config says so.
+
+    Raises:
+        ValueError: a humanline run has dropout, ``reference="adapter"`` no adapter, or the head is not linear.
+    """
+    if config.is_humanline:
+        refuse_dropout(policy)
+    if config.reference == "adapter":
+        trained_adapter(policy)
+    if config.head == "fused":
+        score_in_forward_(policy)
 
 
 def embedding_rows(model: nn.Module) -> int:

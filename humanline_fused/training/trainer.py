@@ -21,11 +21,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from humanline_fused.impl import choose_impl
-from humanline_fused.model.fused_head import score_in_forward_
-from humanline_fused.model.probe import probe
+from humanline_fused.printing import wrapped
 from humanline_fused.reference import CopyReference, LookaheadReference
-from humanline_fused.reference.adapter import trained_adapter
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.training import pending
 from humanline_fused.training.config import HumanlineConfig
@@ -44,7 +41,8 @@ from humanline_fused.training.online.generation import end_tokens
 from humanline_fused.training.online.reward import RolloutError, the_reward
 from humanline_fused.training.online.rollout import Rounds, make_rounds
 from humanline_fused.training.references import Reference, make_reference
-from humanline_fused.training.run.checkpoint import describe_resume, step_of
+from humanline_fused.training.run import summary
+from humanline_fused.training.run.checkpoint import step_of
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.data_metrics import DataMetrics, steps_with_drift
 from humanline_fused.training.run.failure_signs import FailureSigns
@@ -52,8 +50,7 @@ from humanline_fused.training.run.identity import check_identity, run_identity
 from humanline_fused.training.run.metrics_log import Meter, MetricsFile
 from humanline_fused.training.run.reference_sync import ReferenceSync
 from humanline_fused.training.run.settings_file import write_settings
-from humanline_fused.training.run.sharding import refuse_engine
-from humanline_fused.training.run.summary import describe, describe_layout, describe_model
+from humanline_fused.training.run.sharding import engine_of, refuse_engine
 from humanline_fused.training.run.termination import Termination
 from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
 from humanline_fused.training.run_data import read_run_data
@@ -62,7 +59,9 @@ from humanline_fused.training.start import (
     KeptPadToken,
     check_arguments,
     check_data,
+    check_forward,
     load_policy,
+    make_ready_,
     pad_token_id_of,
 )
 from humanline_fused.training.step_sampling import with_sampling
@@ -119,10 +118,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         self.objective = args.make_objective()
         check_layout(args.layout, self.objective)
         policy, tokenizer = load_policy(model, processing_class, args, peft_config)
-        if args.reference == "adapter":
-            trained_adapter(policy)
-        if args.head == "fused":
-            score_in_forward_(policy)
+        make_ready_(policy, args)
         self.pad_token_id = pad_token_id_of(tokenizer, policy)
         reward = the_reward(args.reward, reward_function, rounds=args.rollout_every is not None)
         how = {"prompts_alone": bool(reward), "stops": end_tokens(policy.generation_config, tokenizer)}
@@ -148,7 +144,8 @@ class HumanlineTrainer(EvaluatedTrainer):
         self.layout: Choice | None = None
         self.held_out = HeldOut(self.eval_examples, self.windows, args, self.objective)
         self._watch()
-        self._identity = run_identity(args, self.objective, self.plan, self.train_data, self.rounds, policy)
+        engine = engine_of(self.accelerator)
+        self._identity = run_identity(args, self.objective, self.plan, self.train_data, self.rounds, policy, engine)
         self.reference = self._make_reference(reference_model)
         given = {"reference_model": reference_model is not None, "rounds": self.rounds is not None}
         self.data_metrics = DataMetrics(steps_with_drift(args, **given), args.sync_every)
@@ -270,19 +267,25 @@ class HumanlineTrainer(EvaluatedTrainer):
             raise RolloutError(f"{error}{'' if self.args.dry_run else self.keep_run()}") from error
 
     def _begin(self, step: int) -> None:
-        """Choose the layout, check the head and the loss on the wrapped and placed model, and print what runs."""
+        """Choose the layout, check model, head and loss on the wrapped and placed model, and print what runs."""
         self.choose_layout()
-        assert self.model is not None
-        assert self.layout is not None
-        batch, difference = self._window(step)[0], None
-        if self.args.head == "fused":
-            all_tokens = torch.ones_like(batch.input_ids)
-            difference = probe(self._policy, self.model, batch.input_ids, all_tokens, self.args.impl)
+        args, model, chosen = self.args, self.model, self.layout
+        assert model is not None
+        assert chosen is not None
+        batch = self._window(step)[0]
+        difference = check_forward(self._policy, model, batch.input_ids, args)
         self.scorer.try_objective(self._policy, batch)
-        forwards = batch.forwards + (self.args.perception == "sampling")
-        if self.args.process_index == 0:
-            said = describe_model(self.args, self.model, difference, forwards)
-            tqdm.write(f"{said}\n{describe_layout(*self.layout)}")  # beside Trainer's bar
+        if args.process_index == 0:
+            rounds = self.rounds and self.rounds.summary()
+            lines = (
+                summary.describe_loss(args, self.objective, next(self._policy.parameters()).dtype),
+                summary.describe_reference(args, model, batch.forwards + (args.perception == "sampling")),
+                summary.describe_batches(self.plan, self.state, engine_of(self.accelerator), args.device),
+                summary.describe_model(args, model, difference, *chosen),
+                summary.describe_data(self.train_data, self.eval_data, rounds, self._checked.warning),
+                summary.describe_output(args, self.state),
+            )
+            tqdm.write(wrapped(lines))  # beside Trainer's bar
         self.begun = True
 
     def _prepare_inputs(self, inputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -327,7 +330,9 @@ class HumanlineTrainer(EvaluatedTrainer):
         return (loss, out) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Write Trainer's log line with the objective's metrics."""
+        """Write Trainer's log line with the objective's metrics; none in a dry run, which trains nothing."""
+        if self.args.dry_run:
+            return
         if "loss" in logs:
             sampled = self.rounds.drain() if self.rounds else {}
             done = {"num_tokens": self.state.num_input_tokens_seen, **self.clock.seconds()}
@@ -337,7 +342,7 @@ class HumanlineTrainer(EvaluatedTrainer):
     # Checkpoints
 
     def before_training(self, resume: str | None) -> None:
-        """Check the evaluation, load the initial scores of a resumed run, and print the summary of the run."""
+        """Check the evaluation, and load the initial scores of a resumed run."""
         self.check_evaluation()
         initial, run_dir = self.held_out.initial, Path(str(self.args.output_dir))
         initial.scores = None
@@ -351,11 +356,6 @@ class HumanlineTrainer(EvaluatedTrainer):
             if self.args.should_save and not self.args.dry_run and earlier.resolve() != run_dir.resolve():
                 initial.save()
         write_settings(self.args)
-        if self.args.process_index == 0:
-            choice = choose_impl(self.args.impl, self.args.device, next(self._policy.parameters()).dtype)
-            summary = describe(self.args, self.objective, choice, self.train_data, self.eval_data)
-            lines = summary, self.rounds and self.rounds.summary(), resume and describe_resume(Path(resume))
-            print("\n".join(line for line in (*lines, self._checked.warning) if line), flush=True)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, from the start or from a checkpoint, to the end or until SIGTERM. See :class:`ResumableTrainer`."""

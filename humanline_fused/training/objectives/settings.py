@@ -88,6 +88,11 @@ class LossSettings:
         return HumanlineClamp(self.log_epsilon_P, self.log_epsilon_R) if clamps else None
 
     @property
+    def is_humanline(self) -> bool:
+        """True if the loss perceives tokens: with the clamp or with humanline sampling."""
+        return self.clamp or self.perception == "sampling"
+
+    @property
     def humanline_sampling(self) -> HumanlineSampling | None:
         """The settings of humanline sampling, without draws and maxima; None with ``perception="clamp"``."""
         return HumanlineSampling(**{s: getattr(self, s) for s in SAMPLING}) if self.perception == "sampling" else None

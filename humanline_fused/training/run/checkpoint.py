@@ -16,6 +16,12 @@ from humanline_fused.training.run.manifest import damage, faults, has_hashes, se
 STAGING = durable.UNFINISHED
 """Subfolder of the run's folder in which a checkpoint is written before it gets its final name."""
 
+IDENTITY = "run.json"
+"""File of a checkpoint with the run that it belongs to, and the number of its processes."""
+
+PROCESSES = "processes"
+"""Key of the number of processes that wrote a checkpoint; a run with another number may resume from it."""
+
 START_OVER = (
     "To start over, pass overwrite_output_dir=True (--overwrite_output_dir true), which removes them, or use another "
     "output_dir (a checkpoint's weights can be the new run's model)"
@@ -58,6 +64,18 @@ def recover(output_dir: str | Path) -> None:
 def step_of(folder: Path) -> int:
     """Return the number of optimizer steps before a complete checkpoint."""
     return json.loads((folder / "trainer_state.json").read_text())["global_step"]
+
+
+def missing_rng(folder: Path, rank: int, processes: int) -> list[str]:
+    """Return a description of the rank's state of random numbers if it is missing, as it is on another disk.
+
+    Only as many processes as wrote the checkpoint draw the same numbers, so for others none is missing. The list of
+    files is written on one disk, so it does not have the files of others.
+    """
+    written = json.loads((folder / IDENTITY).read_text(encoding="utf-8")) if (folder / IDENTITY).is_file() else {}
+    name = f"rng_state_{rank}.pth"
+    alone = processes == 1 or written.get(PROCESSES) != processes
+    return [] if alone or (folder / name).is_file() else [f"{name} is missing"]
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
 
-from humanline_fused.training.run.json_lines import read
+from humanline_fused.stored_lines import objects
 
 METRICS = "metrics.jsonl"
 """File in the run's folder with every log line."""
@@ -24,7 +24,7 @@ def finished(output_dir: Path) -> str | None:
     """Return what shows that a run was finished in the folder: an exported model, or the last log line; or None."""
     if exported := next((name for name in WEIGHTS + ADAPTERS if (output_dir / name).is_file()), None):
         return exported
-    ended = any("train_runtime" in line for line in read(output_dir / METRICS))
+    ended = any("train_runtime" in line for line in objects(output_dir / METRICS))
     return METRICS if ended else None
 
 

@@ -22,8 +22,9 @@ def run_identity(
     data: PreparedData | PreparedPrompts,
     rounds: Rounds | None,
     policy: PreTrainedModel,
+    engine: str,
 ) -> dict[str, Any]:
-    """Model, reference, and all that decides the batches, as JSON."""
+    """Engine, model, reference, and all that decides the batches, as JSON."""
     batches = {
         "data": fingerprint(data.examples),
         "num_examples": len(data.examples),
@@ -39,7 +40,7 @@ def run_identity(
         batches["global_micro_batch_size"] = plan.sizes.micro_batch
     settings = {"reference": config.reference, "sync_every": config.sync_every}
     loss = {"temperature": config.temperature_of_loss, "entropy_coef": config.entropy_coef}
-    return {"model": identify(policy), **settings, "batches": batches, "loss": loss}
+    return {"engine": engine, "model": identify(policy), **settings, "batches": batches, "loss": loss}
 
 
 OF_EARLIER_VERSIONS = {"temperature": 1.0, "entropy_coef": 0.0}
@@ -48,6 +49,12 @@ OF_EARLIER_VERSIONS = {"temperature": 1.0, "entropy_coef": 0.0}
 
 def check_identity(saved: dict[str, Any], mine: dict[str, Any], folder: str) -> None:
     """Raise ValueError unless a run with the identity ``mine`` can continue the checkpoint in ``folder``."""
+    engines = saved.get("engine", mine["engine"]), mine["engine"]  # an earlier version did not name it
+    if engines[0] != engines[1]:
+        raise ValueError(
+            f"expected the engine that {folder} was written with, {engines[0]!r}, got {engines[1]!r}, which keeps the "
+            "optimizer's state in another format. Continue with that engine, or start a new run from the weights"
+        )
     for name in ("reference", "sync_every"):
         if saved[name] != mine[name]:
             raise ValueError(f"expected {name}={saved[name]!r}, as in {folder}, got {mine[name]!r}")

@@ -2,16 +2,12 @@
 
 import json
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from humanline_fused.stored_lines import finished_lines, objects, warn
 from humanline_fused.training.run import durable
-
-
-class DamagedLine(UserWarning):
-    """Warning that a line is not a JSON object. It is skipped by readers, and stays in the file."""
 
 
 def as_json(line: Mapping[str, Any]) -> str:
@@ -29,7 +25,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
     A damaged line is reported and skipped. A last line without an end is what a killed run left, and not reported.
     """
-    return [line for _, line in _lines(path) if line is not None]
+    return list(objects(path))
 
 
 def cut(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
@@ -38,8 +34,10 @@ def cut(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, An
     A damaged line is reported, and kept if the line before it is. An unfinished last line is removed.
     """
     raw, kept, kept_before = [], [], True
-    for text, line in _lines(path):
-        if line is not None:
+    for number, (text, line) in enumerate(finished_lines(path), 1):
+        if line is None:
+            warn(f"{path}, line {number} is not a JSON object: skipped")
+        else:
             kept_before = keep(line)
             kept += [line] * kept_before
         raw += [text] * kept_before
@@ -54,17 +52,3 @@ def append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(map(as_json, lines)))
-
-
-def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Yield each finished line and its object; None for a damaged one."""
-    content = path.read_bytes() if path.exists() else b""
-    for number, text in enumerate(content.split(b"\n")[:-1], 1):
-        try:
-            line = json.loads(text.decode())
-        except ValueError:
-            line = None
-        if not isinstance(line, dict):
-            line = None
-            warnings.warn(f"{path}, line {number} is not a JSON object: skipped", DamagedLine, stacklevel=4)
-        yield text + b"\n", line

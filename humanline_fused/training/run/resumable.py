@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -11,18 +12,19 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy, TrainOutput, rotate_checkpoints
 
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.run import checkpoint, earlier_run
-from humanline_fused.training.run.lock import locked
+from humanline_fused.training.run.checkpoint import IDENTITY
+from humanline_fused.training.run.lock import LOCK, locked
+from humanline_fused.training.run.manifest import faults
+from humanline_fused.training.run.process_group import limit_waiting
 from humanline_fused.training.run.sharding import whole_state_dict
 
 RUN_STATE = "run_state.pt"
 """File with the result of :meth:`ResumableTrainer.run_state`."""
 
-IDENTITY = "run.json"
-"""File with the result of :meth:`ResumableTrainer.identity`: the run that a checkpoint belongs to."""
 EARLIER_RUN_STATE = "reference.pt"
 """Former name of the run state's file; checkpoints that have it stay readable."""
 
@@ -69,6 +71,7 @@ class ResumableTrainer(Trainer):
                 the folder has an earlier run, which only ``args.overwrite_output_dir`` lets this one replace.
             BlockingIOError: another run writes into the folder.
         """
+        limit_waiting(self.args)
         asked = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         with ExitStack() as held:
             resume = self._chosen(asked, held)
@@ -77,6 +80,8 @@ class ResumableTrainer(Trainer):
             if self.args.process_index == 0 and not self.args.dry_run:
                 self._clear(resume)
             self.before_training(resume)
+            if resume and self.args.process_index == 0:
+                print(checkpoint.describe_resume(Path(resume)), flush=True)
             return super().train(resume, *args, **kwargs)
 
     def before_training(self, resume: str | None) -> None:
@@ -103,7 +108,27 @@ class ResumableTrainer(Trainer):
         found = gather_object([str(there) if there and there.is_dir() else None])
         if len(set(found)) > 1:
             raise ValueError(f"expected an output_dir that all processes see, but they would continue from {found}")
+        unseen = gather_object([self._unseen(chosen)])
+        if reason := next(filter(None, unseen), None):
+            raise ValueError(reason)
         return chosen
+
+    def _unseen(self, chosen: str | None) -> str | None:
+        """Return why this process cannot use the run's folder, which may be another on its own disk, or None."""
+        args, lock = self.args, Path(str(self.args.output_dir), LOCK)
+        who = f"process {args.process_index} on {socket.gethostname()}"
+        if chosen:
+            folder = Path(chosen)
+            lacking = faults(folder) or checkpoint.missing_rng(folder, args.process_index, args.world_size)
+            whole = f"{chosen}: expected a checkpoint that all processes see whole"
+            return f"{whole}; for {who}, {', '.join(lacking)}" if lacking else None
+        writes = not args.dry_run and args.save_strategy != SaveStrategy.NO
+        if not writes or args.save_on_each_node or lock.exists():
+            return None
+        return (
+            f"expected an output_dir that all processes see, or save_on_each_node=True; {who} does not see {lock} of "
+            "the first one, so that checkpoints would lack its part"
+        )
 
     def _clear(self, resume: str | None) -> None:
         """Make room for this run: nothing of an earlier run is lost unless ``overwrite_output_dir`` says so."""
@@ -127,7 +152,8 @@ class ResumableTrainer(Trainer):
         state = self.run_state()
         if self.args.should_save:
             os.makedirs(output_dir, exist_ok=True)
-            Path(output_dir, IDENTITY).write_text(json.dumps(self.identity(), indent=1) + "\n", encoding="utf-8")
+            identity = self.identity() | {checkpoint.PROCESSES: self.args.world_size}
+            Path(output_dir, IDENTITY).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
             torch.save(state, Path(output_dir, RUN_STATE))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -27,13 +27,25 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing or is not a JSON object.
     """
-    file = run_dir / SETTINGS
+    return read_object(run_dir / SETTINGS, "a run's folder")
+
+
+def read_object(file: Path, folder: str) -> dict[str, Any]:
+    """Return the JSON object of a file.
+
+    Args:
+        file: the file.
+        folder: what a folder with such a file is, for messages.
+
+    Raises:
+        ValueError: the file is missing or is not a JSON object.
+    """
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"expected a run's folder with a {SETTINGS}, found none at {file}") from None
+        raise ValueError(f"expected {folder} with a {file.name}, found none at {file}") from None
     except ValueError as error:
         raise ValueError(f"{file}: expected JSON, got {error}") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file}: expected an object, got {type(settings).__name__}")
-    return settings
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: expected an object, got {type(found).__name__}")
+    return found

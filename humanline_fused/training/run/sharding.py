@@ -1,4 +1,4 @@
-"""FSDP2: sharding of the reference, and export of the whole model."""
+"""Engines: their names, what they do not support, sharding of the reference, and export of the whole model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
+
+
+def engine_of(accelerator: Accelerator) -> str:
+    """Return the engine that trains and keeps the optimizer's state, in a format of its own.
+
+    ``torch`` (one process or DDP), ``fsdp2`` or, with its stage, ``deepspeed ZeRO-2``.
+    """
+    match accelerator.distributed_type:
+        case DistributedType.DEEPSPEED:
+            plugin: Any = accelerator.state.deepspeed_plugin
+            return f"deepspeed ZeRO-{plugin.zero_stage}"
+        case DistributedType.FSDP:
+            return "fsdp2" if accelerator.is_fsdp2 else "fsdp1"
+    return "torch"
 
 
 def refuse_engine(accelerator: Accelerator, reference: str, *, rounds: bool = False, cut: bool = False) -> None:

@@ -1,39 +1,42 @@
-"""Start-up summary of a run."""
+"""The lines of the summary that a run prints before its first step: one function a line."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 from itertools import chain
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import TrainerState
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from humanline_fused.impl import Choice
+from humanline_fused.impl import choose_impl
+from humanline_fused.model.fused_head import causal_lm
 from humanline_fused.reference.adapter import ADAPTER, adapter_tensors
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.findings import Severity
+from humanline_fused.training.data.plan import StepPlan
 from humanline_fused.training.data.prepare import PreparedData
 from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.settings import LossSettings
 
 
-def describe(
-    config: HumanlineConfig,
-    objective: Objective,
-    choice: Choice,
-    train: PreparedData | PreparedPrompts,
-    held_out: PreparedData | None,
-) -> str:
-    """Return the loss and its implementation, and the data with what a user should know of them, a line each."""
+def describe_loss(config: HumanlineConfig, objective: Objective, dtype: torch.dtype) -> str:
+    """Return the line of the loss: objective, clamp or sampling, settings, implementation for weights of ``dtype``."""
+    choice = choose_impl(config.impl, config.device, dtype)
     clamp = f"clamp [{config.log_epsilon_P:g}, {config.log_epsilon_R:g}] nats" if config.clamp else "clamp off"
     perception = describe_sampling(config) or clamp
-    options = "".join(f", {option}" for option in describe_options(config))
-    loss = f"{objective.name}: {perception}{options}, computed by {choice.impl} ({choice.why})"
-    data = f"data: {train.summary()}" + (f"; held out: {held_out.summary()}" if held_out else "")
-    said = train.findings.lines(Severity.LOSS, Severity.NOTE)
-    said += [
-        f"held out: {line}" for line in (held_out.findings.lines(Severity.LOSS, Severity.NOTE) if held_out else ())
-    ]
-    return "\n".join([loss, data, *(f"  {line}" for line in said)])
+    said = [perception, *_own(config, objective), *describe_options(config)]
+    return f"{objective.name}: {', '.join(said)}, computed by {choice.impl} ({choice.why})"
+
+
+def _own(config: HumanlineConfig, objective: Objective) -> list[str]:
+    """Return the objective's own settings that are names or not their defaults, and beta."""
+    own, defaults = objective.own_settings(), {field.name: field.default for field in fields(config)}
+    shown = [name for name in own if isinstance(getattr(config, name), str) or getattr(config, name) != defaults[name]]
+    return [f"{name}={getattr(config, name)}" for name in shown] + [f"beta={config.beta:g}"]
 
 
 def describe_options(config: HumanlineConfig) -> list[str]:
@@ -65,8 +68,61 @@ def describe_sampling(config: LossSettings) -> str | None:
     return ", ".join(["humanline sampling", *(f"B_{side} ~ Beta({g:g}, {b:g})" for side, g, b in sides)])
 
 
+def describe_reference(config: HumanlineConfig, model: nn.Module, forwards: int) -> str:
+    """Return the line of the reference, with its memory cost.
+
+    Args:
+        config: the settings.
+        model: the policy on this process; its bytes, without a second adapter, are the cost of a second model.
+        forwards: forward passes of a micro-batch.
+    """
+    second = bytes_of(adapter_tensors(model, ADAPTER).values()) if config.reference == "adapter" else 0
+    whole = bytes_of(chain(model.parameters(), model.buffers())) - second
+    weights = f"{as_bytes(whole)} of weights"
+    reference = {
+        "lookahead": f"look-ahead k={config.sync_every}, {weights} saved",
+        "copy": f"copy k={config.sync_every}, {weights} more",
+        "adapter": f"adapter k={config.sync_every}, {as_bytes(second)} more instead of {weights}",
+        "frozen": f"frozen, {weights} more",
+    }[config.reference]
+    sync = "no sync" if config.reference == "frozen" else "first sync at step 0"
+    return f"reference: {reference}; forwards per micro-batch {forwards}; {sync}"
+
+
+def describe_batches(plan: StepPlan, state: TrainerState, engine: str, device: torch.device) -> str:
+    """Return the line of the batches: processes, micro-batch, accumulation, steps and epochs."""
+    sizes, steps = plan.sizes, state.max_steps
+    processes = f"{sizes.world_size} process{'es' * (sizes.world_size > 1)} ({device.type}, {engine})"
+    product = f"{processes} x micro-batch {sizes.batch_size} x accumulation {sizes.accumulation}"
+    begun = f", from step {state.global_step}" if state.global_step else ""
+    epochs = f"{steps / plan.steps_per_epoch:.3g} epochs of {plan.steps_per_epoch}"
+    return f"batches: {product} = global batch {sizes.global_batch}; {steps} steps{begun}, {epochs}"
+
+
+def describe_model(config: HumanlineConfig, model: nn.Module, difference: float | None, layout: str, why: str) -> str:
+    """Return the line of the placed model: class, data types, attention, head and layout.
+
+    Args:
+        config: the settings.
+        model: the policy on this process.
+        difference: the largest difference found by the probe, in nats; None if the model computes its own logits.
+        layout, why: the layout of the batches, and the reason for it.
+    """
+    inside = causal_lm(model)
+    weights = sorted({_name(p.dtype) for p in model.parameters()})
+    computes = "bfloat16" if config.bf16 else "float16" if config.fp16 else ""
+    types = f"{', '.join(weights)} weights" + (f" in {computes} computation" if computes else "")
+    attention = f"attention {getattr(inside.config, '_attn_implementation', None)}"
+    head = "head: the model's own logits" if difference is None else f"head check: max |Δlogp| {difference:.0e}"
+    return f"model: {'; '.join([type(model).__name__, types, attention, head, describe_layout(layout, why)])}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def describe_layout(layout: str, why: str) -> str:
-    """Return one line on the layout of the batches.
+    """Return a phrase on the layout of the batches.
 
     >>> describe_layout("shared_prompt", "exact for this model")
     'layout: each shared prompt once (shared_prompt: exact for this model)'
@@ -79,26 +135,54 @@ def describe_layout(layout: str, why: str) -> str:
     return f"layout: {meaning} ({layout}: {why})"
 
 
-def describe_model(config: HumanlineConfig, model: nn.Module, difference: float | None, forwards: int) -> str:
-    """Return one line on the placed model: scoring, reference and memory cost of the reference.
+def describe_data(train: PreparedData | PreparedPrompts, held_out: PreparedData | None, *more: str | None) -> str:
+    """Return the line of the data: their number, and what a user should know of them.
 
     Args:
-        model: the policy on this process; its bytes, without a second adapter, are the cost of a second model.
-        difference: the largest difference found by the probe, in nats; None if the model computes its own logits.
-        forwards: forward passes of a micro-batch.
+        train, held_out: the data.
+        more: further phrases: on rounds, and on positions.
     """
-    head = "head: the model's own logits" if difference is None else f"head check: max |Δlogp| {difference:.0e}"
-    second = bytes_of(adapter_tensors(model, ADAPTER).values()) if config.reference == "adapter" else 0
-    whole = bytes_of(chain(model.parameters(), model.buffers())) - second
-    weights = f"{as_bytes(whole)} of weights"
-    reference = {
-        "lookahead": f"look-ahead k={config.sync_every}, {weights} saved",
-        "copy": f"copy k={config.sync_every}, {weights} more",
-        "adapter": f"adapter k={config.sync_every}, {as_bytes(second)} more instead of {weights}",
-        "frozen": f"frozen, {weights} more",
-    }[config.reference]
-    sync = "no sync" if config.reference == "frozen" else "first sync at step 0"
-    return f"{head}; reference: {reference}; forwards per micro-batch {forwards}; {sync}"
+    said = [f"data: {train.summary()}"]
+    if held_out:
+        said.append(f"held out: {held_out.summary()}")
+    said += [phrase for phrase in more if phrase]
+    said += train.findings.lines(Severity.LOSS, Severity.NOTE)
+    said += [f"held out: {line}" for line in held_out.findings.lines(Severity.LOSS, Severity.NOTE)] if held_out else []
+    return "; ".join(said)
+
+
+def describe_output(config: HumanlineConfig, state: TrainerState) -> str:
+    """Return the line of what is written where; of a dry run, that nothing was trained."""
+    if config.dry_run:
+        return f"dry run: nothing was trained, and nothing is written to {config.output_dir}"
+    checkpoints = {
+        SaveStrategy.NO: "no checkpoints",
+        SaveStrategy.STEPS: f"a checkpoint every {_steps(state.save_steps)}",
+        SaveStrategy.EPOCH: "a checkpoint every epoch",
+        SaveStrategy.BEST: "a checkpoint at the best evaluation so far",
+    }[SaveStrategy(config.save_strategy)]
+    evaluations = {
+        IntervalStrategy.NO: "no evaluation in training",
+        IntervalStrategy.STEPS: f"an evaluation every {_steps(state.eval_steps)}",
+        IntervalStrategy.EPOCH: "an evaluation every epoch",
+    }[IntervalStrategy(config.eval_strategy)]
+    log = {
+        IntervalStrategy.NO: "no log lines",
+        IntervalStrategy.STEPS: f"a log line every {_steps(state.logging_steps)}",
+        IntervalStrategy.EPOCH: "a log line every epoch",
+    }[IntervalStrategy(config.logging_strategy)]
+    reports: Any = config.report_to
+    others = f"; reports to {', '.join(reports)}" if reports else ""
+    return f"writes to {config.output_dir}: {log}, {checkpoints}, {evaluations}{others}"
+
+
+def _steps(number: float) -> str:
+    """Return a number of steps as text.
+
+    >>> _steps(1), _steps(500)
+    ('step', '500 steps')
+    """
+    return "step" if number == 1 else f"{number:g} steps"
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
