@@ -14,7 +14,11 @@ VERSIONS := oldest newest
 # Files whose tests multiply matrices of several shapes. Triton's interpreter multiplies none.
 PRODUCTS := $(addprefix tests/test_,$(addsuffix .py,evaluation head lm_head processes trainer trainer_head))
 
-.PHONY: demo test test-versions lint install clean
+# GPUs that test-ptx compiles the kernels for.
+ARCH := 80,90,100
+comma := ,
+
+.PHONY: demo test test-ptx test-versions lint install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -22,10 +26,18 @@ demo: install
 
 # One process per core with one thread each, and each test file in one process: the tests' tensors are tiny, and threads
 # that wait for a busy core cost minutes.
+# Then the kernels as compiled for an H100, emulated (tests/ptx).
 # Then once more on products with other last bits: no test may depend on bits that only some processors give.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -q --ptx 90
 	OMP_NUM_THREADS=1 OTHER_PROCESSOR=1 $(BIN)/python $(PYTEST) -q -k 'not triton' $(PRODUCTS)
+
+# The tests of a GPU on kernels compiled for each of ARCH: make test-ptx ARCH=80,100
+test-ptx: install
+	@failed=; for arch in $(subst $(comma), ,$(ARCH)); do \
+		OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -q --ptx $$arch || failed="$$failed sm_$$arch"; \
+	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 # The suite with the oldest and the newest versions that pyproject.toml allows; each run begins with a list of them.
 test-versions: $(VERSIONS:%=$(VERSIONS_DIR)/%/.installed)

@@ -1,12 +1,13 @@
-"""The same tests run the kernels compiled on a GPU, or under Triton's interpreter on a CPU.
+"""The same tests run the kernels on a GPU, or on a CPU: under Triton's interpreter, or compiled and emulated.
 
 On a machine with a GPU, ``CUDA_VISIBLE_DEVICES= pytest`` uses the interpreter, and ``pytest -m gpu`` runs only the
-compiled tests.
+compiled tests. ``pytest --ptx 90`` runs these on the kernels as compiled for sm_90 (tests/ptx).
 """
 
 import gc
 import importlib.metadata
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,6 @@ from hypothesis import settings
 
 from humanline_fused.types import Impl
 from tests.other_processor import multiply_as_another_processor_if_asked
-
-# Triton reads it when a kernel is defined, so set it before the first test module is imported.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 REPORTED = ("torch", "triton", "transformers", "accelerate", "datasets", "tokenizers", "peft", "trl")
 """Packages whose versions are printed at the start of a run, because they may cause a failure."""
@@ -30,14 +27,32 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--ptx", type=int, metavar="ARCH", help="run the GPU's tests on kernels compiled for sm_ARCH, without a GPU"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose how kernels run, before Triton or a test module is imported: a kernel is defined one way or the other."""
+    if arch := config.getoption("ptx"):
+        os.environ.pop("TRITON_INTERPRET", None)
+        from tests.ptx.session import Session
+
+        config.pluginmanager.register(Session(arch), "ptx")
+    if arch or not torch.cuda.is_available():
+        # Triton interprets, unless the session has told it not to; and humanline_fused.impl permits it without a GPU.
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
 def pytest_report_header() -> str:
     installed = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
     return ", ".join(f"{name} {installed.get(name, 'not installed')}" for name in REPORTED)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def interpreter_rounds_as_hardware_does() -> None:
-    if os.environ.get("TRITON_INTERPRET") == "1":
+def interpreter_rounds_as_hardware_does(request: pytest.FixtureRequest) -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1" and not request.config.getoption("ptx"):
         from tests.interpreter import round_as_hardware_does
 
         round_as_hardware_does()
@@ -56,9 +71,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def device() -> torch.device:
+def device(request: pytest.FixtureRequest) -> torch.device:
     """Device of the operations' tests."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = torch.cuda.is_available() and not request.config.getoption("ptx")
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+@pytest.fixture(scope="session")
+def emulator(request: pytest.FixtureRequest) -> Any:
+    """The emulator that runs the kernels, tests.ptx.emulator.Emulator."""
+    session = request.config.pluginmanager.get_plugin("ptx")
+    if session is None:
+        pytest.skip("pytest --ptx 90 runs the kernels emulated")
+    return session.emulator
 
 
 @pytest.fixture(params=["eager", "triton"])

@@ -122,6 +122,9 @@ REDUCTIONS = {
     ("min", "s32"): "np.minimum",
     ("max", "u32"): "np.maximum",
     ("min", "u32"): "np.minimum",
+    ("and", "b32"): "np.bitwise_and",
+    ("or", "b32"): "np.bitwise_or",
+    ("xor", "b32"): "np.bitwise_xor",
 }
 
 

@@ -113,9 +113,10 @@ class Emulator:
         outside, use = ownership(program, record, memory)
         ctas = grid[0] * grid[1] * grid[2]
         record.findings += outside + beyond_share(program, use, ctas, self.owned)
-        for race in races(program, record):
-            harmless = self._is_harmless(program, parameters, grid, memory, race)
-            (record.harmless if harmless else record.findings).append(race.finding)
+        found = races(program, record)
+        while found and self._is_harmless(program, parameters, grid, memory, found[0]):
+            record.harmless.append(found.pop(0).finding)
+        record.findings += [race.finding for race in found]
         launch = Launch(program, ctas, record, memory)
         self.on_launch(launch)
         if record.findings:
