@@ -1,0 +1,97 @@
+"""Budgets of whole launches, beside those of their loops: sectors of memory and instructions per element.
+
+A sector is 32 bytes, counted as often as a warp asks for it; one unit is the sectors that hold the logits once.
+Instructions are those of PTX, of a launch's whole code: also the edges of a row, the sums over warps, and the target.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from humanline_kernels.dlogits import scale_dlogits_
+from humanline_kernels.grpo_loss import grpo_loss_forward
+from humanline_kernels.grpo_one_launch import grpo_one_launch
+from humanline_kernels.token_logp import token_logp_backward, token_logp_backward_, token_logp_forward
+from tests.ptx.counts import instructions
+from tests.ptx.driver import active
+from tests.ptx.emulator import Emulator, Launch
+
+ROWS = 2
+MOST_INSTRUCTIONS = {
+    "forward": {32000: 8.0, 50257: 7.5, 128256: 6.5},
+    "backward": {32000: 9.3, 50257: 9.1, 128256: 8.3},
+    "backward in place": {32000: 9.3, 50257: 9.1, 128256: 8.3},
+    "one launch": {32000: 24.0, 50257: 25.0, 128256: 24.0},
+    "scale": {32000: 5.5, 50257: 5.5, 128256: 4.6},
+}
+"""Per element, by kernel and vocabulary. A GPU issues fewer: its assembler merges some."""
+
+UNITS = {
+    "forward": {"logits_ptr|ref_logits_ptr": (1, 0)},
+    "backward": {"logits_ptr": (1, 0), "dlogits_ptr": (0, 1)},
+    "backward in place": {"logits_ptr|dlogits_ptr": (1, 1)},
+    "one launch": {"logits_ptr": (2, 0), "ref_logits_ptr": (1, 0), "dlogits_ptr": (0, 1)},
+    "scale": {"dlogits_ptr": (1, 1)},
+}
+"""Units that are (read, written), by kernel and tensor. One launch reads the policy again from the cache."""
+
+
+def rows(V: int, seed: int = 0) -> Tensor:
+    return torch.randn(1, ROWS, V, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16)
+
+
+def calls(V: int) -> dict[str, Callable[[], object]]:
+    """The launches of :data:`UNITS`, by name."""
+    logits, ids, mask = rows(V), torch.tensor([[1, V - 1]]), torch.ones(1, ROWS, dtype=torch.bool)
+    ones, softmax, bounds = torch.ones(1, ROWS), (1.0, None, 1.0), (0.2, 0.3, 0.05, -50.0, 50.0)
+    scores = (ids, mask, None, 1.0 + 0 * ones, 12.0 + 0 * ones, None)
+    return {
+        "forward": lambda: token_logp_forward(logits, None, ids, mask, None, *softmax, False),
+        "backward": lambda: token_logp_backward(ones, None, logits, *scores, *softmax),
+        "backward in place": lambda: token_logp_backward_(ones, None, rows(V), *scores, *softmax),
+        "one launch": lambda: grpo_one_launch(
+            logits, rows(V, seed=1), None, ids, mask, None, ones, None, ROWS, *softmax, *bounds
+        ),
+        "scale": lambda: scale_dlogits_(rows(V), torch.tensor(2.0)),
+    }
+
+
+def launch_of(emulator: Emulator, call: Callable[[], object]) -> Launch:
+    """Return the only launch of a call."""
+    launches: list[Launch] = []
+    counting = Emulator(emulator.arch, on_launch=launches.append)
+    counting.programs = emulator.programs
+    with active(counting):
+        call()
+    (launch,) = launches
+    return launch
+
+
+@pytest.mark.parametrize("V", [32000, 50257, 128256])
+@pytest.mark.parametrize("name", UNITS)
+def test_a_launch_keeps_within_its_sectors_and_instructions_per_element(emulator, name, V):
+    launch = launch_of(emulator, calls(V)[name])
+    unit = ROWS * V * 2 / 32
+    # A warp's 512 bytes lie in 16 sectors, or in 17 where the row does not begin with one. Every warp reads the target.
+    widest = (1 if V * 2 % 32 == 0 else 17 / 16) + 32 / unit
+    moved = {(one.name, one.write): one.sectors / unit for one in launch.traffic()}
+    for tensor, units in UNITS[name].items():
+        for write, most in enumerate(units):
+            found = moved.pop((tensor, bool(write)), 0.0)
+            assert most * (1 - 1 / V) <= found <= most * widest
+    assert max(moved.values(), default=0) < 0.005  # all else is a few numbers per row
+    executed = 32 * instructions(launch.program, launch.record).total() / (ROWS * V)
+    assert executed <= MOST_INSTRUCTIONS[name][V]
+
+
+def test_grpo_loss_asks_for_no_more_sectors_than_today(emulator):
+    """A lane has eight neighbouring tokens and loads each for itself: 8 requests where one would do."""
+    N, logp = 8192, torch.randn(4, 2048, generator=torch.Generator().manual_seed(0))
+    mask, advantages = torch.ones(4, 2048, dtype=torch.bool), torch.ones(4, 1).expand(4, 2048)
+    settings = (0.2, 0.2, 0.04, -1.5, 1.2, True)
+    launch = launch_of(emulator, lambda: grpo_loss_forward(logp, logp + 0.1, mask, advantages, None, *settings))
+    times = {one.name: one.sectors / one.distinct for one in launch.traffic() if one.nbytes >= N and one.distinct > 1}
+    assert set(times) == {"logp_ptr", "ref_logp_ptr", "loss_mask_ptr", "coefficient_ptr"}
+    assert max(times.values()) <= 8
