@@ -54,7 +54,7 @@ def test_groups_of_equal_rewards_are_left_out_unless_the_kl_has_a_gradient(tmp_p
 
 def test_the_summary_of_a_run_counts_the_groups_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     trained(tmp_path, objective="grpo", beta=0.0, max_steps=1)
-    line = "data: 8 examples\n  groups without signal, dropped with beta=0: 1, e.g. dataset, example "
+    line = "data: 8 examples; groups without signal, dropped with beta=0: 1, e.g. dataset, example "
     assert line in capsys.readouterr().out
 
 

@@ -187,16 +187,17 @@ def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path):
 def noisy(kind: str) -> LlamaForCausalLM:
     """Return a model with noise that no setting and no attribute names."""
     model = tiny_model()
+    inside: Any = model.model
     if kind == "functional dropout":
-        model.model.layers[1].mlp.register_forward_hook(
+        inside.layers[1].mlp.register_forward_hook(
             lambda module, _, out: nn.functional.dropout(out, 0.1, module.training)
         )
     elif kind == "jitter":
-        model.model.layers[0].mlp.register_forward_pre_hook(
+        inside.layers[0].mlp.register_forward_pre_hook(
             lambda module, given: (given[0] * (1 + 1e-5 * module.training * torch.randn(())),)
         )
     elif kind == "another forward":
-        model.model.norm.register_forward_hook(lambda module, _, out: out * (1 + 0.01 * module.training))
+        inside.norm.register_forward_hook(lambda module, _, out: out * (1 + 0.01 * module.training))
     return model
 
 

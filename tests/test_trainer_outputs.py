@@ -55,14 +55,18 @@ def test_a_run_begins_with_a_summary_of_its_settings_and_data(tmp_path: Path, ca
     long = group | {"prompt": "w1 w2 w3 w4 w5"}
     settings = {"objective": "grpo", "sync_every": 4, "max_steps": 1, "max_length": 5, "impl": "eager"}
     trained(tmp_path, train_dataset=[group, long], eval_dataset=[group], **settings)
-    assert capsys.readouterr().out.splitlines()[:7] == [
-        "grpo: clamp [-1.5, 1.5] nats, computed by eager (asked for by name)",
-        "data: 2 examples; held out: 2 examples",
-        "  groups without signal (equal rewards): 2, e.g. dataset, example 0",
-        "  completions cut at max_length (end of sequence lost): 1, e.g. dataset, example 0",
-        "  dropped examples (prompt >= max_length): 2, e.g. dataset, example 1",
-        "  held out: groups without signal (equal rewards): 1, e.g. dataset, example 0",
-        "  held out: completions cut at max_length (end of sequence lost): 1, e.g. dataset, example 0",
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "grpo: clamp [-1.5, 1.5] nats, scale_rewards=group, beta=0.5, computed by eager (asked for by name)"
+    )
+    assert lines[4].split("; ") == [
+        "data: 2 examples",
+        "held out: 2 examples",
+        "groups without signal (equal rewards): 2, e.g. dataset, example 0",
+        "completions cut at max_length (end of sequence lost): 1, e.g. dataset, example 0",
+        "dropped examples (prompt >= max_length): 2, e.g. dataset, example 1",
+        "held out: groups without signal (equal rewards): 1, e.g. dataset, example 0",
+        "held out: completions cut at max_length (end of sequence lost): 1, e.g. dataset, example 0",
     ]
 
 
