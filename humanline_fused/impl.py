@@ -29,8 +29,8 @@ def choose_impl(impl: Impl, device: torch.device, dtype: torch.dtype) -> Choice:
     >>> choose_impl("auto", torch.device("cpu"), torch.float32).impl
     'eager'
     """
-    if impl not in ("auto", "triton", "eager"):
-        raise ValueError(f"impl: expected 'auto', 'triton' or 'eager', got {impl!r}")
+    if not isinstance(impl, str) or impl not in ("auto", "triton", "eager"):
+        raise ValueError(f"impl: expected 'auto', 'triton' or 'eager', got {impl!r:.80}")
     if impl == "eager":
         return Choice("eager", "asked for by name")
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"

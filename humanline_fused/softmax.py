@@ -32,6 +32,8 @@ class Softmax(NamedTuple):
 
     def back(self, dz: Tensor, rows: Tensor, temperature: Tensor | float) -> Tensor:
         """dz · ∂z/∂x (docs/math.md, equation 15)."""
+        if isinstance(temperature, Tensor):
+            temperature = temperature.to(rows.dtype)
         slope = self.scale / temperature
         if self.softcap is not None:
             slope = slope * (1 - (rows * (self.scale / self.softcap)).tanh().square())

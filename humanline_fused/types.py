@@ -43,8 +43,8 @@ class HumanlineClamp:
         for name in ("log_epsilon_P", "log_epsilon_R"):
             bound = getattr(self, name)
             is_number = not isinstance(bound, bool) and isinstance(bound, int | float)
-            # Not an int that no float can hold; NaN is False in both.
-            if not is_number or not (abs(bound) <= sys.float_info.max or abs(bound) == math.inf):
+            # Not one that float32 does not hold; NaN is False in both.
+            if not is_number or not (abs(bound) <= torch.finfo(torch.float32).max or abs(bound) == math.inf):
                 raise ValueError(f"{name}: expected a number of nats, got {bound!r:.80}")
         if not self.log_epsilon_P <= 0 <= self.log_epsilon_R:
             raise ValueError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from humanline_fused.training.conflicts import refuse_conflicts
@@ -25,6 +25,7 @@ from humanline_fused.training.objectives.table import (
     find_objective,
     foreign_settings,
 )
+from humanline_fused.training.setting_types import check_types, own_settings
 from humanline_fused.types import HumanlineClamp, Impl
 
 if TYPE_CHECKING:
@@ -224,6 +225,13 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, ModelSettings, Training
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        if isinstance(self.scale_rewards, bool):  # TRL accepts booleans
+            self.scale_rewards = "group" if self.scale_rewards else "none"
+        check_types(self, OWN - {"objective"})  # which may be an Objective, as find_objective checks
+        schedules = [kind.value for kind in SchedulerType]
+        self._expect("lr_scheduler_type", self.lr_scheduler_type in schedules, " or ".join(map(repr, schedules)))
+        for name in ("learning_rate", "weight_decay", "warmup_steps", "logging_steps"):
+            self._expect(name, 0 <= getattr(self, name) < float("inf"), "a finite number >= 0")
         if self.bf16 is None:
             gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             self.bf16 = gpu and not (self.fp16 or self.use_cpu)  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -237,8 +245,6 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, ModelSettings, Training
             self.save_strategy, self.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
             self.eval_on_start = self.load_best_model_at_end = False
         self.check_model()
-        if isinstance(self.scale_rewards, bool):  # TRL accepts booleans
-            self.scale_rewards = "group" if self.scale_rewards else "none"
         choices = {
             "train_on": TrainOn,
             "perception": PerceptionSetting,
@@ -385,3 +391,7 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, ModelSettings, Training
         """The device of this process. A CPU has no index: torch and transformers 5.17 cannot resume with one."""
         device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
+
+
+OWN = frozenset(own_settings(HumanlineConfig, "humanline_fused"))
+"""Settings of this package, and those of transformers that have another default here."""

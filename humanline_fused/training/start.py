@@ -3,7 +3,8 @@
 import math
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -92,9 +93,11 @@ def load_base(
             raise ValueError(
                 "processing_class: expected a tokenizer, because the model was not loaded by name, got None"
             )
-        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, **config.source()))
+        with _loading("tokenizer", name):
+            tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, **config.source()))
     if isinstance(model, str):
-        model = cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(model, **config.loading()))
+        with _loading("model", model):
+            model = cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(model, **config.loading()))
     else:
         config.refuse_loaded()
     return model, tokenizer
@@ -129,6 +132,25 @@ def make_ready_(policy: PreTrainedModel, config: HumanlineConfig) -> None:
         trained_adapter(policy)
     if config.head == "fused":
         score_in_forward_(policy)
+
+
+@contextmanager
+def _loading(what: str, name: str) -> Iterator[None]:
+    """Raise ValueError or OSError, with the folder, for a file that is not as ``save_pretrained`` writes it.
+
+    For a damaged file transformers, tokenizers and safetensors raise errors of many kinds.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError | OSError) and name in str(error):
+            raise
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(
+            f"{name}: expected a {what} written by save_pretrained, which cannot be loaded ({said})"
+        ) from error
 
 
 def embedding_rows(model: nn.Module) -> int:

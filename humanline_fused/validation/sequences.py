@@ -28,6 +28,6 @@ def check_sequences(target_ids: Tensor, cu_seqlens: Tensor | None) -> int:
 def check_pairs(num_sequences: int) -> None:
     if num_sequences % 2:
         raise ValueError(
-            "expected an even number of sequences, the first half chosen and the second half rejected, "
-            f"got {num_sequences}"
+            "target_ids or cu_seqlens: expected an even number of sequences, the first half chosen and the second half "
+            f"rejected, got {num_sequences}"
         )

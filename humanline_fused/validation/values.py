@@ -2,13 +2,13 @@
 
 import difflib
 import math
-import sys
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+FLOAT32 = torch.finfo(torch.float32)
 
 
 def describe(value: object) -> str:
@@ -65,29 +65,37 @@ def check_values(name: str, expected: str, values: Tensor, legal: Tensor) -> Non
         raise ValueError(f"{name}: expected {expected}, got {values[~legal].flatten()[0].item()}")
 
 
-def is_finite_number(value: object) -> bool:
-    """Return True for an int or float that a float can hold."""
-    return not isinstance(value, bool) and isinstance(value, int | float) and abs(value) <= sys.float_info.max
+def _is_held(value: object) -> bool:
+    """Return True for an int or float that float32, in which losses are computed, holds: not as infinity, nor as 0."""
+    is_number = not isinstance(value, bool) and isinstance(value, int | float)
+    return is_number and (value == 0 or FLOAT32.tiny <= abs(value) <= FLOAT32.max)
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:
     """Return ``value`` if ``low ≤ value ≤ high`` and finite; as a float, because an integer recompiles kernels."""
-    if not isinstance(value, int | float) or not is_finite_number(value) or not low <= value <= high:
-        raise ValueError(f"{name}: expected a finite number in [{low}, {high}], got {shown(value)}")
+    if not isinstance(value, int | float) or not _is_held(value) or not low <= value <= high:
+        raise ValueError(f"{name}: expected a finite number in [{low}, {high}], got {_not_held(value)}")
     return float(value)
 
 
 def check_positive(name: str, value: object) -> float:
     """Return ``value``, a finite number > 0, as a float."""
-    if not isinstance(value, int | float) or not is_finite_number(value) or not value > 0:
-        raise ValueError(f"{name}: expected a finite number > 0, got {shown(value)}")
+    if not isinstance(value, int | float) or not _is_held(value) or not value > 0:
+        raise ValueError(f"{name}: expected a finite number > 0, got {_not_held(value)}")
     return float(value)
 
 
+def _not_held(value: object) -> str:
+    """Return a refused number as text, with the reason where it is only too large or too small."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf or _is_held(value):
+        return shown(value)
+    return f"{shown(value)}, which float32 does not hold"
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         listed = ", ".join(map(repr, choices))
-        raise ValueError(f"{name}: expected one of {listed}, got {value!r}{nearest(value, choices)}")
+        raise ValueError(f"{name}: expected one of {listed}, got {shown(value)}{nearest(value, choices)}")
 
 
 def nearest(name: object, names: Iterable[str]) -> str:

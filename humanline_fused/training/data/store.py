@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -37,6 +38,9 @@ LATER = {"rows"}
 
 NOTES = "notes.json"
 """File with what is stored beside the arrays."""
+
+CHECKSUMS = "crc32"
+"""The note with the arrays' checksums."""
 
 
 class StoredExamples(Sequence[Example]):
@@ -90,6 +94,10 @@ class StoredExamples(Sequence[Example]):
         ends = self._plain["ends"]
         return np.diff(ends.reshape(-1), prepend=0).reshape(ends.shape)
 
+    def checksums(self) -> dict[str, int]:
+        """Return the CRC-32 of each array."""
+        return {name: zlib.crc32(part.reshape(-1).view(np.uint8)) for name, part in self._plain.items()}
+
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
@@ -108,7 +116,9 @@ class StoredExamples(Sequence[Example]):
             writing.mkdir(parents=True)
             for name, part in self.arrays.items():
                 np.save(writing / f"{name}.npy", part)
-            (writing / NOTES).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+            (writing / NOTES).write_text(
+                json.dumps(notes | {CHECKSUMS: self.checksums()}, indent=1) + "\n", encoding="utf-8"
+            )
             os.rename(writing, folder)
         except OSError as error:
             shutil.rmtree(writing, ignore_errors=True)
@@ -129,9 +139,12 @@ def load(folder: Path) -> tuple[StoredExamples, dict[str, Any]] | None:
         present = ARRAYS.keys() - absent.keys()
         arrays = absent | {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in present}
         notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
-    except (OSError, ValueError, EOFError) as error:
+        stored = StoredExamples(arrays)
+        if notes.pop(CHECKSUMS, None) not in (None, stored.checksums()):  # those of earlier versions have none
+            raise ValueError("an array is damaged (its CRC-32 is another)")
+    except Exception as error:  # numpy raises errors of many kinds for a damaged file
         raise ValueError(f"{folder}: expected the tokens of an earlier start, remove the folder: {error}") from error
-    return StoredExamples(arrays), notes
+    return stored, notes
 
 
 class ExampleWriter:

@@ -1,0 +1,57 @@
+"""Types of settings, which a dataclass does not check."""
+
+import dataclasses
+import inspect
+import os
+import sys
+from collections.abc import Iterable
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def own_settings(kind: type, package: str) -> list[str]:
+    """Return the settings that the classes of a package define or redefine, in the order of their names."""
+    bases = [base for base in kind.__mro__ if base.__module__.split(".")[0] == package]
+    return sorted({field.name for base in bases for field in dataclasses.fields(base) if _defines(base, field.name)})
+
+
+def check_types(settings: Any, names: Iterable[str]) -> None:
+    """Check that each setting has the type of its annotation.
+
+    An integer is a float too, a path is a text; True is neither. Integers and words of a ``Literal`` are left to checks
+    of their values.
+
+    Raises:
+        TypeError, ValueError: a setting has another type, or is no number; the message gives both.
+    """
+    hints = get_type_hints(type(settings))
+    for name in names:
+        value, kinds = getattr(settings, name), _kinds(hints[name])
+        if not kinds or int in kinds:
+            continue
+        if not any(_is(value, kind) for kind in kinds):
+            expected = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
+            raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r:.80}")
+        if isinstance(value, Integral) and abs(value) > sys.float_info.max:
+            raise ValueError(f"{name}: expected a number, got {value!r:.80}, which no float holds")
+
+
+def _defines(kind: type, name: str) -> bool:
+    return name in inspect.get_annotations(kind)
+
+
+def _kinds(hint: Any) -> list[type]:
+    """Return the types that an annotation names; none for a ``Literal``."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return [kind for part in get_args(hint) for kind in _kinds(part)]
+    return [] if origin is Literal else [origin or hint]
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, Real) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    return isinstance(value, str | os.PathLike) if kind is str else isinstance(value, kind)
