@@ -95,7 +95,7 @@ class Damages:
     def __call__(self, seed: int) -> Fault:
         """Damage one file of a copy of a run, and use the run."""
         draw = random.Random(seed)
-        form, use = draw.choice(list(FORMS)), draw.choice(list(USES))
+        form, use = draw.choice(list(FORMS)), *draw.choices(list(USES), (55, 25, 4, 16))
         folder = self.here / f"damaged-{seed}"
         folder.mkdir()
         try:

@@ -66,7 +66,7 @@ def scores(source: Any, ids: Tensor, mask: Tensor, eps: float, leaf: Tensor | No
     entropy = -(p * log_p.where(p > 0, 0.0)).sum(-1).where(mask, 0.0)
     bound = (per_token + eps * chosen.detach().abs()).where(mask & chosen.isfinite(), 0.0)
     spread = (p * log_p.where(p > 0, 0.0).abs()).detach().sum(-1)
-    return Bounded(chosen, bound), Bounded(entropy, (4 * bound * (1 + spread)).where(mask, 0.0))
+    return Bounded(chosen, bound), Bounded(entropy, (4 * per_token * (1 + spread)).where(mask, 0.0))
 
 
 @dataclass
@@ -88,7 +88,9 @@ def ratios(policy: Bounded, reference: Bounded, mask: Tensor, clamp: HumanlineCl
     bound = SAFETY * (policy.bound + reference.bound + eps * value.abs()).where(mask & value.isfinite(), 0.0)
     near = [(value - side).abs() <= bound for side in (low, high) if abs(side) < torch.inf]
     kink = bool(sum(one.logical_and(mask).sum() for one in near))
-    return Ratios(raw.clamp(low, high), raw, bound, (value < low) & mask, (value > high) & mask, kink)
+    clamped = raw.clamp(low, high)
+    bound = bound + eps * clamped.detach().abs().where(clamped.isfinite(), 0.0)  # the side itself is rounded
+    return Ratios(clamped, raw, bound, (value < low) & mask, (value > high) & mask, kink)
 
 
 def by_sequence(values: Tensor, cu_seqlens: Tensor | None) -> Tensor:
@@ -174,10 +176,10 @@ def grpo(
     low, high = 1 - epsilon[0], 1 + epsilon[1]
     ratio = given.clamped.exp()
     taken = torch.where(advantages >= 0, ratio.clamp(max=high), ratio.clamp(min=low))
-    losses = -advantages * taken.where(advantages != 0, 1.0)
+    losses = -advantages * taken.where((advantages != 0) | ratio.isnan(), 1.0)
     size = (advantages * taken.detach()).abs().where(advantages != 0, 0.0)
     bounds = size * (2 * given.bound + 8 * eps)
-    k3 = (torch.expm1(-given.raw) + given.raw).where(given.raw > -torch.inf, torch.inf)
+    k3 = (torch.expm1(-given.raw) + given.raw).where(given.raw != -torch.inf, torch.inf)
     slope = torch.expm1(given.raw.detach().abs() + given.bound)
     exact = k3.detach().where(given.raw.detach().abs() > 1e-3, given.raw.detach() ** 2 / 2)  # expm1(-x) + x cancels
     error = slope * given.bound + given.bound**2 + 8 * eps * (exact + 1e-12)
