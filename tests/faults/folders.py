@@ -21,7 +21,7 @@ SET_ASIDE = re.compile(r"(metrics|completions)\.jsonl\.\d+")
 def contents(folder: Path) -> dict[str, Any]:
     """Return what each file holds, by its path in the folder, without measured times."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and not SET_ASIDE.fullmatch(file.name))
-    return {str(file.relative_to(folder)): _content(file) for file in files}
+    return {str(file.relative_to(folder)): _readable(file) for file in files}
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
@@ -32,6 +32,14 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
 def lines_of(file: Path) -> list[Any]:
     """Return the objects of a log's lines without measured times; a line that is no object as its text."""
     return [_timeless(_parsed(line)) for line in file.read_bytes().split(b"\n")]
+
+
+def _readable(file: Path) -> Any:
+    """Return what a file holds, or its bytes if it is damaged."""
+    try:
+        return _content(file)
+    except Exception:
+        return file.read_bytes()
 
 
 def _content(file: Path) -> Any:
