@@ -33,7 +33,7 @@ def check_types(settings: Any, names: Iterable[str]) -> None:
         if not any(_is(value, kind) for kind in kinds):
             expected = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
             raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r:.80}")
-        if isinstance(value, Integral) and abs(value) > sys.float_info.max:
+        if isinstance(value, Integral) and abs(int(value)) > sys.float_info.max:
             raise ValueError(f"{name}: expected a number, got {value!r:.80}, which no float holds")
 
 

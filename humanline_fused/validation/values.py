@@ -67,8 +67,9 @@ def check_values(name: str, expected: str, values: Tensor, legal: Tensor) -> Non
 
 def _is_held(value: object) -> bool:
     """Return True for an int or float that float32, in which losses are computed, holds: not as infinity, nor as 0."""
-    is_number = not isinstance(value, bool) and isinstance(value, int | float)
-    return is_number and (value == 0 or FLOAT32.tiny <= abs(value) <= FLOAT32.max)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value == 0 or FLOAT32.tiny <= abs(value) <= FLOAT32.max
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:

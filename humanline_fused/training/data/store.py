@@ -96,7 +96,7 @@ class StoredExamples(Sequence[Example]):
 
     def checksums(self) -> dict[str, int]:
         """Return the CRC-32 of each array."""
-        return {name: zlib.crc32(part.reshape(-1).view(np.uint8)) for name, part in self._plain.items()}
+        return {name: zlib.crc32(part.reshape(-1).view(np.uint8).data) for name, part in self._plain.items()}
 
     @property
     def nbytes(self) -> int:
