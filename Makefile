@@ -18,6 +18,9 @@ PRODUCTS := $(addprefix tests/test_,$(addsuffix .py,evaluation head lm_head proc
 ARCH := 80,90,100
 comma := ,
 
+# Files whose tests launch the kernels as others do: about PyTorch's compiler, and the head. test-ptx runs them too.
+LAUNCHED_ALIKE := $(addprefix --ignore=tests/test_,pytorch.py lm_head.py)
+
 .PHONY: demo test test-ptx test-versions lint install clean
 .DEFAULT_GOAL := demo
 
@@ -30,7 +33,7 @@ demo: install
 # Then once more on products with other last bits: no test may depend on bits that only some processors give.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -q --ptx 90
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -q --ptx 90 $(LAUNCHED_ALIKE)
 	OMP_NUM_THREADS=1 OTHER_PROCESSOR=1 $(BIN)/python $(PYTEST) -q -k 'not triton' $(PRODUCTS)
 
 # The tests of a GPU on kernels compiled for each of ARCH: make test-ptx ARCH=80,100

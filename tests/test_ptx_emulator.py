@@ -135,6 +135,11 @@ def test_a_lane_that_a_selection_leaves_out_may_be_undefined():
     assert y.tolist() == [*range(32), *[7] * 32]
 
 
+def test_the_half_of_a_pair_that_only_fills_it_up_may_be_undefined():
+    body = "mov.b64 %rd9, {%r1, %r20};\nadd.f32x2 %rd10, %rd9, %rd9;\nmov.b64 {%r7, _}, %rd10;\n"
+    assert kinds_of_findings(body + "st.global.b32 [%rd4 + 0], {%r7};", *buffers()) == []
+
+
 def test_no_barrier_helps_between_ctas():
     first_lane = "setp.eq.b32 %p3, %r1, 0;\n@%p3 st.global.b32 [%rd2 + 0], {%r2};\nbar.sync 0;"
     assert kinds_of_findings(first_lane, *buffers()) == []

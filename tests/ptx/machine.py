@@ -67,7 +67,8 @@ class Machine(Lanes):
     def _step(self, pending: Pending, waiting: list[tuple[int, np.ndarray]]) -> None:
         """Run one block in the lanes that are there, and send them on."""
         index = min(pending) if self.random is None else int(self.random.choice(list(pending)))
-        lanes = np.sort(np.concatenate(pending.pop(index)))
+        parts = pending.pop(index)
+        lanes = parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
         if self.random is not None:
             lanes = self._half_of_the_warps(self.random, lanes, index, pending)
         block = self.program.kernel.blocks[index]

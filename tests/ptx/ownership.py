@@ -45,8 +45,8 @@ def ownership(program: Program, record: Record, memory: GlobalMemory) -> tuple[l
             new = inside & ~legal
             legal |= inside
             if new.any() and view.num_rows > 1:
-                cta_and_row = np.unique(np.stack([here.warp[new] // program.warps, row[new]], 1), axis=0)
-                most = int(np.unique(cta_and_row[:, 0], return_counts=True)[1].max())
+                pairs = np.unique(here.warp[new] // program.warps * view.num_rows + row[new])  # of a CTA and a row
+                most = int(np.unique(pairs // view.num_rows, return_counts=True)[1].max())
                 use.append(RowUse(view.name, view.num_rows, most))
         found += _outside(program, here, region, "straddles rows", straddles & ~legal)
         found += _outside(program, here, region, "outside the view", ~legal & ~straddles)

@@ -36,7 +36,7 @@ def maybe_undefined(kernel: Kernel, suspects: frozenset[int]) -> frozenset[str]:
     Args:
         suspects: numbers of loads whose results count as undefined.
     """
-    found = set(kernel.undefined)
+    found = set(kernel.undefined) - padding(kernel)
     for number, instruction in enumerate(kernel.instructions):
         if instruction.opcode.startswith("ld.shared") or number in suspects:
             found |= set(instruction.effects()[1])
@@ -48,3 +48,18 @@ def maybe_undefined(kernel: Kernel, suspects: frozenset[int]) -> frozenset[str]:
             if found.intersection(reads):
                 found |= set(writes)
     return frozenset(found)
+
+
+def padding(kernel: Kernel) -> set[str]:
+    """Registers that nothing writes and that only fill up a wider one.
+
+    The compiler pads a pair of float32 so, and uses the other half alone: halves are not followed one by one.
+    """
+    written = {register for instruction in kernel.instructions for register in instruction.effects()[1]}
+    read_otherwise = {
+        register
+        for instruction in kernel.instructions
+        if not (instruction.name == "mov" and instruction.operands[-1].kind == "vector")
+        for register in instruction.effects()[0]
+    }
+    return set(kernel.undefined) - written - read_otherwise
