@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, HfArgumentParser
 from benchmarks.results import ROOT
 from examples.make_start import pairs
 from examples.sorting_reward import reward
-from humanline_fused.cli import main, read_settings
+from humanline_fused.cli import main
 from humanline_fused.demo import task
 from humanline_fused.training import HumanlineConfig
+from humanline_fused.training.config_file import config_arguments
 
 FOLDER = ROOT / "examples"
 MAKER = "make_start.py"
@@ -127,7 +128,7 @@ def test_messages_and_text_give_the_same_losses(made: Path) -> None:
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_a_config_of_the_paper_is_valid_and_states_that_it_was_not_run(path: Path) -> None:
     assert path.read_text().startswith("# Not run here.")
-    settings = read_settings(path, list(HumanlineConfig.__dataclass_fields__))
+    settings = config_arguments(path, list(HumanlineConfig.__dataclass_fields__))
     parser = HfArgumentParser(HumanlineConfig)  # pyright: ignore[reportArgumentType]
     (config,) = parser.parse_args_into_dataclasses([*settings, "--use_cpu=true", "--bf16=false"])
     assert (config.clamp, config.log_epsilon_P, config.log_epsilon_R) == (True, -1.5, 1.5)
