@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             print(f"humanline {arguments.command}: error: {text}", file=sys.stderr)
             return UserError.status
-        except KeyboardInterrupt:
-            print(f"humanline {arguments.command}: interrupted", file=sys.stderr)
+        except KeyboardInterrupt as interrupt:
+            print(f"humanline {arguments.command}: {escaped(str(interrupt) or 'interrupted')}", file=sys.stderr)
             return 130
         return 0
 
@@ -109,8 +109,8 @@ def train(argv: Sequence[str]) -> None:
     from humanline_fused.training.config_file import config_arguments
     from humanline_fused.training.foreign_arguments import OF_SETTINGS, instead
     from humanline_fused.training.online.reward import RolloutError
-    from humanline_fused.training.run.checkpoint import newest_complete, refuse_early
-    from humanline_fused.training.run.process_group import waited_in_vain
+    from humanline_fused.training.run.checkpoint import refuse_early
+    from humanline_fused.training.run.whole_run import saying_how_to_continue, train_and_export
 
     file_option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file_option.add_argument("--config", type=Path, help="A YAML file with any of the fields below.")
@@ -136,38 +136,24 @@ def train(argv: Sequence[str]) -> None:
             theirs, ours = {f"--{name}": here for name, here in OF_SETTINGS.items()}, [f"--{name}" for name in fields]
             raise UserError(f"{unknown[0]}: not an option{instead(unknown[0], theirs, ours)}")
         refuse_early(config.output_dir, config.resume_from_checkpoint, overwrite=config.overwrite_output_dir)
-        trainer = HumanlineTrainer(args=config)
+        with saying_how_to_continue(config):
+            trainer = HumanlineTrainer(args=config)
     except UnicodeEncodeError:  # no setting causes it
         raise
     except (ValueError, TypeError, OSError) as error:
         raise user_error(error) from error
 
     try:
-        trainer.train()
+        with saying_how_to_continue(config):
+            said = train_and_export(trainer)
     except (FloatingPointError, OSError, RolloutError) as error:
         raise RunError(str(error)) from error
-    except RuntimeError as error:
-        if not waited_in_vain(error):
-            raise
-        newest = newest_complete(config.output_dir)
-        raise RunError(
-            f"another process ended, or did not answer for ddp_timeout={config.ddp_timeout} s ({one_line(error)}). "
-            + (f"Resume from {newest}" if newest else "There is no checkpoint")
-        ) from error
     except (ValueError, TypeError) as error:
         if trainer.begun or isinstance(error, UnicodeEncodeError):
             raise
         raise user_error(error) from error
-    if trainer.termination.stopped and config.process_index == 0:
-        saved = newest_complete(config.output_dir)
-        print(f"SIGTERM: stopped at step {trainer.state.global_step}, saved {saved}: --resume_from_checkpoint auto")
-    if trainer.termination.stopped or config.dry_run:
-        return
-    if trainer.eval_examples:
-        trainer.evaluate()
-    trainer.save_model()
-    if config.process_index == 0:
-        print(f"saved to {config.output_dir}")
+    if said and config.process_index == 0:
+        print(said)
 
 
 def plot(argv: Sequence[str]) -> None:

@@ -225,7 +225,7 @@ def test_the_error_of_a_failed_run_is_one_line_and_status_1(
         assert main(["train", "--config", "config.yaml"]) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("humanline train: error: run/checkpoint-2 could not be written ([Errno 28] No space left")
-    assert line.endswith("There is no earlier one")
+    assert line.endswith("There is no checkpoint to resume from")
 
 
 def test_another_process_that_is_out_of_reach_is_one_line(
@@ -267,10 +267,49 @@ def test_sigterm_saves_ends_with_status_0_and_says_how_to_continue(
         patch.setattr(HumanlineTrainer, "get_batch_samples", terminated)
         assert main(["train", "--config", "config.yaml", "--save_steps", "100"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "SIGTERM: stopped at step 3, saved run/checkpoint-3: --resume_from_checkpoint auto"
+    assert last == "SIGTERM: stopped at step 2, saved run/checkpoint-2: --resume_from_checkpoint auto"
     assert not Path("run/model.safetensors").exists()
     assert main(["train", "--config", "config.yaml", "--resume_from_checkpoint", "auto"]) == 0
     assert [line["step"] for line in logged("run") if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_a_full_disk_at_the_export_is_one_line_and_status_1(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = HumanlineTrainer._save
+
+    def full(self: HumanlineTrainer, output_dir: str, *args: Any, **kwargs: Any) -> None:
+        if output_dir == "run":
+            raise OSError(28, "No space left on device")
+        save(self, output_dir, *args, **kwargs)
+
+    monkeypatch.setattr(HumanlineTrainer, "_save", full)
+    assert main(["train", "--config", "config.yaml"]) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    expected = (
+        "run could not be written ([Errno 28] No space left on device). run/checkpoint-4 is complete: resume from it"
+    )
+    assert line == f"humanline train: error: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("phase", "kept"),
+    [("_plan_steps", "there is no checkpoint yet"), ("save_model", "run/checkpoint-4 is complete")],
+)
+def test_an_interruption_of_training_names_the_way_to_continue(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, phase: str, kept: str
+) -> None:
+    function = getattr(HumanlineTrainer, phase)
+
+    def interrupted(self: HumanlineTrainer, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs:  # else a checkpoint is saved
+            raise KeyboardInterrupt
+        return function(self, *args, **kwargs)
+
+    monkeypatch.setattr(HumanlineTrainer, phase, interrupted)
+    assert main(["train", "--config", "config.yaml"]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"humanline train: interrupted; {kept}: --resume_from_checkpoint auto"
 
 
 def test_an_interruption_ends_with_one_line_and_status_130(

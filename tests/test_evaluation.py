@@ -149,6 +149,24 @@ def test_the_initial_scores_of_an_earlier_version_are_read(tmp_path: Path):
     assert again["eval_rewards_initial/margins"] != 0
 
 
+@pytest.mark.parametrize("damage", ["zeros", "one bit", "cut"])
+def test_damaged_initial_scores_are_refused_in_one_line(tmp_path: Path, damage: str):
+    settings = {"eval_dataset": records("dpo", 3, 5), "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    trained(tmp_path, **settings)
+    file = tmp_path / "initial_eval_logp.pt"
+    content = bytearray(file.read_bytes())
+    if damage == "zeros":
+        content = bytearray(len(content))
+    elif damage == "cut":
+        del content[len(content) // 2 :]
+    else:
+        scores = torch.load(file)["scores"][0]["ref_logp"][0]
+        content[content.index(scores.numpy().tobytes())] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^[^\n]*initial_eval_logp\.pt is damaged \([^\n]+another output_dir$"):
+        trained(tmp_path, **settings, resume_from_checkpoint="auto")
+
+
 def test_evaluation_before_training_writes_only_tokens_and_is_not_a_runs_baseline(tmp_path: Path):
     trainer = tiny_trainer(tmp_path, eval_dataset=records("dpo", 8, 5), overwrite_output_dir=True)
     assert trainer.evaluate()["eval_rewards_initial/margins"] == 0

@@ -4,6 +4,8 @@ import datetime
 import json
 import os
 import shutil
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,28 @@ def test_a_preparation_that_was_killed_leaves_nothing_in_the_way(
     assert main(["show", str(run), "--step", "2"]) == 0
     on_day(monkeypatch, 2)
     dated_trainer(run, data, resume_from_checkpoint="auto").train()
+
+
+def test_a_link_with_the_name_of_an_unfinished_folder_is_removed_and_not_followed(tmp_path: Path):
+    (kept,) = (tmp_path / "run" / "tokens").iterdir() if tiny_trainer(tmp_path / "run") else ()
+    shutil.rmtree(kept)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "ids.npy").write_text("another's")
+    kept.with_name(f"{kept.name}.writing-{os.getpid()}").symlink_to(tmp_path / "elsewhere")
+    tiny_trainer(tmp_path / "run")
+    assert list((tmp_path / "run" / "tokens").iterdir()) == [kept]
+    assert not kept.is_symlink()
+    assert (tmp_path / "elsewhere" / "ids.npy").read_text() == "another's"
+    assert kept.stat().st_mode == kept.parent.stat().st_mode
+
+
+def interrupted(chunk: Sequence[int]) -> list[int]:
+    os.kill(os.getpid(), signal.SIGINT)
+    return list(chunk)
+
+
+def test_ctrl_c_does_not_end_the_processes_that_tokenise_with_a_traceback():
+    assert [done for _, done in map_chunks(interrupted, range(3), num_proc=1)] == [[0, 1, 2]]
 
 
 def test_the_second_start_tokenises_nothing_and_shares_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

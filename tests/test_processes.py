@@ -128,7 +128,7 @@ def terminate(folder: Path) -> None:
     trainer = made(folder / "terminated", "dpo lookahead", 2, callbacks=[Terminate()])
     trainer.train()
     rank = trainer.args.process_index
-    torch.save([trainer.state.global_step, trainer.termination.received], folder / f"terminated {rank}.pt")
+    torch.save([trainer.state.global_step, bool(trainer.termination.received)], folder / f"terminated {rank}.pt")
 
 
 @pytest.fixture(scope="module")

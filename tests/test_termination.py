@@ -1,4 +1,4 @@
-"""On SIGTERM a run saves at the end of the step and stops; resuming gives the uninterrupted result."""
+"""SIGTERM, SIGINT and SIGHUP are requests to end a run; what else they do stays as it was."""
 
 import os
 import signal
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import TrainerCallback
 
+from humanline_fused.training.run import termination
 from humanline_fused.training.run.checkpoint import newest_complete
 from humanline_fused.training.run.termination import Termination
-from tests.tiny_model import losses, records, tiny_trainer, trained
+from tests.tiny_model import records, trained
 
 
 class Scheduler(TrainerCallback):
@@ -26,21 +26,6 @@ class Scheduler(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("reference", ["lookahead", "copy"])
-def test_a_terminated_run_saves_after_its_step_and_resumes_bitwise(tmp_path: Path, reference: str):
-    settings = {"reference": reference, "sync_every": 4}
-    whole = trained(tmp_path / "whole", **settings)
-    cut = trained(tmp_path / "cut", callbacks=[Scheduler(2)], **settings)
-    assert cut.termination.stopped
-    assert cut.state.global_step == 3
-    assert newest_complete(tmp_path / "cut") == tmp_path / "cut" / "checkpoint-3"
-    resumed = tiny_trainer(tmp_path / "cut", resume_from_checkpoint="auto", **settings)
-    resumed.train()
-    assert not resumed.termination.stopped
-    assert losses(resumed) == losses(whole)
-    assert all(torch.equal(a, b) for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True))
-
-
 def test_a_terminated_run_saves_even_with_save_strategy_best(tmp_path: Path):
     best = {"save_strategy": "best", "metric_for_best_model": "loss", "greater_is_better": True}
     settings = {"eval_dataset": records("dpo", 4, 5), "eval_strategy": "steps", "eval_steps": 1, **best}
@@ -48,27 +33,73 @@ def test_a_terminated_run_saves_even_with_save_strategy_best(tmp_path: Path):
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-4"
 
 
-def test_the_previous_sigterm_handler_is_restored_also_after_a_failed_run(tmp_path: Path):
-    before = signal.getsignal(signal.SIGTERM)
+def test_the_previous_handlers_are_restored_also_after_a_failed_run(tmp_path: Path):
+    before = [signal.getsignal(one) for one in termination.SIGNALS]
 
     class Failing(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            assert signal.getsignal(signal.SIGTERM) != before
+            assert not {signal.getsignal(one) for one in termination.SIGNALS} & set(before)
             raise RuntimeError("no such luck")
 
     with pytest.raises(RuntimeError, match="no such luck"):
         trained(tmp_path, callbacks=[Failing()])
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert [signal.getsignal(one) for one in termination.SIGNALS] == before
+
+
+def test_a_second_ctrl_c_interrupts_at_once_but_not_one_within_a_second(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(termination, "SAID", b"")
+    now = [0.0]
+    monkeypatch.setattr(termination.time, "monotonic", lambda: now[0])
+    with Termination() as ending:
+        signal.raise_signal(signal.SIGINT)
+        now[0] = termination.AGAIN / 2  # a launcher's, for the same Ctrl-C
+        signal.raise_signal(signal.SIGINT)
+        assert ending.received == signal.SIGINT
+        now[0] = termination.AGAIN
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with Termination() as ending:
+            signal.raise_signal(signal.SIGHUP)
+            assert ending.received is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_process_that_a_reward_function_forks_can_be_terminated():
+    with Termination() as ending:
+        child = os.fork()
+        if not child:
+            signal.raise_signal(signal.SIGTERM)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGTERM
+    assert ending.received is None
+
+
+def test_the_handlers_are_those_of_the_outer_context_until_its_end():
+    before = [signal.getsignal(one) for one in termination.SIGNALS]
+    with Termination() as ending:
+        with ending:
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) not in before
+        assert ending.received == signal.SIGTERM
+    assert [signal.getsignal(one) for one in termination.SIGNALS] == before
 
 
 def test_outside_the_main_thread_a_run_trains_without_a_handler():
-    entered: list[bool] = []
+    entered: list[Any] = []
 
-    def run() -> None:
-        with Termination() as termination:
-            entered.append(termination.stopped)
+    def enter() -> None:
+        with Termination() as ending:
+            entered.append(ending.stopped)
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert entered == [False]
+    assert entered == [None]

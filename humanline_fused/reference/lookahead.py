@@ -79,4 +79,4 @@ class LookaheadReference:
                 f"the checkpoint's run was planned to end at step {state['last_step'] + 1} and has no reference scores "
                 f"beyond it: expected max_steps <= {state['last_step'] + 1}, got {last_step + 1}"
             )
-        self.pending = state["pending"]
+        self.pending, self.last_step = state["pending"], last_step

@@ -27,6 +27,7 @@ from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.metrics_log import Meter
 from humanline_fused.training.run.resumable import ResumableTrainer
 from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
+from humanline_fused.training.run.writing import writing
 from humanline_fused.training.scoring import Scorer
 from humanline_fused.training.windows import Windows, as_one
 from humanline_fused.validation.values import nearest
@@ -98,8 +99,19 @@ class HeldOut:
                 scored = score(model, [self.windows.collate(self.examples, part)])
                 taken |= pending.by_example(scored, [part], *self.settings) if counts else {}
         self.initial.make(taken)
-        if keep:
-            self.initial.save()
+        with writing(self.initial.file, self.initial.file.parent):
+            if keep:
+                self.initial.save()
+
+    def resume(self, earlier: Path, *, keep: bool) -> None:
+        """Load the initial scores of a run in the folder ``earlier``; write them into this run's, if it is another.
+
+        Collective.
+        """
+        self.initial.load(earlier)
+        with writing(self.initial.file, self.initial.file.parent):
+            if keep and earlier.resolve() != self.initial.file.parent.resolve():
+                self.initial.save()
 
     def _parts(self, number: int) -> list[tuple[MicroBatch, bool]]:
         """Return the parts of one of this rank's micro-batches, each with True unless it repeats the part before."""

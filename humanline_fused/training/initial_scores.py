@@ -1,5 +1,6 @@
 """Log-probs of the held-out data under the initial policy, the baseline of every evaluation."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,30 @@ class InitialScores:
         """Read the scores from ``run_dir``, by default the run's own.
 
         Raises:
-            ValueError: the file is missing, or its scores belong to other data or settings.
+            ValueError: the file is missing or damaged, or its scores belong to other data or settings.
         """
         file = run_dir / INITIAL_SCORES if run_dir else self.file
         if not file.is_file():
             raise ValueError(f"expected {file}: evaluation compares with the initial policy, which was not scored")
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = _read(file)
         saved = {"temperature": 1.0, **state["made_of"]}  # earlier versions had no other
         if different := [name for name, value in self.made_of.items() if saved.get(name) != value]:
             then, now = ({name: made_of.get(name) for name in different} for made_of in (saved, self.made_of))
             raise ValueError(f"expected the held-out data and settings that {file} was made of, {then}, got {now}")
         scores = state["scores"]
         self.scores = self.of_batches(scores) if isinstance(scores, list) else scores
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return what was saved, whose checksums torch itself does not compare."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise ValueError(
+            f"{file} is damaged ({damaged}): evaluation compares with these scores of the initial policy. Restore the "
+            "file, or start the run again in another output_dir"
+        )
+    return torch.load(file, map_location="cpu", weights_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from humanline_fused.training.config import HumanlineConfig
@@ -62,18 +63,28 @@ def kept(
         key: returns the key of :func:`key_of`.
         make: returns the data, from the stored examples and notes, or prepared if there are none. What it returns has
             ``examples`` and ``notes()``.
+
+    Raises:
+        OSError: on every process, if the first one could not write the tokens.
     """
+    failed: OSError | None = None
     with config.main_process_first(local=False, desc="tokens of the data"):
         folder = Path(str(config.output_dir), FOLDER, key())
         found = load(folder)
-        if found is None:
-            data = make(None, {})
-            if config.dry_run or not config.should_save:
-                return data
-            data.examples.save(folder, data.notes())
-            found = load(folder)
-            assert found is not None
-        return make(*found)
+        data = make(*(found or (None, {})))
+        if found is None and config.should_save and not config.dry_run:
+            try:
+                data.examples.save(folder, data.notes())
+            except OSError as error:
+                failed = error
+            else:
+                found = load(folder)
+                assert found is not None
+                data = make(*found)
+    for error in gather_object([failed]):
+        if error is not None:
+            raise error
+    return data
 
 
 def find_kept(run_dir: Path, num_examples: int, code: int, groups: int | None = None) -> StoredExamples | None:

@@ -19,7 +19,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import TrainOutput
 
 from humanline_fused.printing import wrapped
 from humanline_fused.reference import CopyReference, LookaheadReference
@@ -45,14 +44,16 @@ from humanline_fused.training.run import summary
 from humanline_fused.training.run.checkpoint import step_of
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.data_metrics import DataMetrics, steps_with_drift
+from humanline_fused.training.run.earlier_run import METRICS
 from humanline_fused.training.run.failure_signs import FailureSigns
 from humanline_fused.training.run.identity import check_identity, run_identity
+from humanline_fused.training.run.loop_state import LoopState
 from humanline_fused.training.run.metrics_log import Meter, MetricsFile
 from humanline_fused.training.run.reference_sync import ReferenceSync
-from humanline_fused.training.run.settings_file import write_settings
+from humanline_fused.training.run.settings_file import SETTINGS, write_settings
 from humanline_fused.training.run.sharding import engine_of, refuse_engine
 from humanline_fused.training.run.termination import Termination
-from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
+from humanline_fused.training.run.writing import writing
 from humanline_fused.training.run_data import read_run_data
 from humanline_fused.training.scoring import Scorer
 from humanline_fused.training.start import (
@@ -172,12 +173,14 @@ class HumanlineTrainer(EvaluatedTrainer):
             )
 
     def _watch(self) -> None:
-        """Add the callbacks for SIGTERM, the metrics file, the signs of failure and the model's pad token."""
+        """Add the callbacks for signals, the metrics file, the loop, the signs of failure and the model's pad token."""
         self.termination = Termination()
         self.add_callback(self.termination)
-        self.metrics_file = MetricsFile(Path(str(self.args.output_dir)) / "metrics.jsonl")
+        self.loop = LoopState(self, self.meters["train"])
+        self.metrics_file = MetricsFile(self.run_dir / METRICS, self.termination.fail)
         if not self.args.dry_run:
             self.add_callback(self.metrics_file)
+            self.add_callback(self.loop)
         self.add_callback(FailureSigns(self.args))
         self.add_callback(KeptPadToken(self._policy))
 
@@ -228,14 +231,17 @@ class HumanlineTrainer(EvaluatedTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Return a loader that gives Trainer the length; :meth:`get_batch_samples` takes batches from the plan."""
         plan: Any = self.plan
-        return DataLoader(self.train_data.examples, batch_sampler=plan, collate_fn=list)  # pyright: ignore[reportArgumentType]
+        # With a generator of its own it leaves torch's alone, whose state a checkpoint holds.
+        settings: dict[str, Any] = {"collate_fn": list, "generator": torch.Generator()}
+        return DataLoader(self.train_data.examples, batch_sampler=plan, **settings)  # pyright: ignore[reportArgumentType]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Batch | CutBatch], None]:
         """Return the micro-batches of the next optimizer step, with the reference's log-probs."""
         step = self.state.global_step
-        if step >= self.state.max_steps:  # Trainer would take one more step when a finished run is resumed
+        # Trainer would take one more step when a finished run is resumed, or one that its last evaluation stopped.
+        if step >= self.state.max_steps or self.control.should_training_stop or self.stops_early():
             self.control.should_training_stop = True
             return [], None
         if self.rounds:
@@ -337,6 +343,10 @@ class HumanlineTrainer(EvaluatedTrainer):
             sampled = self.rounds.drain() if self.rounds else {}
             done = {"num_tokens": self.state.num_input_tokens_seen, **self.clock.seconds()}
             logs = {**self._drain("train"), **self.data_metrics.drain(self._summed), **sampled, **done, **logs}
+        if "train_loss" in logs:
+            if self.termination.stopped:  # it is the last line of a finished run
+                return
+            logs["train_loss"] = self.loop.mean_loss()
         super().log(logs, start_time)
 
     # Checkpoints
@@ -344,23 +354,16 @@ class HumanlineTrainer(EvaluatedTrainer):
     def before_training(self, resume: str | None) -> None:
         """Check the evaluation, and load the initial scores of a resumed run."""
         self.check_evaluation()
-        initial, run_dir = self.held_out.initial, Path(str(self.args.output_dir))
-        initial.scores = None
+        self.held_out.initial.scores = None
         self.data_metrics.restart()
         self.clock.start()
         if self.rounds:
             self.rounds.restart(step_of(Path(resume)) if resume else 0)
         if resume and self.eval_examples:
-            earlier = Path(resume).parent
-            initial.load(earlier)
-            if self.args.should_save and not self.args.dry_run and earlier.resolve() != run_dir.resolve():
-                initial.save()
-        write_settings(self.args)
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train, from the start or from a checkpoint, to the end or until SIGTERM. See :class:`ResumableTrainer`."""
-        with self.termination, without_untrue_warnings():
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            self.held_out.resume(Path(resume).parent, keep=self.args.should_save and not self.args.dry_run)
+        self.loop.resume(resume)
+        with writing(self.run_dir / SETTINGS, self.run_dir):
+            write_settings(self.args)
 
     def identity(self) -> dict[str, Any]:
         return self._identity
@@ -375,6 +378,7 @@ class HumanlineTrainer(EvaluatedTrainer):
     def run_state(self) -> Any:
         state: dict[str, Any] = self.reference.state_dict() | {"clock": self.clock.state_dict()}
         state["data_metrics"] = self.data_metrics.state_dict(self._summed)
+        state["loop"] = self.loop.state_dict(self._summed)
         if self.rounds:
             state["rounds"] = self.rounds.state_dict()
         if self.args.reference == "lookahead":
@@ -384,7 +388,8 @@ class HumanlineTrainer(EvaluatedTrainer):
 
     def restore(self, state: Any) -> None:
         self.clock.load_state_dict(state["clock"])
-        self.data_metrics.load_state_dict(state.get("data_metrics", {}))
+        self.data_metrics.load_state_dict(state.get("data_metrics", {}), self.args.device, self.args.world_size)
+        self.loop.load_state_dict(state.get("loop"))
         if self.rounds:
             self.rounds.load_state_dict(state["rounds"])
             self.windows.clear()

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,9 @@ the numbers of the rows that examples come from, ascending, where those of a row
 
 LATER = {"rows"}
 """Arrays that folders of earlier versions lack; they are empty there."""
+
+UNFINISHED = ".writing-"
+"""Suffix of the name of a folder that is being written, followed by what nobody can predict."""
 
 NOTES = "notes.json"
 """File with what is stored beside the arrays."""
@@ -109,11 +113,15 @@ class StoredExamples(Sequence[Example]):
         Raises:
             OSError: it cannot be written.
         """
-        writing = folder.with_name(f"{folder.name}.writing-{os.getpid()}")
-        for left in folder.parent.glob(f"{folder.name}.writing-*"):  # by a process that was killed
+        for left in folder.parent.glob(f"{folder.name}{UNFINISHED}*"):  # by a process that was killed
+            if left.is_symlink():
+                left.unlink()
             shutil.rmtree(left, ignore_errors=True)
+        writing = None
         try:
-            writing.mkdir(parents=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            writing = Path(tempfile.mkdtemp(prefix=f"{folder.name}{UNFINISHED}", dir=folder.parent))
+            writing.chmod(folder.parent.stat().st_mode)  # else its owner alone could read it
             for name, part in self.arrays.items():
                 np.save(writing / f"{name}.npy", part)
             (writing / NOTES).write_text(
@@ -121,7 +129,8 @@ class StoredExamples(Sequence[Example]):
             )
             os.rename(writing, folder)
         except OSError as error:
-            shutil.rmtree(writing, ignore_errors=True)
+            if writing is not None:
+                shutil.rmtree(writing, ignore_errors=True)
             if not folder.is_dir():  # else another process was faster
                 raise OSError(f"{folder}: the tokens of the data cannot be written: {error}") from error
 

@@ -24,6 +24,7 @@ from humanline_fused.training.online.reward import RewardFunction, RolloutError
 from humanline_fused.training.run import json_lines
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.earlier_run import COMPLETIONS
+from humanline_fused.training.run.writing import writing
 
 ATTEMPTS = 4
 """Number of attempts to sample a round in which two samples of some prompt differ in reward."""
@@ -110,7 +111,8 @@ class Rounds:
         reward: the reward function.
         tokenizer: decodes token ids.
         scale: divisor of the advantages, as in :func:`~humanline_fused.training.data.advantages.advantages`.
-        file: file that gets one line per sample; None if another process writes it.
+        path: file that gets one line per sample.
+        writes: whether this process writes it.
         rank: rank of this process.
     """
 
@@ -124,12 +126,13 @@ class Rounds:
         tokenizer: PreTrainedTokenizerBase,
         *,
         scale: str,
-        file: Path | None,
+        path: Path,
+        writes: bool,
         rank: int,
     ) -> None:
         self.prompts, self.plan, self.objective = prompts, plan, objective
         self.sampling, self.reward, self.tokenizer, self.scale = sampling, reward, tokenizer, scale
-        self.file, self.rank = file, rank
+        self.path, self.writes, self.rank = path, writes, rank
         self.ends: set[int] = set()
         self.number = -1
         self.examples: list[Example] = []
@@ -162,8 +165,9 @@ class Rounds:
             groups = self._sample(number, attempt, model, clock)
         self._take(groups)
         self.number = number
-        if self.file is not None:
-            json_lines.append(self.file, (self._line(step, one) for group in groups for one in group))
+        with writing(self.path, self.path.parent):
+            if self.writes:
+                json_lines.append(self.path, (self._line(step, one) for group in groups for one in group))
         return True
 
     def _sample(self, number: int, attempt: int, model: PreTrainedModel, clock: Clock) -> list[list[Sample]]:
@@ -239,9 +243,10 @@ class Rounds:
 
     def restart(self, step: int) -> None:
         """Begin a run at ``step``, and remove samples of later steps from the file."""
-        self.number = -1
-        if self.file is not None:
-            json_lines.cut(self.file, lambda line: line.get("step", 0) < step)
+        self.number, self.metrics = -1, []
+        with writing(self.path, self.path.parent):
+            if self.writes:
+                json_lines.cut(self.path, lambda line: line.get("step", 0) < step)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share with this one."""
@@ -252,13 +257,13 @@ class Rounds:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state for a checkpoint: the samples of the round, as examples."""
+        """Return the state for a checkpoint: the round's samples, as examples, and metrics of the coming log line."""
         rows = [(example.prompt_ids, example.completions, example.weight, example.reward) for example in self.examples]
-        return {"number": self.number, "examples": rows}
+        return {"number": self.number, "examples": rows, "metrics": self.metrics}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the samples of a :meth:`state_dict`."""
-        self.number = state["number"]
+        self.number, self.metrics = state["number"], state.get("metrics", [])
         self.examples = [Example(prompt, tuple(completions), *rest) for prompt, completions, *rest in state["examples"]]
 
 
@@ -273,7 +278,6 @@ def make_rounds(
     seed: int,
 ) -> Rounds:
     """Return the rounds of a config; ``seed`` determines the order of the prompts."""
-    writes = config.process_index == 0 and not config.dry_run
     return Rounds(
         prompts,
         round_plan(config, objective, len(prompts.examples), sizes, seed),
@@ -290,6 +294,7 @@ def make_rounds(
         RewardFunction(reward, config.reward_timeout),
         tokenizer,
         scale=config.scale_rewards,
-        file=Path(str(config.output_dir)) / COMPLETIONS if writes else None,
+        path=Path(str(config.output_dir)) / COMPLETIONS,
+        writes=config.process_index == 0 and not config.dry_run,
         rank=config.process_index,
     )

@@ -191,10 +191,3 @@ def _not_over(output_dir: Path, found: list[Path]) -> str:
         f"{output_dir} has checkpoints of an earlier run, none of which can be resumed from: {reasons(found)}. "
         f"{START_OVER}"
     )
-
-
-def unsaved(error: Exception, run_dir: Path, name: str) -> OSError:
-    """Return the error for a checkpoint that could not be written, with the checkpoint to resume from."""
-    newest = newest_complete(run_dir)
-    kept = f"{newest} is complete: resume from it" if newest else "There is no earlier one"
-    return OSError(f"{run_dir / name} could not be written ({error}). {kept}")

@@ -6,7 +6,8 @@ the policy has left the data. The formulas are those of :mod:`humanline_fused.pe
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,11 +90,12 @@ class DataMetrics:
                 at_sync = now
         return drifts, at_sync
 
-    def state_dict(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float | None]:
-        """Return the drift at the last sync. Collective."""
-        return {"drift_at_sync": self._drifts(reduce)[1]}
+    def state_dict(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Return the drift at the last sync before the last log line, and the sums of the steps since. Collective."""
+        totals = reduce(torch.stack([*self.sums.values()])).cpu() if self.sums else ()
+        return {"drift_at_sync": self.at_sync, "sums": dict(zip(self.sums, totals, strict=True))}
 
-    def load_state_dict(self, state: dict[str, float | None]) -> None:
-        """Continue from :meth:`state_dict`, on any number of ranks."""
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device, world_size: int) -> None:
+        """Continue from :meth:`state_dict`, on any number of ranks: each takes an equal part of the sums."""
         self.at_sync = state.get("drift_at_sync")
-        self.sums = {}
+        self.sums = {step: total.to(device) / world_size for step, total in state.get("sums", {}).items()}

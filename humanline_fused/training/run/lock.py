@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -57,10 +57,15 @@ def _acquired(path: Path) -> IO[str]:
                 file.close()
                 raise _in_use(path.parent, holder) from error
         if _is_there(file, path):  # else the earlier run removed it after it was opened here
-            file.seek(0)
-            file.truncate()
-            file.write(json.dumps(_me()))
-            file.flush()
+            try:
+                file.seek(0)
+                file.truncate()
+                file.write(json.dumps(_me()))
+                file.flush()
+            except OSError as error:
+                with suppress(OSError):
+                    file.close()
+                raise OSError(error.errno, error.strerror, str(path)) from error
             return file
         file.close()
 

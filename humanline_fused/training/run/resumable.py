@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import socket
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,9 +20,13 @@ from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.run import checkpoint, earlier_run
 from humanline_fused.training.run.checkpoint import IDENTITY
 from humanline_fused.training.run.lock import LOCK, locked
+from humanline_fused.training.run.loop_state import LoopState
 from humanline_fused.training.run.manifest import faults
-from humanline_fused.training.run.process_group import limit_waiting
+from humanline_fused.training.run.process_group import limit_waiting, waited_in_vain
 from humanline_fused.training.run.sharding import whole_state_dict
+from humanline_fused.training.run.termination import Termination
+from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
+from humanline_fused.training.run.writing import ERRORS, unwritten, writing
 
 RUN_STATE = "run_state.pt"
 """File with the result of :meth:`ResumableTrainer.run_state`."""
@@ -40,11 +46,23 @@ def load_run_state(checkpoint: Path) -> Any:
 class ResumableTrainer(Trainer):
     """Trainer with atomic checkpoints that any number of processes can resume.
 
-    A subclass adds its own state: :meth:`identity`, :meth:`run_state`, :meth:`restore`.
+    A subclass sets :attr:`termination` and :attr:`loop`, and adds its own state: :meth:`identity`, :meth:`run_state`,
+    :meth:`restore`.
     """
 
     args: HumanlineConfig
+    termination: Termination
+    loop: LoopState
     _staging = False
+    _kept: int | None = None
+    """Step of the newest checkpoint in the run's folder that this run wrote or was resumed from."""
+    _extra = False
+    """Whether the checkpoint being written is one that the run does not plan, for an early end."""
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return Path(str(self.args.output_dir))
 
     def identity(self) -> dict[str, Any]:
         """Return the properties that a resumed run must share with this one, as JSON."""
@@ -60,7 +78,7 @@ class ResumableTrainer(Trainer):
         """Restore the result of :meth:`run_state`, on every rank, before the first batch."""
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as Trainer does, after verifying the checkpoint before anything is loaded.
+        """Train as Trainer does, to the end or a signal, after verifying the checkpoint before anything is loaded.
 
         Args:
             resume_from_checkpoint: a folder; ``"auto"``: the newest usable checkpoint of ``output_dir``, or a fresh
@@ -70,19 +88,27 @@ class ResumableTrainer(Trainer):
             ValueError: the checkpoint is damaged, or belongs to a run with another model, other data or settings; or
                 the folder has an earlier run, which only ``args.overwrite_output_dir`` lets this one replace.
             BlockingIOError: another run writes into the folder.
+            OSError: a file could not be written; the message names it and the checkpoint to resume from.
+            KeyboardInterrupt: SIGINT ended the run, which is kept up to its step.
         """
         limit_waiting(self.args)
         asked = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        with ExitStack() as held:
+        with self.termination, without_untrue_warnings(), ExitStack() as held:
             resume = self._chosen(asked, held)
             if resume:
                 self._check(resume)
-            if self.args.process_index == 0 and not self.args.dry_run:
-                self._clear(resume)
+            with writing(self.run_dir, self.run_dir):
+                if self.args.process_index == 0 and not self.args.dry_run:
+                    self._clear(resume)
+            inside = resume is not None and Path(resume).resolve().parent == self.run_dir.resolve()
+            self._kept = checkpoint.step_of(Path(resume)) if resume and inside else None
             self.before_training(resume)
             if resume and self.args.process_index == 0:
                 print(checkpoint.describe_resume(Path(resume)), flush=True)
-            return super().train(resume, *args, **kwargs)
+            output = super().train(resume, *args, **kwargs)
+            if self.termination.stopped == signal.SIGINT:
+                raise KeyboardInterrupt(self.how_to_continue())
+            return output._replace(training_loss=self.loop.mean_loss())
 
     def before_training(self, resume: str | None) -> None:
         """Hook before training, called with the verified checkpoint to resume from, or None."""
@@ -149,12 +175,11 @@ class ResumableTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        state = self.run_state()
         if self.args.should_save:
             os.makedirs(output_dir, exist_ok=True)
             identity = self.identity() | {checkpoint.PROCESSES: self.args.world_size}
             Path(output_dir, IDENTITY).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
-            torch.save(state, Path(output_dir, RUN_STATE))
+            torch.save(self._run_state, Path(output_dir, RUN_STATE))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -167,11 +192,18 @@ class ResumableTrainer(Trainer):
 
         Raises:
             FloatingPointError: the weights are not finite.
+            OSError: the folder could not be written; the message names the checkpoint to resume from.
         """
-        if not self._staging:
-            self._refuse_broken_weights(str(output_dir or self.args.output_dir))
-        with nullcontext() if self._staging else whole_state_dict(self.accelerator):
+        if self._staging:
             super().save_model(output_dir, _internal_call)
+            return
+        folder = Path(str(output_dir or self.args.output_dir))
+        self._refuse_broken_weights(str(folder))
+        try:
+            with whole_state_dict(self.accelerator):
+                super().save_model(output_dir, _internal_call)
+        except ERRORS as error:
+            raise error if waited_in_vain(error) else unwritten(error, folder, self.run_dir) from error
 
     def _get_output_dir(self, trial: Any) -> str:
         run_dir = super()._get_output_dir(trial)
@@ -191,7 +223,7 @@ class ResumableTrainer(Trainer):
         if self.is_fsdp_enabled:  # without FSDP every rank has all weights, and one rank may save alone
             broken = cast(torch.Tensor, self.accelerator.reduce(broken, "sum"))
         if broken:
-            newest = checkpoint.newest_complete(str(self.args.output_dir))
+            newest = checkpoint.newest_complete(self.run_dir)
             raise FloatingPointError(
                 f"{name} is not written: the weights are not finite. Lower learning_rate (0.1x to 0.5x) or "
                 f"max_grad_norm (0.5), and {f'resume from {newest}' if newest else 'start a new run'}"
@@ -203,37 +235,96 @@ class ResumableTrainer(Trainer):
         Returns:
             A sentence that names the checkpoint to resume from; empty before the first step.
         """
-        step, run_dir = self.state.global_step, str(self.args.output_dir)
+        step = self.state.global_step
         if not step:
             return ""
-        newest = checkpoint.newest_complete(run_dir)
-        if newest is None or checkpoint.step_of(newest) < step:
+        if self._kept != step or self.args.save_only_model:
             assert self.model is not None
-            self._save_checkpoint(self.model, trial=None)
-        return f". The run up to step {step} is kept: resume from {checkpoint.newest_complete(run_dir)}"
+            self._extra = True
+            try:
+                with changed(self.args, save_only_model=False):
+                    self._save_checkpoint(self.model, trial=None)
+            finally:
+                self._extra = False
+        return f". The run up to step {step} is kept: resume from {checkpoint.newest_complete(self.run_dir)}"
+
+    def stops_early(self) -> bool:
+        """Return whether a signal ends the run before the coming step, after saving a checkpoint. Collective."""
+        if self.termination.requested() and not self.args.dry_run:
+            self.keep_run()
+        return bool(self.termination.stopped)
+
+    def how_to_continue(self) -> str:
+        """Return one line on a run that a signal has stopped."""
+        assert self.termination.stopped is not None
+        stopped = f"{self.termination.stopped.name}: stopped at step {self.state.global_step}"
+        saved = checkpoint.newest_complete(self.run_dir)
+        return f"{stopped}, {f'saved {saved}' if saved else 'nothing to save yet'}: --resume_from_checkpoint auto"
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save as Trainer does, with another name until the checkpoint is complete."""
+        """Save as Trainer does, with another name until the checkpoint is complete.
+
+        What is collective comes before and between the writes, so that an error of one rank reaches the others.
+        """
         run_dir, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
         self._refuse_broken_weights(name)
-        staged = run_dir / checkpoint.STAGING / name
-        if self.args.should_save:
-            checkpoint.remove_staging(run_dir)
-        self.accelerator.wait_for_everyone()
+        self._run_state = self.run_state()
+        staged, final = run_dir / checkpoint.STAGING / name, run_dir / name
+        try:
+            self._write_checkpoint(model, trial, staged, final)
+        except OSError:
+            if self.args.should_save and checkpoint.faults(staged):  # make room on a full disk
+                checkpoint.remove_staging(run_dir)
+            raise
+        self._kept = self.state.global_step
+
+    def _write_checkpoint(self, model: nn.Module, trial: Any, staged: Path, final: Path) -> None:
+        run_dir = final.parent
+        with writing(final, run_dir):
+            if self.args.should_save:
+                checkpoint.remove_staging(run_dir)
+        best, self.state.best_global_step = self.state.best_global_step, None  # else Trainer looks for its folder
         self._staging = True
         try:
-            super()._save_checkpoint(model, trial)
-        except Exception as error:  # torch and safetensors raise their own errors for a full disk
-            raise checkpoint.unsaved(error, run_dir, name) from error
+            with writing(final, run_dir):
+                super()._save_checkpoint(model, trial)
         finally:
-            self._staging = False
-        self.accelerator.wait_for_everyone()
-        best = self.state.best_model_checkpoint == str(staged)
-        if best:
-            self.state.best_model_checkpoint = str(run_dir / name)
-        if self.args.should_save:
-            if best:
+            self._staging, self.state.best_global_step = False, best
+        if best == self.state.global_step and not self._extra:  # an unplanned checkpoint must not become the best one
+            self.state.best_model_checkpoint = str(final)
+        with writing(final, run_dir):
+            if self.args.should_save:
                 self.state.save_to_json(str(staged / "trainer_state.json"))
-            checkpoint.publish(staged, run_dir / name)
-            rotate_checkpoints(str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()
+                checkpoint.publish(staged, final)
+                rotate_checkpoints(str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
+        self.loop.took(grad_norm, kwargs.get("learning_rate"))
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _evaluate(self, *args: Any, skip_scheduler: bool = False, **kwargs: Any) -> dict[str, float]:
+        if skip_scheduler and self.state.global_step:  # eval_on_start of a run that is resumed
+            return {}
+        return super()._evaluate(*args, skip_scheduler=skip_scheduler, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """End the loop as Trainer does; a run that a signal stops keeps its policy and all its checkpoints."""
+        if not self.termination.stopped:
+            self.stops_early()
+        if not self.termination.stopped:
+            return super()._finalize_training(*args, **kwargs)
+        with changed(self.args, load_best_model_at_end=False, save_total_limit=None):
+            return super()._finalize_training(*args, **kwargs)
+
+
+@contextmanager
+def changed(settings: Any, **values: Any) -> Iterator[None]:
+    """Change attributes until exit."""
+    before = {name: getattr(settings, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(settings, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(settings, name, value)

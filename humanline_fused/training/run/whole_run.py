@@ -1,0 +1,62 @@
+"""A run from its first step to its exported model, and how a run that was interrupted is continued."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from humanline_fused.training.run.checkpoint import newest_complete
+from humanline_fused.training.run.process_group import waited_in_vain
+from humanline_fused.training.run.writing import on_all_ranks
+
+
+def train_and_export(trainer: Any) -> str:
+    """Train, then evaluate and save the model; a signal after the last step does not stop these.
+
+    Args:
+        trainer: a :class:`~humanline_fused.training.HumanlineTrainer`.
+
+    Returns:
+        One line on how the run ended; empty after a dry run.
+
+    Raises:
+        ConnectionError: another process ended, or did not answer.
+    """
+    try:
+        return _train_and_export(trainer)
+    except RuntimeError as error:
+        if not waited_in_vain(error):
+            raise
+        newest = newest_complete(trainer.args.output_dir)
+        cause, limit = " ".join(str(error).split()), trainer.args.ddp_timeout
+        raise ConnectionError(
+            f"another process ended, or did not answer for ddp_timeout={limit} s ({cause}). "
+            + (f"Resume from {newest}" if newest else "There is no checkpoint")
+        ) from error
+
+
+def _train_and_export(trainer: Any) -> str:
+    with trainer.termination:
+        trainer.train()
+        if trainer.termination.stopped:
+            return trainer.how_to_continue()
+        if trainer.args.dry_run:
+            return ""
+        with on_all_ranks():
+            if trainer.eval_examples:
+                trainer.evaluate()
+        with on_all_ranks():
+            trainer.save_model()
+    return f"saved to {trainer.args.output_dir}"
+
+
+@contextmanager
+def saying_how_to_continue(config: Any) -> Iterator[None]:
+    """Give a KeyboardInterrupt without a text one that names the checkpoint to continue from."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if interrupt.args or config.dry_run:
+            raise
+        newest = newest_complete(config.output_dir)
+        kept = f"{newest} is complete" if newest else "there is no checkpoint yet"
+        raise KeyboardInterrupt(f"interrupted; {kept}: --resume_from_checkpoint auto") from interrupt
