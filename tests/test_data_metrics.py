@@ -285,11 +285,10 @@ def test_a_checkpoint_between_two_log_lines_has_the_syncs_since_the_last():
     for step in range(4):
         metrics.update(step, out_of([-2.0, -2.0], [-1.0, -1.0]), None, BOTH)
     again = DataMetrics(range(9), sync_every=2)
-    again.load_state_dict(metrics.state_dict(lambda sums: sums))
+    again.load_state_dict(metrics.state_dict(lambda sums: sums), torch.device("cpu"), world_size=1)
     for one in (metrics, again):
         one.update(4, out_of([-2.0, -2.0], [-1.0, -1.0]), None, BOTH)
-    assert again.drain(lambda sums: sums) == {"humanline/data_drift": 3}
-    assert metrics.drain(lambda sums: sums) == {"humanline/data_drift": (1 + 2 + 2 + 3 + 3) / 5}
+        assert one.drain(lambda sums: sums) == {"humanline/data_drift": (1 + 2 + 2 + 3 + 3) / 5}
     assert again.at_sync == metrics.at_sync == 3
 
 

@@ -27,7 +27,6 @@ COMMON: dict[str, Any] = {
     "learning_rate": 3e-2,
     "logging_steps": 3,
     "sync_every": 2,
-    "disable_dropout": False,
 }
 BEST = {"eval_dataset": records("dpo", 3, 5), "load_best_model_at_end": True, "metric_for_best_model": "loss"}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -48,6 +47,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **BEST,
         "objective": "dpo",
         "reference": "copy",
+        "clamp": False,
+        "disable_dropout": False,
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
         "logging_strategy": "epoch",
@@ -73,7 +74,7 @@ def length(completions: list[str], **columns: Any) -> list[float]:
 
 
 def made(folder: Path, name: str, **changes: Any) -> HumanlineTrainer:
-    """Return a trainer with dropout, so that torch's own random numbers count."""
+    """Return a trainer; without humanline with dropout, so that torch's own random numbers count."""
     settings = {**CONFIGS[name], **changes}
     held_out = settings.pop("eval_dataset", None)
     online = "rollout_every" in settings
