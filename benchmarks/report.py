@@ -18,6 +18,7 @@ DOCUMENTS = (
     ROOT / "docs/data.md",
     ROOT / "docs/paper.md",
     ROOT / "docs/choosing.md",
+    ROOT / "docs/reliability.md",
 )
 BEGIN, END = "<!-- benchmarks: {} -->", "<!-- end of benchmarks -->"
 
@@ -26,6 +27,7 @@ TABLES = {
     "variant": "benchmarks.training.runs_table",
     "way": "benchmarks.preparation",
     "kernel": "benchmarks.static.loop_table",
+    "fault": "tests.faults.table",
 }
 """By the first column of a file: the module whose ``markdown`` makes a table of it."""
 
