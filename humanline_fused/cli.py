@@ -13,7 +13,7 @@ from pathlib import Path
 
 from humanline_fused import __version__
 from humanline_fused.extras import need, remedy
-from humanline_fused.printing import escaped, unfailing_output
+from humanline_fused.printing import Parser, escaped, unfailing_output
 
 DISTRIBUTIONS = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "trl")
 OPERATIONS = ("token_log_ratio", "dpo_loss", "kto_loss", "grpo_loss")
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "demo": demo,
         "info": info,
     }
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="humanline",
         description="Humanline DPO, KTO and GRPO.",
         epilog="commands:\n"
@@ -112,7 +112,7 @@ def train(argv: Sequence[str]) -> None:
     from humanline_fused.training.run.checkpoint import refuse_early
     from humanline_fused.training.run.whole_run import saying_how_to_continue, train_and_export
 
-    file_option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    file_option = Parser(add_help=False, allow_abbrev=False)
     file_option.add_argument("--config", type=Path, help="A YAML file with any of the fields below.")
     chosen, overrides = file_option.parse_known_args(argv)
     fields = [field.name for field in dataclasses.fields(HumanlineConfig) if field.init]
@@ -158,7 +158,7 @@ def train(argv: Sequence[str]) -> None:
 
 def plot(argv: Sequence[str]) -> None:
     """Plot several runs together: reward, margin, unclamped share and KL, over steps and over seconds."""
-    parser = argparse.ArgumentParser(prog="humanline plot", description=plot.__doc__, allow_abbrev=False)
+    parser = Parser(prog="humanline plot", description=plot.__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="A run's folder (its output_dir).")
     parser.add_argument(
         "--output",
@@ -178,7 +178,7 @@ def plot(argv: Sequence[str]) -> None:
 
 def show(argv: Sequence[str]) -> None:
     """Write an HTML page of the tokens of one step or example, coloured by their log-ratios."""
-    parser = argparse.ArgumentParser(prog="humanline show", description=show.__doc__, allow_abbrev=False)
+    parser = Parser(prog="humanline show", description=show.__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN", help="The run's folder (its output_dir).")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--step", type=int, metavar="N", help="The examples of optimizer step N; needs checkpoint-N.")
@@ -201,7 +201,7 @@ def show(argv: Sequence[str]) -> None:
 
 def data(argv: Sequence[str]) -> None:
     """Check a dataset before training: data type, matching objectives, lengths and bad rows."""
-    parser = argparse.ArgumentParser(prog="humanline data", description=data.__doc__, allow_abbrev=False)
+    parser = Parser(prog="humanline data", description=data.__doc__, allow_abbrev=False)
     parser.add_argument(
         "file", help="A JSONL, JSON, CSV, TSV or Parquet file, a folder saved by datasets, or a dataset name."
     )
@@ -301,7 +301,7 @@ def diagnose(argv: Sequence[str]) -> None:
 
 def demo(argv: Sequence[str]) -> None:
     """Compare plain and humanline DPO on a CPU: many tiny policies and a small Llama (under two minutes)."""
-    parser = argparse.ArgumentParser(prog="humanline demo", description=demo.__doc__, allow_abbrev=False)
+    parser = Parser(prog="humanline demo", description=demo.__doc__, allow_abbrev=False)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="Default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="Default: %(default)s")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="A further file for the picture.")
@@ -320,7 +320,7 @@ def demo(argv: Sequence[str]) -> None:
 
 def info(argv: Sequence[str]) -> None:
     """Print versions, the device, and the implementation that each operation would use, with the reason."""
-    argparse.ArgumentParser(prog="humanline info", description=info.__doc__).parse_args(argv)
+    Parser(prog="humanline info", description=info.__doc__).parse_args(argv)
     import torch
 
     from humanline_fused.impl import choose_impl

@@ -1,5 +1,6 @@
 """Printing that neither fails nor steers a terminal: escapes, and output streams without errors."""
 
+import argparse
 import io
 import os
 import re
@@ -8,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 without tab and newline, DEL, C1
@@ -46,6 +47,21 @@ def wrapped(lines: Iterable[str], width: int | None = None) -> str:
         return "\n".join(whole)
     how: dict[str, Any] = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
     return "\n".join(textwrap.fill(line, width, **how) for line in whole)
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser whose error is one line, also if an argument has several.
+
+    >>> parser = Parser(prog="humanline", usage="humanline")
+    >>> from contextlib import redirect_stderr
+    >>> with suppress(SystemExit), redirect_stderr(sys.stdout):
+    ...     _ = parser.parse_args(["two\\nlines"])
+    usage: humanline
+    humanline: error: unrecognized arguments: two lines
+    """
+
+    def error(self, message: str) -> NoReturn:
+        super().error(" ".join(message.split()))
 
 
 @contextmanager

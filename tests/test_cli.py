@@ -164,6 +164,13 @@ def test_a_reward_module_that_raises_on_import_is_one_line(
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize("command", ["info", "diagnose", "data"])
+def test_an_unknown_argument_of_two_lines_is_an_error_of_one(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "file", "--two\nlines"])
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"humanline {command}: error: unrecognized arguments: ")
+
+
 def test_a_missing_config_file_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = error_line(capsys, "train", "--config", "absent.yaml")
     assert line == "humanline train: error: --config: absent.yaml: No such file or directory"

@@ -3,10 +3,12 @@
 import argparse
 from pathlib import Path
 
+from humanline_fused.printing import Parser
+
 
 def diagnose_parser(description: str | None) -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    parser = argparse.ArgumentParser(prog="humanline diagnose", description=description, allow_abbrev=False)
+    parser = Parser(prog="humanline diagnose", description=description, allow_abbrev=False)
     parser.add_argument("--model", help="Folder or name of the model.")
     parser.add_argument("--dataset", help="The data, as of train.")
     parser.add_argument(

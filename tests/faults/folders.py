@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-TIMES = re.compile(r"seconds|runtime|per_second|^time/|_time$|total_flos|^train_loss$")
-"""Names of measured times, which differ from run to run, and of Trainer's mean loss since the run was resumed."""
+TIMES = re.compile(r"seconds|runtime|per_second|^time/|_time$|total_flos")
+"""Names of measured times, which differ from run to run, and of the work since the run was resumed."""
 
 LOGS = ("metrics.jsonl", "completions.jsonl")
 UNLIKE = {"files.json", "training_args.bin", "settings.json"}

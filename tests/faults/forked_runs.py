@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,7 @@ def _run(here: Path, command: list[str]) -> None:
         for descriptor, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
         sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
+        warnings.showwarning = lambda *warned: print(warnings.formatwarning(*warned), file=sys.stderr)  # not pytest's
         random.seed(0)
         status = main(command)
     except SystemExit as ended:
