@@ -119,7 +119,7 @@ def train(argv: Sequence[str]) -> None:
     try:
         settings = config_arguments(chosen.config, fields) if chosen.config else []
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(one_line(error)) from error
 
     parser = HfArgumentParser(
         HumanlineConfig,  # pyright: ignore[reportArgumentType]
@@ -240,7 +240,7 @@ def data(argv: Sequence[str]) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model) if options.model else None
     except (ValueError, OSError) as error:
-        raise UserError(f"--model: expected a tokenizer at {options.model}: {error}") from error
+        raise UserError(f"--model: expected a tokenizer at {options.model}: {one_line(error)}") from error
     generation = limit = None
     if options.model:
         with contextlib.suppress(OSError, ValueError):  # a folder with a tokenizer alone

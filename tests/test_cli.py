@@ -171,6 +171,10 @@ def test_an_unknown_argument_of_two_lines_is_an_error_of_one(command: str, capsy
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"humanline {command}: error: unrecognized arguments: ")
 
 
+def test_a_file_whose_name_has_two_lines_is_named_in_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_line(capsys, "train", "--config", "a\nb").endswith("--config: a b: No such file or directory")
+
+
 def test_a_missing_config_file_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = error_line(capsys, "train", "--config", "absent.yaml")
     assert line == "humanline train: error: --config: absent.yaml: No such file or directory"

@@ -80,3 +80,9 @@ def test_a_cpu_has_no_index_because_no_file_can_be_loaded_onto_one(tmp_path: Pat
     assert tiny_config(tmp_path).device == torch.device("cpu")
     monkeypatch.setattr(TrainingArguments, "_setup_devices", torch.device("meta", 1))
     assert tiny_config(tmp_path).device == torch.device("meta", 1)
+
+
+@pytest.mark.parametrize("given", [Path("x"), [Path("x")], ["none", 1]])
+def test_names_that_are_no_texts_are_refused(tmp_path: Path, given: Any):
+    with pytest.raises(TypeError, match=r"report_to: expected texts, got (PosixPath|int)"):
+        tiny_config(tmp_path, report_to=given)

@@ -19,8 +19,8 @@ def own_settings(kind: type, package: str) -> list[str]:
 def check_types(settings: Any, names: Iterable[str]) -> None:
     """Check that each setting has the type of its annotation.
 
-    An integer is a float too, a path is a text; True is neither. Integers and words of a ``Literal`` are left to checks
-    of their values.
+    An integer is a float too, and a path is a text where no list is meant; True is neither. Integers and words of a
+    ``Literal`` are left to checks of their values.
 
     Raises:
         TypeError, ValueError: a setting has another type, or is no number; the message gives both.
@@ -33,6 +33,9 @@ def check_types(settings: Any, names: Iterable[str]) -> None:
         if not any(_is(value, kind) for kind in kinds):
             expected = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
             raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r:.80}")
+        items = value if isinstance(value, list) else [value] if list in kinds and value is not None else []
+        if others := [item for item in items if not isinstance(item, str)]:
+            raise TypeError(f"{name}: expected texts, got {type(others[0]).__name__} {others[0]!r:.80}")
         if isinstance(value, Integral) and abs(int(value)) > sys.float_info.max:
             raise ValueError(f"{name}: expected a number, got {value!r:.80}, which no float holds")
 
