@@ -7,6 +7,8 @@ compiled tests. ``pytest --ptx 90`` runs these on the kernels as compiled for sm
 import gc
 import importlib.metadata
 import os
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -68,6 +70,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "device" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Signals that end a program do so: a job in the background, or under nohup, ignores some from its start."""
+    handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {one: signal.signal(one, handler) for one, handler in handlers.items()}
+    yield
+    for one, handler in before.items():
+        signal.signal(one, handler)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,8 @@ from humanline_fused.training.run.whole_run import train_and_export
 from humanline_fused.training.scoring import Scorer
 from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 COMMON: dict[str, Any] = {
     "max_steps": 6,
     "learning_rate": 3e-2,

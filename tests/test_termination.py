@@ -14,6 +14,8 @@ from humanline_fused.training.run.checkpoint import newest_complete
 from humanline_fused.training.run.termination import Termination
 from tests.tiny_model import records, trained
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 
 class Scheduler(TrainerCallback):
     """Sends SIGTERM to this process during a step."""

@@ -227,7 +227,7 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, ModelSettings, Training
     def __post_init__(self) -> None:
         if isinstance(self.scale_rewards, bool):  # TRL accepts booleans
             self.scale_rewards = "group" if self.scale_rewards else "none"
-        check_types(self, OWN - {"objective"})  # which may be an Objective, as find_objective checks
+        check_types(self, OWN - {"objective", "columns"})  # which have checks of their own
         schedules = [kind.value for kind in SchedulerType]
         self._expect("lr_scheduler_type", self.lr_scheduler_type in schedules, " or ".join(map(repr, schedules)))
         for name in ("learning_rate", "weight_decay", "warmup_steps", "logging_steps"):

@@ -1,11 +1,10 @@
 """Settings of a run with random values."""
 
-import dataclasses
 import math
 import random
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from humanline_fused.training import HumanlineConfig
 from humanline_fused.training.setting_types import own_settings
@@ -40,7 +39,7 @@ def judged(given: dict[str, Any]) -> tuple[Outcome, str]:
         return (Outcome.REFUSED, str(error)) if named else (Outcome.TRACEBACK, f"names no setting: {error}")
     except Exception as error:
         return Outcome.TRACEBACK, f"{type(error).__name__}: {error}"
-    hints = {field.name: str(field.type) for field in dataclasses.fields(HumanlineConfig)}
+    hints = {name: str(hint) for name, hint in get_type_hints(HumanlineConfig).items()}
     for name, value in given.items():
         if not _fits(value, hints[name]):
             return Outcome.SILENT, f"{name}: {hints[name]} accepted {value!r}"
