@@ -20,6 +20,7 @@ from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.parallel import map_chunks
 from humanline_fused.training.data.prepare import prepare
 from humanline_fused.training.data.prompts import PreparedPrompts
+from humanline_fused.training.data.store import ARRAYS, load
 from humanline_fused.training.data.tokenizing.tokenization import RowTokenizer
 from humanline_fused.training.kept_tokens import key_of
 from humanline_fused.training.objectives import find_objective
@@ -237,6 +238,28 @@ def test_damaged_tokens_are_refused_with_the_folder(tmp_path: Path):
     (folder / "ids.npy").write_bytes(b"")
     with pytest.raises(ValueError, match=f"{folder.name}: expected the tokens of an earlier start, remove the folder"):
         tiny_trainer(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*ARRAYS, "notes"])
+def test_bytes_behind_the_end_of_a_kept_file_are_refused(tmp_path: Path, name: str):
+    tiny_trainer(tmp_path)
+    (folder,) = (tmp_path / "tokens").iterdir()
+    (file,) = folder.glob(f"{name}.*")
+    file.write_bytes(file.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match=f"{folder.name}: expected the tokens of an earlier start, remove the folder"):
+        load(folder)
+
+
+def test_a_changed_letter_in_the_kept_notes_is_refused(tmp_path: Path):
+    data = prepare(chats(2), tiny_tokenizer(), find_objective("dpo"), max_length=64)
+    data.examples.save(tmp_path / "key", {"columns": ["17"]})
+    found = load(tmp_path / "key")
+    assert found is not None
+    assert found[1] == {"columns": ["17"]}
+    notes = tmp_path / "key" / "notes.json"
+    notes.write_text(notes.read_text().replace('"17"', '"16"'))
+    with pytest.raises(ValueError, match=r"notes\.json: its CRC-32 is another"):
+        load(tmp_path / "key")
 
 
 @pytest.mark.parametrize("turns", [1, 3])

@@ -44,7 +44,7 @@ NOTES = "notes.json"
 """File with what is stored beside the arrays."""
 
 CHECKSUMS = "crc32"
-"""The note with the arrays' checksums."""
+"""The note with the checksums of the arrays, and of the other notes under :data:`NOTES`."""
 
 
 class StoredExamples(Sequence[Example]):
@@ -124,9 +124,8 @@ class StoredExamples(Sequence[Example]):
             writing.chmod(folder.parent.stat().st_mode)  # else its owner alone could read it
             for name, part in self.arrays.items():
                 np.save(writing / f"{name}.npy", part)
-            (writing / NOTES).write_text(
-                json.dumps(notes | {CHECKSUMS: self.checksums()}, indent=1) + "\n", encoding="utf-8"
-            )
+            checksums = self.checksums() | {NOTES: _checksum(notes)}
+            (writing / NOTES).write_text(json.dumps(notes | {CHECKSUMS: checksums}, indent=1) + "\n", encoding="utf-8")
             os.rename(writing, folder)
         except OSError as error:
             if writing is not None:
@@ -146,14 +145,31 @@ def load(folder: Path) -> tuple[StoredExamples, dict[str, Any]] | None:
     try:
         absent = {name: np.zeros(0, ARRAYS[name]) for name in LATER if not (folder / f"{name}.npy").exists()}
         present = ARRAYS.keys() - absent.keys()
-        arrays = absent | {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in present}
+        stored = StoredExamples(absent | {name: _mapped(folder / f"{name}.npy") for name in present})
         notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
-        stored = StoredExamples(arrays)
-        if notes.pop(CHECKSUMS, None) not in (None, stored.checksums()):  # those of earlier versions have none
-            raise ValueError("an array is damaged (its CRC-32 is another)")
+        checksums = notes.pop(CHECKSUMS, None)
+        if checksums is not None:  # else by an earlier version, as without one of the notes
+            if checksums.pop(NOTES, None) not in (None, _checksum(notes)):
+                raise ValueError(f"{NOTES}: its CRC-32 is another")
+            if checksums != stored.checksums():
+                raise ValueError("an array is damaged (its CRC-32 is another)")
     except Exception as error:  # numpy raises errors of many kinds for a damaged file
         raise ValueError(f"{folder}: expected the tokens of an earlier start, remove the folder: {error}") from error
     return stored, notes
+
+
+def _mapped(file: Path) -> np.ndarray:
+    """Return the array of a file, memory-mapped, which ends where the file does."""
+    part = np.load(file, mmap_mode="c")
+    expected, size = part.offset + part.nbytes, file.stat().st_size
+    if size != expected:
+        raise ValueError(f"{file.name}: expected {expected} bytes, got {size}")
+    return part
+
+
+def _checksum(notes: dict[str, Any]) -> int:
+    """Return the CRC-32 of notes, in the order in which they were written."""
+    return zlib.crc32(json.dumps(notes).encode())
 
 
 class ExampleWriter:
