@@ -131,6 +131,19 @@ def test_a_list_in_the_file_gives_no_other_setting(here: Path, capsys: pytest.Ca
     assert "report_to: expected items" in error_line(capsys, "train", "--config", "config.yaml")
 
 
+@pytest.mark.parametrize("damage", [b"", b"{", b"3", None], ids=["empty", "cut off", "no object", "a part zeroed"])
+@pytest.mark.parametrize(("name", "what"), [("model.safetensors", "model"), ("tokenizer.json", "tokenizer")])
+def test_a_damaged_model_folder_is_one_line_that_names_it(
+    here: Path, capsys: pytest.CaptureFixture[str], name: str, what: str, damage: bytes | None
+) -> None:
+    file = Path("start", name)
+    whole = file.read_bytes()
+    file.write_bytes(bytes(16) + whole[16:] if damage is None else damage)
+    said = error_line(capsys, "train", "--config", "config.yaml")
+    assert f"error: start: expected a {what} written by save_pretrained, which cannot be loaded (" in said
+    assert not Path("run").exists()
+
+
 @pytest.mark.parametrize(
     ("given", "dtype"),
     [("fp32", torch.float32), ("torch.float32", torch.float32), ("bf16", torch.bfloat16), ("auto", torch.float32)],
