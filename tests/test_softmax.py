@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from humanline_fused import Logits, TokenLogp, token_log_ratio, token_logp, token_logp_and_entropy
+from humanline_fused import LMHead, Logits, TokenLogp, token_log_ratio, token_logp, token_logp_and_entropy
 from tests.error_budget import PER_NAT, RSQRT, assert_within_budget
 from tests.inputs import loss_of, random_batch
 
@@ -200,6 +200,24 @@ def test_eager_s_gradients_are_the_derivatives_of_its_values(device, name):
 
     assert torch.autograd.gradcheck(outputs, batch.logits.requires_grad_())
     assert torch.autograd.gradgradcheck(outputs, batch.logits)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("source", ["logits", "head"])
+def test_a_float64_gradient_with_a_temperature_per_token_has_no_float32_rounding(source, softcap):
+    batch = random_batch(torch.device("cpu"), dtype=torch.float64)
+    head = torch.eye(batch.logits.shape[-1], dtype=torch.float64)
+    number = torch.tensor(0.7).item()  # that float32 holds, and not its inverse
+    gradients = []
+    for temperature in (number, torch.full(batch.target_ids.shape, number)):
+        leaf = batch.logits.detach().clone().requires_grad_()
+        softmax = {"temperature": temperature, "softcap": softcap}
+        scores = Logits(leaf, **softmax) if source == "logits" else LMHead(leaf, head, **softmax)
+        token_logp(scores, batch.target_ids, batch.loss_mask, impl="eager").sum().backward()
+        gradients.append(leaf.grad)
+    # A score is rounded a few times, and its weight by as much as the score.
+    allowed = 8 * torch.finfo(torch.float64).eps * (1 + batch.logits.abs().max() / number)
+    assert (gradients[0] - gradients[1]).abs().max() <= allowed * gradients[0].abs().max()
 
 
 @pytest.mark.parametrize("part", ["logp", "entropy"])
