@@ -99,6 +99,16 @@ def test_bounds_that_are_not_numbers_are_refused(bounds):
         HumanlineClamp(*bounds)
 
 
+def test_bounds_that_float32_holds_only_as_infinity_are_refused_by_name():
+    largest = torch.finfo(torch.float32).max
+    HumanlineClamp(-largest, largest)
+    HumanlineClamp(-math.inf, math.inf)
+    with pytest.raises(ValueError, match=r"^log_epsilon_P: expected a number of nats, got -1e\+39"):
+        HumanlineClamp(-1e39, 1.0)
+    with pytest.raises(ValueError, match=r"^log_epsilon_R: expected a number of nats, got 1e\+39"):
+        HumanlineClamp(-1.0, 1e39)
+
+
 def test_bounds_of_0_are_legal_and_let_nothing_through(device):
     policy, reference, ids, mask = token_batch(LOGP, REF_LOGP, device=device)
     out = token_log_ratio(TokenLogp(policy), reference, ids, mask, clamp=HumanlineClamp(0, 0))

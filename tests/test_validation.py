@@ -1,6 +1,7 @@
 """Bad input is refused before any computation, with the expected and the given value."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -179,6 +180,22 @@ def test_bounds_and_sampling_settings_that_no_float_holds_are_refused_by_name():
         HumanlineSampling(gamma_P=10**400)
     with pytest.raises(ValueError, match=r"^maxima: expected M_P >= 1, got 1000"):
         HumanlineSampling(maxima=(10**400, 1.0))
+
+
+@pytest.mark.parametrize("number", [1e39, 1e-39])
+def test_a_number_that_float32_does_not_hold_is_refused_with_the_reason(number):
+    batch = random_batch(CPU)
+    reason = re.escape(f"got {number}, which float32 does not hold")
+    with pytest.raises(ValueError, match=f"^beta: expected a finite number in .* {reason}"):
+        loss_of("dpo", Logits(batch.logits), Logits(batch.ref_logits), batch, beta=number)
+    with pytest.raises(ValueError, match=f"^scores temperature: expected a finite number > 0, {reason}"):
+        token_logp(Logits(batch.logits, temperature=number), batch.target_ids, batch.loss_mask)
+
+
+def test_numbers_at_the_ends_of_float32_are_legal():
+    batch, ends = random_batch(CPU), torch.finfo(torch.float32)
+    for beta in (0.0, ends.tiny, 1, ends.max):
+        loss_of("dpo", Logits(batch.logits), Logits(batch.ref_logits), batch, beta=beta)
 
 
 TENSORS = [("kto", {"kl": -0.5}, "kl")] + [
