@@ -40,7 +40,7 @@ def refuse_noise(wrapped: nn.Module, model: nn.Module, input_ids: Tensor) -> Non
         input_ids: a batch, [B, T], int64, of which the first tokens are used.
     """
     body, ids = Body(wrapped, causal_lm(model)), input_ids[:1, :PROBED_TOKENS]
-    devices = [ids.device] if ids.is_cuda else []
+    devices = [body.device] if body.device.type == "cuda" else []  # the ids may be elsewhere
     with torch.random.fork_rng(devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a checkpointed forward misses its gradient
         wrapped.train()
