@@ -19,14 +19,29 @@ from tests.ptx.driver import active
 from tests.ptx.emulator import Emulator, Launch
 
 ROWS = 2
-MOST_INSTRUCTIONS = {
-    "forward": {32000: 8.0, 50257: 7.5, 128256: 6.5},
-    "backward": {32000: 9.3, 50257: 9.1, 128256: 8.3},
-    "backward in place": {32000: 9.3, 50257: 9.1, 128256: 8.3},
-    "one launch": {32000: 24.0, 50257: 25.0, 128256: 24.0},
-    "scale": {32000: 5.6, 50257: 5.6, 128256: 5.2},
+SM_80 = {
+    "forward": {32000: 7.48, 50257: 6.98, 128256: 6.04},
+    "backward": {32000: 8.70, 50257: 8.52, 128256: 7.78},
+    "backward in place": {32000: 8.70, 50257: 8.52, 128256: 7.78},
+    "one launch": {32000: 22.36, 50257: 23.44, 128256: 22.44},
+    "scale": {32000: 4.75, 50257: 4.68, 128256: 4.30},
 }
-"""Per element, by kernel and vocabulary. A GPU issues fewer: its assembler merges some."""
+SM_100 = {
+    "forward": {32000: 7.52, 50257: 7.00, 128256: 6.05},
+    "backward": {32000: 7.67, 50257: 7.46, 128256: 6.75},
+    "backward in place": {32000: 7.67, 50257: 7.46, 128256: 6.75},
+    "one launch": {32000: 21.42, 50257: 22.35, 128256: 21.50},
+    "scale": {32000: 5.28, 50257: 5.22, 128256: 4.82},
+}
+INSTRUCTIONS = {80: SM_80, 90: SM_80, 100: SM_100}
+"""Counted per element with Triton 3.7.1, by architecture, kernel and vocabulary, rounded up.
+
+On sm_100 two float32 share an instruction, which costs moves where there is little to compute, as in scaling. A GPU
+issues fewer: its assembler merges some.
+"""
+
+MARGIN = 1.05
+"""Of a count that another version of Triton may give."""
 
 UNITS = {
     "forward": {"logits_ptr|ref_logits_ptr": (1, 0)},
@@ -83,7 +98,8 @@ def test_a_launch_keeps_within_its_sectors_and_instructions_per_element(emulator
             assert most * (1 - 1 / V) <= found <= most * widest
     assert max(moved.values(), default=0) < 0.005  # all else is a few numbers per row
     executed = 32 * instructions(launch.program, launch.record).total() / (ROWS * V)
-    assert executed <= MOST_INSTRUCTIONS[name][V]
+    counted = INSTRUCTIONS[max(arch for arch in INSTRUCTIONS if arch <= emulator.arch)][name][V]
+    assert executed <= MARGIN * counted
 
 
 def test_grpo_loss_asks_for_no_more_sectors_than_today(emulator):
