@@ -80,15 +80,17 @@ def loss_and_gradient(
     *,
     grad_output: float = 1.0,
     lay_out: Callable[[Tensor], Tensor] = lambda logits: logits,
+    temperature: float | Tensor = 1.0,
     **settings: Any,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return all results of a loss on logits, by name, and its gradient in the policy's logits.
 
     Args:
         lay_out: gives logits another memory layout.
+        temperature: of policy and reference.
     """
     logits = batch.logits.detach().clone().requires_grad_()
-    policy, reference = Logits(lay_out(logits)), Logits(lay_out(batch.ref_logits))
+    policy, reference = (Logits(lay_out(x), temperature=temperature) for x in (logits, batch.ref_logits))
     out = loss_of(objective, policy, reference, batch, **settings)
     (out.loss * grad_output).backward()
     assert logits.grad is not None

@@ -17,11 +17,12 @@ def assert_matches_oracle(objective: str, batch: Batch, **kwargs) -> None:
         size = 0.0 if name.endswith("logp") else per_token if objective == "grpo" else 2 * per_sequence
         assert_within_budget(actual[name], eager[name], oracle[name], name, log_probs=size)
     policy = oracle["logp"].requires_grad_()
-    settings = {name: value for name, value in kwargs.items() if name not in ("one_launch", "lay_out")}
+    settings = {name: value for name, value in kwargs.items() if name not in ("one_launch", "lay_out", "temperature")}
     double = loss_of(objective, TokenLogp(policy), TokenLogp(oracle["ref_logp"]), batch.to(torch.float64), **settings)
     (dlogp,) = torch.autograd.grad(double.loss, policy)
     # dlogp is itself a difference (of k3's two terms, of two sigmoids) of values as large as beta.
     num_items = {"dpo": len(dlogp) // 2, "kto": len(dlogp), "grpo": batch.loss_mask.sum().item()}[objective]
     unit = max(dlogp.abs().max().item(), (SETTINGS[objective] | settings)["beta"] / max(num_items, 1))
+    unit /= torch.as_tensor(kwargs.get("temperature", 1.0)).min().item()
     size = per_token if objective == "grpo" else 2 * per_sequence
     assert_within_budget(gradient, eager_gradient, oracle_gradient, "dlogits", log_probs=size, unit=unit)

@@ -19,6 +19,7 @@ CPU, FP32 = torch.device("cpu"), torch.float32
 score = partial(cases.test_a_row_of_two_tiles_matches_the_oracle, CPU, FP32, "dpo")
 score_again = partial(cases.test_rows_with_a_spike_are_read_again_by_all_warps, CPU, FP32, False)
 temperature = partial(cases.test_a_temperature_per_token_goes_with_entropy_and_softcap, CPU, FP32, None)
+temperature_of_loss = partial(cases.test_a_temperature_per_token_goes_with_a_loss, CPU, True)
 in_place = partial(cases.test_in_place_a_row_has_the_gradient_of_the_one_beside_it, CPU, FP32, {})
 unread = partial(cases.test_rows_that_do_not_count_are_not_read, CPU, False)
 unread_in_one_launch = partial(cases.test_rows_that_do_not_count_are_not_read, CPU, True)
@@ -102,6 +103,7 @@ MUTANTS = [
     Mutant(one_launch, "range(tl.program_id(0)", "range(0 * tl.program_id(0)", in_one_launch, "race"),
     Mutant(one_launch, "partials_ptr + n * 7", "partials_ptr + n * 6", in_one_launch, "race"),
     Mutant(one_launch, "if counts:", "if n >= 0:", unread_in_one_launch, WRONG),
+    Mutant(one_launch, "temperature_ptr + n", "temperature_ptr + n // T", temperature_of_loss, WRONG),
     # losses of tokens
     Mutant(log_ratio.clamped_log_ratio_tile, "tl.load(logp_ptr + offsets, mask=counts", UNMASKED, masked_tokens, WRONG),
     Mutant(groups_kernel, "0.0), mask=n < N", "0.0)", groups, "out of bounds"),

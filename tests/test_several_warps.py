@@ -59,16 +59,11 @@ def test_a_temperature_per_token_goes_with_entropy_and_softcap(device, dtype, so
     assert_both_match_the_oracle(batch, {"temperature": temperature} | ({"softcap": softcap} if softcap else {}))
 
 
-def test_a_temperature_per_token_goes_with_one_launch(device):
+@of_every_pass
+def test_a_temperature_per_token_goes_with_a_loss(device, one_launch):
     batch = batch_of(device, torch.bfloat16, ONE_LAUNCH_V[torch.bfloat16])
     temperature = torch.tensor([[0.7, 1.3], [0.9, 1.1]], device=device)
-    gradients = []
-    for one_launch in (False, True):
-        leaf = batch.logits.clone().requires_grad_()
-        policy, reference = (Logits(logits, temperature=temperature) for logits in (leaf, batch.ref_logits))
-        loss_of("grpo", policy, reference, batch, impl="triton", one_launch=one_launch).loss.backward()
-        gradients.append(leaf.grad)
-    torch.testing.assert_close(*gradients)
+    assert_matches_oracle("grpo", batch, temperature=temperature, one_launch=one_launch)
 
 
 def in_place_and_beside(batch, dlogp, dentropy, **softmax):
