@@ -57,6 +57,13 @@ def test_an_invalid_setting_is_refused(tmp_path: Path, setting: dict[str, Any], 
         tiny_config(tmp_path, **setting)
 
 
+@pytest.mark.parametrize("number", [1e300, -1e300, 1e-300, 10**400], ids=["large", "below", "small", "huge"])
+@pytest.mark.parametrize("name", ["beta", "loss_temperature", "entropy_coef", "log_epsilon_R", "learning_rate"])
+def test_a_setting_that_float32_does_not_hold_is_refused_with_the_reason(tmp_path: Path, name: str, number: float):
+    with pytest.raises(ValueError, match=f"^{name}: expected a number, got -?1.*, which float32 does not hold$"):
+        tiny_config(tmp_path, **{name: number})
+
+
 @pytest.mark.parametrize(("objective", "beta"), [("dpo", 0.1), ("kto", 0.1), ("grpo", 0.0)])
 def test_beta_defaults_to_that_of_the_objective(tmp_path: Path, objective: str, beta: float):
     assert tiny_config(tmp_path, objective=objective, beta=None).beta == beta

@@ -3,11 +3,12 @@
 import dataclasses
 import inspect
 import os
-import sys
 from collections.abc import Iterable
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from humanline_fused.validation.values import is_beyond_float32, shown
 
 
 def own_settings(kind: type, package: str) -> list[str]:
@@ -23,7 +24,7 @@ def check_types(settings: Any, names: Iterable[str]) -> None:
     ``Literal`` are left to checks of their values.
 
     Raises:
-        TypeError, ValueError: a setting has another type, or is no number; the message gives both.
+        TypeError, ValueError: a setting has another type, or is a number that float32 does not hold.
     """
     hints = get_type_hints(type(settings))
     for name in names:
@@ -36,8 +37,8 @@ def check_types(settings: Any, names: Iterable[str]) -> None:
         items = value if isinstance(value, list) else [value] if list in kinds and value is not None else []
         if others := [item for item in items if not isinstance(item, str)]:
             raise TypeError(f"{name}: expected texts, got {type(others[0]).__name__} {others[0]!r:.80}")
-        if isinstance(value, Integral) and abs(int(value)) > sys.float_info.max:
-            raise ValueError(f"{name}: expected a number, got {value!r:.80}, which no float holds")
+        if isinstance(value, int | float) and is_beyond_float32(value):
+            raise ValueError(f"{name}: expected a number, got {shown(value)}, which float32 does not hold")
 
 
 def _defines(kind: type, name: str) -> bool:

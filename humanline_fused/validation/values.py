@@ -65,11 +65,16 @@ def check_values(name: str, expected: str, values: Tensor, legal: Tensor) -> Non
         raise ValueError(f"{name}: expected {expected}, got {values[~legal].flatten()[0].item()}")
 
 
+def is_beyond_float32(value: float) -> bool:
+    """Return True for a finite number that float32, in which losses are computed, holds as infinity, or as 0."""
+    return FLOAT32.max < abs(value) < math.inf or 0 < abs(value) < FLOAT32.tiny
+
+
 def _is_held(value: object) -> bool:
-    """Return True for an int or float that float32, in which losses are computed, holds: not as infinity, nor as 0."""
+    """Return True for a finite int or float that float32 holds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return value == 0 or FLOAT32.tiny <= abs(value) <= FLOAT32.max
+    return abs(value) < math.inf and not is_beyond_float32(value)
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:
@@ -88,9 +93,9 @@ def check_positive(name: str, value: object) -> float:
 
 def _not_held(value: object) -> str:
     """Return a refused number as text, with the reason where it is only too large or too small."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf or _is_held(value):
-        return shown(value)
-    return f"{shown(value)}, which float32 does not hold"
+    if isinstance(value, int | float) and is_beyond_float32(value):
+        return f"{shown(value)}, which float32 does not hold"
+    return shown(value)
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
