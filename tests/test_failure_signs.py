@@ -61,21 +61,34 @@ def test_a_resumed_run_includes_its_earlier_log_lines(tmp_path: Path):
         watch.on_log(watch.config, state, None, logs={"reward": 0.1})
 
 
+NEED_NOT_FALL = (
+    "This need not lower the reward: watch a held-out one and, if it stops rising, raise sync_every, or resample "
+    "(a new round)"
+)
+
+
 def rising(rise: float = 0.03) -> list[dict[str, float]]:
     return [{"humanline/surplus": 0.4 + rise * line} for line in range(15)]
 
 
 def test_a_synced_reference_that_leaves_the_data_gives_one_warning(tmp_path: Path):
     (said,) = signs(tmp_path, rising(), sync_every=4)
-    assert "the reference has left the data: their surplus surprisal under it rose from 0.46 to 0.61" in said
-    assert "up to step 10, with a sync every 4 step(s). Raise sync_every, or resample (a new round)" in said
+    assert said.startswith(
+        "the reference has left the data: their surplus surprisal under it rose from 0.46 to 0.61 nats per token up to "
+        "step 10, with a sync every 4 step(s). "
+    )
+    assert said.endswith(NEED_NOT_FALL)
     assert signs(tmp_path, rising(0.0)) == signs(tmp_path, rising(-0.03)) == []
 
 
 def test_a_policy_that_leaves_the_data_is_seen_before_its_reference_follows(tmp_path: Path):
     lines = [{"humanline/surplus": 0.4, "humanline/data_drift": 0.03 * line} for line in range(15)]
     (said,) = signs(tmp_path, lines, sync_every=50)
-    assert "data: their log-prob under the policy, its next state, fell by 0.27 nats per token up to step 10" in said
+    assert said.startswith(
+        "the policy has left the data: their log-prob under it fell by 0.27 nats per token up to step 10, and the "
+        "reference follows, with a sync every 50 step(s). "
+    )
+    assert said.endswith(NEED_NOT_FALL)
     assert signs(tmp_path, lines, reference="frozen") == []
 
 

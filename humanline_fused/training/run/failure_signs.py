@@ -125,18 +125,22 @@ class FailureSigns(TrainerCallback):
         k, rounds = self.config.sync_every, self.config.rollout_every is not None
         if not {SURPLUS, DRIFT} & numbers.keys() or k is None or rounds:
             return
+        cadence = f"with a sync every {k} step(s)"
         if policy_left(drift, step // k):
-            what = f"their log-prob under the policy, its next state, fell by {drift[-1]:.2f}"
+            fell = f"their log-prob under it fell by {drift[-1]:.2f} nats per token up to step {step}"
+            left = f"the policy has left the data: {fell}, and the reference follows, {cadence}"
         elif reference_left(surplus):
             start, now = fmean(surplus[:WINDOW]), fmean(surplus[-WINDOW:])
-            what = f"their surplus surprisal under it rose from {start:.2f} to {now:.2f}"
+            rose = (
+                f"their surplus surprisal under it rose from {start:.2f} to {now:.2f} nats per token up to step {step}"
+            )
+            left = f"the reference has left the data: {rose}, {cadence}"
         else:
             return
         self._warn(
             "drift",
-            f"the reference has left the data: {what} nats per token up to step {step}, with a sync every {k} step(s). "
-            "Raise sync_every, or resample (a new round). Where a held-out reward still rises the sign is early, more "
-            "so with a large sync_every",
+            f"{left}. This need not lower the reward: watch a held-out one and, if it stops rising, raise sync_every, "
+            "or resample (a new round)",
         )
 
     def _explosion(self, numbers: dict[str, float], step: int) -> None:
