@@ -131,10 +131,17 @@ def terminate(folder: Path) -> None:
     torch.save([trainer.state.global_step, bool(trainer.termination.received)], folder / f"terminated {rank}.pt")
 
 
+def average(folder: Path, world_size: int) -> None:
+    """Train three steps, with log lines after all of them, or only after the second."""
+    rank = os.environ["RANK"]
+    means = [made(folder / f"every {n}", "dpo lookahead", 2, max_steps=3, logging_steps=n).train() for n in (1, 2)]
+    torch.save([mean.training_loss for mean in means], folder / f"means {rank}")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    on_ranks(folder, (train, 1), (train, 2), (proceed, 1), (rounds, 2))
+    on_ranks(folder, (train, 1), (train, 2), (proceed, 1), (rounds, 2), (average, 2))
     return folder
 
 
@@ -199,6 +206,12 @@ def test_kto_refuses_to_resume_with_another_global_micro_batch(runs: Path, tmp_p
     other = made(tmp_path, "kto lookahead", 1, **batches | held_out)
     with pytest.raises(ValueError, match=r"'global_micro_batch_size': 4}, got {'global_micro_batch_size': 2}"):
         other.train(str(runs / "2 kto lookahead" / f"checkpoint-{SAVED}"))
+
+
+def test_the_mean_loss_of_a_run_is_that_of_all_ranks_also_behind_its_last_log_line(runs: Path):
+    every_line, fewer_lines = zip(*(torch.load(runs / f"means {rank}") for rank in range(2)), strict=True)
+    assert len({*every_line}) == len({*fewer_lines}) == 1
+    assert fewer_lines[0] == pytest.approx(every_line[0], rel=16 * torch.finfo(torch.float32).eps)
 
 
 def test_sigterm_on_one_rank_ends_all_after_the_same_step_with_a_checkpoint(runs: Path):

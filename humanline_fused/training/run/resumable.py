@@ -311,6 +311,8 @@ class ResumableTrainer(Trainer):
         """End the loop as Trainer does; a run that a signal stops keeps its policy and all its checkpoints."""
         if not self.termination.stopped:
             self.stops_early()
+        # Since the last log line it is this rank's own loss.
+        self._tr_loss = cast(torch.Tensor, self.accelerator.reduce(self._tr_loss, "mean"))
         if not self.termination.stopped:
             return super()._finalize_training(*args, **kwargs)
         with changed(self.args, load_best_model_at_end=False, save_total_limit=None):
