@@ -73,6 +73,17 @@ def test_an_ignored_signal_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_handler_that_is_not_pythons_stays(monkeypatch: pytest.MonkeyPatch):
+    """Of a program in C that runs Python: it could not be restored."""
+    get = signal.getsignal
+    monkeypatch.setattr(signal, "getsignal", lambda one: None if one == signal.SIGHUP else get(one))
+    before = [get(one) for one in termination.SIGNALS]
+    with Termination():
+        changed = {one for one, handler in zip(termination.SIGNALS, before, strict=True) if get(one) != handler}
+        assert changed == {signal.SIGTERM, signal.SIGINT}
+    assert [get(one) for one in termination.SIGNALS] == before
+
+
 def test_a_process_that_a_reward_function_forks_can_be_terminated():
     with Termination() as ending:
         child = os.fork()

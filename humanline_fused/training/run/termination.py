@@ -30,7 +30,8 @@ class Termination(TrainerCallback):
     """Context manager and callback: a signal to any rank ends the run on all ranks before the next step.
 
     What is due at a step (log line, evaluation, checkpoint, end of the epoch) is done first, as without the signal. A
-    second Ctrl-C raises KeyboardInterrupt at once. A signal that is ignored, as SIGHUP under ``nohup``, stays ignored.
+    second Ctrl-C raises KeyboardInterrupt at once. A signal that is ignored, as SIGHUP under ``nohup``, stays ignored,
+    and a handler that is not Python's, for which ``signal.getsignal`` returns None, stays too.
     The context may be entered again inside itself.
 
     Attributes:
@@ -61,7 +62,7 @@ class Termination(TrainerCallback):
         self.received = self.stopped = self._failure = None
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():  # Python allows only this thread to set a handler
-            heard = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+            heard = [one for one in SIGNALS if signal.getsignal(one) not in (signal.SIG_IGN, None)]
             self._before = {one: signal.signal(one, self._receive) for one in heard}
         return self
 
