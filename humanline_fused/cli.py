@@ -13,7 +13,7 @@ from pathlib import Path
 
 from humanline_fused import __version__
 from humanline_fused.extras import need, remedy
-from humanline_fused.printing import Parser, escaped, unfailing_output
+from humanline_fused.printing import Parser, escaped, one_line, unfailing_output
 
 DISTRIBUTIONS = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "trl")
 OPERATIONS = ("token_log_ratio", "dpo_loss", "kto_loss", "grpo_loss")
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             commands[arguments.command](arguments.arguments)
         except UserError as error:
-            print(f"humanline {arguments.command}: error: {escaped(str(error))}", file=sys.stderr)
+            print(f"humanline {arguments.command}: error: {escaped(one_line(error))}", file=sys.stderr)
             return error.status
         except ModuleNotFoundError as error:
             if not (text := remedy(error)):
@@ -96,11 +96,6 @@ def user_error(error: Exception) -> UserError:
     return UserError(f"{error} ({type(error).__name__} in {module}, line {frames[-1].f_lineno})")
 
 
-def one_line(error: Exception) -> str:
-    """Return the text of an error about files that another program may have written, in one line."""
-    return " ".join(str(error).split())
-
-
 def train(argv: Sequence[str]) -> None:
     """Train a model with the settings of a YAML file; `--field value` overrides a setting."""
     from transformers import HfArgumentParser
@@ -119,7 +114,7 @@ def train(argv: Sequence[str]) -> None:
     try:
         settings = config_arguments(chosen.config, fields) if chosen.config else []
     except ValueError as error:
-        raise UserError(one_line(error)) from error
+        raise UserError(str(error)) from error
 
     parser = HfArgumentParser(
         HumanlineConfig,  # pyright: ignore[reportArgumentType]
@@ -173,7 +168,7 @@ def plot(argv: Sequence[str]) -> None:
     try:
         print("\n".join(plot_runs(options.runs, options.output)))
     except (ValueError, OSError) as error:
-        raise UserError(one_line(error)) from error
+        raise UserError(str(error)) from error
 
 
 def show(argv: Sequence[str]) -> None:
@@ -196,7 +191,7 @@ def show(argv: Sequence[str]) -> None:
     try:
         print(show_run(**vars(options)))
     except (ValueError, OSError) as error:
-        raise UserError(one_line(error)) from error
+        raise UserError(str(error)) from error
 
 
 def data(argv: Sequence[str]) -> None:
@@ -240,7 +235,7 @@ def data(argv: Sequence[str]) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model) if options.model else None
     except (ValueError, OSError) as error:
-        raise UserError(f"--model: expected a tokenizer at {options.model}: {one_line(error)}") from error
+        raise UserError(f"--model: expected a tokenizer at {options.model}: {error}") from error
     generation = limit = None
     if options.model:
         with contextlib.suppress(OSError, ValueError):  # a folder with a tokenizer alone

@@ -1,4 +1,4 @@
-"""Printing that neither fails nor steers a terminal: escapes, and output streams without errors."""
+"""Printing that neither fails nor steers a terminal: escapes, errors of one line, and output streams without errors."""
 
 import argparse
 import io
@@ -26,6 +26,15 @@ def escaped(text: str) -> str:
     red \\x1b[31m, mirrored \\u202e
     """
     return CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def one_line(said: object) -> str:
+    """Return a text, or the text of an error, with its lines joined into one.
+
+    >>> one_line(ValueError("no server\\n   at port 80"))
+    'no server at port 80'
+    """
+    return re.sub(r"\s*\n\s*", " ", str(said).strip())
 
 
 def wrapped(lines: Iterable[str], width: int | None = None) -> str:
@@ -61,7 +70,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def error(self, message: str) -> NoReturn:
-        super().error(" ".join(message.split()))
+        super().error(one_line(message))
 
 
 @contextmanager

@@ -188,6 +188,22 @@ def test_a_file_whose_name_has_two_lines_is_named_in_one(here: Path, capsys: pyt
     assert error_line(capsys, "train", "--config", "a\nb").endswith("--config: a b: No such file or directory")
 
 
+def test_an_error_of_several_lines_is_printed_in_one(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HumanlineConfig, "n_gpu", 4)
+    line = error_line(capsys, "train", "--config", "config.yaml")
+    assert line.startswith("humanline train: error: expected one process per GPU")
+    assert line.endswith(
+        "accelerate launch --num_processes 4 -m humanline_fused train ... or show it one with CUDA_VISIBLE_DEVICES=0"
+    )
+    assert error_line(capsys, "data", "two\nlines.jsonl").startswith("humanline data: error: ")
+
+
+def test_the_spaces_in_a_name_are_printed_as_they_are(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_line(capsys, "plot", "no  run").endswith("found none at no  run/metrics.jsonl")
+
+
 def test_a_missing_config_file_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = error_line(capsys, "train", "--config", "absent.yaml")
     assert line == "humanline train: error: --config: absent.yaml: No such file or directory"

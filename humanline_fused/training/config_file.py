@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from humanline_fused.printing import one_line
 from humanline_fused.training.foreign_arguments import OF_SETTINGS, instead
 
 
@@ -24,7 +25,7 @@ def config_arguments(file: Path, fields: Sequence[str]) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--config: {file}: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"--config: {file} is not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"--config: {file} is not YAML: {one_line(error)}") from error
     if repeated:
         raise ValueError(f"--config: {file}, {repeated}")
     if not isinstance(settings, dict):

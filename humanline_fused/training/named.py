@@ -6,6 +6,8 @@ import sys
 import traceback
 from typing import Any
 
+from humanline_fused.printing import one_line
+
 
 def import_named(setting: str, path: str, kind: str) -> Any:
     """Import ``module:name``. The current directory is searched last.
@@ -38,7 +40,7 @@ def import_named(setting: str, path: str, kind: str) -> Any:
 
 def _said(error: BaseException) -> str:
     """Return an error in one line: of an import that failed its text, of other errors also their type and place."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, ImportError | AttributeError):
         return text
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]

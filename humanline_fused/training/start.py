@@ -21,6 +21,7 @@ from transformers import (
 from humanline_fused.model.fused_head import causal_lm, score_in_forward_
 from humanline_fused.model.noise import refuse_dropout, refuse_noise
 from humanline_fused.model.probe import probe
+from humanline_fused.printing import one_line
 from humanline_fused.reference.adapter import trained_adapter
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.examples import Example
@@ -147,7 +148,7 @@ def _loading(what: str, name: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError | OSError) and name in str(error):
             raise
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        said = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(
             f"{name}: expected a {what} written by save_pretrained, which cannot be loaded ({said})"
         ) from error

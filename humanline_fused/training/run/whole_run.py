@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from humanline_fused.printing import one_line
 from humanline_fused.training.run.checkpoint import newest_complete
 from humanline_fused.training.run.process_group import waited_in_vain
 from humanline_fused.training.run.writing import on_all_ranks
@@ -27,7 +28,7 @@ def train_and_export(trainer: Any) -> str:
         if not waited_in_vain(error):
             raise
         newest = newest_complete(trainer.args.output_dir)
-        cause, limit = " ".join(str(error).split()), trainer.args.ddp_timeout
+        cause, limit = one_line(error), trainer.args.ddp_timeout
         raise ConnectionError(
             f"another process ended, or did not answer for ddp_timeout={limit} s ({cause}). "
             + (f"Resume from {newest}" if newest else "There is no checkpoint")

@@ -7,6 +7,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 
+from humanline_fused.printing import one_line
 from humanline_fused.training.run.checkpoint import newest_complete
 from humanline_fused.training.run.process_group import waited_in_vain
 
@@ -18,7 +19,7 @@ def unwritten(error: Exception, file: Path, run_dir: Path) -> OSError:
     """Return the error of a file that could not be written, with the newest usable checkpoint of the run."""
     newest = newest_complete(run_dir)
     kept = f"{newest} is complete: resume from it" if newest else "There is no checkpoint to resume from"
-    return OSError(f"{file} could not be written ({' '.join(str(error).split())}). {kept}")
+    return OSError(f"{file} could not be written ({one_line(error)}). {kept}")
 
 
 @contextmanager
