@@ -149,7 +149,7 @@ def test_the_initial_scores_of_an_earlier_version_are_read(tmp_path: Path):
     assert again["eval_rewards_initial/margins"] != 0
 
 
-@pytest.mark.parametrize("damage", ["zeros", "one bit", "cut"])
+@pytest.mark.parametrize("damage", ["zeros", "one bit", "one bit of the directory", "cut"])
 def test_damaged_initial_scores_are_refused_in_one_line(tmp_path: Path, damage: str):
     settings = {"eval_dataset": records("dpo", 3, 5), "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
     trained(tmp_path, **settings)
@@ -159,6 +159,8 @@ def test_damaged_initial_scores_are_refused_in_one_line(tmp_path: Path, damage: 
         content = bytearray(len(content))
     elif damage == "cut":
         del content[len(content) // 2 :]
+    elif damage == "one bit of the directory":
+        content[content.index(b"PK\x01\x02") + 8] ^= 1 << 5
     else:
         scores = torch.load(file)["scores"][0]["ref_logp"][0]
         content[content.index(scores.numpy().tobytes())] ^= 1

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from humanline_fused.printing import one_line
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.training.pending import ByExample
 from humanline_fused.training.run import durable
@@ -67,11 +68,11 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError) as error:
-        damaged = str(error)
-    if damaged is not None:
-        raise ValueError(
-            f"{file} is damaged ({damaged}): evaluation compares with these scores of the initial policy. Restore the "
-            "file, or start the run again in another output_dir"
-        )
-    return torch.load(file, map_location="cpu", weights_only=True)
+        if damaged is None:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile and torch raise errors of many kinds for a damaged file
+        damaged = one_line(error)
+    raise ValueError(
+        f"{file} is damaged ({damaged}): evaluation compares with these scores of the initial policy. Restore the "
+        "file, or start the run again in another output_dir"
+    )
