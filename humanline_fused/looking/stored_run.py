@@ -34,7 +34,7 @@ def reading(place: Path) -> Iterator[None]:
     """Raise ValueError, with the place, if files there are not as a run writes them."""
     try:
         yield
-    except (ValueError, OSError):
+    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # torch, tokenizers and safetensors raise errors of many kinds
         text = f"{type(error).__name__}: {error}"
