@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from humanline_fused.looking.stored_run import reading
 from humanline_fused.training.run import checkpoint, durable
 from humanline_fused.training.run.checkpoint import describe_resume, resolve_resume
 from humanline_fused.training.run.manifest import MANIFEST, damage, faults, has_hashes, seal
@@ -188,3 +189,9 @@ def test_a_link_with_the_name_of_the_staging_folder_is_not_followed(tmp_path: Pa
     tiny_trainer(run_dir, **SAVING | {"max_steps": 2}).train()
     assert [file.name for file in elsewhere.iterdir()] == ["file"]
     assert damage(run_dir / "checkpoint-2") == []
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_a_lack_of_memory_is_no_fault_of_the_checkpoint(tmp_path: Path, error: type[Exception]):
+    with pytest.raises(error), reading(tmp_path):
+        raise error

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 
 from humanline_fused.cli import main
 from humanline_fused.looking.show import show_run
-from humanline_fused.looking.stored_run import reading
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.plan import BatchPlan, BatchSizes
 from humanline_fused.training.run.manifest import MANIFEST, seal
@@ -338,12 +337,6 @@ def test_a_file_of_the_checkpoint_that_cannot_be_read_is_named(
         seal(checkpoint)
         said = error_of(capsys, str(run), "--step", "3")
         assert said.startswith(f"{checkpoint}: expected {expected}")
-
-
-@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
-def test_a_lack_of_memory_is_no_fault_of_the_files(tmp_path: Path, error: type[Exception]) -> None:
-    with pytest.raises(error), reading(tmp_path):
-        raise error
 
 
 def test_samples_of_another_program_give_one_line(
