@@ -75,11 +75,24 @@ def silent(folder: Path, world_size: int) -> None:
     dist.all_gather_object(pids, os.getpid())
     with pytest.raises(RuntimeError) as failed:
         trainer.train()
-    assert waited_in_vain(failed.value)
+    assert waited_in_vain(failed.value), repr(failed.value)
     if trainer.args.process_index == 0:
         os.kill(pids[1], signal.SIGCONT)
     (folder / f"silent {trainer.args.process_index}").write_text(str(trainer.state.global_step))
     os._exit(0)  # the group cannot be left together
+
+
+@pytest.mark.parametrize(
+    ("text", "waited"),
+    [
+        ("[gloo/transport/tcp/unbound_buffer.cc:79] Timed out waiting 4000ms for recv operation", True),
+        ("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1", True),
+        ("Application timeout caused pair closure", True),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_an_error_of_waiting_is_told_from_others(text: str, waited: bool):
+    assert waited_in_vain(RuntimeError(text)) == waited
 
 
 @pytest.fixture(scope="module")
