@@ -235,5 +235,5 @@ def test_strict_data_with_a_loss_exit_with_2_after_the_report(tmp_path: Path, ca
     assert main(["data", same, *model]) == 2
     said = capsys.readouterr()
     assert "first example" in said.out
-    line = f"pairs whose tokens that count are equal: 1, e.g. {same}, line 2"
-    assert said.err.endswith(f"--strict: expected data that are learnt as they are written, got\n  {line}\n")
+    loss = f"pairs whose tokens that count are equal: 1, e.g. {same}, line 2"
+    assert said.err.endswith(f"--strict: expected data that are learnt as they are written, got {loss}\n")

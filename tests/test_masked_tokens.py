@@ -115,7 +115,7 @@ def test_a_run_with_strict_data_refuses_a_loss_in_training_and_in_held_out_data(
     equal = [*good, {"prompt": "w1", "chosen": " w9", "rejected": " w9"}]
     for given in ({"train_dataset": equal}, {"train_dataset": good, "eval_dataset": equal}):
         tiny_trainer(tmp_path / "a", **given)
-        with pytest.raises(ValueError, match=r"^strict_data: .*\n  pairs whose tokens that count are equal: 1"):
+        with pytest.raises(ValueError, match=r"^strict_data: .*got pairs whose tokens that count are equal: 1"):
             tiny_trainer(tmp_path / "a", strict_data=True, **given)
     tiny_trainer(tmp_path / "a", strict_data=True, train_dataset=good, eval_dataset=good)
 

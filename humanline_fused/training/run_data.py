@@ -81,8 +81,8 @@ def refuse_losses(*findings: Findings, setting: str = "strict_data") -> None:
     """Raise ValueError if a part of the data would not be learnt as it is written."""
     lines = [line for one in findings for line in one.lines(Severity.LOSS)]
     if lines:
-        said = "\n  ".join([f"{setting}: expected data that are learnt as they are written, got", *lines])
-        raise ValueError(said)
+        said = "; ".join(lines)
+        raise ValueError(f"{setting}: expected data that are learnt as they are written, got {said}")
 
 
 @dataclass(frozen=True)
