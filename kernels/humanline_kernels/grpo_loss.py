@@ -67,8 +67,8 @@ def store_partials(row_ptr, loss, tokens, k3, clip_low, clip_high, low, high):
     tl.store(row_ptr + 6, high.to(tl.float32))
 
 
-# Alignment unknown to the compiler: a lane then holds one token and not eight neighbours, which it would load one by one,
-# because no mask of tokens is the same for eight.
+# Alignment is unknown to the compiler, so that a lane holds one token. It would hold eight neighbours and load them one
+# by one, because no mask of tokens is the same for eight.
 @triton.jit(
     do_not_specialize=["N", "T", "stride_advantages_b", "stride_advantages_t"],
     do_not_specialize_on_alignment=["logp_ptr", "ref_logp_ptr", "loss_mask_ptr", "coefficient_ptr"],
