@@ -27,18 +27,28 @@ class HeadGradients(NamedTuple):
 
 
 class HeadTotals:
-    """Gradients of weight and bias, summed over chunks in the accumulation dtype; None where none is needed."""
+    """Gradients of weight and bias, summed over chunks in the accumulation dtype; None where none is needed.
+
+    The first chunk writes the weight's gradient: zeros to add to would cost two more passes over [V, H].
+    """
 
     def __init__(self, work: Work, weight: Tensor) -> None:
-        self.work = work
-        self.weight = weight.new_zeros(weight.shape, dtype=work.accumulation) if work.needs.weight else None
+        self._weight = weight.new_empty(weight.shape, dtype=work.accumulation) if work.needs.weight else None
         self.bias = weight.new_zeros(len(weight), dtype=work.accumulation) if work.needs.bias else None
+        self._is_empty = True
 
     def add(self, dlogits: Tensor, hidden: Tensor, coefficient: Tensor) -> None:
-        if self.weight is not None:
-            add_outer(self.weight, dlogits, hidden, coefficient)
+        if self._weight is not None:
+            add_outer(self._weight, dlogits, hidden, coefficient, beta=0 if self._is_empty else 1)
         if self.bias is not None:
             self.bias += column_sums(dlogits, coefficient)
+        self._is_empty = False
+
+    @property
+    def weight(self) -> Tensor | None:
+        if self._is_empty and self._weight is not None:
+            self._weight.zero_()
+        return self._weight
 
 
 def hidden_gradient(total: Tensor, coefficient: Tensor, index: Tensor, hidden: Tensor) -> Tensor:
@@ -68,9 +78,8 @@ def weight_gradient_of_chunk(
         return None
     if weight.dtype == dlogits.dtype != torch.float16:
         return dlogits.T @ (hidden * coefficient[:, None]).to(weight.dtype)
-    total = weight.new_zeros(weight.shape, dtype=work.accumulation)
-    add_outer(total, dlogits, hidden, coefficient)
-    return total.to(weight.dtype)
+    total = weight.new_empty(weight.shape, dtype=work.accumulation)
+    return add_outer(total, dlogits, hidden, coefficient, beta=0).to(weight.dtype)
 
 
 def _scaled(total: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
