@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from humanline_fused import LMHead, TokenLogp
+from humanline_fused import LMHead, TokenLogp, eager
 from humanline_fused.chunked_head.products import write_logits
+from humanline_fused.dispatch import loss_of as dispatched_loss
+from humanline_fused.layer import SequenceLoss
+from humanline_fused.tokens import Tokens
 from tests.head_inputs import HeadBatch, head_batch
 from tests.inputs import loss_of
 from tests.traffic import Traffic
@@ -61,3 +65,23 @@ def test_float32_logits_are_written_once_and_not_read(dtype: torch.dtype):
         write_logits(logits, hidden, weight, None)
     assert (traffic.read, traffic.written) == (0, logits.nbytes)
     assert (logits == H).all()
+
+
+@pytest.mark.parametrize(("capacity", "evaluations"), [(None, 1), (8, 2), (4, 4)])
+def test_the_loss_is_evaluated_once_a_chunk(capacity: int | None, evaluations: int):
+    batch = batch_of(torch.float32)
+    seen: list[bool] = []
+
+    def negative_mean(logp: Tensor, ref_logp: Tensor) -> SequenceLoss:
+        seen.append(logp.requires_grad)
+        nothing = logp.new_empty(0)
+        return SequenceLoss((ref_logp - logp).sum() / len(logp), nothing, nothing, nothing)
+
+    workspace_bytes = None if capacity is None else capacity * V * 4
+    policy = LMHead(batch.hidden, batch.weight.requires_grad_(), workspace_bytes=workspace_bytes)
+    tokens = Tokens(batch.tokens.target_ids, batch.tokens.loss_mask)
+    scored = dispatched_loss(eager, policy, GIVEN, tokens, negative_mean)
+    assert seen == evaluations * [True]
+    scored.result.loss.backward()
+    assert torch.equal(scored.result.loss, (scored.ref_logp - scored.logp).sum() / 4)
+    assert not scored.logp.requires_grad

@@ -62,8 +62,8 @@ class Kept(NamedTuple):
     bias: Tensor | None = None
 
 
-def _coefficient(loss_of_logp: LossOfLogp[Result], logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """∂loss/∂logp [B, T].
+def _differentiated(loss_of_logp: LossOfLogp[Result], logp: Tensor, ref_logp: Tensor) -> tuple[Result, Tensor]:
+    """The result, detached, and ∂loss/∂logp [B, T].
 
     A token's derivative is right as soon as all log-probs that it depends on are there.
     """
@@ -71,8 +71,9 @@ def _coefficient(loss_of_logp: LossOfLogp[Result], logp: Tensor, ref_logp: Tenso
     unpacked = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
     with torch.enable_grad(), unpacked:
         logp = logp.detach().requires_grad_()
-        (coefficient,) = torch.autograd.grad(loss_of_logp(logp, ref_logp).loss, logp)
-    return coefficient
+        result = loss_of_logp(logp, ref_logp)
+        (coefficient,) = torch.autograd.grad(result.loss, logp)
+    return result._replace(loss=result.loss.detach()), coefficient
 
 
 class HeadLoss(torch.autograd.Function):
@@ -83,8 +84,8 @@ class HeadLoss(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             chunks = _Forward(call, hidden, weight, bias)
             logp, ref_logp = chunks.log_probs()
-            with torch.no_grad():
-                result = call.loss_of_logp(logp, ref_logp)
+            # Without a row that has a gradient no derivative was asked for.
+            result = call.loss_of_logp(logp, ref_logp) if chunks.result is None else chunks.result
         ctx.set_materialize_grads(False)
         ctx.work = call.work
         ctx.save_for_backward(hidden, weight, bias, *chunks.kept())
@@ -152,6 +153,7 @@ class _Forward(Generic[Result]):
         self.rows = torch.arange(self.first, sweep.num_rows, device=hidden.device)
         self.totals = None if one_chunk else HeadTotals(self.work, weight)
         self.dlogits: Tensor | None = None
+        self.result: Result | None = None
         needed = self.work.needs.hidden and not one_chunk
         # Rows that are dropped keep the zero.
         self.dhidden = hidden.new_zeros(size if needed else 0, hidden.shape[-1], dtype=self.work.accumulation)
@@ -178,7 +180,8 @@ class _Forward(Generic[Result]):
         return self.rows[max(start - self.first, 0) : max(end - self.first, 0)]
 
     def _find_coefficients(self, rows: Tensor) -> None:
-        coefficient = _coefficient(self.call.loss_of_logp, *self.log_probs())
+        # Rows with a gradient are the last ones, so the last result is that of all log-probs.
+        self.result, coefficient = _differentiated(self.call.loss_of_logp, *self.log_probs())
         index = self.work.rows.positions[rows - self.sweep.first_of_policy]
         self.coefficient[rows - self.first] = coefficient.flatten()[index]
 
