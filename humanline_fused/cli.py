@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "diagnose": diagnose,
         "plot": plot,
         "show": show,
+        "chat": chat,
+        "merge": merge,
         "demo": demo,
         "info": info,
     }
@@ -192,6 +194,26 @@ def show(argv: Sequence[str]) -> None:
         print(show_run(**vars(options)))
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
+
+
+def chat(argv: Sequence[str]) -> None:
+    """Talk with the model of a finished run, of one of its checkpoints, or of another folder."""
+    from humanline_fused.trained.chat import chat as run
+
+    try:
+        run(argv, chat.__doc__)
+    except (ValueError, OSError) as error:
+        raise user_error(error) from error
+
+
+def merge(argv: Sequence[str]) -> None:
+    """Merge the LoRA adapter of a run into its base model, and write a whole model."""
+    from humanline_fused.trained.merge import merge as run
+
+    try:
+        run(argv, merge.__doc__)
+    except (ValueError, OSError) as error:
+        raise user_error(error) from error
 
 
 def data(argv: Sequence[str]) -> None:

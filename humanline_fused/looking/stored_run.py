@@ -1,6 +1,5 @@
 """Settings, a checkpoint and the training data of a run, read from its folder."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -20,8 +19,7 @@ from humanline_fused.training.kept_tokens import find_kept
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import ROUND, recorded_objective
 from humanline_fused.training.online.rollout import COMPLETIONS, logged_groups, round_examples, round_plan
-from humanline_fused.training.run.checkpoint import step_of
-from humanline_fused.training.run.manifest import damage, faults
+from humanline_fused.training.run.checkpoint import complete_checkpoint, step_of
 from humanline_fused.training.run.resumable import IDENTITY, load_run_state
 from humanline_fused.training.run.settings_file import SETTINGS, read_object, read_settings
 
@@ -149,7 +147,7 @@ def open_run(
     settings = read_settings(folder)
     if lacking := [name for name in NEEDED if name not in settings]:
         raise ValueError(f"{folder / SETTINGS}: expected the settings of a run, got none of {', '.join(lacking)}")
-    checkpoint = _checkpoint(folder, step)
+    checkpoint = complete_checkpoint(folder, step)
     asked = {name: value for name, value in (("model", model), ("dataset", dataset)) if value is not None}
     device = torch.device("cuda" if torch.cuda.is_available() and not settings["use_cpu"] else "cpu")
     with reading(folder):
@@ -182,23 +180,6 @@ def _config(
     if kept.get("impl") == "triton" and device.type == "cpu":
         kept["impl"] = "auto"
     return HumanlineConfig(output_dir=str(folder), use_cpu=True, report_to="none", **kept)
-
-
-def _checkpoint(folder: Path, step: int | None) -> Path:
-    complete = {
-        int(match[1]): path
-        for path in folder.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and not faults(path)
-    }
-    if not complete:
-        raise ValueError(f"{folder}: expected a complete checkpoint, found none (save_strategy, save_steps)")
-    chosen = max(complete) if step is None else step
-    if chosen not in complete:
-        has = ", ".join(map(str, sorted(complete)))
-        raise ValueError(f"{folder}: expected a complete checkpoint-{step}, it has those of steps {has}")
-    if damaged := damage(complete[chosen]):
-        raise ValueError(f"{complete[chosen]}: {'; '.join(damaged)}")
-    return complete[chosen]
 
 
 def examples_of(run: StoredRun, step: int) -> tuple[Sequence[Example], list[MicroBatch]]:

@@ -94,10 +94,10 @@ def load_base(
             raise ValueError(
                 "processing_class: expected a tokenizer, because the model was not loaded by name, got None"
             )
-        with _loading("tokenizer", name):
+        with loading("tokenizer", name):
             tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, **config.source()))
     if isinstance(model, str):
-        with _loading("model", model):
+        with loading("model", model):
             model = cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(model, **config.loading()))
     else:
         config.refuse_loaded()
@@ -136,7 +136,7 @@ def make_ready_(policy: PreTrainedModel, config: HumanlineConfig) -> None:
 
 
 @contextmanager
-def _loading(what: str, name: str) -> Iterator[None]:
+def loading(what: str, name: str) -> Iterator[None]:
     """Raise ValueError or OSError, with the folder, for a file that is not as ``save_pretrained`` writes it.
 
     For a damaged file transformers, tokenizers and safetensors raise errors of many kinds.

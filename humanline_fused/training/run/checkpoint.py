@@ -89,6 +89,24 @@ def newest_complete(output_dir: str | Path) -> Path | None:
     return next((folder for folder in checkpoints(output_dir) if not faults(folder)), None)
 
 
+def complete_checkpoint(folder: Path, step: int | None = None) -> Path:
+    """Return the checkpoint of ``step`` in a run's folder, verified; default the newest complete one.
+
+    Raises:
+        ValueError: there is no such complete checkpoint; the message lists those that there are.
+    """
+    complete = {int(found.name.split("-")[1]): found for found in checkpoints(folder) if not faults(found)}
+    if not complete:
+        raise ValueError(f"{folder}: expected a complete checkpoint, found none (save_strategy, save_steps)")
+    chosen = max(complete) if step is None else step
+    if chosen not in complete:
+        has = ", ".join(map(str, sorted(complete)))
+        raise ValueError(f"{folder}: expected a complete checkpoint-{step}, it has those of steps {has}")
+    if damaged := damage(complete[chosen]):
+        raise ValueError(f"{complete[chosen]}: {'; '.join(damaged)}")
+    return complete[chosen]
+
+
 def reasons(folders: Iterable[Path]) -> str:
     """Return why checkpoints cannot be resumed from, as text; neighbours with the same reason are listed together."""
     alike = groupby(folders, key=lambda folder: ", ".join(damage(folder)))

@@ -44,6 +44,23 @@ def locked(folder: Path) -> Iterator[None]:
         file.close()
 
 
+def refuse_writer(folder: Path) -> None:
+    """Raise BlockingIOError if a run writes into the folder. Changes nothing there."""
+    if folder.resolve() in _held:
+        raise _in_use(folder, _me())
+    try:
+        file = (folder / LOCK).open(encoding="utf-8")
+    except OSError:
+        return
+    with file:
+        holder = _read(file)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _BUSY or _may_run(holder):
+                raise _in_use(folder, holder) from error
+
+
 def _acquired(path: Path) -> IO[str]:
     """Return the locked file, with this process in it."""
     while True:
