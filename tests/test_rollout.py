@@ -16,7 +16,8 @@ from humanline_fused.training.data.examples import Example, Sample
 from humanline_fused.training.data.plan import BatchSizes, RoundPlan
 from humanline_fused.training.objectives import find_objective
 from humanline_fused.training.online.generation import Sampling, sample
-from humanline_fused.training.online.rollout import fill, logged_groups
+from humanline_fused.training.online.logged_samples import logged_groups, sealed
+from humanline_fused.training.online.rollout import fill
 from tests.tiny_model import WORDS, tiny_config, tiny_model, tiny_tokenizer
 
 PROMPTS = [{"prompt": f"w{i} w{i + 1}", "wanted": f"w{i + 2}"} for i in range(8)]
@@ -116,12 +117,49 @@ def test_rounds_use_all_prompts_before_repeating_one():
         RoundPlan(6, per_prompt=3, rollout_every=1, sizes=BatchSizes(8), seed=0)
 
 
+LOGGED = RoundPlan(2, per_prompt=2, rollout_every=2, sizes=BatchSizes(2), seed=0)
+
+
+def logged(file: Path, **changes: Any) -> Path:
+    """Write the samples of the rounds of steps 4 and 6, in which the two prompts of the data have two samples each."""
+    lines = []
+    for step in (4, 6):
+        prompts = [prompt for prompt in LOGGED.prompts(step // 2) for _ in range(2)]
+        for number, prompt in enumerate(prompts):
+            ids = {"prompt_index": prompt, "completion_ids": [number]}
+            line = {"step": step, **ids, "completion": "w1", "reward": 1.0, "advantage": -1 / 3}
+            lines.append(sealed(line, "this run") | (changes if (step, number) == (4, 1) else {}))
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"]))
+    return file
+
+
 def test_logged_samples_of_a_round_are_read_back_by_prompt(tmp_path: Path):
-    line = {"step": 4, "prompt_index": 0, "completion": "w1", "reward": 1.0, "advantage": 0.0}
-    written = [line | {"completion_ids": [i]} for i in range(4)] + [line | {"step": 5, "completion_ids": [9]}]
-    (tmp_path / "file").write_text("".join(json.dumps(one) + "\n" for one in written))
-    groups = logged_groups(tmp_path / "file", 4, 2)
+    groups = logged_groups(logged(tmp_path / "file"), 4, LOGGED, 2, "this run")
     assert [[int(one.completion_ids) for one in group] for group in groups] == [[0, 1], [2, 3]]
+    assert [group[0].prompt for group in groups] == LOGGED.prompts(2)
+    assert {one.advantage for group in groups for one in group} == {-1 / 3}
+
+
+def test_logged_samples_of_earlier_versions_have_no_checksum(tmp_path: Path):
+    file = logged(tmp_path / "file")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "checksum"}) + "\n" for line in lines))
+    assert len(logged_groups(file, 4, LOGGED, 2, "this run")) == 2
+
+
+@pytest.mark.parametrize("changes", [{"reward": 2.0}, {"completion_ids": [7]}, {"checksum": 5}, {"prompt_index": 9}])
+def test_a_changed_logged_sample_is_refused(tmp_path: Path, changes: dict[str, Any]):
+    with pytest.raises(ValueError, match="drew at step 4, got a changed line, or another run's"):
+        logged_groups(logged(tmp_path / "file", **changes), 4, LOGGED, 2, "this run")
+
+
+def test_logged_samples_of_another_run_or_not_all_of_a_round_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="drew at step 4, got a changed line, or another run's"):
+        logged_groups(logged(tmp_path / "file"), 4, LOGGED, 2, "another run")
+    with pytest.raises(ValueError, match=r"expected samples of the prompts .* at step 4, got those of"):
+        logged_groups(logged(tmp_path / "file", step=0), 4, LOGGED, 2, "this run")
+    with pytest.raises(ValueError, match="began at step 8, it has none: the run ended before"):
+        logged_groups(tmp_path / "file", 8, LOGGED, 2, "this run")
 
 
 # Sampling
@@ -185,7 +223,7 @@ def test_the_log_has_rewards_and_times_and_the_file_has_every_sample(tmp_path: P
     rounds_trainer(tmp_path, slow, objective="grpo").train()
     samples, logged = lines(tmp_path / "completions.jsonl"), lines(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in samples] == [0] * 16 + [2] * 16
-    shown = {"step", "prompt", "completion", "reward", "advantage", "prompt_index", "completion_ids"}
+    shown = {"step", "prompt", "completion", "reward", "advantage", "prompt_index", "completion_ids", "checksum"}
     assert samples[0].keys() == shown
     by_round = [[s["reward"] for s in samples if s["step"] == step] for step in (0, 2)]
     rounds = [line for line in logged if "reward" in line]

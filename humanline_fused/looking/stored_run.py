@@ -18,8 +18,10 @@ from humanline_fused.training.data.store import StoredExamples
 from humanline_fused.training.kept_tokens import find_kept
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import ROUND, recorded_objective
-from humanline_fused.training.online.rollout import COMPLETIONS, logged_groups, round_examples, round_plan
+from humanline_fused.training.online.logged_samples import COMPLETIONS, logged_groups
+from humanline_fused.training.online.rollout import round_examples, round_plan
 from humanline_fused.training.run.checkpoint import complete_checkpoint, step_of
+from humanline_fused.training.run.identity import code_of
 from humanline_fused.training.run.resumable import IDENTITY, load_run_state
 from humanline_fused.training.run.settings_file import SETTINGS, read_object, read_settings
 
@@ -208,12 +210,8 @@ def _round_of(run: StoredRun, step: int, sizes: BatchSizes, seed: int) -> tuple[
     assert config.rollout_every is not None
     plan = round_plan(config, run.objective, len(prompts), sizes, seed)
     first = step - step % config.rollout_every
-    groups = logged_groups(run.folder / COMPLETIONS, first, config.num_generations)
-    if not groups:
-        raise ValueError(
-            f"{run.folder / COMPLETIONS}: expected the samples of the round that began at step {first}, it has none: "
-            "the run ended before"
-        )
+    file, run_code = run.folder / COMPLETIONS, code_of(run.identity)
+    groups = logged_groups(file, first, plan, config.num_generations, run_code)
     return round_examples(groups, prompts, run.objective, plan)[0], plan
 
 

@@ -46,7 +46,7 @@ from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.data_metrics import DataMetrics, steps_with_drift
 from humanline_fused.training.run.earlier_run import METRICS
 from humanline_fused.training.run.failure_signs import FailureSigns
-from humanline_fused.training.run.identity import check_identity, run_identity
+from humanline_fused.training.run.identity import check_identity, code_of, run_identity
 from humanline_fused.training.run.loop_state import LoopState
 from humanline_fused.training.run.metrics_log import Meter, MetricsFile
 from humanline_fused.training.run.reference_sync import ReferenceSync
@@ -358,7 +358,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         self.data_metrics.restart()
         self.clock.start()
         if self.rounds:
-            self.rounds.restart(step_of(Path(resume)) if resume else 0)
+            self.rounds.restart(step_of(Path(resume)) if resume else 0, code_of(self._identity))
         if resume and self.eval_examples:
             self.held_out.resume(Path(resume).parent, keep=self.args.should_save and not self.args.dry_run)
         self.loop.resume(resume)

@@ -6,7 +6,6 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,10 +19,10 @@ from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.data.rows.records import Text
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.online.generation import Sampling, end_tokens, sample
+from humanline_fused.training.online.logged_samples import COMPLETIONS, sealed
 from humanline_fused.training.online.reward import RewardFunction, RolloutError
 from humanline_fused.training.run import json_lines
 from humanline_fused.training.run.clock import Clock
-from humanline_fused.training.run.earlier_run import COMPLETIONS
 from humanline_fused.training.run.writing import writing
 
 ATTEMPTS = 4
@@ -82,22 +81,6 @@ def round_plan(
     return RoundPlan(num_prompts, per_prompt, config.rollout_every, sizes, seed)
 
 
-def logged_groups(file: Path, step: int, size: int) -> list[list[Sample]]:
-    """Read from ``file`` the samples of the round that began at ``step``, ``size`` per prompt; empty if it has none."""
-    samples = [
-        Sample(
-            line["prompt_index"],
-            torch.tensor(line["completion_ids"], dtype=torch.int32),
-            line["completion"],
-            line["reward"],
-            line["advantage"],
-        )
-        for line in json_lines.read(file)
-        if line.get("step") == step
-    ]
-    return [samples[start : start + size] for start in range(0, len(samples), size)]
-
-
 class Rounds:
     """Draws and scores the training samples of the policy at steps 0, R, 2R …
 
@@ -133,6 +116,7 @@ class Rounds:
         self.prompts, self.plan, self.objective = prompts, plan, objective
         self.sampling, self.reward, self.tokenizer, self.scale = sampling, reward, tokenizer, scale
         self.path, self.writes, self.rank = path, writes, rank
+        self.run = ""
         self.ends: set[int] = set()
         self.number = -1
         self.examples: list[Example] = []
@@ -167,7 +151,8 @@ class Rounds:
         self.number = number
         with writing(self.path, self.path.parent):
             if self.writes:
-                json_lines.append(self.path, (self._line(step, one) for group in groups for one in group))
+                lines = (self._line(step, one) for group in groups for one in group)
+                json_lines.append(self.path, (sealed(line, self.run) for line in lines))
         return True
 
     def _sample(self, number: int, attempt: int, model: PreTrainedModel, clock: Clock) -> list[list[Sample]]:
@@ -241,9 +226,14 @@ class Rounds:
         rounds, self.metrics = self.metrics, []
         return {name: fmean(one[name] for one in rounds) for name in rounds[0]} if rounds else {}
 
-    def restart(self, step: int) -> None:
-        """Begin a run at ``step``, and remove samples of later steps from the file."""
-        self.number, self.metrics = -1, []
+    def restart(self, step: int, run: str) -> None:
+        """Begin a run at ``step``, and remove samples of later steps from the file.
+
+        Args:
+            step: the first optimizer step.
+            run: the run's code, as of :func:`~humanline_fused.training.run.identity.code_of`.
+        """
+        self.number, self.metrics, self.run = -1, [], run
         with writing(self.path, self.path.parent):
             if self.writes:
                 json_lines.cut(self.path, lambda line: line.get("step", 0) < step)

@@ -1,5 +1,7 @@
 """The identity of a run: what a checkpoint and the run that resumes it must have in common."""
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -41,6 +43,12 @@ def run_identity(
     settings = {"reference": config.reference, "sync_every": config.sync_every}
     loss = {"temperature": config.temperature_of_loss, "entropy_coef": config.entropy_coef}
     return {"engine": engine, "model": identify(policy), **settings, "batches": batches, "loss": loss}
+
+
+def code_of(identity: Mapping[str, Any]) -> str:
+    """Return a text that differs for runs with another model, other data or another seed."""
+    batches = identity["batches"]
+    return json.dumps([identity["model"], batches["data"], batches["seed"]], sort_keys=True)
 
 
 OF_EARLIER_VERSIONS = {"temperature": 1.0, "entropy_coef": 0.0}
