@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,22 +70,32 @@ def test_the_engine_of_a_run_has_a_name(kind: str, fsdp2: bool, stage: int | Non
     assert engine_of(accelerator) == engine
 
 
-def test_a_checkpoint_of_another_engine_is_refused_and_one_without_a_name_is_not(tmp_path: Path):
+def test_a_checkpoint_of_another_engine_is_refused_also_if_only_its_files_tell(tmp_path: Path):
     saving = {"save_strategy": "steps", "save_steps": 2, "num_examples": 8, "reference": "copy"}
     trained(tmp_path, max_steps=2, **saving)
     folder = tmp_path / "checkpoint-2"
     identity = json.loads((folder / IDENTITY).read_text())
     assert (identity["engine"], identity["processes"]) == ("torch", 1)
-    said = f"expected the engine that {folder} was written with, 'deepspeed ZeRO-2', got 'torch'"
-    for written, fits in (({"engine": "deepspeed ZeRO-2"}, False), ({}, True)):
+    said = "expected the engine that {} was written with, '{}', got 'torch'"
+    for written, file, other in (
+        ({"engine": "deepspeed ZeRO-2"}, None, "deepspeed ZeRO-2"),
+        ({}, "global_step2/mp_rank_00_model_states.pt", "deepspeed"),
+        ({}, "optimizer_0/__0_0.distcp", "fsdp"),
+        ({}, None, None),
+    ):
+        if file:
+            (folder / file).parent.mkdir()
+            (folder / file).touch()
         kept = {name: value for name, value in identity.items() if name not in ("engine", "processes")}
         (folder / IDENTITY).write_text(json.dumps(kept | written))
         (folder / MANIFEST).unlink()
         seal(folder)
         resumed = tiny_trainer(tmp_path, max_steps=3, **saving)
-        with nullcontext() if fits else pytest.raises(ValueError, match=re.escape(said)):
+        with pytest.raises(ValueError, match=re.escape(said.format(folder, other))) if other else nullcontext():
             resumed.train("auto")
-        assert resumed.state.global_step == (3 if fits else 0)
+        assert resumed.state.global_step == (0 if other else 3)
+        if file:
+            shutil.rmtree((folder / file).parent)
 
 
 class Engine(nn.Module):

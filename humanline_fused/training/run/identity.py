@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -14,6 +15,7 @@ from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import recorded_identity
 from humanline_fused.training.online.rollout import Rounds
+from humanline_fused.training.run.sharding import engine_of_files
 from humanline_fused.training.start import identify
 
 
@@ -57,10 +59,11 @@ OF_EARLIER_VERSIONS = {"temperature": 1.0, "entropy_coef": 0.0}
 
 def check_identity(saved: dict[str, Any], mine: dict[str, Any], folder: str) -> None:
     """Raise ValueError unless a run with the identity ``mine`` can continue the checkpoint in ``folder``."""
-    engines = saved.get("engine", mine["engine"]), mine["engine"]  # an earlier version did not name it
-    if engines[0] != engines[1]:
+    known = "engine" in saved  # an earlier version did not name it
+    written = saved["engine"] if known else engine_of_files(Path(folder))
+    if mine["engine"] != written and (known or not mine["engine"].startswith(written)):
         raise ValueError(
-            f"expected the engine that {folder} was written with, {engines[0]!r}, got {engines[1]!r}, which keeps the "
+            f"expected the engine that {folder} was written with, {written!r}, got {mine['engine']!r}, which keeps the "
             "optimizer's state in another format. Continue with that engine, or start a new run from the weights"
         )
     for name in ("reference", "sync_every"):

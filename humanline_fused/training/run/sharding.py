@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,20 @@ def engine_of(accelerator: Accelerator) -> str:
         case DistributedType.FSDP:
             return "fsdp2" if accelerator.is_fsdp2 else "fsdp1"
     return "torch"
+
+
+def engine_of_files(folder: Path) -> str:
+    """Return the engine that wrote a checkpoint, without version and stage, by the names of its files.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     (Path(folder) / "global_step2").mkdir()
+    ...     engine_of_files(Path(folder))
+    'deepspeed'
+    """
+    if any(folder.glob("global_step*")):
+        return "deepspeed"
+    return "fsdp" if any(folder.glob("optimizer_*")) or any(folder.glob("pytorch_model_fsdp*")) else "torch"
 
 
 def refuse_engine(accelerator: Accelerator, reference: str, *, rounds: bool = False, cut: bool = False) -> None:
