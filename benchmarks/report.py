@@ -27,6 +27,7 @@ TABLES = {
     "variant": "benchmarks.training.runs_table",
     "way": "benchmarks.preparation",
     "kernel": "benchmarks.static.loop_table",
+    "launch": "benchmarks.static.launch_table",
     "fault": "tests.faults.table",
 }
 """By the first column of a file: the module whose ``markdown`` makes a table of it."""

@@ -1,22 +1,12 @@
-"""``python -m benchmarks static``: cross-compile every kernel, without a GPU, and hold its loops to their budgets."""
+"""The loops of every kernel, cross-compiled without a GPU, and the tables of them."""
 
-import argparse
-import json
-import os
-import sys
-import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 
-import torch
-
-from benchmarks.machine import environment
-from benchmarks.results import cells, read, write
-from benchmarks.static.budgets import allowed, broken
+from benchmarks.results import cells, read
+from benchmarks.static.budgets import allowed
 from benchmarks.static.loop_cost import LoopCost
+from benchmarks.static.processes import new_processes
 from benchmarks.static.roofline import DEVICES, EXP_PER_CLOCK, ISSUE_SLOTS_PER_CLOCK, LATENCY
 from benchmarks.static.specialisations import Specialisation, specialisations
 from benchmarks.tables import Line, columns, piped
@@ -42,19 +32,9 @@ def measure(
     from benchmarks.static.compile import measured  # needs triton, which ``markdown`` does without
 
     work = [(spec, arch) for arch in architectures for spec in given or specialisations(arch)]
-    with (
-        tempfile.TemporaryDirectory() as cache,
-        ProcessPoolExecutor(None, get_context("spawn"), _with_the_compiler, (cache,)) as pool,
-    ):
+    with new_processes() as pool:
         futures = [pool.submit(measured, spec, arch, max_registers) for spec, arch in work]
         return [row for future in futures for row in future.result()]
-
-
-def _with_the_compiler(cache: str) -> None:
-    """The interpreter would replace the compiler, and loops are named by line info."""
-    for name in ("TRITON_INTERPRET", "TRITON_DISABLE_LINE_INFO"):
-        os.environ.pop(name, None)
-    os.environ["TRITON_CACHE_DIR"] = cache
 
 
 ASSUMPTIONS = [
@@ -108,24 +88,3 @@ def markdown(path: Path, name: str, words: Sequence[str] = ()) -> str:
 def _count(row: LoopCost) -> str:
     in_flight = f", {row.bytes_in_flight / 1024:.0f}" if row.bytes_in_flight else ""
     return f"{row.instructions_per_element:.2f}{in_flight}"
-
-
-def main(arguments: list[str]) -> None:
-    """Exits with 1 where a budget is exceeded."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks static", description=__doc__)
-    parser.add_argument("--arch", nargs="+", default=["sm_90"], choices=ARCHITECTURES)
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows, and the versions, to this file")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the same as JSON")
-    options = parser.parse_args(arguments)
-    facts = environment(torch.device("cpu"))
-    rows = measure(options.arch)
-    over = broken(rows)
-    verdict = "\n".join(["Over budget:", *over]) if over else "Every budget is met (benchmarks/static/budgets.py)."
-    print(f"triton {facts['triton']}\n\n{table(rows)}\n\n{verdict}")
-    if options.csv:
-        write(options.csv, LoopCost, facts, rows)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-    if over:
-        sys.exit(1)
