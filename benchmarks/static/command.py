@@ -1,4 +1,4 @@
-"""``python -m benchmarks static``: compile every kernel, without a GPU, and hold its loops and launches to their budgets."""
+"""``python -m benchmarks static``: compile every kernel without a GPU, and hold loops and launches to their budgets."""
 
 import argparse
 import json
