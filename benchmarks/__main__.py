@@ -9,7 +9,7 @@ VERBS = {
     "data": ("benchmarks.preparation", "how fast rows become tokens, and what these keep in memory"),
     "paper": ("benchmarks.paper.command", "the paper's claims, repeated with tiny policies and a small Llama"),
     "gpu": ("benchmarks.gpu", "everything that belongs on a GPU, in restartable parts"),
-    "static": ("benchmarks.static.command", "the kernels' machine code, read without a GPU"),
+    "static": ("benchmarks.static.static_report", "the kernels' machine code, read without a GPU"),
     "report": ("benchmarks.report", "make the tables of README.md and docs/performance.md anew"),
 }
 LINES = "\n".join(f"  {verb:8} {line}" for verb, (_, line) in VERBS.items())
