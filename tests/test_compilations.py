@@ -70,13 +70,14 @@ for V in (301, 9000):
 """
 
 KERNELS = {
-    "token_logp_forward_kernel",
-    "token_logp_backward_kernel",
-    "dpo_loss_kernel",
-    "kto_loss_kernel",
-    "grpo_loss_kernel",
-    "grpo_one_launch_kernel",
-    "scale_dlogits_kernel",
+    "token_logp_forward_kernel": 1,
+    "token_logp_backward_kernel": 1,
+    "dpo_loss_kernel": 1,
+    "kto_loss_kernel": 1,
+    "grpo_loss_kernel": 1,
+    "grpo_one_launch_kernel": 1,
+    "means_kernel": 3,  # of sequences, of tokens, and of tokens with a divisor
+    "scale_dlogits_kernel": 1,
 }
 
 
@@ -93,11 +94,11 @@ def compilations() -> dict[str, dict[str, int]]:
 
 
 def test_twenty_lengths_are_one_compilation_of_every_kernel(compilations):
-    assert compilations["lengths"] == dict.fromkeys(KERNELS, 1)
+    assert compilations["lengths"] == KERNELS
 
 
 def test_every_stride_and_address_of_the_logits_is_the_same_compilation(compilations):
-    assert compilations["strides"] == dict.fromkeys(KERNELS, 1)
+    assert compilations["strides"] == KERNELS
 
 
 def test_the_count_can_tell_a_second_vocabulary_size_class(compilations):

@@ -24,12 +24,12 @@ def test_a_launch_keeps_within_its_sectors_and_instructions_per_element(emulator
 
 def test_grpo_loss_asks_for_each_sector_once(emulator):
     """Neighbouring lanes hold neighbouring tokens, also where the last tile is not full."""
-    from benchmarks.static.launches import only_launch
+    from benchmarks.static.launches import first_launch
 
     logp = torch.randn(4, 2050, generator=torch.Generator().manual_seed(0))
     mask, advantages = torch.ones(4, 2050, dtype=torch.bool), torch.ones(4, 1).expand(4, 2050)
     settings = (0.2, 0.2, 0.04, -1.5, 1.2, True)
-    launch = only_launch(emulator, lambda: grpo_loss_forward(logp, logp + 0.1, mask, advantages, None, *settings))
+    launch = first_launch(emulator, lambda: grpo_loss_forward(logp, logp + 0.1, mask, advantages, None, *settings))
     moved = {(one.name, one.write): (one.sectors, one.distinct) for one in launch.traffic()}
     tokens = (("logp_ptr", False), ("ref_logp_ptr", False), ("loss_mask_ptr", False), ("coefficient_ptr", True))
     for once in tokens:

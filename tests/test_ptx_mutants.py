@@ -8,7 +8,17 @@ from functools import partial
 import pytest
 import torch
 
-from humanline_kernels import dlogits, dpo_loss, grpo_loss, grpo_one_launch, kto_loss, log_ratio, sequences, softmax
+from humanline_kernels import (
+    dlogits,
+    dpo_loss,
+    grpo_loss,
+    grpo_one_launch,
+    kto_loss,
+    log_ratio,
+    means,
+    sequences,
+    softmax,
+)
 from humanline_kernels import token_logp as token_logp_kernels
 from tests import test_several_warps as cases
 from tests.ptx.emulator import Emulator
@@ -29,6 +39,7 @@ pairs, labels, groups = (
     partial(cases.test_a_sequence_of_two_tiles_of_tokens_matches_the_oracle, CPU, objective, float("nan"))
     for objective in ("dpo", "kto", "grpo")
 )
+divide = partial(cases.test_partial_sums_and_coefficients_of_two_tiles_are_divided, CPU, False)
 
 
 def an_id_beyond_the_vocabulary() -> None:
@@ -115,6 +126,13 @@ MUTANTS = [
     Mutant(sequences.store_sequence_coefficient, "0.0), mask=n < end", "0.0)", labels, "out of bounds"),
     Mutant(sequences.store_sequence_partials, "program * NUM_PARTIALS", "program * (NUM_PARTIALS - 1)", labels, "race"),
     Mutant(dpo_loss.dpo_loss_kernel, "P + chosen", "P + chosen - 1", pairs, "race"),
+    Mutant(means.means_kernel, "range(0, R,", "range(BLOCK_R, R,", divide, WRONG),
+    Mutant(means.means_kernel, "[:, None] < R)", "[:, None] <= R)", divide, "out of bounds"),
+    Mutant(means.means_kernel, "< COLUMNS)\n        totals", "<= COLUMNS)\n        totals", divide, "out of bounds"),
+    Mutant(means.means_kernel, "num_items), mask=n < N", "num_items), mask=n <= N", divide, "outside the view"),
+    Mutant(means.means_kernel, "tile * BLOCK_T", "tile * (BLOCK_T - 1)", divide, "race"),
+    Mutant(means.means_kernel, "if tile == 0:", "if tile >= 0:", divide, "race"),
+    Mutant(means.means_kernel, "(after >= 0)", "(after >= -1)", divide, "out of bounds"),
     Mutant(kto_loss.kto_loss_kernel, "desirable_ptr + b", "desirable_ptr + b + 1", labels, "out of bounds"),
 ]
 
@@ -125,6 +143,7 @@ BARRIERS = {
     "dpo_loss_kernel": pairs,
     "kto_loss_kernel": labels,
     "grpo_loss_kernel": groups,
+    "means_kernel": divide,
 }
 """Kernels whose warps wait for each other, and a case of each."""
 

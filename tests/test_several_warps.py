@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from humanline_fused import Logits, TokenLogp, token_logp_and_entropy
+from humanline_kernels.means import divide_to_means
 from tests.error_budget import assert_within_budget
 from tests.inputs import loss_and_gradient, loss_of, random_batch
 from tests.oracle import assert_matches_oracle
@@ -149,3 +150,20 @@ def test_a_sequence_of_two_tiles_of_tokens_matches_the_oracle(device, objective,
     for name, actual, eager, oracle in zip(("loss", "dlogp"), *results, strict=True):
         unit = 1.0 if name == "loss" else oracle.abs().max().item()
         assert_within_budget(actual, eager, oracle, name, log_probs=size, unit=unit)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["counted", "given"])
+def test_partial_sums_and_coefficients_of_two_tiles_are_divided(device, given):
+    rows, (begin, end) = 1100, (3, 1203)  # of whole numbers, which have exact sums
+    partials = torch.randint(0, 9, (rows, 5), generator=torch.Generator().manual_seed(0)).float()
+    loss, losses, tokens, *fractions = partials.sum(0)
+    divisor = torch.tensor(7.0) if given else losses
+    wide = torch.arange(end + 5.0)
+    expected = wide.clone()
+    expected[begin:end] /= divisor
+    wide = wide.to(device)
+    num_items = divisor.to(device) if given else None
+    mean, shares = divide_to_means(partials.to(device), wide[begin:end], num_items, tokens=2)
+    assert mean.item() == loss / divisor
+    assert shares.tolist() == [fraction / tokens for fraction in fractions]
+    assert torch.equal(wide.cpu(), expected)

@@ -30,7 +30,7 @@ def launch_cost(emulator: Emulator, launch: str, V: int) -> LaunchCost:
     Raises:
         UnknownInstruction: of PTX that is not emulated; the message says which, of which kernel.
     """
-    done = only_launch(emulator, calls(V)[launch])
+    done = first_launch(emulator, calls(V)[launch])
     elements = ROWS * V
     sector = SECTOR / torch.bfloat16.itemsize / elements  # in passes
     moved = [(one, one.sectors * sector) for one in done.traffic()]
@@ -58,7 +58,7 @@ def measured(arch: str) -> list[LaunchCost]:
 
 
 def calls(V: int) -> dict[str, Callable[[], object]]:
-    """Each makes one launch."""
+    """Each begins with the launch of its name."""
     logits, ids, mask = _rows(V), torch.tensor([[1, V - 1]]), torch.ones(1, ROWS, dtype=torch.bool)
     ones, softmax, bounds = torch.ones(1, ROWS), (1.0, None, 1.0), (0.2, 0.3, 0.05, -50.0, 50.0)
     scores = (ids, mask, None, 1.0 + 0 * ones, 12.0 + 0 * ones, None)
@@ -77,12 +77,11 @@ def _rows(V: int, seed: int = 0) -> Tensor:
     return torch.randn(1, ROWS, V, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16)
 
 
-def only_launch(emulator: Emulator, call: Callable[[], object]) -> Launch:
-    """The only launch of a call."""
+def first_launch(emulator: Emulator, call: Callable[[], object]) -> Launch:
+    """The first launch of a call: a second one divides the sums of a loss."""
     launches: list[Launch] = []
     counting = Emulator(emulator.arch, on_launch=launches.append)
     counting.programs = emulator.programs
     with active(counting):
         call()
-    (launch,) = launches
-    return launch
+    return launches[0]

@@ -43,6 +43,7 @@ def specialisations(arch: str) -> Iterator[Specialisation]:
         yield scale_dlogits("bf16")
     for loss in ("dpo", "kto", "grpo"):
         yield token_loss(loss)
+    yield means()
 
 
 def of_logits(
@@ -93,3 +94,12 @@ def token_loss(loss: str) -> Specialisation:
     kernel = f"humanline_kernels.{loss}_loss:{loss}_loss_kernel"
     # A token is two log-probs and a mask; its coefficient is written.
     return Specialisation(kernel, "fp32", constants, TOKEN_TILES["num_warps"], read_bytes=9, written_bytes=4)
+
+
+def means() -> Specialisation:
+    from humanline_kernels.tiles import MEANS_TILES
+
+    constants: dict[str, int | bool | str] = {"COLUMNS": 7, "TOKENS": 1, **MEANS_TILES}
+    num_warps = int(constants.pop("num_warps"))
+    # Of the loop: a row of partial sums.
+    return Specialisation("humanline_kernels.means:means_kernel", "fp32", constants, num_warps, 28, written_bytes=0)

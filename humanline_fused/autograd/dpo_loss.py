@@ -20,7 +20,7 @@ def dpo_loss(
     log_epsilon_R: float,
     loss_type: DPOLossType = "sigmoid",
 ) -> SequenceLoss:
-    loss, rewards, clamped_low, clamped_high = logp_loss(
+    loss, rewards, clamped = logp_loss(
         dpo_loss_forward,
         logp,
         ref_logp.contiguous(),
@@ -32,4 +32,4 @@ def dpo_loss(
         log_epsilon_R,
         options=(loss_type,),
     )
-    return SequenceLoss(loss, rewards, clamped_low, clamped_high)
+    return SequenceLoss(loss, rewards, *clamped.unbind())

@@ -20,7 +20,7 @@ def grpo_loss(
     log_epsilon_P: float,
     log_epsilon_R: float,
 ) -> GRPOLoss:
-    loss, *metrics = logp_loss(
+    loss, metrics = logp_loss(
         grpo_loss_forward,
         logp,
         ref_logp.contiguous(),
@@ -33,4 +33,4 @@ def grpo_loss(
         log_epsilon_P,
         log_epsilon_R,
     )
-    return GRPOLoss(loss, *metrics)
+    return GRPOLoss(loss, *metrics.unbind())

@@ -56,7 +56,7 @@ def grpo_one_launch(
     log_epsilon_R: float,
 ) -> ScoredLoss[GRPOLoss]:
     temperature, *settings = softmax
-    loss, logp, scored, *metrics = GRPOOneLaunch.apply(
+    loss, logp, scored, metrics = GRPOOneLaunch.apply(
         rows_in_a_piece(logits),
         None if ref_logits is None else rows_in_a_piece(ref_logits.detach()),
         None if ref_logp is None else ref_logp.contiguous(),
@@ -73,4 +73,4 @@ def grpo_one_launch(
         log_epsilon_P,
         log_epsilon_R,
     )
-    return ScoredLoss(GRPOLoss(loss, *metrics), logp, scored if ref_logp is None else ref_logp)
+    return ScoredLoss(GRPOLoss(loss, *metrics.unbind()), logp, scored if ref_logp is None else ref_logp)

@@ -21,7 +21,7 @@ def kto_loss(
     log_epsilon_P: float,
     log_epsilon_R: float,
 ) -> SequenceLoss:
-    loss, rewards, clamped_low, clamped_high = logp_loss(
+    loss, rewards, clamped = logp_loss(
         kto_loss_forward,
         logp,
         ref_logp.contiguous(),
@@ -35,4 +35,4 @@ def kto_loss(
         log_epsilon_P,
         log_epsilon_R,
     )
-    return SequenceLoss(loss, rewards, clamped_low, clamped_high)
+    return SequenceLoss(loss, rewards, *clamped.unbind())

@@ -1,6 +1,6 @@
 """Token log-probs of policy and reference -> a loss of pairs, its derivative per token, rewards and clamp counts.
 
-Grid: one program per pair, 1-D. Each writes one row of ``partials``; one sum over the rows, in a fixed order, ends it.
+Grid: one program per pair, 1-D. Each writes one row of ``partials``, which means.py adds up.
 The losses differ in the link alone: the loss of one pair as a function of its margin.
 """
 
@@ -171,8 +171,8 @@ def dpo_loss_forward(
     log_epsilon_R: float,
     needs_gradient: bool,
     loss_type: str = "sigmoid",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``loss`` [], ``coefficient`` = ∂loss/∂logp, ``rewards`` [2P], clamped low and high fractions [].
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``loss`` [], ``coefficient`` = ∂loss/∂logp, ``rewards`` [2P], clamped low and high fractions [2].
 
     Args:
         logp, ref_logp: N log-probs of any shape, float32, contiguous, nats.

@@ -1,7 +1,6 @@
 """Token log-probs of policy and reference -> GRPO's loss, its derivative per token, KL, and clip and clamp counts.
 
-Grid: one program per tile of tokens, 1-D. Each writes one row of ``partials``; one sum over the rows, in a fixed order,
-ends it.
+Grid: one program per tile of tokens, 1-D. Each writes one row of ``partials``, which means.py adds up.
 """
 
 import torch
@@ -10,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from humanline_kernels.log_ratio import clamp_stops, clamped_log_ratio_tile
+from humanline_kernels.means import divide_to_means
 from humanline_kernels.tiles import TOKEN_TILES
 
 LARGEST = tl.constexpr(3.4028234663852886e38)
@@ -122,19 +122,6 @@ def grpo_loss_kernel(
     )
 
 
-Metrics = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""kl, clip low and high, clamped low and high fractions, [] each."""
-
-
-def grpo_means(partials: Tensor, num_items: Tensor | None) -> tuple[Tensor, Tensor, Metrics]:
-    """(loss, num_items, metrics), [] each, from the rows of partial sums, which are added in a fixed order."""
-    loss, num_tokens, k3, clip_low, clip_high, low, high = partials.sum(0).unbind()
-    num_tokens = num_tokens.clamp(min=1)
-    num_items = num_tokens if num_items is None else num_items
-    metrics = k3 / num_tokens, clip_low / num_tokens, clip_high / num_tokens, low / num_tokens, high / num_tokens
-    return loss / num_items, num_items, metrics
-
-
 @torch.library.custom_op("humanline::grpo_loss", mutates_args=())
 def grpo_loss_forward(
     logp: Tensor,
@@ -148,8 +135,10 @@ def grpo_loss_forward(
     log_epsilon_P: float,
     log_epsilon_R: float,
     needs_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``loss`` [], ``coefficient`` = ∂loss/∂logp [B, T], kl, clip low and high, clamped low and high fractions [].
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``loss`` [], ``coefficient`` = ∂loss/∂logp [B, T], metrics [5].
+
+    The metrics are kl and the fractions of tokens that are clipped low and high, and clamped low and high.
 
     Args:
         logp, ref_logp: [B, T], float32, contiguous, nats.
@@ -182,11 +171,10 @@ def grpo_loss_forward(
                 NEEDS_GRADIENT=needs_gradient,
                 **TOKEN_TILES,
             )
-    loss, num_items, metrics = grpo_means(partials, num_items_in_batch)
-    return loss, coefficient.div_(num_items), *metrics
+    loss, metrics = divide_to_means(partials, coefficient, num_items_in_batch, tokens=1)
+    return loss, coefficient, metrics
 
 
 @grpo_loss_forward.register_fake
 def _(logp, *arguments):
-    scalars = [logp.new_empty(()) for _ in range(6)]
-    return scalars[0], torch.empty_like(logp) if arguments[-1] else logp.new_empty(0), *scalars[1:]
+    return logp.new_empty(()), torch.empty_like(logp) if arguments[-1] else logp.new_empty(0), logp.new_empty(5)

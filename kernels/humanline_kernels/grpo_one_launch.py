@@ -11,8 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from humanline_kernels.dlogits import empty_dlogits, store_dlogits, store_zeros
-from humanline_kernels.grpo_loss import grpo_means, grpo_terms, store_partials
+from humanline_kernels.grpo_loss import grpo_terms, store_partials
 from humanline_kernels.log_ratio import clamp_log_ratio
+from humanline_kernels.means import divide_to_means
 from humanline_kernels.softmax import score_row
 from humanline_kernels.tiles import one_launch_programs, one_launch_tiles
 from humanline_kernels.token_logp import softmax_scalars
@@ -179,8 +180,8 @@ def grpo_one_launch(
     beta: float,
     log_epsilon_P: float,
     log_epsilon_R: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``loss`` [], ``dlogits`` [B, T, V], ``logp``, ``ref_logp`` [B, T] ([0] if given), and grpo_loss's metrics [].
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``loss`` [], ``dlogits`` [B, T, V], ``logp``, ``ref_logp`` [B, T] ([0] if given), and grpo_loss's metrics [5].
 
     Args:
         logits, ref_logits, target_ids, loss_mask, temperature and the scalars after it: as token_logp_forward.
@@ -229,8 +230,8 @@ def grpo_one_launch(
                 HAS_SOFTCAP=softcap is not None,
                 **one_launch_tiles(V, logits.element_size()),
             )
-    loss, _, metrics = grpo_means(partials, num_items)
-    return loss, dlogits, logp, scored, *metrics
+    loss, metrics = divide_to_means(partials, logp.new_empty(0), num_items, tokens=1)
+    return loss, dlogits, logp, scored, metrics
 
 
 @grpo_one_launch.register_fake
@@ -238,5 +239,4 @@ def _(logits, ref_logits, *_):
     B, T, _ = logits.shape
     logp = logits.new_empty(B, T, dtype=torch.float32)
     scored = logits.new_empty((0,) if ref_logits is None else (B, T), dtype=torch.float32)
-    scalars = [logp.new_empty(()) for _ in range(6)]
-    return scalars[0], empty_dlogits(logits, 0), logp, scored, *scalars[1:]
+    return logp.new_empty(()), empty_dlogits(logits, 0), logp, scored, logp.new_empty(5)

@@ -1,7 +1,6 @@
 """Token log-probs of policy and reference -> KTO's loss, its derivative per token, rewards and clamp counts.
 
-Grid: one program per sequence, 1-D. Each writes one row of ``partials``; one sum over the rows, in a fixed order,
-ends it.
+Grid: one program per sequence, 1-D. Each writes one row of ``partials``, which means.py adds up.
 """
 
 import torch
@@ -92,8 +91,8 @@ def kto_loss_forward(
     log_epsilon_P: float,
     log_epsilon_R: float,
     needs_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``loss`` [], ``coefficient`` = ∂loss/∂logp, ``rewards`` [B], clamped low and high fractions [].
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``loss`` [], ``coefficient`` = ∂loss/∂logp, ``rewards`` [B], clamped low and high fractions [2].
 
     Args:
         logp, ref_logp: N log-probs of any shape, float32, contiguous, nats.

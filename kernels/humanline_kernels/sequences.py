@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from humanline_kernels.log_ratio import clamp_stops, clamped_log_ratio_tile
+from humanline_kernels.means import divide_to_means
 
 NUM_PARTIALS = tl.constexpr(5)
 
@@ -77,8 +78,8 @@ def store_sequence_partials(partials_ptr, program, loss, legal, tokens, low, hig
     tl.store(row_ptr + 4, high.to(tl.float32))
 
 
-SequenceLoss = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""``loss`` [], ``coefficient`` = ∂loss/∂logp, ``rewards`` [B], clamped low and high fractions []."""
+SequenceLoss = tuple[Tensor, Tensor, Tensor, Tensor]
+"""``loss`` [], ``coefficient`` = ∂loss/∂logp, ``rewards`` [B], clamped low and high fractions [2]."""
 
 
 def empty_outputs(logp: Tensor, B: int, programs: int, needs_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,14 +89,12 @@ def empty_outputs(logp: Tensor, B: int, programs: int, needs_gradient: bool) -> 
 
 
 def means_over_sequences(coefficient: Tensor, rewards: Tensor, partials: Tensor) -> SequenceLoss:
-    """Results from the rows of partial sums, which are added in a fixed order."""
-    loss, num_losses, num_tokens, low, high = partials.sum(0).unbind()
-    num_losses, num_tokens = num_losses.clamp(min=1), num_tokens.clamp(min=1)
-    return loss / num_losses, coefficient.div_(num_losses), rewards, low / num_tokens, high / num_tokens
+    """Results from the kernel's; the coefficient is divided in place."""
+    loss, clamped = divide_to_means(partials, coefficient, tokens=2)
+    return loss, coefficient, rewards, clamped
 
 
 def fake_sequence_loss(logp: Tensor, cu_seqlens: Tensor, needs_gradient: bool) -> SequenceLoss:
     """Results without values, for a compiler."""
-    loss, low, high = (logp.new_empty(()) for _ in range(3))
     coefficient = torch.empty_like(logp) if needs_gradient else logp.new_empty(0)
-    return loss, coefficient, logp.new_empty(cu_seqlens.shape[0] - 1), low, high
+    return logp.new_empty(()), coefficient, logp.new_empty(cu_seqlens.shape[0] - 1), logp.new_empty(2)

@@ -23,6 +23,9 @@ def vocabulary_tiles(V: int, itemsize: int, warp: int = WARP) -> dict[str, int]:
 TOKEN_TILES = {"BLOCK_T": 1024, "num_warps": 4}
 """Tiles over tokens, for kernels that read a few floats per token. One size: one compilation for all lengths."""
 
+MEANS_TILES = {"BLOCK_R": 1024, "BLOCK_T": 1024, "num_warps": 8}
+"""Rows of partial sums, of which there are as many as sequences or, in one launch, tokens; and tokens, as above."""
+
 
 def one_launch_per_multiprocessor(row_bytes: int) -> int:
     """Rows per multiprocessor: one if long rows fill it, four if short ones must hide each other's latency."""

@@ -1,0 +1,47 @@
+"""Counts what a GPU would be asked to do: launches of kernels, and operations of torch that compute or copy."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from torch._library.custom_ops import CustomOpDef
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
+VIEWS = ("detach", "alias", "view", "unbind", "_unsafe_view", "_reshape_alias")
+
+
+class Launches(TorchDispatchMode):
+    """Records the names of kernels and of torch's operations, without allocations and views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        if name not in ALLOCATIONS + VIEWS and not func.is_view:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The launches inside, in order. Kernels do not run: numbers are undefined."""
+    mode = Launches()
+
+    def note(kernel: Any, *args: Any, **kwargs: Any) -> None:
+        mode.seen.append(kernel.fn.__name__)
+
+    def body(operation: Any, *args: Any) -> Any:
+        """A custom op's own function, in which the mode sees what it would not see inside an operation."""
+        return operation._init_fn(*args)
+
+    with monkeypatch.context() as patch, mode:
+        for kernel in (InterpretedFunction, JITFunction):
+            patch.setattr(kernel, "run", note)
+        patch.setattr(CustomOpDef, "__call__", body)
+        yield mode.seen
