@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check
 INSTALLED := .venv/.installed
 PYTEST := -m pytest -n logical --dist loadfile
-EXTRAS := '.[train,plot,peft,trl,bench,dev]'
+EXTRAS := '.[train,plot,peft,trl,bench,docs,dev]'
 
 # Where test-versions makes its environments, of about 4 GB each.
 VERSIONS_DIR ?= $(HOME)/.cache/humanline-fused/versions
@@ -21,7 +21,7 @@ comma := ,
 # Files whose tests launch the kernels as others do: about PyTorch's compiler, and the head. test-ptx runs them too.
 LAUNCHED_ALIKE := $(addprefix --ignore=tests/test_,pytorch.py lm_head.py)
 
-.PHONY: demo test test-ptx test-versions lint install clean
+.PHONY: demo test test-ptx test-versions lint docs install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -60,6 +60,10 @@ lint: install
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/python -m pyright --pythonpath $(BIN)/python
+
+# The documentation site, in build/site; mkdocs.yml makes every warning an error.
+docs: install
+	$(BIN)/python -m mkdocs build
 
 install: $(INSTALLED)
 

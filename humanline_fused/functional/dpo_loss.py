@@ -62,8 +62,8 @@ def dpo_loss(
         logs it.
 
     Raises:
-        As :func:`token_logp`; ValueError for an odd number of sequences, an unknown ``loss_type``, or a
-        ``label_smoothing`` that the ``loss_type`` does not have.
+        TypeError, ValueError, RuntimeError: as :func:`token_logp`; ValueError also for an odd number of sequences, an
+            unknown ``loss_type``, or a ``label_smoothing`` that the ``loss_type`` does not have.
 
     Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``. Label smoothing as cDPO.
     Loss types: trl 1.16.0, ``trl/trainer/dpo_trainer.py``, ``_compute_loss``; IPO arXiv 2310.12036, hinge arXiv

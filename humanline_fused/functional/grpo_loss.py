@@ -61,7 +61,7 @@ def grpo_loss(
         impl: the implementation; ``"auto"`` chooses.
 
     Raises:
-        As :func:`token_logp`.
+        TypeError, ValueError, RuntimeError: as :func:`token_logp`.
 
     Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``; names as TRL's.
 

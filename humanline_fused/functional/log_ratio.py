@@ -39,7 +39,7 @@ def token_log_ratio(
         ``log_ratio`` [B, T] in nats with a graph, 0 where the mask is False; the rest detached.
 
     Raises:
-        As :func:`token_logp`.
+        TypeError, ValueError, RuntimeError: as :func:`token_logp`.
 
     Source: arXiv 2509.24207, section 4; ContextualAI/HALOs at aa02f66, ``train/trainers.py``.
 

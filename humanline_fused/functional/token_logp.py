@@ -48,7 +48,7 @@ def token_logp_and_entropy(
         target_ids, loss_mask, impl: as :func:`token_logp`.
 
     Raises:
-        As :func:`token_logp`.
+        TypeError, ValueError, RuntimeError: as :func:`token_logp`.
 
     >>> import torch
     >>> from humanline_fused import Logits

@@ -270,7 +270,12 @@ class Groups(Form):
         ]
 
 
-PAIRS, LABELS, GROUPS = Pairs(), Labels(), Groups()
+PAIRS = Pairs()
+"""Pairs of a chosen and a rejected completion."""
+LABELS = Labels()
+"""Single completions, each desirable or undesirable."""
+GROUPS = Groups()
+"""Several completions of one prompt, each with a reward."""
 FORMS: dict[str, Form] = {"pairs": PAIRS, "labels": LABELS, "groups": GROUPS}
 
 
