@@ -30,7 +30,7 @@ def run(page: str) -> dict[str, Any]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_of_a_page_to_a_file_resolves(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
-    assert [target for target in targets if not (page.parent / target).exists()] == []
+    assert [target for target in targets if not (page.parent / target).is_file()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -43,6 +43,11 @@ def test_every_link_to_a_heading_resolves(page: Path) -> None:
 def test_the_index_lists_every_page() -> None:
     listed = set(re.findall(r"\]\((\w+\.md)\)", (DOCS / "README.md").read_text()))
     assert listed == {page.name for page in DOCS.glob("*.md")} - {"README.md"}
+
+
+def test_the_navigation_of_the_site_lists_every_page() -> None:
+    listed = re.findall(r"^ +- (?:[\w ]+: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
+    assert {page.relative_to(ROOT).as_posix() for page in PAGES} - {*listed} == set()
 
 
 def test_the_functions_of_the_diagnose_page_run(capsys: pytest.CaptureFixture[str]) -> None:
