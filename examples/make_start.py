@@ -19,16 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from humanline_fused.demo import task
-from humanline_fused.demo.comparison import one_thread
 from humanline_fused.demo.model_answers import sample
-from humanline_fused.demo.start_model import fine_tune, make_model, make_tokenizer
+from humanline_fused.demo.start_model import make_start
+from humanline_fused.demo.threads import one_thread
 
 Group = dict[str, Any]
-
-CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-)
-"""Chat template without text between the turns, so that messages and text give the same tokens."""
 
 SAMPLES = 4
 """Completions per prompt."""
@@ -44,12 +39,7 @@ def make(folder: Path, *, steps: int, prompts: int, seed: int) -> None:
     rng = random.Random(seed)
     heldout = max(1, prompts // 8)
     asked = task.make_prompts(2 * prompts + heldout, rng, lengths=(2, 4))
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = CHAT_TEMPLATE
-    model = make_model(tokenizer, seed)
-    fine_tune(model, tokenizer, asked[prompts + heldout :], rng, steps=steps)
-    model.save_pretrained(folder / "start")
-    tokenizer.save_pretrained(folder / "start")
+    model, tokenizer = make_start(folder / "start", asked[prompts + heldout :], rng, seed=seed, steps=steps)
 
     drawn = [sample(model, tokenizer, asked[: prompts + heldout], seed + i) for i in range(SAMPLES)]
     answers = map(list, zip(*drawn, strict=True))

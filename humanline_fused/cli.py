@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from humanline_fused import __version__
 from humanline_fused.extras import need, remedy
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0
     """
     commands = {
+        "init": init,
         "train": train,
         "data": data,
         "diagnose": diagnose,
@@ -98,6 +100,22 @@ def user_error(error: Exception) -> UserError:
     return UserError(f"{error} ({type(error).__name__} in {module}, line {frames[-1].f_lineno})")
 
 
+def init(argv: Sequence[str]) -> None:
+    """Write a first run: a small start model, preference pairs and a YAML file, without a network."""
+    parser = Parser(prog="humanline init", description=init.__doc__, allow_abbrev=False)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("first"), metavar="DIR", help="Default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="Default: %(default)s")
+    options = parser.parse_args(argv)
+
+    need("train")
+    from humanline_fused.demo.first_run import write_first_run
+
+    try:
+        print("\n".join(write_first_run(options.folder, seed=options.seed)))
+    except (ValueError, OSError) as error:
+        raise user_error(error) from error
+
+
 def train(argv: Sequence[str]) -> None:
     """Train a model with the settings of a YAML file; `--field value` overrides a setting."""
     from transformers import HfArgumentParser
@@ -151,6 +169,20 @@ def train(argv: Sequence[str]) -> None:
         raise user_error(error) from error
     if said and config.process_index == 0:
         print(said)
+        if not trainer.termination.stopped:
+            _print_ending(trainer)
+
+
+def _print_ending(trainer: Any) -> None:
+    """Print what a finished run has learnt. The run has succeeded, whatever this says."""
+    from humanline_fused.looking.result import ending
+
+    config = trainer.args
+    try:
+        lines = ending(trainer.run_dir, held_out=len(trainer.eval_examples), sync_every=config.sync_every)
+    except (ValueError, OSError) as error:
+        lines = [f"no result: {one_line(error)}"]
+    print(escaped("\n".join(lines)))
 
 
 def plot(argv: Sequence[str]) -> None:

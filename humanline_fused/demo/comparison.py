@@ -3,12 +3,9 @@
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
 
 from humanline_fused.demo.claims import Claim, claims
@@ -16,6 +13,7 @@ from humanline_fused.demo.llama_runs import LlamaRun, LlamaSizes, train_llamas
 from humanline_fused.demo.many_policies import SWEPT, TUNED, ManyPolicies, Trained, train_policies
 from humanline_fused.demo.picture import draw_demo
 from humanline_fused.demo.second_process import SecondProcess
+from humanline_fused.demo.threads import one_thread
 from humanline_fused.looking.pictures import check_ending
 from humanline_fused.tiny import Setting, bootstrap
 
@@ -68,20 +66,6 @@ class Results:
     llama: dict[str, LlamaRun]
     claims: dict[str, Claim]
     seconds: float
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Use one thread until exit.
-
-    For these small matrices a second thread saves little time, may wait for a busy core, and changes the last bits.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @one_thread()

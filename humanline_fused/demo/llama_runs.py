@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallb
 
 from humanline_fused.demo import task
 from humanline_fused.demo.model_answers import expected_reward, preference_pairs
-from humanline_fused.demo.start_model import fine_tune, make_model, make_tokenizer
+from humanline_fused.demo.start_model import make_start
 from humanline_fused.looking.curves import read_metrics, series
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer
 
@@ -136,12 +136,9 @@ def train_llamas(sizes: LlamaSizes, folder: Path, seed: int) -> dict[str, LlamaR
     heldout, prompts = prompts[: sizes.heldout_prompts], prompts[sizes.heldout_prompts :]
     task.write_jsonl(folder / "data" / "heldout.jsonl", ({"prompt": p, "answer": task.answer(p)} for p in heldout))
 
-    tokenizer = make_tokenizer()
-    model = make_model(tokenizer, seed, hidden=sizes.hidden, layers=sizes.layers)
-    shown = prompts[sizes.pair_prompts :]
-    fine_tune(model, tokenizer, shown, rng, steps=sizes.start_steps, batch_size=32, learning_rate=6e-3)
-    model.save_pretrained(folder / "start")
-    tokenizer.save_pretrained(folder / "start")
+    made_of: dict[str, Any] = {"hidden": sizes.hidden, "layers": sizes.layers, "steps": sizes.start_steps}
+    made_of |= {"batch_size": 32, "learning_rate": 6e-3}
+    model, tokenizer = make_start(folder / "start", prompts[sizes.pair_prompts :], rng, seed=seed, **made_of)
 
     pairs, needed = list(preference_pairs(model, tokenizer, prompts[: sizes.pair_prompts], seed)), sizes.steps
     needed *= sizes.batch_size

@@ -1,7 +1,9 @@
-"""Initial model of the demo: a character tokenizer, a small Llama and supervised fine-tuning."""
+"""Start model of the demo, the examples and `humanline init`: a character tokenizer and a small, fine-tuned Llama."""
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -12,6 +14,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from humanline_fused.demo import task
 
 SPECIAL_TOKENS = ["<pad>", "<eos>", "<unk>"]
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+"""Chat template without text between the turns, so that messages and text give the same tokens."""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -28,6 +35,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         padding_side="left",
         clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
     )
 
 
@@ -87,3 +95,28 @@ def fine_tune(
         schedule.step()
         optimizer.zero_grad()
     model.eval()
+
+
+def make_start(
+    folder: Path,
+    prompts: Sequence[str],
+    rng: random.Random,
+    *,
+    seed: int,
+    hidden: int = 128,
+    layers: int = 4,
+    **training: Any,
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Make a model and its tokenizer, fine-tune it, and save both to ``folder``.
+
+    Args:
+        folder: as written by ``save_pretrained``.
+        prompts, rng, training: as of :func:`fine_tune`.
+        seed, hidden, layers: as of :func:`make_model`.
+    """
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer, seed, hidden=hidden, layers=layers)
+    fine_tune(model, tokenizer, prompts, rng, **training)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer
