@@ -103,7 +103,9 @@ def user_error(error: Exception) -> UserError:
 def init(argv: Sequence[str]) -> None:
     """Write a first run: a small start model, preference pairs and a YAML file, without a network."""
     parser = Parser(prog="humanline init", description=init.__doc__, allow_abbrev=False)
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("first"), metavar="DIR", help="Default: %(default)s")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("first"), metavar="DIR", help="Default: %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=0, help="Default: %(default)s")
     options = parser.parse_args(argv)
 

@@ -180,6 +180,7 @@ def test_every_library_of_an_extra_is_known_by_its_import_name() -> None:
         (["plot", "run"], "matplotlib", "plot"),
         (["demo"], "matplotlib", "plot"),
         (["diagnose", "--model", "m", "--dataset", "d"], "matplotlib", "plot"),
+        (["init"], "transformers", "train"),
         (["train"], "transformers", "train"),
         (["data", "pairs.jsonl"], "transformers", "train"),
     ],

@@ -26,24 +26,27 @@ FLOATS = 100 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32 + 32 * 100
 """Size of the tiny model: embedding, two layers (attention, MLP, norms), last norm, head; without the rotary buffer."""
 
 
+FOLLOWS = "first sync at step 0; loss and rewards/* stay flat, as it follows the policy"
+
+
 @pytest.mark.parametrize(
     ("settings", "reference", "forwards", "sync"),
     [
-        ({"sync_every": 4}, "look-ahead k=4, 93.7 KiB of weights saved", 2, "first sync at step 0"),
-        ({"objective": "kto"}, "look-ahead k=1, 93.7 KiB of weights saved", 3, "first sync at step 0"),
+        ({"sync_every": 4}, "look-ahead k=4, 93.7 KiB of weights saved", 2, FOLLOWS),
+        ({"objective": "kto"}, "look-ahead k=1, 93.7 KiB of weights saved", 3, FOLLOWS),
         (
             {"objective": "kto", "train_dataset": labelled(20, 4)},
             "look-ahead k=1, 93.7 KiB of weights saved",
             2,
-            "first sync at step 0",
+            FOLLOWS,
         ),
         (
             {"objective": "kto", "layout": "padded"},
             "look-ahead k=1, 93.7 KiB of weights saved",
             4,
-            "first sync at step 0",
+            FOLLOWS,
         ),
-        ({"reference": "copy"}, "copy k=1, 93.7 KiB of weights more", 2, "first sync at step 0"),
+        ({"reference": "copy"}, "copy k=1, 93.7 KiB of weights more", 2, FOLLOWS),
         ({"reference": "frozen"}, "frozen, 93.7 KiB of weights more", 2, "no sync"),
     ],
 )
@@ -76,7 +79,7 @@ def test_the_summary_has_six_lines_and_this_text(tmp_path: Path, capsys: pytest.
     lines[0] = re.sub(r"\(.*\)", "(?)", lines[0])
     assert lines == [
         "dpo: clamp [-1.5, 1.5] nats, loss_type=ipo, beta=0.5, computed by eager (?)",
-        "reference: look-ahead k=1, 93.7 KiB of weights saved; forwards per micro-batch 2; first sync at step 0",
+        "reference: look-ahead k=1, 93.7 KiB of weights saved; forwards per micro-batch 2; " + FOLLOWS,
         "batches: 1 process (cpu, torch) x micro-batch 2 x accumulation 3 = global batch 6; 6 steps, 3 epochs of 2",
         "model: LlamaForCausalLM; float32 weights; attention sdpa; head check: max |Δlogp| ?; "
         "layout: padded rows (padded: asked for by name)",

@@ -67,9 +67,7 @@ def write_first_run(folder: Path, *, seed: int = 0, start_steps: int = START_STE
     prompts = task.make_prompts(sum(PROMPTS.values()), rng, LETTERS)
     asked = prompts[: PROMPTS["pairs"] + PROMPTS["heldout"]]
     made_of = {"hidden": 64, "layers": 2, "batch_size": 32, "learning_rate": 6e-3}
-    model, tokenizer = make_start(
-        folder / "start", prompts[len(asked) :], rng, seed=seed, steps=start_steps, **made_of
-    )
+    model, tokenizer = make_start(folder / "start", prompts[len(asked) :], rng, seed=seed, steps=start_steps, **made_of)
     first = set(asked[: PROMPTS["pairs"]])
     pairs = list(preference_pairs(model, tokenizer, asked, seed))
     files = {

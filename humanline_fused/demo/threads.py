@@ -10,7 +10,8 @@ import torch
 def one_thread() -> Iterator[None]:
     """Use one thread until exit.
 
-    For the demo's small matrices a second thread saves little time, may wait for a busy core, and changes the last bits.
+    For the demo's small matrices a second thread saves little time, may wait for a busy core, and changes the last
+    bits.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -63,9 +63,9 @@ def table(title: str, rows: Sequence[Row], columns: tuple[str, str] = ("before",
     """Return the lines of a table.
 
     >>> print("\\n".join(table("held-out data", [Row("margin", 0.0, 0.25), Row("accuracy", None, 0.9)])))
-    held-out data                        before     after
-      margin                             0.0000    0.2500
-      accuracy                                -    0.9000
+    held-out data                         before     after
+      margin                              0.0000    0.2500
+      accuracy                                 -    0.9000
     """
     lines = [f"{title:<34} {columns[0]:>9} {columns[1]:>9}"]
     return lines + [f"  {row.name:<32} {_number(row.before):>9} {_number(row.after):>9}" for row in rows]

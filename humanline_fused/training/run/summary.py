@@ -85,7 +85,8 @@ def describe_reference(config: HumanlineConfig, model: nn.Module, forwards: int)
         "adapter": f"adapter k={config.sync_every}, {as_bytes(second)} more instead of {weights}",
         "frozen": f"frozen, {weights} more",
     }[config.reference]
-    sync = "no sync" if config.reference == "frozen" else "first sync at step 0"
+    flat = "loss and rewards/* stay flat, as it follows the policy"
+    sync = "no sync" if config.reference == "frozen" else f"first sync at step 0; {flat}"
     return f"reference: {reference}; forwards per micro-batch {forwards}; {sync}"
 
 
