@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from humanline_fused import validation
+from humanline_fused.tokens import to_device
 
 
 def shift_targets(input_ids: Tensor, mask: Tensor, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -30,5 +31,5 @@ def shift_targets(input_ids: Tensor, mask: Tensor, cu_seqlens: Tensor | None = N
     loss_mask = mask.roll(-1, dims=1)
     loss_mask[:, -1:] = False
     if cu_seqlens is not None and input_ids.shape[1]:
-        loss_mask[:, cu_seqlens[1:].to(loss_mask.device, non_blocking=True).long() - 1] = False
+        loss_mask[:, to_device(cu_seqlens[1:], loss_mask.device).long() - 1] = False
     return input_ids.roll(-1, dims=1), loss_mask

@@ -1,10 +1,17 @@
 """Target ids, mask and sequence boundaries of one call."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on ``device``. The host does not wait for a copy of its own memory: it goes through pinned memory."""
+    if tensor.device.type == "cpu" and device.type == "cuda" and not torch.compiler.is_compiling():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,6 +23,7 @@ class Tokens:
         cu_seqlens: [num_sequences + 1] for packed input, or None; on the caller's device, as the mask.
         depends: a token's derivative depends on the log-probs of that token, of its sequence, or of its pair.
         gradient: [B, T], bool: False where the derivative is known to be 0; None if nothing is known.
+        loss_mask: [B, T], bool: ``counts`` on the device of the ids.
     """
 
     target_ids: Tensor
@@ -23,17 +31,16 @@ class Tokens:
     cu_seqlens: Tensor | None = None
     depends: Literal["token", "sequence", "pair"] = "token"
     gradient: Tensor | None = None
+    loss_mask: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loss_mask", to_device(self.counts, self.device))
 
     @property
     def device(self) -> torch.device:
         return self.target_ids.device
 
     @property
-    def loss_mask(self) -> Tensor:
-        """[B, T], bool, on the device of the ids."""
-        return self.counts.to(self.device, non_blocking=True)
-
-    @property
     def boundaries(self) -> Tensor | None:
         """``cu_seqlens`` on the device of the ids."""
-        return None if self.cu_seqlens is None else self.cu_seqlens.to(self.device, non_blocking=True)
+        return None if self.cu_seqlens is None else to_device(self.cu_seqlens, self.device)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from humanline_fused.tokens import Tokens
+from humanline_fused.tokens import Tokens, to_device
 
 Chunk = tuple[int, int]
 """[start, end) in the list of all rows that are multiplied."""
@@ -26,14 +26,27 @@ class Rows(NamedTuple):
 
 
 def rows_of(tokens: Tokens, given: Tensor | None) -> Rows:
-    """The rows that count. Waits for the device only if neither the mask nor the ``given`` rows are on the CPU."""
-    index = tokens.counts.flatten().nonzero()[:, 0] if given is None else given
-    num_without_gradient, waits = 0, given is None and not _on_cpu(index)
-    if tokens.gradient is not None and (waits or _on_cpu(index, tokens.gradient)):
-        gradient = tokens.gradient.flatten().to(index.device)[index]
+    """The rows that count. Waits for the device, once, only if neither the mask nor the ``given`` rows are on the CPU.
+
+    Where it does not wait, a ``gradient`` on the device is left aside: all rows have one.
+    """
+    counts, gradient = tokens.counts.flatten(), None if tokens.gradient is None else tokens.gradient.flatten()
+    if given is None and gradient is not None and not _on_cpu(counts):
+        return _in_two_groups(counts, to_device(gradient, counts.device))
+    index, num_without_gradient = counts.nonzero()[:, 0] if given is None else given, 0
+    if gradient is not None and _on_cpu(index, gradient):
+        gradient = gradient[index]
         index = torch.cat([index[~gradient], index[gradient]])
         num_without_gradient = len(index) - int(gradient.sum())
-    return Rows(index.to(tokens.device, non_blocking=True), num_without_gradient)
+    return Rows(to_device(index, tokens.device), num_without_gradient)
+
+
+def _in_two_groups(counts: Tensor, gradient: Tensor) -> Rows:
+    """The rows that count, those without a gradient first, from tensors on a device. Waits once, for both numbers."""
+    without = counts & ~gradient
+    num_rows, num_without_gradient = torch.stack([counts.sum(), without.sum()]).tolist()
+    group = torch.where(without, 0, torch.where(counts, 1, 2))
+    return Rows(group.argsort(stable=True)[:num_rows], num_without_gradient)
 
 
 def _on_cpu(*tensors: Tensor) -> bool:
@@ -43,7 +56,7 @@ def _on_cpu(*tensors: Tensor) -> bool:
 def in_blocks(rows: Rows, tokens: Tokens, given: Tensor | None) -> Rows:
     """The same rows, ordered such that rows of one sequence or pair are neighbours.
 
-    Waits for the device only if neither the mask nor the ``given`` rows are on the CPU.
+    Waits for the device, once, only if neither the mask nor the ``given`` rows are on the CPU.
     """
     if tokens.depends == "token":
         return rows
@@ -52,12 +65,13 @@ def in_blocks(rows: Rows, tokens: Tokens, given: Tensor | None) -> Rows:
     if tokens.cu_seqlens is None:
         sequence, num_sequences = index // tokens.target_ids.shape[1], tokens.target_ids.shape[0]
     else:
-        ends = tokens.cu_seqlens.to(index.device).long()[1:-1]
+        ends = to_device(tokens.cu_seqlens, index.device).long()[1:-1]
         sequence, num_sequences = torch.searchsorted(ends, index, right=True), tokens.cu_seqlens.shape[0] - 1
     num_blocks = num_sequences // 2 if tokens.depends == "pair" else num_sequences
     block = sequence % max(num_blocks, 1)
-    sizes = torch.bincount(block, minlength=num_blocks).tolist()
-    index = index[block.argsort(stable=True)].to(tokens.device, non_blocking=True)
+    # Not bincount, which waits for the device to find the largest block.
+    sizes = block.new_zeros(num_blocks).index_add_(0, block, torch.ones_like(block)).tolist()
+    index = to_device(index[block.argsort(stable=True)], tokens.device)
     return Rows(index, 0, [size for size in sizes if size])
 
 

@@ -12,7 +12,7 @@ from humanline_fused.chunked_head import Call, LossOfLogp, head_logp, head_loss,
 from humanline_fused.layer import GRPOLoss, Layer, OneLaunch, Result, ScoredLoss, TokenLogps
 from humanline_fused.scores import LMHead, Logits, Scores, TokenLogp
 from humanline_fused.softmax import softmax_of
-from humanline_fused.tokens import Tokens
+from humanline_fused.tokens import Tokens, to_device
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -81,8 +81,10 @@ def _score_head(
 
 
 def _score_reference(layer: Layer, reference: Scores, tokens: Tokens) -> Tensor:
+    if isinstance(reference, LMHead):  # the only source that orders its rows by their gradient
+        tokens = replace(tokens, gradient=None)
     with torch.no_grad():
-        return score(layer, reference, replace(tokens, gradient=None)).logp
+        return score(layer, reference, tokens).logp
 
 
 def _same_softmax(policy: Logits | LMHead, reference: Logits | LMHead) -> bool:
@@ -153,7 +155,7 @@ def per_token(values: Tensor, target_ids: Tensor, cu_seqlens: Tensor | None) -> 
     if cu_seqlens is None:
         return values[:, None].expand(target_ids.shape)
     positions = torch.arange(target_ids.shape[1], device=values.device)
-    ends = cu_seqlens.to(values.device, non_blocking=True).long()[1:-1]
+    ends = to_device(cu_seqlens, values.device).long()[1:-1]
     return values[torch.searchsorted(ends, positions, right=True)][None]
 
 

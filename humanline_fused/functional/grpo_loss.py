@@ -10,7 +10,7 @@ from humanline_fused.dispatch import accumulation_dtype, grpo_in_one_launch, lay
 from humanline_fused.functional.arguments import bounds_of, scalar
 from humanline_fused.functional.perceived import perceive, sampling_of
 from humanline_fused.scores import LMHead, Scores
-from humanline_fused.tokens import Tokens
+from humanline_fused.tokens import Tokens, to_device
 from humanline_fused.types import PAPER_CLAMP, GRPOOutput, HumanlineClamp, Impl, Perception
 
 
@@ -102,7 +102,8 @@ def grpo_loss(
     if beta == 0 and isinstance(policy, LMHead) and not waits:
         gradient = per_token(advantages.detach() != 0, target_ids, cu_seqlens)
     tokens = Tokens(target_ids, loss_mask, cu_seqlens, gradient=gradient)
-    advantages = per_token(advantages.detach().to(target_ids.device, accumulation), target_ids, cu_seqlens)
+    advantages = to_device(advantages.detach().to(accumulation), target_ids.device)
+    advantages = per_token(advantages, target_ids, cu_seqlens)
     num_items = None
     if num_items_in_batch is not None:
         num_items = scalar(num_items_in_batch, accumulation, target_ids.device)
