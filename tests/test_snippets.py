@@ -71,7 +71,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model().save_pretrained(here / "start")
     tiny_tokenizer().save_pretrained(here / "start")
     (here / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in records("dpo", 4)))
-    (here / "run.yaml").write_text("model: start\ndataset: pairs.jsonl\nobjective: grpo\noutput_dir: new\n")
+    (here / "first").mkdir()  # as `humanline init` makes it, which tests/test_init.py runs
+    for settings in ("run.yaml", "first/train.yaml"):
+        (here / settings).write_text("model: start\ndataset: pairs.jsonl\nobjective: grpo\noutput_dir: new\n")
     (here / "my_losses.py").write_text(next(f.text for f in FENCES if f.page == "docs/losses.md" and "APOZ" in f.text))
     (here / "examples").symlink_to(ROOT / "examples")
     return here
