@@ -22,6 +22,14 @@ def test_a_launch_keeps_within_its_sectors_and_instructions_per_element(emulator
     assert broken([launch_cost(emulator, launch, V)]) == []
 
 
+@pytest.mark.parametrize("launch", ["backward in place", "scale"])
+def test_in_place_no_warp_reads_what_another_may_have_written(emulator, launch):
+    """A race is harmless if nothing depends on what was read; here there is none, at the edges of rows either."""
+    from benchmarks.static.launches import calls, first_launch
+
+    assert first_launch(emulator, calls(4999)[launch]).record.harmless == []
+
+
 def test_grpo_loss_asks_for_each_sector_once(emulator):
     """Neighbouring lanes hold neighbouring tokens, also where the last tile is not full."""
     from benchmarks.static.launches import first_launch

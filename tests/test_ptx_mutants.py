@@ -59,7 +59,12 @@ def masked_tokens() -> None:
     assert (coefficient == 0).eq(~mask).all()
 
 
-DX, INSIDE, UNMASKED = "dx.to(dtype)", "mask=inside", "tl.load(logp_ptr + offsets, mask=inside"
+DX, DEDGES, INSIDE, UNMASKED = (
+    "dx.to(dtype)",
+    "dedges.to(dtype)",
+    "mask=inside",
+    "tl.load(logp_ptr + offsets, mask=inside",
+)
 FIRST_TILE, LAST_TILES = "range(0, body // BLOCK_V", "range(BLOCK_V, body // BLOCK_V"
 forward, backward = token_logp_kernels.token_logp_forward_kernel, token_logp_kernels.token_logp_backward_kernel
 one_launch, groups_kernel = grpo_one_launch.grpo_one_launch_kernel, grpo_loss.grpo_loss_kernel
@@ -94,11 +99,11 @@ MUTANTS = [
     Mutant(backward, "(dlogp != 0)", "(dlogp > 0)", score, WRONG),
     Mutant(backward, "temperature_ptr + n", "temperature_ptr + n // T", temperature, WRONG),
     # dlogits
-    Mutant(dlogits.store_dlogits, "tl.debug_barrier()\n    head", "head", in_place, "race"),
+    Mutant(dlogits.store_dlogits, "tl.debug_barrier()\n    body_ptr", "body_ptr", in_place, "race"),
     Mutant(dlogits.store_dlogits, "tl.debug_barrier()\n    dtarget", "dtarget", score, "race"),
     Mutant(dlogits.store_dlogits, "range(0, whole", "range(BLOCK_V, whole", score, WRONG),
     Mutant(dlogits.store_dlogits, f"offsets, {DX}, {INSIDE}", f"offsets, {DX}", score, "outside the view"),
-    Mutant(dlogits.store_dlogits, f"columns, {DX}, {INSIDE}", f"columns, {DX}", score, "outside the view"),
+    Mutant(dlogits.store_dlogits, f"columns, {DEDGES}, {INSIDE}", f"columns, {DEDGES}", score, "outside the view"),
     Mutant(dlogits.store_dlogits, "(legal, target_id, 0)", "(legal, target_id + 1, 0)", score, WRONG),
     Mutant(dlogits.store_dlogits, "aligned(drow_ptr, head)", "aligned(drow_ptr, head + 1)", score, "misaligned"),
     Mutant(dlogits.store_dlogits, "whole - BLOCK_V - step", "whole - step", in_one_launch, "straddles rows"),
@@ -109,7 +114,7 @@ MUTANTS = [
     Mutant(scale_kernel, FIRST_TILE, LAST_TILES, scale, WRONG),
     Mutant(scale_kernel, "n % T * stride", "n % T * 0 * stride", scale, "race"),
     Mutant(scale_kernel, f"body_ptr + offsets, {DX}, {INSIDE}", f"body_ptr + offsets, {DX}", scale, "out of bounds"),
-    Mutant(scale_kernel, f"row_ptr + columns, {DX}, {INSIDE}", f"row_ptr + columns, {DX}", scale, "outside the view"),
+    Mutant(scale_kernel, "grad_output).to(dtype), mask=inside", "grad_output).to(dtype)", scale, "outside the view"),
     # grpo_one_launch
     Mutant(one_launch, "range(tl.program_id(0)", "range(0 * tl.program_id(0)", in_one_launch, "race"),
     Mutant(one_launch, "partials_ptr + n * 7", "partials_ptr + n * 6", in_one_launch, "race"),

@@ -78,12 +78,17 @@ def store_dlogits(
     """
     dtype: tl.constexpr = drow_ptr.dtype.element_ty
     target, legal = load_target(row_ptr, target_id, V)
-    # In place: no thread may write before all have read the target.
-    tl.debug_barrier()
     head, body = row_parts(row_ptr, V)
+    columns, inside = edge_columns(row_ptr, V, head, body)
+    edges = tl.load(row_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    # In place: no thread may write before all have read the target and the edge, which every warp reads.
+    tl.debug_barrier()
     body_ptr, dbody_ptr = aligned(row_ptr, head), aligned(drow_ptr, head)
     point, log2_total, entropy, dlogp, dentropy = row
     row = (score(point, softmax, HAS_SOFTCAP), log2_total, entropy, dlogp, dentropy)
+    dedges = dlogits_tile(edges, row, softmax, False, HAS_SOFTCAP, HAS_ENTROPY)
+    tl.store(drow_ptr + columns, dedges.to(dtype), mask=inside)
+
     whole = body // BLOCK_V * BLOCK_V
     for step in range(0, whole, BLOCK_V):
         offsets = (whole - BLOCK_V - step if BACKWARDS else step) + tl.arange(0, BLOCK_V)
@@ -95,11 +100,6 @@ def store_dlogits(
     x = tl.load(body_ptr + offsets, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
     dx = dlogits_tile(x, row, softmax, False, HAS_SOFTCAP, HAS_ENTROPY)
     tl.store(dbody_ptr + offsets, dx.to(dtype), mask=inside, eviction_policy=EVICTION)
-
-    columns, inside = edge_columns(row_ptr, V, head, body)
-    x = tl.load(row_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    dx = dlogits_tile(x, row, softmax, False, HAS_SOFTCAP, HAS_ENTROPY)
-    tl.store(drow_ptr + columns, dx.to(dtype), mask=inside)
 
     tl.debug_barrier()
     dtarget = dlogits_tile(target, row, softmax, True, HAS_SOFTCAP, HAS_ENTROPY)
@@ -140,6 +140,11 @@ def scale_dlogits_kernel(
         row_ptr = dlogits_ptr + n // T * stride_dlogits_b + n % T * stride_dlogits_t
         dtype: tl.constexpr = row_ptr.dtype.element_ty
         head, body = row_parts(row_ptr, V)
+        columns, inside = edge_columns(row_ptr, V, head, body)
+        edges = tl.load(row_ptr + columns, mask=inside).to(tl.float32)
+        # No thread may write before all have read the edge, which every warp reads.
+        tl.debug_barrier()
+        tl.store(row_ptr + columns, (edges * grad_output).to(dtype), mask=inside)
         body_ptr = aligned(row_ptr, head)
         for start in range(0, body // BLOCK_V * BLOCK_V, BLOCK_V):
             offsets = start + tl.arange(0, BLOCK_V)
@@ -147,9 +152,6 @@ def scale_dlogits_kernel(
         offsets, inside = last_tile(body_ptr, body, BLOCK_V)
         dx = tl.load(body_ptr + offsets, mask=inside).to(tl.float32) * grad_output
         tl.store(body_ptr + offsets, dx.to(dtype), mask=inside)
-        columns, inside = edge_columns(row_ptr, V, head, body)
-        dx = tl.load(row_ptr + columns, mask=inside).to(tl.float32) * grad_output
-        tl.store(row_ptr + columns, dx.to(dtype), mask=inside)
 
 
 @torch.library.custom_op("humanline::scale_dlogits_", mutates_args={"dlogits"})
