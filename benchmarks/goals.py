@@ -42,11 +42,13 @@ class Goal:
     form: str = ".0%"  # how the two are printed
     at_most: bool = False
     vocabularies: range = ANY_V  # the goal applies to these
+    H: int | None = None  # it applies to this hidden size alone
     nothing_masked: bool = False  # it applies only where every row counts that has a target
 
     def applies_to(self, row: Any) -> bool:
         """Whether it applies to the shape of the row."""
-        return row.V in self.vocabularies and not (self.nothing_masked and row.rows < row.B * (row.T - 1))
+        of_size = row.V in self.vocabularies and self.H in (None, row.H)
+        return of_size and not (self.nothing_masked and row.rows < row.B * (row.T - 1))
 
     def cells(self, figures: Figures) -> Line:
         wanted = f"{'<=' if self.at_most else '>='} {self.bound:{self.form}}"

@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.batches import MASKED_SHARE, random_batch
 from benchmarks.kernels.cases import CASES, HEAD_CASES, LOGITS_CASES, Case, Mode
-from benchmarks.kernels.compare import FINAL, WRONG, compare
+from benchmarks.kernels.compare import FINAL, WRONG, compare, final
 from benchmarks.kernels.figures import Row, figures
 from benchmarks.kernels.kernel_goals import HEAD_GOALS, LOGITS_GOALS, judged
 from benchmarks.kernels.providers import KEYS, OURS, Provider, announced, sources
@@ -105,7 +105,7 @@ class Suite:
         """Add to the file the comparisons that it lacks, or in which somebody failed; whether it has them all now."""
         deadline = time.monotonic() + 60 * session.minutes
         facts, rows = read(file, Row)
-        failed = {(row.case, row.mode) for row in rows if row.note not in FINAL}
+        failed = {(row.case, row.mode) for row in rows if not final(row.note)}
         done = {(row.case, row.mode) for row in rows} - failed
         answered = {name for provider in session.providers for name in provider.cases} & {*session.cases}
         cases = [case for case in (HEAD_CASES if self.H else LOGITS_CASES).values() if case.name in answered]

@@ -1,6 +1,8 @@
 """The benchmark's cases on hidden states: answers, floors, ceilings, goals and the two commands, at toy size."""
 
+import sys
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,16 +12,35 @@ from benchmarks.__main__ import main
 from benchmarks.batches import HeadBatch, make_head_batch
 from benchmarks.kernels import kernel_goals
 from benchmarks.kernels.cases import CASES, HEAD_CASES
-from benchmarks.kernels.ceilings import bare_products
-from benchmarks.kernels.compare import APPROXIMATE, CHECKED, WRONG, compare, gradient_limit, value_limit
+from benchmarks.kernels.ceilings import Least, bare_products
+from benchmarks.kernels.compare import (
+    APPROXIMATE,
+    CHECKED,
+    WRONG,
+    compare,
+    final,
+    gradient_limit,
+    least_ms,
+    value_limit,
+)
 from benchmarks.kernels.figures import Row
 from benchmarks.kernels.oracle import Oracle
-from benchmarks.kernels.providers import PROVIDERS, Provider, available
+from benchmarks.kernels.providers import (
+    LIGER_CUTE,
+    PROVIDERS,
+    QUACK_CHUNKED,
+    QUACK_EPILOGUE,
+    Provider,
+    available,
+)
+from benchmarks.measure import Times
+from benchmarks.peers import cute
 from benchmarks.peers.halos import loss_on_log_probs
 from benchmarks.results import read
 
 CPU = torch.device("cpu")
 SHAPE = (4, 6, 300, 64)
+GIVEN = "hidden dpo given, time over the bare products"
 COMPARISONS = [(case, mode) for case in HEAD_CASES.values() for mode in case.modes]
 NAMES = [f"{case.name}-{mode}" for case, mode in COMPARISONS]
 
@@ -57,6 +78,7 @@ def test_the_oracle_of_a_few_rows_at_a_time_is_that_of_the_whole_in_float64(case
     if case.has_reference:
         inside = log_probs(batch.ref_hidden.double() @ batch.ref_weight.double().T)
         value = loss_on_log_probs(case, value, batch.ref_logp.double() if case.given else inside, batch)
+    value = -value.sum() / batch.counted if case.mean else value
     gradients = torch.autograd.grad(value, (hidden, weight), case.upstream(value, batch))
     value_error, gradient_error = Oracle(case, "full", batch).errors((value.detach(), gradients))
     assert value_error < 1e3 * torch.finfo(torch.float64).eps
@@ -119,12 +141,22 @@ def test_the_ceiling_s_products_are_the_floor_s_flops(case, mode):
     B, T, V, H = SHAPE
     counted = int(batch.loss_mask.sum())
     assert 0 < counted < B * T
-    (products,) = bare_products(case, mode, batch)
+    parts = bare_products(case, mode, batch)
     with FlopCounterMode(display=False) as counter:
-        products()
+        for part in parts:
+            for _ in range(part.times):
+                part.ways[0]()
     assert (
         counter.get_total_flops() == case.floor(mode, batch)["floor_flops"] == case.products[mode] * 2 * counted * V * H
     )
+
+
+def test_the_ceiling_is_each_product_in_its_fastest_way():
+    parts = [Least([lambda: torch.empty(0)] * 3, times=2), Least([lambda: torch.empty(0)] * 2)]
+    taken = [Times(ms, ms, ms) for ms in (5.0, 3.0, 4.0, 1.0)]
+    assert least_ms(parts, [*taken, "RuntimeError: no room"]) == 2 * 3 + 1
+    assert least_ms(parts, [*taken[:3], "RuntimeError: no room", "RuntimeError: no room"]) is None
+    assert least_ms([], []) is None
 
 
 def test_a_row_on_hidden_states_has_flops_and_a_ceiling_wherever_it_is_measured():
@@ -157,6 +189,59 @@ def test_a_peer_that_is_not_here_says_why():
     assert sum("cut-cross-entropy" in obstacle and "for a GPU" in obstacle for obstacle in obstacles) == 2
 
 
+def of_others(hidden, weight, ids, **options):
+    """Stand in for others' kernels: the mean cross-entropy of the rows that are not ignored, of 128 rows or more."""
+    assert len(hidden) == len(ids) == 128
+    assert options["reduction"] == "mean"
+    return torch.nn.functional.cross_entropy(hidden @ weight.T, ids, ignore_index=options["ignore_index"])
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "function"),
+    [
+        (QUACK_CHUNKED, "quack.linear_cross_entropy", "chunked_linear_cross_entropy"),
+        (QUACK_EPILOGUE, "quack.linear_cross_entropy", "chunked_linear_cross_entropy"),
+        (
+            LIGER_CUTE,
+            "liger_kernel.ops.cutedsl.ops.fused_linear_cross_entropy_sm90",
+            "liger_fused_linear_cross_entropy_sm90",
+        ),
+    ],
+)
+def test_a_kernel_in_cute_dsl_is_given_whole_tiles_of_rows_and_gives_the_oracle_s_answer(
+    monkeypatch, name, module, function
+):
+    for end, letter in enumerate(f"{module}."):
+        if letter == ".":
+            monkeypatch.setitem(sys.modules, module[:end], ModuleType(module[:end]))
+    monkeypatch.setattr(sys.modules[module], function, of_others, raising=False)
+    (provider,) = (provider for provider in PROVIDERS if provider.name == name)
+    (case,) = (HEAD_CASES[case] for case in provider.cases)
+    for mode in case.modes:
+        (row,) = compare(case, mode, small_batch(), [provider], repeats=2)
+        assert row.note == ""
+        assert row.ms_median is not None
+
+
+def test_a_kernel_in_cute_dsl_that_is_not_installed_is_left_out_and_named():
+    obstacles = available(("quack", "liger"), CPU)[1]
+    for name in (QUACK_CHUNKED, QUACK_EPILOGUE, LIGER_CUTE):
+        (line,) = (line for line in obstacles if name in line)
+        assert "not installed" in line
+
+
+def test_only_hopper_has_the_kernels_that_are_written_for_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert "9.0, this is 8.0" in str(cute.on_hopper(lambda device: None)(torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert cute.on_hopper(lambda device: None)(torch.device("cuda")) is None
+
+
+def test_what_somebody_has_not_implemented_is_not_tried_again():
+    assert final("NotImplementedError: V must be a multiple of 256")
+    assert not final("OutOfMemoryError: no room for it")
+
+
 def test_goals_are_judged_on_the_rows_of_their_shape():
     common = {"H": 4096, "ms_20": 1.0, "ms_80": 1.0, "ceiling_ms": 0.9, "peak_mib": 3000.0}
     ours = Row("head_dpo", "full", "humanline_fused", 8, 1024, 128256, "bfloat16", 8184, ms_median=1.0, **common)
@@ -165,9 +250,28 @@ def test_goals_are_judged_on_the_rows_of_their_shape():
     lines = kernel_goals.judged([ours, theirs, *masked], kernel_goals.HEAD_GOALS)
     judged = {(line["goal"], line["rows"]): (line["measured"], line[""]) for line in lines}
     assert judged["hidden dpo, time over the bare products", "8184"] == ("1.11", "missed")
+    assert ("hidden dpo, time over the bare products", "5700") in judged
     assert judged["hidden dpo, times as fast as TRL's chunks", "8184"] == ("1.20", "met")
     assert ("hidden dpo, times as fast as TRL's chunks", "5700") not in judged
     assert judged["hidden dpo frozen, times as fast as TRL's chunks", "5700"] == ("", "not measured")
+
+
+def test_a_pass_over_the_logits_costs_more_of_a_product_where_hidden_states_are_small():
+    # 3 products and 2 passes: 1 + 2 / 3 · 184 / H, and 5 % for the rest.
+    bounds = {goal.H: goal.bound for goal in kernel_goals.HEAD_GOALS if goal.name == GIVEN}
+    expected = {4096: 1.03 + 0.05, 1536: 1.08 + 0.05, 896: 1.137 + 0.05}
+    assert bounds == {H: pytest.approx(bound, abs=1e-3) for H, bound in expected.items()}
+
+
+@pytest.mark.parametrize("H", [4096, 1536, 896])
+def test_each_hidden_size_is_judged_by_its_own_bound(H):
+    row = Row("head_dpo_given", "full", "humanline_fused", 8, 1024, 128256, "bfloat16", 8184, H=H)
+    lines = kernel_goals.judged(
+        [replace(row, ms_20=1.0, ms_median=1.0, ms_80=1.0, ceiling_ms=0.9)], kernel_goals.HEAD_GOALS
+    )
+    (line,) = (line for line in lines if line["goal"] == GIVEN)
+    assert (line["H"], line["measured"]) == (str(H), "1.11")
+    assert line[""] == ("missed" if H == 4096 else "met")
 
 
 @pytest.mark.parametrize(("rows", "accumulator"), [(8184, 4), (5700, 0)])

@@ -57,7 +57,7 @@ def test_bandwidth_is_that_of_the_floor_and_the_ceiling_s_share_that_of_its_time
 
 
 def test_keys_name_providers():
-    assert KEYS == ("halos", "compile", "trl", "liger", "cce", "torch", "ours")
+    assert KEYS == ("halos", "compile", "trl", "liger", "cce", "torch", "quack", "ours")
 
 
 def test_a_marker_shows_the_rows_that_its_words_select(tmp_path, monkeypatch):

@@ -51,6 +51,7 @@ class Case:
     one_launch: bool = False
     given: bool = False  # the reference's log-probs are given, and cost nothing
     peaked: bool = False  # on HeadBatch.peaked
+    mean: bool = False  # of the negative log-probs, which is the cross-entropy; else, without an objective, each
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -85,9 +86,13 @@ class Case:
         options |= {"clamp": HumanlineClamp(-self.log_epsilon, self.log_epsilon), **self.objective.settings}
         return self.objective.loss(policy, reference, batch.target_ids, batch.loss_mask, *taken, **options).loss
 
+    def of_log_probs(self, logp: Tensor, batch: Targets) -> Tensor:
+        """The value without a reference, of log-probs [B, T] that are 0 where they do not count."""
+        return -logp.sum() / batch.loss_mask.sum() if self.mean else logp
+
     def upstream(self, value: Tensor, batch: Targets) -> Tensor:
-        """The gradient that arrives at the value: 1 at a loss, each sequence's advantage at its log-probs."""
-        if self.objective:
+        """The gradient that arrives at the value: 1 at a loss or a mean, each sequence's advantage at its log-probs."""
+        if self.objective or self.mean:
             return torch.ones_like(value)
         return batch.advantages[:, None].expand(value.shape).to(value.dtype)
 
@@ -151,6 +156,7 @@ LOGITS_CASES = _by_name(
 
 HEAD_CASES = _by_name(
     Case("head_logp", products={"nograd": 1, "frozen": 2, "full": 4}),
+    Case("head_cross_entropy", products={"nograd": 1, "frozen": 2, "full": 3}, mean=True),
     _head_case("dpo", *MODES),
     _head_case("dpo_given", *MODES, given=True),
     *(_head_case(f"{name}{given}", given=bool(given)) for name in ("kto", "grpo") for given in ("", "_given")),

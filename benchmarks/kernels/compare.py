@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.batches import AnyBatch
 from benchmarks.kernels.cases import Case, Mode
-from benchmarks.kernels.ceilings import ceilings
+from benchmarks.kernels.ceilings import Least, ceilings
 from benchmarks.kernels.figures import Row
 from benchmarks.kernels.oracle import Oracle
 from benchmarks.kernels.providers import OURS, Provider
@@ -31,7 +32,7 @@ WRONG, CHECKED, HOST_BOUND = "wrong answer", "checked, not timed", "host-bound"
 APPROXIMATE = "approximate answer"
 TWO_LAUNCHES = "two launches here"
 FINAL = {"", WRONG, CHECKED, HOST_BOUND, APPROXIMATE, f"{APPROXIMATE}, {HOST_BOUND}", TWO_LAUNCHES}
-"""Notes that another try would not change; all others are errors."""
+"""Notes of rows that are as they should be, or that are wrong."""
 
 
 def value_limit(case: Case, batch: AnyBatch) -> float:
@@ -81,17 +82,33 @@ def compare(case: Case, mode: Mode, batch: AnyBatch, providers: Sequence[Provide
     inputs, restore = case.writable(batch)
     timed = [provider for provider, row in rows.items() if row.note in ("", APPROXIMATE)]
     calls = [Call(partial(provider.answer, case, mode, inputs), prepare=restore) for provider in timed]
-    bare: list[Call] = []
+    bare: list[Least] = []
     with contextlib.suppress(torch.OutOfMemoryError):
-        bare = [Call(work) for work in ceilings(case, mode, inputs)] if calls else []
-    times = interleaved_times([*calls, *bare], repeats, device)
-    ceiling_ms = min((taken.median for taken in times[len(calls) :] if isinstance(taken, Times)), default=None)
+        bare = ceilings(case, mode, inputs) if calls else []
+    times = interleaved_times([*calls, *(Call(way) for part in bare for way in part.ways)], repeats, device)
+    ceiling_ms = least_ms(bare, times[len(calls) :])
     del bare  # the memory that the ceiling holds is none of a provider's
     for provider, call, taken in zip(timed, calls, times, strict=False):
         figures = _figures(call, taken, ceiling_ms, device)
         figures["note"] = ", ".join(filter(None, (rows[provider].note, figures["note"])))
         rows[provider] = replace(rows[provider], **figures)
     return [*skipped, *rows.values()]
+
+
+def least_ms(parts: Sequence[Least], times: Sequence[Times | str]) -> float | None:
+    """Of every part its fastest way; None if no way of one could run, or there is no part."""
+    taken = iter(times)
+    fastest = [
+        min((time.median for time in islice(taken, len(part.ways)) if isinstance(time, Times)), default=math.inf)
+        for part in parts
+    ]
+    total = sum(part.times * ms for part, ms in zip(parts, fastest, strict=True))
+    return total if 0 < total < math.inf else None
+
+
+def final(note: str) -> bool:
+    """Whether another try would not change the note; all others are errors."""
+    return note in FINAL or note.startswith("NotImplementedError")
 
 
 def fits_one_launch(logits: Tensor) -> bool:

@@ -24,7 +24,10 @@ class Oracle:
             ref_logp = self._reference_log_probs() if case.has_reference else None
         logp.requires_grad_(mode != "nograd")
         in_float64 = replace(batch, advantages=batch.advantages.double())
-        value = logp if ref_logp is None else case.loss(TokenLogp(logp), TokenLogp(ref_logp), in_float64)
+        if ref_logp is None:
+            value = case.of_log_probs(logp, batch)
+        else:
+            value = case.loss(TokenLogp(logp), TokenLogp(ref_logp), in_float64)
         self.dlogp: Tensor | None = None  # [B, T], float64
         if mode != "nograd":
             (dlogp,) = torch.autograd.grad(value, logp, case.upstream(value, batch))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.cases import CASES, HEAD_CASES, LOGITS_CASES, Case, Mode
-from benchmarks.peers import halos, installed, liger, log_probs
+from benchmarks.peers import cute, halos, installed, liger, log_probs
 from benchmarks.peers.installed import Obstacle
 from humanline_fused import LMHead, Logits, TokenLogp, __version__, token_logp
 from humanline_fused.types import Impl
@@ -22,6 +22,7 @@ EVERY_CASE, ON_LOGITS, ON_HIDDEN_STATES = frozenset(CASES), frozenset(LOGITS_CAS
 OPT_IN = frozenset(name for name, case in LOGITS_CASES.items() if case != case.by_default)
 WITHOUT_SOFTCAP = ON_LOGITS - {"logp_softcap"}
 UNCLAMPED, HEAD_UNCLAMPED = frozenset({"grpo_unclamped"}), frozenset({"head_dpo_unclamped", "head_grpo_unclamped"})
+CROSS_ENTROPY = frozenset({"head_cross_entropy"})
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def ours(case: Case, batch: Any, impl: Impl = "auto") -> Tensor:
         policy = Logits(batch.logits, softcap=case.softcap, inplace_gradient=case.inplace_gradient)
         reference = Logits(batch.ref_logits, softcap=case.softcap)
     if not case.has_reference:
-        return token_logp(policy, batch.target_ids, batch.loss_mask, **options)
+        return case.of_log_probs(token_logp(policy, batch.target_ids, batch.loss_mask, **options), batch)
     if case.one_launch:
         options["one_launch"] = True
     return case.loss(policy, reference, batch, **options)
@@ -78,6 +79,8 @@ TRL, LIGER = f"TRL {installed.TRL_VERSION}", f"Liger {installed.LIGER_VERSION}"
 CCE = f"cut-cross-entropy {installed.CCE_VERSION}"
 TRL_CHUNKED, LIGER_LINEAR, CCE_UNFILTERED = f"{TRL}, chunked", f"{LIGER}, fused linear", f"{CCE}, unfiltered"
 TORCH = "F.linear_cross_entropy"
+QUACK_CHUNKED, QUACK_EPILOGUE = (f"QuACK {installed.QUACK_VERSION}, {form}" for form in ("chunked", "epilogue"))
+LIGER_CUTE = f"{LIGER}, CuTe DSL"
 INTERPRETER = "(interpreter)"
 OUR_SOURCE = f"humanline_fused {__version__}"
 
@@ -98,6 +101,9 @@ PROVIDERS = (
     Provider("cce", CCE, *log_probs.CCE, ON_HIDDEN_STATES, approximate=True),
     Provider("cce", CCE_UNFILTERED, *log_probs.CCE_UNFILTERED, ON_HIDDEN_STATES, approximate=True),
     Provider("torch", TORCH, *log_probs.TORCH, ON_HIDDEN_STATES, approximate=True),
+    Provider("quack", QUACK_CHUNKED, *cute.QUACK_CHUNKED, cute.QUACK_HERE, CROSS_ENTROPY, approximate=True),
+    Provider("quack", QUACK_EPILOGUE, *cute.QUACK_EPILOGUE, cute.EPILOGUE_HERE, CROSS_ENTROPY, approximate=True),
+    Provider("liger", LIGER_CUTE, *cute.LIGER_CUTE, cute.LIGER_HERE, CROSS_ENTROPY, approximate=True),
     Provider("ours", OURS, OUR_SOURCE, ours, _none, EVERY_CASE),
     Provider("ours", DEFAULT, *OURS_BY_DEFAULT, OPT_IN),
     Provider("trl", f"{TRL} {INTERPRETER}", *TRL_KERNEL, WITHOUT_SOFTCAP - OPT_IN, timed=False),

@@ -47,7 +47,7 @@ def with_loss(log_probs: LogProbs) -> Callable[[Any, Any], Tensor]:
     def value(case: Any, batch: Any) -> Tensor:
         logp = log_probs(case, batch, *batch.policy)
         if not case.has_reference:
-            return logp
+            return case.of_log_probs(logp, batch)
         if case.given:
             return loss_on_log_probs(case, logp, batch.ref_logp, batch)
         with torch.no_grad():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-TRL_VERSION, LIGER_VERSION, CCE_VERSION = "1.16.0", "0.8.5", "25.1.1"
+TRL_VERSION, LIGER_VERSION, CCE_VERSION, QUACK_VERSION = "1.16.0", "0.8.5", "25.1.1", "0.6.5"
 
 Obstacle = Callable[[torch.device], str | None]
 """Why something cannot run on a device, or None."""
@@ -21,9 +21,9 @@ def needs(distribution: str, version: str, *modules: str, gpu: str = "", compile
     """The obstacle of a peer; ``gpu`` is why it needs one, where it does."""
 
     def obstacle(device: torch.device) -> str | None:
-        if gpu and device.type != "cuda":
-            return gpu
-        return installed_obstacle(distribution, version, *modules) or (compile_obstacle(device) if compiler else None)
+        here = installed_obstacle(distribution, version, *modules) or (compile_obstacle(device) if compiler else None)
+        elsewhere = gpu if device.type != "cuda" else ""
+        return "; ".join(filter(None, (elsewhere, here))) or None
 
     return obstacle
 
