@@ -2,6 +2,7 @@
 provider."""
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 from benchmarks.goals import ANY_V, Figure, Goal, number, ratio
 from benchmarks.kernels import providers as by
@@ -67,7 +68,7 @@ def of_products(passes: int, products: int, H: int) -> float:
 def _head_goals() -> Iterator[Goal]:
     trained = [case for case in HEAD_CASES.values() if case.has_reference]
     modes: tuple[Mode, ...] = "frozen", "full"
-    for case, mode in ((case, mode) for case in trained for mode in modes):
+    for case, mode in product(trained, modes):
         name, with_gradients = _name(case.name, mode), mode == "full"
         over, passes = of_ours(case.name, mode, "over_ceiling"), 2 if case.given else 3
         for H in HIDDEN_SIZES:
