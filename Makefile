@@ -11,15 +11,12 @@ EXTRAS := '.[train,plot,peft,trl,bench,docs,dev]'
 VERSIONS_DIR ?= $(HOME)/.cache/humanline-fused/versions
 VERSIONS := oldest newest
 
-# Files whose tests multiply matrices of several shapes. Triton's interpreter multiplies none.
+# Files whose tests multiply matrices of several shapes. The kernels multiply none.
 PRODUCTS := $(addprefix tests/test_,$(addsuffix .py,evaluation head lm_head processes trainer trainer_head))
 
 # GPUs that test-ptx compiles the kernels for.
 ARCH := 80,90,100
 comma := ,
-
-# Files whose tests launch the kernels as others do: about PyTorch's compiler, and the head. test-ptx runs them too.
-LAUNCHED_ALIKE := $(addprefix --ignore=tests/test_,pytorch.py lm_head.py)
 
 .PHONY: demo test test-ptx test-versions lint docs install clean
 .DEFAULT_GOAL := demo
@@ -28,12 +25,10 @@ demo: install
 	$(BIN)/python -m humanline_fused demo
 
 # One process per core with one thread each, and each test file in one process: the tests' tensors are tiny, and threads
-# that wait for a busy core cost minutes.
-# Then the kernels as compiled for an H100, emulated (tests/ptx).
+# that wait for a busy core cost minutes. The kernels run as compiled for an H100, emulated (tests/ptx).
 # Then once more on products with other last bits: no test may depend on bits that only some processors give.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -q --ptx 90 $(LAUNCHED_ALIKE)
 	OMP_NUM_THREADS=1 OTHER_PROCESSOR=1 $(BIN)/python $(PYTEST) -q -k 'not triton' $(PRODUCTS)
 
 # The tests of a GPU on kernels compiled for each of ARCH: make test-ptx ARCH=80,100

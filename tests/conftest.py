@@ -1,14 +1,17 @@
-"""The same tests run the kernels on a GPU, or on a CPU: under Triton's interpreter, or compiled and emulated.
+"""The same tests run the kernels on a GPU, or on a CPU: compiled and emulated, or under Triton's interpreter.
 
-On a machine with a GPU, ``CUDA_VISIBLE_DEVICES= pytest`` uses the interpreter, and ``pytest -m gpu`` runs only the
-compiled tests. ``pytest --ptx 90`` runs these on the kernels as compiled for sm_90 (tests/ptx).
+Without a GPU, or with ``CUDA_VISIBLE_DEVICES= pytest``, kernels run as compiled for sm_90, emulated (tests/ptx).
+``pytest --interpret`` interprets them, and so does ``pytest`` where Triton has no compiler. ``pytest -m gpu`` runs only
+the tests of a GPU, and ``pytest --ptx 80`` runs them as compiled for sm_80.
 """
 
 import gc
 import importlib.metadata
+import importlib.util
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,9 @@ from tests.other_processor import multiply_as_another_processor_if_asked
 REPORTED = ("torch", "triton", "transformers", "accelerate", "datasets", "tokenizers", "peft", "trl")
 """Packages whose versions are printed at the start of a run, because they may cause a failure."""
 
+EMULATED = 90
+"""Architecture of the kernels that are emulated, unless another one is asked for."""
+
 multiply_as_another_processor_if_asked()
 
 # In CI a failure must be caused by the commit, so hypothesis searches for new examples only on developers' machines.
@@ -31,20 +37,32 @@ if os.environ.get("CI"):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--ptx", type=int, metavar="ARCH", help="run the GPU's tests on kernels compiled for sm_ARCH, without a GPU"
+        "--ptx",
+        type=int,
+        metavar="ARCH",
+        help="run only the GPU's tests, on kernels compiled for sm_ARCH, without a GPU",
     )
+    parser.addoption("--interpret", action="store_true", help="interpret the kernels instead of emulating them")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose how kernels run, before Triton or a test module is imported: a kernel is defined one way or the other."""
-    if arch := config.getoption("ptx"):
+    arch = config.getoption("ptx")
+    if torch.cuda.is_available() and not arch:
+        return
+    if arch or (triton_compiles() and not config.getoption("interpret")):
         os.environ.pop("TRITON_INTERPRET", None)
         from tests.ptx.session import Session
 
-        config.pluginmanager.register(Session(arch), "ptx")
-    if arch or not torch.cuda.is_available():
-        # Triton interprets, unless the session has told it not to; and humanline_fused.impl permits it without a GPU.
-        os.environ["TRITON_INTERPRET"] = "1"
+        config.pluginmanager.register(Session(arch or EMULATED, alone=bool(arch)), "ptx")
+    # Triton interprets, unless the session has told it not to; and humanline_fused.impl permits it without a GPU.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def triton_compiles() -> bool:
+    """Return if Triton has its compiler for NVIDIA, without importing it."""
+    found = importlib.util.find_spec("triton")
+    return any((Path(folder) / "backends/nvidia").is_dir() for folder in found.submodule_search_locations or ())
 
 
 def pytest_report_header() -> str:
@@ -53,11 +71,10 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def interpreter_rounds_as_hardware_does(request: pytest.FixtureRequest) -> None:
-    if os.environ.get("TRITON_INTERPRET") == "1" and not request.config.getoption("ptx"):
-        from tests.interpreter import round_as_hardware_does
+def interpreter_rounds_as_hardware_does() -> None:
+    from tests.interpreter import round_as_hardware_does
 
-        round_as_hardware_does()
+    round_as_hardware_does()
 
 
 def pytest_collection_finish() -> None:
@@ -98,7 +115,7 @@ def emulator(request: pytest.FixtureRequest) -> Any:
     """The emulator that runs the kernels, tests.ptx.emulator.Emulator."""
     session = request.config.pluginmanager.get_plugin("ptx")
     if session is None:
-        pytest.skip("pytest --ptx 90 runs the kernels emulated")
+        pytest.skip("the kernels are not emulated here: pytest --ptx 90")
     return session.emulator
 
 

@@ -1,8 +1,7 @@
 """Triton's interpreter with the rounding of the hardware: once in ``tl.fma``, to nearest even in fp32 -> bf16.
 
 Without this change it rounds the fma twice and truncates to bf16, and the kernels' error budget would measure that. It
-also patches the language again in every call of a device function, which takes longer than the function itself, and
-repeats other work in every operation (fast_interpreter.py).
+also patches the language again in every call of a device function, which takes longer than the function itself.
 """
 
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
+from triton import knobs
 from triton.runtime import interpreter
-
-from tests.fast_interpreter import remember
 
 convert_float = interpreter._convert_float
 patch_language = interpreter._patch_lang
@@ -56,9 +54,11 @@ def patch_once_a_launch(fn: Any) -> Any:
 
 
 def round_as_hardware_does() -> None:
+    """Change the interpreter, if kernels are interpreted: compiled ones need the language as it is."""
+    if not knobs.runtime.interpret:
+        return
     if hasattr(interpreter, "_LangPatchScope"):
         interpreter._patch_lang = patch_once_a_launch
-        remember()
     interpreter.InterpreterBuilder.create_fma = create_fma
     interpreter._convert_float = convert_to_nearest
     # Infinities and NaN are valid results, as on a GPU, so numpy must not warn.

@@ -1,4 +1,4 @@
-"""``pytest --ptx 90``: the tests of a GPU, on the kernels as compiled for sm_90, without a GPU.
+"""Tests on the kernels as compiled for a GPU, emulated; ``pytest --ptx 90`` runs those of a GPU alone, for sm_90.
 
 A test fails if one of its launches has a finding, or an instruction that is not emulated, also where the test expects
 an error.
@@ -26,13 +26,15 @@ class Session:
 
     Args:
         arch: compute capability.
+        alone: whether only the tests of the kernels run.
 
     Attributes:
         emulator: runs the kernels of all tests.
         launches: by kernel, of all processes.
     """
 
-    def __init__(self, arch: int):
+    def __init__(self, arch: int, alone: bool):
+        self.alone = alone
         knobs.runtime.interpret = False
         self.launches: Counter[str] = Counter()
         self.emulator = Emulator(arch, on_launch=self._count)
@@ -47,12 +49,14 @@ class Session:
 
     def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
         """Do not import the many files without a test that could be kept."""
-        is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+        is_test = self.alone and collection_path.name.startswith("test_") and collection_path.suffix == ".py"
         return True if is_test and not KERNEL_TEST.search(collection_path.read_text(encoding="utf-8")) else None
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Keep the tests of the emulated kernels and those that a GPU would run, without those of eager alone."""
+        if not self.alone:
+            return
         kept = [item for item in items if runs_kernels(item)]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
         items[:] = kept
