@@ -28,7 +28,15 @@ from humanline_fused import cli
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer
 from tests.tiny_model import records, tiny_model, tiny_tokenizer
 
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")])
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "SECURITY.md",
+        *(ROOT / "docs").glob("*.md"),
+        *ROOT.glob("*/README.md"),
+    ]
+)
 FENCE = re.compile(r"(?:^<!-- not run: (\S.*) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`(?:\.venv/bin/)?((?:humanline|python|make|accelerate|pip|pytest) [^`]+)`(?!`)")
 PLACEHOLDERS = {"N": "1", "NAME": "equal"}

@@ -12,7 +12,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from settings_page import settings
 
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "kernels/README.md", "examples/README.md", "docs/*.md")
+PAGES = ("*.md", "docs/*.md", "examples/README.md", "kernels/README.md")
 STATIC = ("docs/images/**/*.png", "docs/site/extra.css")
 SOURCES = {"examples/**/*.py": "python", "examples/**/*.yaml": "yaml"}
 
