@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArgumen
 
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.examples import Example, fingerprint
+from humanline_fused.training.data.held_out import trained_on
 from humanline_fused.training.data.plan import BatchPlan, BatchSizes, MicroBatch, RoundPlan, micro_batch
 from humanline_fused.training.data.prepare import prepare
 from humanline_fused.training.data.prompts import prepare_prompts
@@ -95,7 +96,7 @@ class StoredRun:
             train_on=config.train_on,
             columns=config.columns,
         )
-        return self._unchanged(data.examples)
+        return self._unchanged(trained_on(data.examples, self.identity["batches"].get("eval_fraction")))
 
     def prompts(self) -> Sequence[Example]:
         """Return the prompts of a run in rounds, as :meth:`examples`.
@@ -114,7 +115,8 @@ class StoredRun:
         if self.replaced:
             return None
         batches = self.identity["batches"]
-        return find_kept(self.folder, batches["num_examples"], batches["data"], batches.get("groups"))
+        given = batches.get("groups"), batches.get("eval_fraction")
+        return find_kept(self.folder, batches["num_examples"], batches["data"], *given)
 
     def _dataset(self) -> str:
         if self.config.dataset is None:

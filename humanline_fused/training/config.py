@@ -11,6 +11,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from humanline_fused.training.conflicts import refuse_conflicts
 from humanline_fused.training.data.rows.columns import read_columns
+from humanline_fused.training.data_settings import DataSettings, TrainOn
 from humanline_fused.training.folder_settings import FolderSettings
 from humanline_fused.training.foreign_arguments import OF_SETTINGS, refuse_foreign
 from humanline_fused.training.model_settings import ModelSettings
@@ -37,7 +38,6 @@ Reference = Literal["lookahead", "copy", "adapter", "frozen"]
 Head = Literal["fused", "logits"]
 LayoutSetting = Literal["auto", "shared_prompt", "sorted", "padded"]
 ScaleRewards = Literal["group", "batch", "none"]
-TrainOn = Literal["assistant", "completion"]
 
 ROLLOUT = (
     "reward",
@@ -55,16 +55,8 @@ def _help(text: str) -> dict[str, str]:
     return {"help": text}
 
 
-def _columns() -> str:
-    """Return the data columns of each objective as text."""
-    return "; ".join(
-        f"{name}: {' | '.join(', '.join(kind.columns) for kind in objective.form.types)}"
-        for name, objective in OBJECTIVES.items()
-    )
-
-
 @dataclass
-class HumanlineConfig(ObjectiveSettings, FolderSettings, ModelSettings, TrainingArguments):
+class HumanlineConfig(ObjectiveSettings, FolderSettings, DataSettings, ModelSettings, TrainingArguments):
     """Settings of a :class:`HumanlineTrainer`; every field is also a command-line option and a YAML key.
 
     ``clamp=False`` turns the clamp off and ``reference="frozen"`` turns the sync off. The four combinations are the
@@ -79,48 +71,6 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, ModelSettings, Training
     >>> HumanlineConfig(output_dir="run", objective="kto", sync_every=4, report_to="none", use_cpu=True).beta
     0.1
     """
-
-    dataset: str | None = field(
-        default=None,
-        metadata=_help(
-            "Training data: a JSONL, JSON, CSV, TSV or Parquet file, a folder saved by datasets, or a dataset name. "
-            f"Columns: {_columns()}. `humanline data FILE` checks and describes it."
-        ),
-    )
-    dataset_split: str = field(default="train", metadata=_help("Split of the training data, if it has several."))
-    eval_dataset: str | None = field(default=None, metadata=_help("Held-out data with the same columns."))
-    eval_dataset_split: str = field(default="test", metadata=_help("Split of the held-out data, if it has several."))
-    columns: dict | str | None = field(
-        default=None,
-        metadata=_help(
-            "Columns of data that have other names: a YAML mapping, JSON, or prompt=question,chosen=good. A list of "
-            "columns is joined by newlines; null says that there is no such column."
-        ),
-    )
-    max_length: int = field(
-        default=1024,
-        metadata=_help(
-            "Maximum tokens of prompt and completion together. Longer sequences are cut at the end; an example whose "
-            "prompt alone has as many is dropped."
-        ),
-    )
-    train_on: TrainOn = field(
-        default="assistant",
-        metadata=_help(
-            "Tokens of a completion that count. assistant: without what the policy does not write: results of tools "
-            "and turns of the user inside the completion. completion: all, as in TRL."
-        ),
-    )
-    strict_data: bool = field(
-        default=False,
-        metadata=_help(
-            "Refuse data of which a part would not be learnt as it is written (docs/data.md lists the findings)."
-        ),
-    )
-    dataset_num_proc: int | None = field(
-        default=None,
-        metadata=_help("Processes that tokenise. Default: this one, with a thread for every core (at most 8)."),
-    )
 
     objective: ObjectiveSetting = field(
         default=DEFAULT,
@@ -274,6 +224,7 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, ModelSettings, Training
         self.check_options()
         self._check_perception()
         self._check_rounds()
+        self.check_fraction(rounds=self.rollout_every is not None)
         refuse_conflicts(self)
         if self.dry_run:
             self.push_to_hub, self.report_to = False, []

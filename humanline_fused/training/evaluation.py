@@ -188,7 +188,7 @@ class EvaluatedTrainer(ResumableTrainer):
         """
         if not self.held_out.examples:
             if self.args.evaluates:
-                raise ValueError("eval_strategy: expected an eval_dataset to evaluate on, or 'no', got neither")
+                raise ValueError("eval_strategy: expected an eval_dataset, an eval_fraction, or 'no', got none of them")
             return
         asked = self.args.metric_for_best_model
         if asked is None or self._others_evaluate():

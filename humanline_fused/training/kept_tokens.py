@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.examples import fingerprint
+from humanline_fused.training.data.held_out import trained_on
 from humanline_fused.training.data.reading.sources import read_rows
 from humanline_fused.training.data.store import StoredExamples, load
 
@@ -87,18 +88,23 @@ def kept(
     return data
 
 
-def find_kept(run_dir: Path, num_examples: int, code: int, groups: int | None = None) -> StoredExamples | None:
+def find_kept(
+    run_dir: Path, num_examples: int, code: int, groups: int | None = None, held_out: float | None = None
+) -> StoredExamples | None:
     """Return the stored examples of a run that have this number and :func:`fingerprint`; None if there are none.
 
     Args:
         groups: code of their groups; None if the run has no groups.
+        held_out: share of the stored examples that the run held out, which are left out; None if there is none.
     """
     for folder in sorted(Path(run_dir, FOLDER).glob("*")):
         # A suffix is that of a folder being written, or left by a process that was killed.
         found = None if folder.suffix else load(folder)
-        if not found or len(found[0]) != num_examples or fingerprint(found[0]) != code:
+        if not found:
             continue
-        units = found[0].units
-        if groups is None or (units and units.code == groups):
-            return found[0]
+        examples = trained_on(found[0], held_out)
+        if len(examples) != num_examples or fingerprint(examples) != code:
+            continue
+        if groups is None or (examples.units and examples.units.code == groups):
+            return examples
     return None

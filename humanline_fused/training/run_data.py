@@ -4,17 +4,21 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.advantages import batch_scale
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.findings import Findings, Severity
+from humanline_fused.training.data.held_out import split
 from humanline_fused.training.data.prepare import PreparedData, prepare
 from humanline_fused.training.data.prompts import PreparedPrompts, prepare_prompts, with_texts
 from humanline_fused.training.data.store import StoredExamples
+from humanline_fused.training.data_settings import HELD_OUT, LEAST_HELD_OUT
 from humanline_fused.training.kept_tokens import kept, key_of
 from humanline_fused.training.objectives.objective import Objective
+from humanline_fused.training.objectives.settings import expect
 from humanline_fused.training.objectives.table import ROUND
 
 
@@ -26,11 +30,13 @@ class RunData:
         train: the training data, or the prompts of online rounds.
         held_out: the held-out data; None if there are none.
         held_out_examples: the examples of ``held_out`` with the weights for evaluation.
+        fraction: share of the training data that was held out; None if none was.
     """
 
     train: PreparedData | PreparedPrompts
     held_out: PreparedData | None
     held_out_examples: Sequence[Example]
+    fraction: float | None = None
 
 
 def scales_by_batch(config: HumanlineConfig, objective: Objective) -> bool:
@@ -56,7 +62,8 @@ def read_run_data(
         stops: ids of the model's own stop tokens.
 
     Raises:
-        ValueError, TypeError: there are no training data, a record is invalid, or ``strict_data`` refuses a finding.
+        ValueError, TypeError: there are no training data, a record is invalid, ``strict_data`` refuses a finding, or
+            ``eval_fraction`` leaves nothing to train on or to hold out.
     """
     train_dataset = config.dataset if train_dataset is None else train_dataset
     eval_dataset = config.eval_dataset if eval_dataset is None else eval_dataset
@@ -66,15 +73,50 @@ def read_run_data(
     split = config.dataset_split
     train = reader.prompts(train_dataset, split) if prompts_alone else reader.examples(train_dataset, split)
     held_out = None if eval_dataset is None else reader.examples(eval_dataset, config.eval_dataset_split)
+    if held_out is not None:
+        expect(config, "eval_fraction", not config.eval_fraction, "None or 0 with an eval_dataset")
     if config.strict_data:
         refuse_losses(train.findings, *([held_out.findings] if held_out else []))
+    fraction = None
+    if held_out is None and isinstance(train, PreparedData) and (parts := hold_out(train, config)) is not None:
+        (train, held_out), fraction = parts, share_of(config)
     if held_out is None:
         return RunData(train, None, [])
     if not scales_by_batch(config, objective):
-        return RunData(train, held_out, held_out.examples)
+        return RunData(train, held_out, held_out.examples, fraction)
     # All held-out data are one batch, so that evaluation does not depend on the number of ranks and micro-batches.
     scale = batch_scale([example.reward for example in held_out.examples])
-    return RunData(train, held_out, [replace(e, weight=e.weight / scale) for e in held_out.examples])
+    return RunData(train, held_out, [replace(e, weight=e.weight / scale) for e in held_out.examples], fraction)
+
+
+def share_of(config: HumanlineConfig) -> float:
+    """Return the share of the data to hold out where no other data are held out."""
+    return HELD_OUT if config.eval_fraction is None else config.eval_fraction
+
+
+def hold_out(data: PreparedData, config: HumanlineConfig) -> tuple[PreparedData, PreparedData] | None:
+    """Return the data to train on and those held out; None if none are.
+
+    By default none are held out of few data: fewer than :data:`~humanline_fused.training.data_settings.LEAST_HELD_OUT`
+    examples would be, or less than a global batch would be left.
+
+    Raises:
+        ValueError: ``eval_fraction`` was given and leaves nothing to train on or to hold out.
+    """
+    share, given = share_of(config), config.eval_fraction is not None
+    if not share:
+        return None
+    train, held_out = split(data.examples, share)
+    needed = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
+    if len(held_out) < (1 if given else LEAST_HELD_OUT) or len(train) < (1 if given else needed):
+        if not given:
+            return None
+        prompts = len(np.unique(data.examples.prompts))
+        raise ValueError(
+            f"eval_fraction: expected a share that holds out at least one whole prompt and leaves one to train on, got "
+            f"{share:g} of {len(data.examples)} examples of {prompts} prompts. Give an eval_dataset, or eval_fraction=0"
+        )
+    return replace(data, examples=train), PreparedData(held_out)
 
 
 def refuse_losses(*findings: Findings, setting: str = "strict_data") -> None:

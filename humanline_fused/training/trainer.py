@@ -123,8 +123,8 @@ class HumanlineTrainer(EvaluatedTrainer):
         self.pad_token_id = pad_token_id_of(tokenizer, policy)
         reward = the_reward(args.reward, reward_function, rounds=args.rollout_every is not None)
         how = {"prompts_alone": bool(reward), "stops": end_tokens(policy.generation_config, tokenizer)}
-        data = read_run_data(train_dataset, eval_dataset, tokenizer, args, self.objective, **how)
-        self.train_data, self.eval_data, self.eval_examples = data.train, data.held_out, data.held_out_examples
+        self.data = data = read_run_data(train_dataset, eval_dataset, tokenizer, args, self.objective, **how)
+        self.train_data, self.eval_examples = data.train, data.held_out_examples
         self._checked = check_data(policy, reference_model, data, tokenizer, args, self.objective)
         self._plan_steps(reward, tokenizer, args)
         super().__init__(
@@ -146,7 +146,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         self.held_out = HeldOut(self.eval_examples, self.windows, args, self.objective)
         self._watch()
         engine = engine_of(self.accelerator)
-        self._identity = run_identity(args, self.objective, self.plan, self.train_data, self.rounds, policy, engine)
+        self._identity = run_identity(args, self.objective, self.plan, data, self.rounds, policy, engine)
         self.reference = self._make_reference(reference_model)
         given = {"reference_model": reference_model is not None, "rounds": self.rounds is not None}
         self.data_metrics = DataMetrics(steps_with_drift(args, **given), args.sync_every)
@@ -288,7 +288,7 @@ class HumanlineTrainer(EvaluatedTrainer):
                 summary.describe_reference(args, model, batch.forwards + (args.perception == "sampling")),
                 summary.describe_batches(self.plan, self.state, engine_of(self.accelerator), args.device),
                 summary.describe_model(args, model, difference, *chosen),
-                summary.describe_data(self.train_data, self.eval_data, rounds, self._checked.warning),
+                summary.describe_data(self.data, rounds, self._checked.warning),
                 summary.describe_output(args, self.state),
             )
             tqdm.write(wrapped(lines))  # beside Trainer's bar

@@ -79,7 +79,7 @@ class Cutter:
         self.findings.add(BARE_END, where, count=example.blank)
         self.findings.add(TRUNCATED, where, count=sum(len(c) > room for c in example.completions))
         self.findings.add(EQUAL_PAIRS, where, count=int(len(kept) == 2 and np.array_equal(kept[0], kept[1])))
-        self.written.add([prompt, *cut], masks, example.weight, example.reward, row)
+        self.written.add([prompt, *cut], masks, example.weight, example.reward, row, example.key)
 
 
 def _kept(ids: np.ndarray, mask: np.ndarray | None, first: int) -> np.ndarray:

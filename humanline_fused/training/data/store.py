@@ -1,5 +1,6 @@
 """Examples in a few arrays, in memory or in a folder beside a run that all processes share."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -26,15 +27,17 @@ ARRAYS = {
     "weights": np.float64,
     "rewards": np.float64,
     "rows": np.int32,
+    "prompts": np.int64,
 }
 """Arrays of a store and their types.
 
 ``ids`` are the token ids of all examples, prompt first; ``counts``, as long or empty, is True for tokens that count;
 ``ends``, [examples, 1 + sides], are the ends of prompts and completions in ``ids``. ``rows``, [examples] or empty, are
-the numbers of the rows that examples come from, ascending, where those of a row belong together.
+the numbers of the rows that examples come from, ascending, where those of a row belong together. ``prompts``,
+[examples] or empty, are hashes of the texts of their prompts.
 """
 
-LATER = {"rows"}
+LATER = {"rows", "prompts"}
 """Arrays that folders of earlier versions lack; they are empty there."""
 
 UNFINISHED = ".writing-"
@@ -97,6 +100,30 @@ class StoredExamples(Sequence[Example]):
         """Tokens of prompts and completions, [examples, 1 + sides]."""
         ends = self._plain["ends"]
         return np.diff(ends.reshape(-1), prepend=0).reshape(ends.shape)
+
+    @property
+    def prompts(self) -> np.ndarray:
+        """A hash of each example's prompt, int64 [examples]; of its token ids where a folder of an earlier version has
+        no other."""
+        kept = self._plain["prompts"]
+        if len(kept) == len(self):
+            return kept
+        ids = (example.prompt_ids.numpy().tobytes() for example in self)
+        digests = b"".join(hashlib.blake2b(one, digest_size=8).digest() for one in ids)
+        return np.frombuffer(digests, "<i8")
+
+    def subset(self, places: np.ndarray) -> "StoredExamples":
+        """Return the examples at these places, ascending, in arrays of their own."""
+        ends = self._plain["ends"]
+        starts = np.concatenate([[0], ends[:-1, -1]]) if len(ends) else ends[:, 0]
+        sizes = ends[places, -1] - starts[places]
+        total = np.cumsum(sizes)
+        tokens = np.arange(sizes.sum()) + np.repeat(starts[places] - (total - sizes), sizes)
+        taken = {name: part[places] if len(part) else part for name, part in self._plain.items()}
+        for name in ("ids", "counts"):
+            taken[name] = self._plain[name][tokens] if len(self._plain[name]) else self._plain[name]
+        taken["ends"] = ends[places] - (starts[places] - (total - sizes))[:, None]
+        return StoredExamples(taken)
 
     def checksums(self) -> dict[str, int]:
         """Return the CRC-32 of each array."""
@@ -178,7 +205,7 @@ class ExampleWriter:
     def __init__(self, sides: int) -> None:
         self.sides = sides
         self.ids, self.ends, self.weights, self.rewards = array("i"), array("q"), array("d"), array("d")
-        self.rows = array("i")
+        self.rows, self.prompts = array("i"), array("q")
         self.counts: array[int] | None = None
 
     def __len__(self) -> int:
@@ -191,6 +218,7 @@ class ExampleWriter:
         weight: float,
         reward: float,
         row: int | None = None,
+        key: int | None = None,
     ) -> None:
         """Add an example.
 
@@ -199,6 +227,7 @@ class ExampleWriter:
             masks: for each completion True for the tokens that count; None if all do.
             weight, reward: as of :class:`~humanline_fused.training.data.examples.Example`.
             row: number of its row, not below that of the example before, if examples of a row belong together.
+            key: a hash of its prompt.
         """
         if self.counts is None and any(mask is not None for mask in masks):
             self.counts = array("b", bytes([1]) * len(self.ids))
@@ -211,6 +240,8 @@ class ExampleWriter:
         self.rewards.append(reward)
         if row is not None:
             self.rows.append(row)
+        if key is not None:
+            self.prompts.append(key)
 
     def finish(self) -> StoredExamples:
         """Return the examples, without a copy; none can be added afterwards."""
@@ -221,6 +252,7 @@ class ExampleWriter:
             "weights": self.weights,
             "rewards": self.rewards,
             "rows": self.rows,
+            "prompts": self.prompts,
         }
         arrays = {
             name: np.frombuffer(given[name], kind) if given[name] else np.zeros(0, kind)

@@ -10,12 +10,11 @@ from transformers import PreTrainedModel
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.examples import fingerprint
 from humanline_fused.training.data.plan import BatchPlan, StepPlan
-from humanline_fused.training.data.prepare import PreparedData
-from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import recorded_identity
 from humanline_fused.training.online.rollout import Rounds
 from humanline_fused.training.run.sharding import engine_of_files
+from humanline_fused.training.run_data import RunData
 from humanline_fused.training.start import identify
 
 
@@ -23,18 +22,19 @@ def run_identity(
     config: HumanlineConfig,
     objective: Objective,
     plan: StepPlan,
-    data: PreparedData | PreparedPrompts,
+    data: RunData,
     rounds: Rounds | None,
     policy: PreTrainedModel,
     engine: str,
 ) -> dict[str, Any]:
     """Engine, model, reference, and all that decides the batches, as JSON."""
     batches = {
-        "data": fingerprint(data.examples),
-        "num_examples": len(data.examples),
+        "data": fingerprint(data.train.examples),
+        "num_examples": len(data.train.examples),
         **(rounds.identity() if rounds else {}),
         **({"scale_rewards": config.scale_rewards} if objective.form.has_rewards else {}),
         "global_batch_size": plan.sizes.global_batch,
+        **({"eval_fraction": data.fraction} if data.fraction else {}),
         **({"groups": plan.units.code} if isinstance(plan, BatchPlan) and plan.units else {}),
         "seed": plan.seed,
         **recorded_identity(objective),
@@ -69,6 +69,13 @@ def check_identity(saved: dict[str, Any], mine: dict[str, Any], folder: str) -> 
     for name in ("reference", "sync_every"):
         if saved[name] != mine[name]:
             raise ValueError(f"expected {name}={saved[name]!r}, as in {folder}, got {mine[name]!r}")
+    then, now = (given["batches"].get("eval_fraction", 0) for given in (saved, mine))
+    if then != now:
+        trained_on = "all its data" if not then else f"all but {then:g} of its data"
+        raise ValueError(
+            f"expected eval_fraction={then:g}, as in {folder}, which was trained on {trained_on}, got {now:g}"
+            + (", the default: set eval_fraction=0" if not then else "")
+        )
     saved = {"loss": OF_EARLIER_VERSIONS, **saved}
     for part in ("model", "batches", "loss"):
         different = [name for name, value in mine[part].items() if saved[part].get(name) != value]

@@ -17,10 +17,9 @@ from humanline_fused.reference.adapter import ADAPTER, adapter_tensors
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.findings import Severity
 from humanline_fused.training.data.plan import StepPlan
-from humanline_fused.training.data.prepare import PreparedData
-from humanline_fused.training.data.prompts import PreparedPrompts
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.settings import LossSettings
+from humanline_fused.training.run_data import RunData
 
 
 def describe_loss(config: HumanlineConfig, objective: Objective, dtype: torch.dtype) -> str:
@@ -136,16 +135,18 @@ def describe_layout(layout: str, why: str) -> str:
     return f"layout: {meaning} ({layout}: {why})"
 
 
-def describe_data(train: PreparedData | PreparedPrompts, held_out: PreparedData | None, *more: str | None) -> str:
+def describe_data(data: RunData, *more: str | None) -> str:
     """Return the line of the data: their number, and what a user should know of them.
 
     Args:
-        train, held_out: the data.
+        data: the data.
         more: further phrases: on rounds, and on positions.
     """
+    train, held_out, fraction = data.train, data.held_out, data.fraction
     said = [f"data: {train.summary()}"]
     if held_out:
-        said.append(f"held out: {held_out.summary()}")
+        whole = f", whole prompts (eval_fraction={fraction:g}; 0 trains on all)" if fraction else ""
+        said.append(f"held out: {held_out.summary()}{whole}")
     said += [phrase for phrase in more if phrase]
     said += train.findings.lines(Severity.LOSS, Severity.NOTE)
     said += [f"held out: {line}" for line in held_out.findings.lines(Severity.LOSS, Severity.NOTE)] if held_out else []

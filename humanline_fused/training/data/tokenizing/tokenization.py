@@ -1,5 +1,6 @@
 """Token ids of rows: prompt, completions, and which of their tokens the policy writes."""
 
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -42,6 +43,7 @@ class UncutExample:
         masks: bool, [n] each: the tokens that count; None for a side where all do.
         blank: number of completions without content.
         weight, reward: as of :class:`~humanline_fused.training.data.examples.Example`.
+        key: a hash of the prompt's text, before it is tokenised with a completion.
     """
 
     prompt: Ids
@@ -50,6 +52,17 @@ class UncutExample:
     blank: int = 0
     weight: float = 0.0
     reward: float = 0.0
+    key: int = 0
+
+
+def key_of_prompt(text: str) -> int:
+    """Return a hash of a prompt, a signed integer of 64 bits.
+
+    >>> key_of_prompt("sort bead: ") == key_of_prompt("sort bead: ") != key_of_prompt("sort beads: ")
+    True
+    """
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 @dataclass
@@ -190,7 +203,7 @@ class RowTokenizer:
         if self.form is None:
             return [UncutExample(np.array(prompt, np.int32))]
         masks = [self._mask(texts, side, head, len(whole)) for side, whole in enumerate(wholes)]
-        made = []
+        made, key = [], key_of_prompt(texts.prompt)
         for draft in self.form.drafts(row, self.scale_rewards):
             start = min(common_length(prompt, wholes[side]) for side in draft.sides)
             merged = start < len(prompt) and all(texts.wholes[side].startswith(texts.prompt) for side in draft.sides)
@@ -203,6 +216,7 @@ class RowTokenizer:
                     sum(is_blank(row.completions[side], self.encoder.eos) for side in draft.sides),
                     draft.weight,
                     draft.reward,
+                    key,
                 )
             )
         return made
