@@ -165,6 +165,7 @@ class Letters:
                 output_dir=folder,
                 objective=objective,
                 max_length=32,
+                eval_fraction=0,
                 per_device_train_batch_size=SEQUENCES // 2 if is_paired(objective) else SEQUENCES,
                 max_steps=self.size.steps,
                 logging_steps=self.size.steps,

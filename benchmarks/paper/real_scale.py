@@ -197,6 +197,7 @@ class Check:
             output_dir=str(self.folder / f"{arm}-{seed}-{learning_rate:g}"),
             model=str(start),
             objective="grpo",
+            eval_fraction=0,
             max_length=1024 if self.device.type == "cuda" else 256,
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=plan.sequences // micro,

@@ -36,7 +36,7 @@ def _ours(**settings: Any) -> tuple[str, Build]:
 
     def build(task: Task) -> Trainer:
         beta = OBJECTIVES[task.objective].settings["beta"]
-        common = {"objective": task.objective, "beta": beta, "max_length": task.max_length}
+        common = {"objective": task.objective, "beta": beta, "max_length": task.max_length, "eval_fraction": 0}
         config = HumanlineConfig(**task.arguments, **common, **settings)
         return HumanlineTrainer(task.model, config, train_dataset=task.records, processing_class=task.tokenizer)
 

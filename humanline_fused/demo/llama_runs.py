@@ -160,6 +160,7 @@ def _train(
         model=str(folder / "start"),
         dataset=str(folder / "data" / "pairs.jsonl"),
         objective="dpo",
+        eval_fraction=0,
         max_length=32,
         per_device_train_batch_size=sizes.batch_size,
         max_steps=sizes.steps,
