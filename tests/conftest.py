@@ -19,6 +19,7 @@ import torch
 from hypothesis import settings
 
 from humanline_fused.types import Impl
+from tests.disk import do_not_wait_for_the_disk
 from tests.other_processor import multiply_as_another_processor_if_asked
 
 REPORTED = ("torch", "triton", "transformers", "accelerate", "datasets", "tokenizers", "peft", "trl")
@@ -28,6 +29,7 @@ EMULATED = 90
 """Architecture of the kernels that are emulated, unless another one is asked for."""
 
 multiply_as_another_processor_if_asked()
+do_not_wait_for_the_disk()
 
 # In CI a failure must be caused by the commit, so hypothesis searches for new examples only on developers' machines.
 settings.register_profile("ci", derandomize=True)

@@ -19,6 +19,7 @@ import torch
 import transformers.modeling_utils
 from transformers import TrainerCallback, set_seed
 
+from tests.disk import do_not_wait_for_the_disk
 from tests.tiny_model import records, tiny_model, tiny_trainer
 
 WRITES = [
@@ -135,4 +136,5 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    do_not_wait_for_the_disk()
     main(Path(sys.argv[1]))

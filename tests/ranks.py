@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from humanline_fused.training import HumanlineTrainer
+from tests.disk import do_not_wait_for_the_disk
 from tests.other_processor import multiply_as_another_processor_if_asked
 from tests.tiny_model import losses
 
@@ -105,6 +106,7 @@ def call(run: Run, folder: Path, ranks: int) -> None:
 def main(module: str, folder: str, *runs: str) -> None:
     torch.set_num_threads(1)
     multiply_as_another_processor_if_asked()
+    do_not_wait_for_the_disk()
     loaded = importlib.import_module(module)
     gc.freeze()  # accelerate collects garbage often: exclude imported objects
     for run in runs:
