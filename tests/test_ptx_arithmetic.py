@@ -70,6 +70,14 @@ def test_a_bit_field_is_cut_out():
     assert arithmetic.bit_field(x, 16, 32)[0] == 0xABCD
 
 
+def test_a_signed_bit_field_has_copies_of_its_last_bit_above():
+    x = np.array([0xABCD1234, 32], np.uint32)
+    assert arithmetic.signed_bit_field(x, 8, 5).tolist() == [0xFFFFFFF2, 0]  # 0x12 is 10010 in five bits
+    assert arithmetic.signed_bit_field(x, 16, 32).tolist() == [0xFFFFABCD, 0]  # ends beyond the number
+    assert arithmetic.signed_bit_field(x, 5, 1).tolist() == [0xFFFFFFFF, 0xFFFFFFFF]
+    assert arithmetic.signed_bit_field(x, 5, 0).tolist() == [0, 0]
+
+
 def test_a_float_becomes_the_nearest_integer_that_there_is():
     x = np.array([2.5, -2.5, 3e9, np.nan], np.float32)
     assert arithmetic.to_integer(x, np.int32, "rni").tolist() == [2, -2, 2**31 - 1, 0]

@@ -63,6 +63,16 @@ def test_a_copy_has_no_finding():
     assert torch.equal(x, y)
 
 
+@pytest.mark.parametrize(("bits", "r"), [("b32", "%r1"), ("b64", "%rd1")])
+def test_a_parameter_is_read_at_an_address_that_the_code_has_chosen(bits, r):
+    x, y = buffers()
+    addresses = f"mov.{bits} {r}6, k_param_0;\nmov.{bits} {r}7, k_param_1;"
+    chosen = f"selp.{bits} {r}8, {r}6, {r}7, %p1;\nld.param.b64 %rd5, [{r}8];"
+    own = "mad.wide.u32 %rd9, %r1, 4, %rd5;\nld.global.b32 {%r10}, [%rd9 + 0];\nst.global.b32 [%rd4 + 0], {%r10};"
+    assert kinds_of_findings(f"{addresses}\n{chosen}\n{own}", x, y) == []
+    assert torch.equal(y, torch.where(x < 32, x, 0))  # the first warp reads x, the second y
+
+
 FAULTS = {
     "a load beyond the end": (
         "ld.global.b32 {%r7}, [%rd3 + 4];\nst.global.b32 [%rd4 + 0], {%r7};",

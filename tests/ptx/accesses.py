@@ -56,12 +56,12 @@ def load(w: Writer, i: Instruction, parts: list[str]) -> None:
 
 
 def load_parameter(w: Writer, i: Instruction) -> None:
-    """A parameter by its name, or by an address that the code has chosen among several."""
+    """A parameter by its name, or by an address of 64 or 32 bits that the code has chosen among several."""
     target, (base, offset) = i.operands[0], i.operands[1].value
     if i.guard:
         raise UnknownInstruction(f"guarded {i.opcode}")
-    held = held_as(target.value)
-    index = f"({w.read_array(base, 'u8')} + {w.constant(offset, 'u8')}) >> U8(3)"
+    held, width = held_as(target.value), held_as(base.value) if base.kind == "reg" else "u8"
+    index = f"({w.read_array(base, width)} + {w.constant(offset, width)}) >> {width.upper()}(3)"
     w.write(target.value, held, f"m.parameters[{index}].astype({held.upper()})", w.undef_of(base))
 
 

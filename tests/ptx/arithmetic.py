@@ -92,6 +92,14 @@ def bit_field(x: Array, position: Array, length: Array) -> Array:
     return ((x.astype(U8) >> position) & ((U8(1) << length) - U8(1))).astype(U4)
 
 
+def signed_bit_field(x: Array, position: Array, length: Array) -> Array:
+    """``bfe.s32``: the field's last bit, or where it ends beyond the number the number's, fills the bits above it."""
+    position, length = (np.minimum(np.asarray(n, np.int64) & 255, 32) for n in (position, length))
+    above = 64 - np.maximum(length, 1)
+    field = np.asarray(x, U4).view(np.int32).astype(I8) >> position << above >> above
+    return np.where(length == 0, 0, field).astype(np.int32).view(U4)
+
+
 def permute_bytes(a: Array, b: Array, selector: int) -> Array:
     """``prmt.b32`` in its default mode."""
     wide = np.asarray(a, U4).astype(U8) | (np.asarray(b, U4).astype(U8) << U8(32))

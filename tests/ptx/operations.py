@@ -189,9 +189,9 @@ def shift(w: Writer, i: Instruction, parts: list[str]) -> None:
 
 @operation("bfe")
 def bit_field(w: Writer, i: Instruction, parts: list[str]) -> None:
-    if parts[1] != "u32":
+    if parts[1] not in ("u32", "s32"):
         raise UnknownInstruction(i.opcode)
-    elementwise(w, i, "u4", "bit_field({0}, {1}, {2})")
+    elementwise(w, i, "u4", f"{'signed_' if parts[1] == 's32' else ''}bit_field({{0}}, {{1}}, {{2}})")
 
 
 @operation("popc")
