@@ -9,6 +9,8 @@ from torch import Tensor
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on ``device``. The host does not wait for a copy of its own memory: it goes through pinned memory."""
+    if tensor.device == device:
+        return tensor
     if tensor.device.type == "cpu" and device.type == "cuda" and not torch.compiler.is_compiling():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

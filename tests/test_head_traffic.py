@@ -5,13 +5,15 @@ import torch
 from torch import Tensor
 
 from humanline_fused import LMHead, TokenLogp, eager
+from humanline_fused.chunked_head.chunks import capacity_of
 from humanline_fused.chunked_head.products import write_logits
 from humanline_fused.dispatch import loss_of as dispatched_loss
 from humanline_fused.layer import SequenceLoss
 from humanline_fused.tokens import Tokens
+from humanline_fused.validation import values
 from tests.head_inputs import HeadBatch, head_batch
 from tests.inputs import loss_of
-from tests.traffic import Traffic
+from tests.traffic import Launches, Traffic
 
 H, V = 16, 40
 CPU = torch.device("cpu")
@@ -85,3 +87,43 @@ def test_the_loss_is_evaluated_once_a_chunk(capacity: int | None, evaluations: i
     scored.result.loss.backward()
     assert torch.equal(scored.result.loss, (scored.ref_logp - scored.logp).sum() / 4)
     assert not scored.logp.requires_grad
+
+
+def test_the_loss_of_one_chunk_launches_little_besides_its_products_kernels_and_loss(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(values, "may_look_at", lambda tensor: False)  # as on a GPU
+    batch = batch_of(torch.float32)
+    policy = LMHead(batch.hidden.requires_grad_(), batch.weight.requires_grad_())
+    with Launches() as launches:
+        for name in ("score_rows", "write_dlogits_", "dpo_loss"):
+            monkeypatch.setattr(eager, name, launches.uncounted(getattr(eager, name)))
+        monkeypatch.setattr(torch.autograd, "grad", launches.uncounted(torch.autograd.grad))
+        loss = loss_of("dpo", policy, GIVEN, batch.tokens, impl="eager").loss
+        forward = len(launches.names)
+        loss.backward()
+    # The rows; the reference's log-probs at 0 where masked (2); ids, hidden states, logits; log-probs per token (2);
+    # the coefficients of the rows, and of 1 for dlogits.
+    assert forward <= 10, launches.names[:forward]
+    # Two products, the hidden states again, and their scaled rows in a gradient of zeros.
+    assert len(launches.names) - forward <= 11, launches.names[forward:]
+    assert launches.names.count("mm") == 3
+
+
+def test_the_free_memory_of_a_gpu_is_not_looked_at_in_every_call(monkeypatch: pytest.MonkeyPatch):
+    looks: list[torch.device] = []
+    free = [2**34]
+
+    def mem_get_info(device: torch.device) -> tuple[int, int]:
+        looks.append(device)
+        return free[0], 2**36
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 2**30)
+    device, row_bytes = torch.device("cuda", 99), 2**18
+    assert capacity_of(None, row_bytes, device) == 2**31 // row_bytes
+    free[0] = 2**31  # a run's first steps take memory, and every one of them looks
+    assert capacity_of(None, row_bytes, device) == 2**30 // row_bytes
+    for _ in range(14 + 160):
+        capacity_of(None, row_bytes, device)
+    assert looks == (16 + 10) * [device]
+    assert capacity_of(2**20, row_bytes, device) == 4

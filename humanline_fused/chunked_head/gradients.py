@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from humanline_fused.chunked_head.products import add_outer, column_sums
+from humanline_fused.chunked_head.products import add_outer, column_sums, product
+from humanline_fused.chunked_head.shards import Shards
 from humanline_fused.chunked_head.work import Work
 
 
@@ -49,6 +50,14 @@ class HeadTotals:
         if self._is_empty and self._weight is not None:
             self._weight.zero_()
         return self._weight
+
+
+def product_with_weight(work: Work, dlogits: Tensor, weight: Tensor) -> Tensor:
+    """dlogits · weight [n, H], over the whole vocabulary, in the accumulation dtype."""
+    total = product(dlogits, weight.detach().to(work.dtype))
+    if isinstance(work.epilogue, Shards):
+        work.epilogue.add_up(total)
+    return total
 
 
 def hidden_gradient(total: Tensor, coefficient: Tensor, index: Tensor, hidden: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from humanline_fused.chunked_head.gradients import (
     weight_gradient_of_chunk,
 )
 from humanline_fused.chunked_head.products import column_sums
-from humanline_fused.chunked_head.sweep import Sweep
+from humanline_fused.chunked_head.sweep import Sweep, selected
 from humanline_fused.chunked_head.work import Work
 from humanline_fused.layer import TokenLogps
 from humanline_fused.softmax import RowScores
@@ -31,23 +31,28 @@ class HeadLogp(torch.autograd.Function):
         ctx: Any, work: Work, hidden: Tensor, ref_hidden: Tensor | None, weight: Tensor, bias: Tensor | None
     ) -> TokenLogps:
         sweep = Sweep(work, hidden, ref_hidden, weight, bias)
-        first, store = sweep.first_with_gradient, work.needs.hidden and not work.needs.head and not work.with_entropy
+        first, needs = sweep.first_with_gradient, work.needs
+        store = needs.hidden and not needs.head and not work.with_entropy
         dhidden = hidden.new_empty(sweep.num_rows - first if store else 0, hidden.shape[-1], dtype=work.accumulation)
+        scores: list[RowScores] = []
         with torch.autocast(hidden.device.type, enabled=False):
             for ((start, end),) in sweep.blocks:
                 logits = sweep.logits(sweep.hidden(start, end))
-                sweep.score(logits, start, end)
+                scores.append(sweep.score(logits, start, end))
                 if store and end > first:
-                    rows = torch.arange(max(start, first), end, device=hidden.device)
-                    dlogits = sweep.dlogits(logits[len(logits) - len(rows) :], rows)
-                    dhidden[rows - first] = sweep.dhidden(dlogits)
+                    begin = max(start, first)
+                    rows = slice(begin - sweep.first_of_policy, end - sweep.first_of_policy)
+                    own = selected(scores[-1], slice(begin - start, None))
+                    dhidden[begin - first : end - first] = sweep.dhidden(
+                        sweep.dlogits(logits[begin - start :], rows, own)
+                    )
         ctx.set_materialize_grads(False)
         ctx.work, ctx.store, ctx.rows = work, store, slice(first - sweep.first_of_policy, None)
-        policy = RowScores(*(values[sweep.first_of_policy :] for values in sweep.scores))
-        ctx.save_for_backward(hidden, weight, bias, dhidden, *policy)
-        results = sweep.results()
-        ctx.mark_non_differentiable(results.ref_logp, *(() if work.with_entropy else (results.entropy,)))
-        return results
+        again = (needs.hidden or needs.head) and not store and scores
+        kept = [torch.cat(values)[first:] if len(values[0]) else values[0] for values in zip(*scores, strict=True)]
+        ctx.save_for_backward(hidden, weight, bias, dhidden, *(kept if again else []))
+        ctx.mark_non_differentiable(sweep.found.ref_logp, *(() if work.with_entropy else (sweep.found.entropy,)))
+        return sweep.found
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
@@ -74,8 +79,8 @@ def _again(
     dlogp: Tensor | None,
     dentropy: Tensor | None,
 ) -> HeadGradients:
-    """The gradients, from logits that are computed again."""
-    sweep = Sweep(work, hidden, None, weight, bias, scores)
+    """The gradients, from logits that are computed again. ``scores`` are those of the rows with a gradient."""
+    sweep = Sweep(work, hidden, None, weight, bias)
     first = sweep.first_with_gradient
     chunks = chunks_of(first, sweep.num_rows, work.capacity)
     coefficient, dlogp, dentropy = _factor_out(dlogp, dentropy)
@@ -84,14 +89,13 @@ def _again(
     dweight, dbias = None, None
     with torch.autocast(hidden.device.type, enabled=False):
         for start, end in chunks:
-            part, rows = slice(start - first, end - first), torch.arange(start, end, device=hidden.device)
-            rows_hidden = sweep.hidden(start, end)
-            dlogits = sweep.dlogits(
-                sweep.logits(rows_hidden), rows, dlogp[part], None if dentropy is None else dentropy[part]
-            )
+            part, rows_hidden = slice(start - first, end - first), sweep.hidden(start, end)
+            factors = dlogp[part], None if dentropy is None else dentropy[part]
+            own = selected(scores, part)
+            dlogits = sweep.dlogits(sweep.logits(rows_hidden), slice(start, end), own, *factors)
             if dhidden is not None:
                 scaled = sweep.dhidden(dlogits) * coefficient[part, None]
-                dhidden[sweep.index(slice(start, end))] = scaled.to(hidden.dtype)
+                dhidden[work.rows.positions[start:end]] = scaled.to(hidden.dtype)
             if totals is not None:
                 totals.add(dlogits, rows_hidden, coefficient[part])
                 continue

@@ -15,14 +15,16 @@ from humanline_fused.chunked_head.gradients import (
     HeadGradients,
     HeadTotals,
     hidden_gradient,
+    product_with_weight,
     refuse_double_backward,
     weight_gradient,
     weight_gradient_of_chunk,
 )
 from humanline_fused.chunked_head.products import column_sums
-from humanline_fused.chunked_head.sweep import Sweep
+from humanline_fused.chunked_head.sweep import Index, Sweep, selected
 from humanline_fused.chunked_head.work import Work
 from humanline_fused.layer import Result, ScoredLoss
+from humanline_fused.softmax import RowScores
 
 LossOfLogp = Callable[[Tensor, Tensor], Result]
 """The loss with a graph and its metrics, from log-probs under policy and reference, [B, T]."""
@@ -114,8 +116,7 @@ def _gradients_of_chunk(
     dlogp = kept.coefficient * grad_output.to(kept.coefficient.dtype)
     dhidden = dweight = dbias = None
     if work.needs.hidden:
-        product = Sweep(work, hidden, None, weight, bias).dhidden(dlogits)
-        dhidden = hidden_gradient(product, dlogp, kept.positions, hidden)
+        dhidden = hidden_gradient(product_with_weight(work, dlogits, weight), dlogp, kept.positions, hidden)
     if work.needs.weight:
         rows = hidden.detach().flatten(0, 1)[kept.positions].to(work.dtype)
         dweight = weight_gradient_of_chunk(work, dlogits, rows, dlogp, weight)
@@ -140,23 +141,28 @@ def _gradients_of_totals(
 
 
 class _Forward(Generic[Result]):
-    """The sweep over all chunks: scores, coefficients, and the products that do not wait for backward."""
+    """The sweep over all chunks: scores, coefficients, and the products that do not wait for backward.
+
+    Indices of rows with a gradient count from the first of these.
+    """
 
     def __init__(self, call: Call[Result], hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self.call, self.work = call, call.work
         self.sweep = sweep = Sweep(call.work, hidden, call.ref_hidden, weight, bias)
         self.first = sweep.first_with_gradient
-        with_gradient = [block for block in sweep.blocks if block[-1][1] > self.first]
-        one_chunk = len(with_gradient) == 1 and len(with_gradient[0]) == 1
-        size = sweep.num_rows - self.first
-        self.coefficient = hidden.new_zeros(size, dtype=self.work.accumulation)
-        self.rows = torch.arange(self.first, sweep.num_rows, device=hidden.device)
-        self.totals = None if one_chunk else HeadTotals(self.work, weight)
-        self.dlogits: Tensor | None = None
+        self.positions = call.work.rows.positions[call.work.rows.num_without_gradient :]
+        self.coefficient = hidden.new_empty(len(self.positions), dtype=self.work.accumulation)
         self.result: Result | None = None
-        needed = self.work.needs.hidden and not one_chunk
-        # Rows that are dropped keep the zero.
-        self.dhidden = hidden.new_zeros(size if needed else 0, hidden.shape[-1], dtype=self.work.accumulation)
+        self.dlogits: Tensor | None = None
+        self.left: Index = slice(None)
+        with_gradient = [block for block in sweep.blocks if block[-1][1] > self.first]
+        self.one_chunk = len(with_gradient) == 1 and len(with_gradient[0]) == 1
+        self.totals = self.dhidden = None
+        if not self.one_chunk:
+            self.totals = HeadTotals(self.work, weight)
+            size = len(self.positions) if self.work.needs.hidden else 0
+            # Rows that are dropped keep the zero.
+            self.dhidden = hidden.new_zeros(size, hidden.shape[-1], dtype=self.work.accumulation)
         for block in sweep.blocks:
             if len(block) == 1:
                 self._chunk(*block[0])
@@ -165,76 +171,74 @@ class _Forward(Generic[Result]):
 
     def log_probs(self) -> tuple[Tensor, Tensor]:
         """``logp`` and ``ref_logp`` [B, T], as far as they are there."""
-        scores = self.sweep.results()
-        return scores.logp, scores.ref_logp if self.call.ref_logp is None else self.call.ref_logp
+        found = self.sweep.found
+        return found.logp, found.ref_logp if self.call.ref_logp is None else self.call.ref_logp
 
     def kept(self) -> Kept:
-        positions = self.work.rows.positions[self.rows - self.sweep.first_of_policy]
-        coefficient = self.coefficient[self.rows - self.first]
         if self.totals is None:
-            return Kept(positions, coefficient, dlogits=self.dlogits)
-        return Kept(positions, coefficient, dhidden=self.dhidden, weight=self.totals.weight, bias=self.totals.bias)
+            return Kept(self.positions[self.left], self.coefficient[self.left], dlogits=self.dlogits)
+        totals = self.totals
+        return Kept(self.positions, self.coefficient, dhidden=self.dhidden, weight=totals.weight, bias=totals.bias)
 
-    def _rows(self, start: int, end: int) -> Tensor:
-        """The rows of a chunk that have a gradient."""
-        return self.rows[max(start - self.first, 0) : max(end - self.first, 0)]
-
-    def _find_coefficients(self, rows: Tensor) -> None:
+    def _find_coefficients(self, start: int, end: int) -> None:
         # Rows with a gradient are the last ones, so the last result is that of all log-probs.
         self.result, coefficient = _differentiated(self.call.loss_of_logp, *self.log_probs())
-        index = self.work.rows.positions[rows - self.sweep.first_of_policy]
-        self.coefficient[rows - self.first] = coefficient.flatten()[index]
+        torch.index_select(coefficient.flatten(), 0, self.positions[start:end], out=self.coefficient[start:end])
 
-    def _left(self, rows: Tensor) -> Tensor:
-        """With ``drop_clamped``, the rows whose coefficient is not 0 (waits for the device); else all of them."""
+    def _left(self, start: int, end: int) -> Index:
+        """All of these rows; with ``drop_clamped`` those whose coefficient is not 0 (waits for the device)."""
         if not self.work.drop_clamped:
-            return rows
-        return rows[self.coefficient[rows - self.first].nonzero()[:, 0]]
+            return slice(start, end)
+        left = self.coefficient[start:end].nonzero()[:, 0] + start
+        return slice(start, end) if len(left) == end - start else left
+
+    def _dlogits(self, logits: Tensor, left: Index, scores: RowScores) -> Tensor:
+        return self.sweep.dlogits(logits, _moved(left, self.work.rows.num_without_gradient), scores)
 
     def _chunk(self, start: int, end: int) -> None:
         """One chunk. All log-probs that its coefficients depend on are in it, or before it."""
         sweep, hidden = self.sweep, self.sweep.hidden(start, end)
         logits = sweep.logits(hidden)
-        sweep.score(logits, start, end)
-        rows = self._rows(start, end)
-        if not len(rows):
+        scores = sweep.score(logits, start, end)
+        if end <= self.first:
             return
-        self._find_coefficients(rows)
-        left = self._left(rows)
-        if len(left) < len(rows):
-            logits, hidden = logits[left - start], hidden[left - start]
-        else:
-            logits, hidden = logits[len(logits) - len(rows) :], hidden[len(hidden) - len(rows) :]
-        dlogits = sweep.dlogits(logits, left)
+        self._find_coefficients(max(start - self.first, 0), end - self.first)
+        left = self._left(max(start - self.first, 0), end - self.first)
+        own = _moved(left, self.first - start)
+        dlogits = self._dlogits(logits[own], left, selected(scores, own))
         if self.totals is None:
-            self.dlogits, self.rows = dlogits, left
+            self.dlogits, self.left = dlogits, left
             return
-        if self.work.needs.hidden:
-            self.dhidden[left - self.first] = sweep.dhidden(dlogits)
-        self.totals.add(dlogits, hidden, self.coefficient[left - self.first])
+        if self.dhidden is not None and self.work.needs.hidden:
+            self.dhidden[left] = sweep.dhidden(dlogits)
+        self.totals.add(dlogits, hidden[own], self.coefficient[left])
 
     def _longer_than_a_chunk(self, block: list[Chunk]) -> None:
         """A pair or sequence in several chunks. Its coefficients are known after the last one.
 
         So the weight's gradient needs the logits a second time.
         """
-        sweep = self.sweep
+        sweep, scores = self.sweep, list[RowScores]()
         assert self.totals is not None
+        assert self.dhidden is not None
         for start, end in block:
             logits = sweep.logits(sweep.hidden(start, end))
-            sweep.score(logits, start, end)
+            scores.append(sweep.score(logits, start, end))
             if self.work.needs.hidden:
-                self.dhidden[start - self.first : end - self.first] = sweep.dhidden(
-                    sweep.dlogits(logits, self._rows(start, end))
-                )
-        self._find_coefficients(self._rows(block[0][0], block[-1][1]))
-        for start, end in block:
-            left = self._left(self._rows(start, end))
-            hidden = sweep.hidden(start, end)
-            if len(left) < end - start:
-                hidden = hidden[left - start]
-            dlogits = sweep.dlogits(sweep.logits(hidden), left)
-            self.totals.add(dlogits, hidden, self.coefficient[left - self.first])
+                rows = slice(start - self.first, end - self.first)
+                self.dhidden[rows] = sweep.dhidden(self._dlogits(logits, rows, scores[-1]))
+        self._find_coefficients(block[0][0] - self.first, block[-1][1] - self.first)
+        for (start, end), scored in zip(block, scores, strict=True):
+            left = self._left(start - self.first, end - self.first)
+            own = _moved(left, self.first - start)
+            hidden = sweep.hidden(start, end)[own]
+            dlogits = self._dlogits(sweep.logits(hidden), left, selected(scored, own))
+            self.totals.add(dlogits, hidden, self.coefficient[left])
+
+
+def _moved(rows: Index, by: int) -> Index:
+    """The same rows, counted from another one."""
+    return slice(rows.start + by, rows.stop + by) if isinstance(rows, slice) else rows + by
 
 
 def head_loss(call: Call[Result], hidden: Tensor, weight: Tensor, bias: Tensor | None) -> ScoredLoss[Result]:

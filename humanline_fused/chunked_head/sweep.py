@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from humanline_fused.chunked_head.chunks import Chunk, plan
-from humanline_fused.chunked_head.products import product, write_logits
-from humanline_fused.chunked_head.shards import Shards
+from humanline_fused.chunked_head.gradients import product_with_weight
+from humanline_fused.chunked_head.products import write_logits
 from humanline_fused.chunked_head.work import Work
 from humanline_fused.layer import TokenLogps
 from humanline_fused.softmax import RowScores
+
+Index = slice | Tensor
 
 
 class Sweep:
@@ -19,17 +21,10 @@ class Sweep:
     Args:
         hidden: [B, T, H] of the policy.
         ref_hidden: [B, T, H] of a reference with the same head, or None.
-        scores: scores of all rows, if they are known.
     """
 
     def __init__(
-        self,
-        work: Work,
-        hidden: Tensor,
-        ref_hidden: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
-        scores: RowScores | None = None,
+        self, work: Work, hidden: Tensor, ref_hidden: Tensor | None, weight: Tensor, bias: Tensor | None
     ) -> None:
         self.work = work
         self.sources = [h.detach().flatten(0, 1) for h in (ref_hidden, hidden) if h is not None]
@@ -39,82 +34,93 @@ class Sweep:
         self.first_of_policy = num_tokens * (len(self.sources) - 1)
         self.first_with_gradient = self.first_of_policy + work.rows.num_without_gradient
         self.num_rows = self.first_of_policy + num_tokens
-        if scores is None:
-            sizes = [self.num_rows, self.num_rows if work.with_entropy else 0, self.num_rows, self.num_rows]
-            scores = RowScores(*(hidden.new_empty(size, dtype=work.accumulation) for size in sizes))
-        self.scores = scores
-        self._workspace = work.empty_logits(0, len(weight))
+        self._ids = work.target_ids[work.rows.positions]
+        temperature = work.softmax.temperature
+        self._temperature = None if temperature is None else temperature[work.rows.positions]
+        self._workspace: Tensor | None = None
 
     @cached_property
     def blocks(self) -> list[list[Chunk]]:
         return plan(self.first_of_policy, self.work.rows, self.work.capacity)
 
-    def index(self, rows: slice) -> Tensor:
-        """Positions of rows of the policy, in [0, B · T)."""
-        return self.work.rows.positions[rows.start - self.first_of_policy : rows.stop - self.first_of_policy]
+    @cached_property
+    def found(self) -> TokenLogps:
+        """The scores of all tokens so far, 0 elsewhere, without a graph."""
+        logp = self._ids.new_zeros(self.work.shape, dtype=self.work.accumulation)
+        nothing = logp.new_empty(0)
+        return TokenLogps(
+            logp=logp,
+            entropy=torch.zeros_like(logp) if self.work.with_entropy else nothing,
+            ref_logp=torch.zeros_like(logp) if len(self.sources) > 1 else nothing,
+        )
 
-    def _per_source(self, start: int, end: int) -> list[tuple[Tensor, Tensor]]:
-        """Hidden states and positions of rows of the reference, the policy or both."""
-        between, index = self.first_of_policy, self.work.rows.positions
-        parts = []
-        if start < between:
-            parts.append((self.sources[0], index[start : min(end, between)]))
-        if end > between:
-            parts.append((self.sources[-1], index[max(start - between, 0) : end - between]))
-        return parts
+    def _parts(self, start: int, end: int) -> list[tuple[bool, slice]]:
+        """A chunk's rows of the reference and of the policy (True), counted from the first of each."""
+        between = self.first_of_policy
+        parts = [(False, slice(start, min(end, between))), (True, slice(max(start - between, 0), end - between))]
+        return [(of_policy, rows) for of_policy, rows in parts if rows.start < rows.stop]
+
+    def _at(self, values: Tensor, start: int, end: int) -> Tensor:
+        """Values of a chunk's rows, from those of the policy's rows [n]: a reference's rows have the same."""
+        return _joined([values[rows] for _, rows in self._parts(start, end)])
 
     def hidden(self, start: int, end: int) -> Tensor:
         """Hidden states [end − start, H], in the products' dtype."""
-        parts = [source[index] for source, index in self._per_source(start, end)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self.work.dtype)
+        index = self.work.rows.positions
+        parts = [self.sources[-1 if of_policy else 0][index[rows]] for of_policy, rows in self._parts(start, end)]
+        return _joined(parts).to(self.work.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [n, V], in the workspace of this sweep; the next call overwrites them."""
-        if len(self._workspace) < len(hidden):
+        if self._workspace is None or self._workspace.shape[0] < hidden.shape[0]:
             largest = max((end - start for block in self.blocks for start, end in block), default=0)
             self._workspace = self.work.empty_logits(max(largest, len(hidden)), len(self.weight))
-        logits = self._workspace[: len(hidden)]
+        logits = self._workspace[: hidden.shape[0]]
         write_logits(logits, hidden, self.weight, self.bias)
         return logits
 
-    def score(self, logits: Tensor, start: int, end: int) -> None:
-        """Store the scores of a chunk of logits."""
-        index = torch.cat([index for _, index in self._per_source(start, end)])
-        ids, softmax = self.work.target_ids[index], self.work.softmax_at(index)
-        scored = self.work.epilogue.score_rows(logits, ids, softmax, self.work.with_entropy)
-        for into, values in zip(self.scores, scored, strict=True):
-            if len(into):
-                into[start:end] = values
+    def score(self, logits: Tensor, start: int, end: int) -> RowScores:
+        """The scores of a chunk of logits; ``found`` takes them up."""
+        temperature = None if self._temperature is None else self._at(self._temperature, start, end)
+        softmax = self.work.softmax._replace(temperature=temperature)
+        ids = self._at(self._ids, start, end)
+        scores = self.work.epilogue.score_rows(logits, ids, softmax, self.work.with_entropy)
+        done = 0
+        for of_policy, rows in self._parts(start, end):
+            index, own = self.work.rows.positions[rows], slice(done, done + rows.stop - rows.start)
+            done = own.stop
+            (self.found.logp if of_policy else self.found.ref_logp).view(-1)[index] = scores.logp[own]
+            if self.work.with_entropy and of_policy:
+                self.found.entropy.view(-1)[index] = scores.entropy[own]
+        return scores
 
     def dlogits(
-        self, logits: Tensor, rows: Tensor, dlogp: Tensor | None = None, dentropy: Tensor | None = None
+        self,
+        logits: Tensor,
+        rows: Index,
+        scores: RowScores,
+        dlogp: Tensor | None = None,
+        dentropy: Tensor | None = None,
     ) -> Tensor:
         """Overwrite the logits of these rows of the policy with their gradient, for ``dlogp`` = 1 if None."""
-        scores = RowScores(*(values[rows] if len(values) else values for values in self.scores))
-        index = self.work.rows.positions[rows - self.first_of_policy]
-        ids, softmax = self.work.target_ids[index], self.work.softmax_at(index)
+        temperature = None if self._temperature is None else self._temperature[rows]
+        softmax = self.work.softmax._replace(temperature=temperature)
         dlogp = torch.ones_like(scores.logp) if dlogp is None else dlogp
-        self.work.epilogue.write_dlogits_(logits, ids, softmax, scores, dlogp, dentropy)
+        self.work.epilogue.write_dlogits_(logits, self._ids[rows], softmax, scores, dlogp, dentropy)
         return logits.to(self.work.dtype)
 
     def dhidden(self, dlogits: Tensor) -> Tensor:
         """dlogits · weight [n, H], over the whole vocabulary, in the accumulation dtype."""
-        total = product(dlogits, self.weight)
-        if isinstance(self.work.epilogue, Shards):
-            self.work.epilogue.add_up(total)
-        return total
+        return product_with_weight(self.work, dlogits, self.weight)
 
-    def results(self) -> TokenLogps:
-        """The scores of all tokens, without a graph."""
-        between, scores = self.first_of_policy, self.scores
-        nothing = scores.logp.new_empty(0)
-        return TokenLogps(
-            logp=self.per_token(scores.logp[between:]),
-            entropy=self.per_token(scores.entropy[between:]) if self.work.with_entropy else nothing,
-            ref_logp=self.per_token(scores.logp[:between]) if len(self.sources) > 1 else nothing,
-        )
 
-    def per_token(self, values: Tensor) -> Tensor:
-        """[B, T] from values of the policy's rows; 0 for tokens that do not count."""
-        into = values.new_zeros(self.work.shape.numel())
-        return into.index_copy(0, self.work.rows.positions, values).view(self.work.shape)
+def selected(scores: RowScores, rows: Index) -> RowScores:
+    """The scores of some of the rows; entropies that were not asked for stay empty."""
+    logp, entropy, point, log2_total = scores
+    if isinstance(rows, slice) and (rows.start, rows.stop) in ((0, None), (0, logp.shape[0])):
+        return scores
+    return RowScores(logp[rows], entropy[rows] if entropy.shape[0] else entropy, point[rows], log2_total[rows])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

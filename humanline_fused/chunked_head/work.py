@@ -67,11 +67,6 @@ class Work:
         width = _padded(vocabulary, self.logits_dtype)
         return self.target_ids.new_empty(rows, width, dtype=self.logits_dtype)[:, :vocabulary]
 
-    def softmax_at(self, index: Tensor) -> Softmax:
-        """The settings of the tokens at these positions."""
-        temperature = self.softmax.temperature
-        return self.softmax._replace(temperature=None if temperature is None else temperature[index])
-
 
 def _padded(vocabulary: int, dtype: torch.dtype) -> int:
     vector = max(1, 16 // dtype.itemsize)
