@@ -65,6 +65,16 @@ def test_another_grad_output_is_multiplied_in_afterwards(device, grad_output):
     assert torch.equal(scaled, once * grad_output)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.05])
+def test_rows_without_an_advantage_go_with_it(device, beta):
+    batch = random_batch(device, dtype=torch.bfloat16)
+    batch.advantages[::2] = 0
+    assert_matches_oracle("grpo", batch, one_launch=True, beta=beta)
+    _, gradient = loss_and_gradient("grpo", batch, impl="triton", one_launch=True, beta=beta)
+    assert gradient[1::2].any()
+    assert bool(gradient[::2].any()) == (beta > 0)
+
+
 def test_num_items_and_advantages_per_token_go_with_it(device):
     batch = random_batch(device)
     advantages = torch.randn(4, 5, generator=torch.Generator().manual_seed(2)).to(device)

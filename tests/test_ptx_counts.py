@@ -22,6 +22,23 @@ def test_a_launch_keeps_within_its_sectors_and_instructions_per_element(emulator
     assert broken([launch_cost(emulator, launch, V)]) == []
 
 
+@pytest.mark.parametrize(("advantage", "beta", "again"), [(1.0, 0.0, 1), (0.0, 0.1, 1), (0.0, 0.0, 0)])
+def test_in_one_launch_a_row_without_a_gradient_is_not_held_nor_read_again(emulator, advantage, beta, again):
+    from benchmarks.static.launches import calls, first_launch
+
+    V = 4104
+    launch = first_launch(emulator, calls(V, advantage=advantage, beta=beta)["one launch"])
+    read = sum(one.nbytes for one in launch.traffic() if one.name == "logits_ptr")
+    held = sum(
+        access.width * len(access.address)
+        for access in launch.record.accesses
+        if "evict_last" in launch.program.instructions[access.number].opcode
+    )
+    row_bytes = launch.ctas * V * 2
+    assert held == again * row_bytes
+    assert read // row_bytes == 1 + again  # the rest of a row's bytes is the target, which every thread reads
+
+
 @pytest.mark.parametrize("launch", ["backward in place", "scale"])
 def test_in_place_no_warp_reads_what_another_may_have_written(emulator, launch):
     """A race is harmless if nothing depends on what was read; here there is none, at the edges of rows either."""

@@ -57,17 +57,17 @@ def measured(arch: str) -> list[LaunchCost]:
         raise RuntimeError(str(error)) from None
 
 
-def calls(V: int) -> dict[str, Callable[[], object]]:
+def calls(V: int, advantage: float = 1.0, beta: float = 0.05) -> dict[str, Callable[[], object]]:
     """Each begins with the launch of its name."""
     logits, ids, mask = _rows(V), torch.tensor([[1, V - 1]]), torch.ones(1, ROWS, dtype=torch.bool)
-    ones, softmax, bounds = torch.ones(1, ROWS), (1.0, None, 1.0), (0.2, 0.3, 0.05, -50.0, 50.0)
+    ones, softmax, bounds = torch.ones(1, ROWS), (1.0, None, 1.0), (0.2, 0.3, beta, -50.0, 50.0)
     scores = (ids, mask, None, 1.0 + 0 * ones, 12.0 + 0 * ones, None)
     return {
         "forward": lambda: token_logp_forward(logits, None, ids, mask, None, *softmax, False),
         "backward": lambda: token_logp_backward(ones, None, logits, *scores, *softmax),
         "backward in place": lambda: token_logp_backward_(ones, None, _rows(V), *scores, *softmax),
         "one launch": lambda: grpo_one_launch(
-            logits, _rows(V, seed=1), None, ids, mask, None, ones, None, ROWS, *softmax, *bounds
+            logits, _rows(V, seed=1), None, ids, mask, None, advantage * ones, None, ROWS, *softmax, *bounds
         ),
         "scale": lambda: scale_dlogits_(_rows(V), torch.tensor(2.0)),
     }

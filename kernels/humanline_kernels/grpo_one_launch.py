@@ -84,6 +84,7 @@ def grpo_one_launch_kernel(
         drow_ptr = dlogits_ptr + b * stride_dlogits_b + t * stride_dlogits_t
         counts = tl.load(loss_mask_ptr + n) != 0
         target_id = tl.load(target_ids_ptr + n)
+        advantage = tl.load(advantages_ptr + b * stride_advantages_b + t * stride_advantages_t, mask=counts, other=0.0)
         temperature = tl.load(temperature_ptr + n) if HAS_TEMPERATURE else 1.0
         softmax = (sharpness / temperature, cap_slope)
         logp, ref_logp, point, log2_total = 0.0, 0.0, 0.0, 0.0
@@ -91,30 +92,21 @@ def grpo_one_launch_kernel(
             if HAS_REFERENCE:
                 ref_row_ptr = ref_logits_ptr + b * stride_ref_logits_b + t * stride_ref_logits_t
                 ref_logp, _, _, _ = score_row(
-                    ref_row_ptr,
-                    target_id,
-                    V,
-                    softmax,
-                    HAS_SOFTCAP,
-                    False,
-                    BLOCK_V,
-                    "evict_first",
+                    ref_row_ptr, target_id, V, softmax, HAS_SOFTCAP, False, BLOCK_V, "evict_first"
                 )
             else:
                 ref_logp = tl.load(ref_logp_ptr + n)
-            logp, _, point, log2_total = score_row(
-                row_ptr,
-                target_id,
-                V,
-                softmax,
-                HAS_SOFTCAP,
-                False,
-                BLOCK_V,
-                "evict_last",
-            )
+            # Without a gradient the row is not read again, so the cache need not hold it.
+            if (advantage != 0) | (beta != 0):
+                logp, _, point, log2_total = score_row(
+                    row_ptr, target_id, V, softmax, HAS_SOFTCAP, False, BLOCK_V, "evict_last"
+                )
+            else:
+                logp, _, point, log2_total = score_row(
+                    row_ptr, target_id, V, softmax, HAS_SOFTCAP, False, BLOCK_V, "evict_first"
+                )
         raw = logp - ref_logp
         clamped = clamp_log_ratio(raw, log_epsilon_P, log_epsilon_R)
-        advantage = tl.load(advantages_ptr + b * stride_advantages_b + t * stride_advantages_t, mask=counts, other=0.0)
         loss, coefficient, k3, clip_low, clip_high = grpo_terms(
             raw, clamped, advantage, epsilon, epsilon_high, beta, log_epsilon_P, log_epsilon_R
         )
@@ -135,17 +127,7 @@ def grpo_one_launch_kernel(
         if dlogp != 0:
             row = (point, log2_total, 0.0, dlogp * (gain / temperature), 0.0)
             store_dlogits(
-                row_ptr,
-                drow_ptr,
-                target_id,
-                V,
-                row,
-                softmax,
-                HAS_SOFTCAP,
-                False,
-                True,
-                BLOCK_V,
-                "evict_first",
+                row_ptr, drow_ptr, target_id, V, row, softmax, HAS_SOFTCAP, False, True, BLOCK_V, "evict_first"
             )
         else:
             store_zeros(drow_ptr, V, BLOCK_V)
