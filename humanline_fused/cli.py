@@ -385,7 +385,13 @@ def info(argv: Sequence[str]) -> None:
             print(f"{name:<16} not installed")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    print(f"{'device':<16} {device.type} ({name})\n")
+    print(f"{'device':<16} {device.type} ({name})")
+    if device.type == "cuda":
+        from humanline_kernels.cache import held_rows_on
+
+        held = held_rows_on(device)
+        print(f"{'one_launch':<16} {held.nbytes / 2**20:.1f} MiB of rows in flight, {held.why}")
+    print()
     for operation in OPERATIONS:
         choices = ((choose_impl("auto", device, getattr(torch, dtype)), dtype) for dtype in DTYPES)
         for choice, group in groupby(choices, key=lambda pair: pair[0]):

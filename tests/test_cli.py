@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -228,6 +229,20 @@ def test_info_prints_the_implementation_of_each_operation_and_the_reason(capsys:
         assert any(
             line.startswith(operation) and "float64: the kernels accumulate in float32" in line for line in lines
         )
+
+
+def test_info_says_whether_one_launchs_limit_was_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = SimpleNamespace(name="a card", L2_cache_size=50 * 2**20, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: device.name)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+    assert main(["info"]) == 0
+    line = (
+        "one_launch       25.0 MiB of rows in flight, one of two partitions of L2: a model, not measured on this device"
+    )
+    assert line in capsys.readouterr().out.splitlines()
 
 
 def test_the_module_is_the_command_and_help_imports_no_transformers() -> None:

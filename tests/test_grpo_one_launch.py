@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from humanline_fused import Logits, TokenLogp, grpo_loss, token_logp
+from humanline_kernels import cache
+from humanline_kernels.cache import held_rows
 from humanline_kernels.tiles import one_launch_programs
 from tests.inputs import SETTINGS, loss_and_gradient, loss_of, random_batch
 from tests.oracle import assert_matches_oracle
@@ -172,27 +174,36 @@ def test_without_a_gradient_there_is_nothing_to_save(device):
     assert not loss.requires_grad
 
 
-# (L2 bytes, multiprocessors) of an A100, an H100 or H200, a B200, and an MI300X
-A100, H200, B200, MI300X = (40 * 2**20, 108), (50 * 2**20, 132), (126 * 2**20, 148), (4 * 2**20, 304)
+# (MiB of L2, multiprocessors, compute capability) of an A100, an H100 or H200, a B200, an L40S, and an MI300X
+A100, H200, B200 = (40, 108, (8, 0)), (50, 132, (9, 0)), (126, 148, (10, 0))
+L40S, MI300X = (96, 142, (8, 9)), (4, 304, (9, 4))
 
 
 @pytest.mark.parametrize(
     ("V", "gpu", "programs"),
     [
-        (32000, H200, 491),
-        (50257, H200, 312),
-        (128256, H200, 122),
-        (151936, H200, 103),
+        (32000, H200, 409),
+        (50257, H200, 260),
+        (128256, H200, 102),
+        (151936, H200, 86),
         (256000, H200, 0),
-        (128256, A100, 98),
-        (256000, B200, 148),
+        (128256, A100, 81),
+        (256000, B200, 129),
+        (128256, L40S, 142),
         (32000, MI300X, 0),
     ],
 )
-def test_no_more_rows_are_in_flight_than_60_percent_of_the_cache_holds(V, gpu, programs):
-    l2_bytes, multiprocessors = gpu
-    assert one_launch_programs(V, 2, l2_bytes, multiprocessors) == programs
-    assert programs * V * 2 <= 0.6 * l2_bytes
+def test_no_more_rows_are_in_flight_than_a_partition_of_the_cache_holds(V, gpu, programs):
+    mib, multiprocessors, capability = gpu
+    held, why = held_rows("a device that nobody measured", mib * 2**20, capability)
+    assert why.endswith("a model, not measured on this device")
+    assert one_launch_programs(V, 2, held, multiprocessors) == programs
+    assert held == (mib * 2**20 // 2 if gpu in (A100, H200, B200) else int(0.6 * mib * 2**20))
+
+
+def test_a_measured_device_has_its_own_limit(monkeypatch):
+    monkeypatch.setitem(cache.MEASURED, "a card", 123)
+    assert held_rows("a card", 50 * 2**20, (9, 0)) == (123, "measured")
 
 
 def test_two_launches_are_kept_where_too_few_rows_fit(device, monkeypatch):

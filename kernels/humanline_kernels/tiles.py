@@ -39,12 +39,12 @@ def one_launch_tiles(V: int, itemsize: int) -> dict[str, int]:
     return {"BLOCK_V": block_v, "num_warps": min(16 // share, max(1, block_v * itemsize // 4096))}
 
 
-def one_launch_programs(V: int, itemsize: int, l2_bytes: int, multiprocessors: int) -> int:
+def one_launch_programs(V: int, itemsize: int, held_bytes: int, multiprocessors: int) -> int:
     """Rows in flight such that each is still in the L2 cache at its second read; 0 if those are too few.
 
-    They may fill 60 % of the cache; the rest is for writes. At least 60 % of the multiprocessors must get a row: the
-    loops need that share of an H200's exp units at full bandwidth.
+    The cache holds ``held_bytes`` of them (cache.py). At least 60 % of the multiprocessors must get a row: the loops
+    need that share of an H200's exp units at full bandwidth.
     """
     row_bytes = V * itemsize
-    programs = min(one_launch_per_multiprocessor(row_bytes) * multiprocessors, int(0.6 * l2_bytes) // row_bytes)
+    programs = min(one_launch_per_multiprocessor(row_bytes) * multiprocessors, held_bytes // row_bytes)
     return programs if programs >= 0.6 * multiprocessors else 0
