@@ -15,6 +15,8 @@ from humanline_fused.cli import main
 from humanline_fused.trained.merge import merge_into
 from humanline_fused.trained.stored_model import find_model
 from humanline_fused.training.run.lock import locked
+from humanline_fused.training.run.model_card import CARD, merged_card
+from tests.test_model_card import front
 from tests.tiny_model import records, tiny_model, tiny_tokenizer
 
 peft = pytest.importorskip("peft")
@@ -215,11 +217,16 @@ def test_a_merged_weight_is_rounded_as_one_sum(here: Path, tmp_path: Path, dtype
     assert changed == 4
 
 
-def test_merge_writes_tokenizer_and_generation_config_beside_the_model(here: Path, tmp_path: Path, capsys):
+def test_merge_writes_tokenizer_generation_config_and_card_beside_the_model(here: Path, tmp_path: Path, capsys):
     line = said(capsys, "merge", "adapted", f"--output={tmp_path / 'new'}").strip()
     assert line == f"merged adapted into start, float32 weights: {tmp_path / 'new'}"
     assert AutoTokenizer.from_pretrained(tmp_path / "new").chat_template == tiny_tokenizer().chat_template
     assert GenerationConfig.from_pretrained(tmp_path / "new").max_new_tokens == 5
+    card = Path("adapted", CARD).read_text()
+    assert (front(card).library_name, merged_card(f"{card}edited")) == ("peft", None)
+    of_merged = (tmp_path / "new" / CARD).read_text()
+    assert front(of_merged).library_name == "transformers"
+    assert merged_card(of_merged) == of_merged
     options = ("--prompt=w1 w2", "--temperature=0", "--max_new_tokens=4")
     assert said(capsys, "chat", str(tmp_path / "new"), *options) == said(capsys, "chat", "adapted", *options)
     assert [file.name for file in tmp_path.iterdir()] == ["new"]

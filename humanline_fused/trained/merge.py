@@ -12,6 +12,7 @@ from humanline_fused.extras import need
 from humanline_fused.printing import Parser
 from humanline_fused.trained.stored_model import StoredModel, find_model
 from humanline_fused.training.run import durable
+from humanline_fused.training.run.model_card import CARD, merged_card
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -54,7 +55,7 @@ def refuse_output(output: Path) -> None:
 
 
 def merge_into(stored: StoredModel, output: Path, dtype: str | None = None) -> str:
-    """Write base model and adapter as one model, with tokenizer and generation config; all of it or nothing.
+    """Write base model and adapter as one model, with tokenizer, generation config and card; all of it or nothing.
 
     The sum is computed in float32 (float64 if asked for) and rounded once.
 
@@ -80,9 +81,18 @@ def merge_into(stored: StoredModel, output: Path, dtype: str | None = None) -> s
     try:
         merged.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
+        _write_card(Path(stored.place, CARD), unfinished / CARD)
         durable.sync_tree(unfinished)
         os.replace(unfinished, output)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     durable.sync(output.parent)
     return named.removeprefix("torch.")
+
+
+def _write_card(of_adapter: Path, of_merged: Path) -> None:
+    """Write the card of the merged model, if the adapter has one of this package."""
+    if not of_adapter.is_file():
+        return
+    if card := merged_card(of_adapter.read_text(encoding="utf-8", errors="replace")):
+        of_merged.write_text(card, encoding="utf-8")

@@ -25,9 +25,10 @@ from humanline_fused.training.objectives.table import is_in_table
 from humanline_fused.training.pending import ByExample
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.metrics_log import Meter
+from humanline_fused.training.run.model_card import CARD, card_text, without_other_cards, write_card
 from humanline_fused.training.run.resumable import ResumableTrainer
 from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
-from humanline_fused.training.run.writing import writing
+from humanline_fused.training.run.writing import unwritten, writing
 from humanline_fused.training.scoring import Scorer
 from humanline_fused.training.windows import Windows, as_one
 from humanline_fused.validation.values import nearest
@@ -169,6 +170,33 @@ class EvaluatedTrainer(ResumableTrainer):
     held_out: HeldOut
     meters: dict[str, Meter]
     clock: Clock
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as :class:`ResumableTrainer` does; an export also gets a model card, a user's README.md stays."""
+        if self._staging:
+            super().save_model(output_dir, _internal_call)
+            return
+        assert self.model is not None
+        with without_other_cards(self.accelerator.unwrap_model(self.model)):
+            super().save_model(output_dir, _internal_call)
+        self._write_card(Path(str(output_dir or self.args.output_dir)))
+
+    def create_model_card(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, model_name: str | None = None, tags: str | list[str] | None = None, **front: Any
+    ) -> None:
+        """Write the card of :meth:`save_model` with further front matter, in place of Trainer's."""
+        tags = [tags] if isinstance(tags, str) else tags or []
+        self._write_card(self.run_dir, title=model_name, front={**front, "tags": tags})
+
+    def _write_card(self, folder: Path, **more: Any) -> None:
+        if not self.args.should_save:
+            return
+        try:
+            kept = write_card(folder, card_text(self, **more))
+        except OSError as error:
+            raise unwritten(error, folder / CARD, self.run_dir) from error
+        if kept:
+            print(kept, flush=True)
 
     def _score_initially(self, model: nn.Module) -> None:
         self.held_out.score(

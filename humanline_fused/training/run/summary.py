@@ -25,10 +25,15 @@ from humanline_fused.training.run_data import RunData
 def describe_loss(config: HumanlineConfig, objective: Objective, dtype: torch.dtype) -> str:
     """Return the line of the loss: objective, clamp or sampling, settings, implementation for weights of ``dtype``."""
     choice = choose_impl(config.impl, config.device, dtype)
+    return f"{describe_objective(config, objective)}, computed by {choice.impl} ({choice.why})"
+
+
+def describe_objective(config: HumanlineConfig, objective: Objective) -> str:
+    """Return the loss's name, clamp or sampling, and settings, which no machine changes."""
     clamp = f"clamp [{config.log_epsilon_P:g}, {config.log_epsilon_R:g}] nats" if config.clamp else "clamp off"
     perception = describe_sampling(config) or clamp
     said = [perception, *_own(config, objective), *describe_options(config)]
-    return f"{objective.name}: {', '.join(said)}, computed by {choice.impl} ({choice.why})"
+    return f"{objective.name}: {', '.join(said)}"
 
 
 def _own(config: HumanlineConfig, objective: Objective) -> list[str]:
