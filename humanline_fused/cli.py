@@ -3,11 +3,12 @@
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import importlib.metadata
 import platform
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "show": show,
         "chat": chat,
         "merge": merge,
+        "fit": fit,
         "demo": demo,
         "info": info,
     }
@@ -230,24 +232,25 @@ def show(argv: Sequence[str]) -> None:
         raise UserError(str(error)) from error
 
 
-def chat(argv: Sequence[str]) -> None:
-    """Talk with the model of a finished run, of one of its checkpoints, or of another folder."""
-    from humanline_fused.trained.chat import chat as run
+def _of_module(module: str, description: str) -> Callable[[Sequence[str]], None]:
+    """Return the command that a module has as a function of its own name."""
 
-    try:
-        run(argv, chat.__doc__)
-    except (ValueError, OSError) as error:
-        raise user_error(error) from error
+    def command(argv: Sequence[str]) -> None:
+        run = getattr(importlib.import_module(module), module.split(".")[-1])
+        try:
+            run(argv, description)
+        except (ValueError, OSError) as error:
+            raise user_error(error) from error
+
+    command.__doc__ = description
+    return command
 
 
-def merge(argv: Sequence[str]) -> None:
-    """Merge the LoRA adapter of a run into its base model, and write a whole model."""
-    from humanline_fused.trained.merge import merge as run
-
-    try:
-        run(argv, merge.__doc__)
-    except (ValueError, OSError) as error:
-        raise user_error(error) from error
+chat = _of_module(
+    "humanline_fused.trained.chat", "Talk with the model of a finished run, of one of its checkpoints, or of a folder."
+)
+merge = _of_module("humanline_fused.trained.merge", "Merge a run's LoRA adapter into its base model: a whole model.")
+fit = _of_module("humanline_fused.memory.fit", "Compute a step's memory from a model's config: which GPUs hold it.")
 
 
 def data(argv: Sequence[str]) -> None:

@@ -1,0 +1,1 @@
+"""Memory of a training step, computed from a model's config alone."""
