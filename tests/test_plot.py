@@ -36,10 +36,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Panel]]:
 
 def test_a_metric_is_drawn_by_steps_and_by_seconds_for_every_run(tmp_path: Path, drawn: list[Sequence[Panel]]) -> None:
     first = run_of(tmp_path / "a", {"reward": 0.1}, {"loss": 1.0}, {"reward": 0.3})
-    second = run_of(tmp_path / "b", {"reward": 0.2, "seconds": 5.0})
+    second = run_of(tmp_path / "b", {"loss": 1.0}, {"reward": 0.2, "seconds": 5.0})
     plot_runs([first, second], tmp_path / "plot.png")
     ((steps, seconds),) = drawn
-    assert steps.curves == {"a": ([0, 2], [0.1, 0.3]), "b": ([0], [0.2])}
+    assert steps.curves == {"a": ([0, 2], [0.1, 0.3]), "b": ([1], [0.2])}
     assert seconds.curves == {"a": ([0.0, 2.0], [0.1, 0.3]), "b": ([5.0], [0.2])}
     assert (steps.x, seconds.x) == ("optimizer steps", "seconds, evaluation included")
 
@@ -50,26 +50,91 @@ def test_the_clock_excludes_evaluation_if_every_run_logs_working_time(
     work = {"time/training": 2.0, "time/generation": 0.5}
     later = {"time/training": 3.0, "time/reward": 0.25}
     run = run_of(tmp_path / "a", {"reward": 0.1, **work}, {"eval_reward": 0.2}, {"reward": 0.3, **later})
-    plot_runs([run], tmp_path / "plot.png")
+    slow = run_of(tmp_path / "b", {"loss": 1.0}, {"reward": 0.4, "time/training": 9.0})
+    plot_runs([run, slow], tmp_path / "plot.png")
     evaluated, rewarded = drawn
     assert evaluated[1].curves == {"a": ([2.5], [0.2])}
-    assert rewarded[1].curves == {"a": ([2.5, 3.75], [0.1, 0.3])}
+    assert rewarded[1].curves == {"a": ([2.5, 3.75], [0.1, 0.3]), "b": ([9.0], [0.4])}
     assert rewarded[1].x == "seconds, without evaluation and saving"
     drawn.clear()
-    plot_runs([run, run_of(tmp_path / "b", {"reward": 0.2})], tmp_path / "plot.png")
+    plot_runs([run, run_of(tmp_path / "c", {"reward": 0.2}, {"seconds": 7.0, "reward": 0.2})], tmp_path / "plot.png")
     assert drawn[-1][1].curves["a"] == ([0.0, 2.0], [0.1, 0.3])
 
 
-def test_held_out_margins_are_preferred_unless_more_runs_have_training_margins(
+def test_seconds_are_drawn_only_where_the_runs_differ_in_pace(tmp_path: Path, drawn: list[Sequence[Panel]]) -> None:
+    lines = {"reward": 0.1}, {"reward": 0.2}
+    first, second = (run_of(tmp_path / name, *lines) for name in "ab")
+    said = plot_runs([first, second], tmp_path / "plot.png")
+    assert "left out, the same as over steps: seconds" in said
+    plot_runs([first], tmp_path / "plot.png")
+    assert [[panel.x for panel in row] for row in drawn] == [["optimizer steps"], ["optimizer steps"]]
+
+
+def test_the_margin_against_the_initial_policy_is_preferred_and_names_runs_that_lack_it(
     tmp_path: Path, drawn: list[Sequence[Panel]]
 ) -> None:
     both = {"eval_rewards_initial/margins": 2.0, "rewards/margins": 0.5}
     first, second = run_of(tmp_path / "a", both), run_of(tmp_path / "b", {"rewards/margins": 0.25})
-    plot_runs([first], tmp_path / "plot.png")
-    assert [row[0].curves for row in drawn] == [{"a": ([0], [2.0])}]
-    drawn.clear()
     plot_runs([first, second], tmp_path / "plot.png")
-    assert [row[0].curves for row in drawn] == [{"a": ([0], [0.5]), "b": ([0], [0.25])}]
+    ((panel,),) = drawn
+    assert panel.curves == {"a": ([0], [2.0])}
+    assert panel.note == "no value from: b"
+    drawn.clear()
+    plot_runs([second], tmp_path / "plot.png")
+    assert [row[0].curves for row in drawn] == [{"b": ([0], [0.25])}]
+
+
+@pytest.mark.parametrize("key", ["rewards/margins", "humanline/unclamped", "humanline/surplus"])
+def test_a_moving_and_a_frozen_reference_never_share_an_axis(
+    tmp_path: Path, drawn: list[Sequence[Panel]], key: str
+) -> None:
+    runs = [run_of(tmp_path / name, {key: 0.2}, {key: 0.3}) for name in ("ahead", "copy", "frozen", "unknown")]
+    for run, reference in zip(runs, ("lookahead", "copy", "frozen"), strict=False):
+        (run / "settings.json").write_text(json.dumps({"reference": reference}))
+    plot_runs(runs, tmp_path / "plot.png")
+    assert [set(row[0].curves) for row in drawn] == [{"ahead", "copy"}, {"frozen"}, {"unknown"}]
+    titles = [row[0].title for row in drawn]
+    assert all(words in title for words, title in zip(("a moving", "the frozen", "of each step"), titles, strict=True))
+    assert drawn[1][0].note == "other reference, own row: ahead, copy, unknown"
+
+
+def test_metrics_against_the_initial_policy_share_an_axis_whatever_the_reference(
+    tmp_path: Path, drawn: list[Sequence[Panel]]
+) -> None:
+    runs = [run_of(tmp_path / name, {"eval_rewards_initial/margins": 0.2}) for name in ("copy", "frozen")]
+    for run in runs:
+        (run / "settings.json").write_text(json.dumps({"reference": run.name}))
+    plot_runs(runs, tmp_path / "plot.png")
+    assert [set(row[0].curves) for row in drawn] == [{"copy", "frozen"}]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"reference": 3}', "\xff", "[" * 100_000])
+def test_a_run_without_readable_settings_has_a_reference_of_no_kind(tmp_path: Path, text: str) -> None:
+    (tmp_path / "settings.json").write_text(text, encoding="latin-1")
+    assert plot.reference_of(tmp_path) == ""
+    assert plot.reference_of(tmp_path / "absent") == ""
+
+
+def test_a_value_that_never_differs_has_no_panel_beside_one_that_does(
+    tmp_path: Path, drawn: list[Sequence[Panel]]
+) -> None:
+    lines = [{"humanline/unclamped": 1.0, "reward": 0.1 * i} for i in range(3)]
+    said = plot_runs([run_of(tmp_path / "a", *lines)], tmp_path / "plot.png")
+    assert [row[0].curves["a"][1] for row in drawn] == [[0.0, 0.1, 0.2]]
+    assert "left out, 1 throughout: humanline/unclamped" in said
+
+
+def test_a_panel_without_some_runs_says_so_in_the_picture(tmp_path: Path) -> None:
+    first, second = run_of(tmp_path / "a", {"reward": 0.1}), run_of(tmp_path / "b", {"eval_kl_initial": 0.2})
+    plot_runs([first, second], tmp_path / "plot.svg")
+    svg = (tmp_path / "plot.svg").read_text()
+    assert "no value from: b" in svg  # matplotlib writes a text as paths, and as a comment beside them
+    assert "no value from: a" in svg
+
+
+def test_a_panel_names_at_most_four_missing_runs_and_its_lines_are_short() -> None:
+    assert max(map(len, plot.listed("no value from", ["a" * 200, "b" * 30]).splitlines())) <= plot.LETTERS
+    assert plot.listed("no value from", list("abcdef")) == "no value from: a, b, c, d and 2 more"
 
 
 def test_missing_quantities_are_reported_for_all_runs_and_for_single_runs(
@@ -82,6 +147,7 @@ def test_missing_quantities_are_reported_for_all_runs_and_for_single_runs(
         "humanline/unclamped is not in a",
         "eval_kl_initial is not in b",
         "left out, no run logged it: surplus surprisal (humanline/surplus)",
+        "left out, the same as over steps: seconds",
         str(tmp_path / "plot.png"),
     ]
     assert len(drawn) == 2
@@ -123,6 +189,7 @@ def test_one_run_is_drawn_into_its_folder_and_several_into_the_current_one(
     assert main(["plot", "plain"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "left out, no run logged it: reward (heldout/reward, eval_reward, reward)",
+        "left out, 1 throughout: humanline/unclamped",
         "plain/plot.png",
     ]
     assert Path("plain/plot.png").read_bytes().startswith(b"\x89PNG")

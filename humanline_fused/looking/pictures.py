@@ -24,6 +24,7 @@ class Panel:
         x, y: labels with units.
         curves: points by label of the run.
         limits: limits of y; None for automatic limits.
+        note: lines under the title, as for runs that are not drawn.
     """
 
     title: str
@@ -31,6 +32,7 @@ class Panel:
     y: str
     curves: Mapping[str, Points]
     limits: tuple[float, float] | None = None
+    note: str = ""
 
 
 def check_ending(image: Path) -> None:
@@ -73,7 +75,7 @@ def draw(rows: Sequence[Sequence[Panel]], labels: Sequence[str], image: Path, *,
     check_ending(image)
     styles = {label: style_of(number) for number, label in enumerate(labels)}
     columns = max(map(len, rows))
-    figure = Figure(figsize=(12 if columns > 2 else 11, 0.9 + 3.1 * len(rows)), layout="constrained")
+    figure = Figure(figsize=({1: 7, 2: 11}.get(columns, 12), 0.9 + 3.1 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     if title:
         figure.suptitle(title, fontsize=13)
@@ -82,7 +84,7 @@ def draw(rows: Sequence[Sequence[Panel]], labels: Sequence[str], image: Path, *,
         for panel, axes in zip(panels, cells, strict=True):
             for label, (xs, ys) in panel.curves.items():
                 axes.plot(xs, ys, marker="o" if len(xs) <= FEW else None, markersize=3.5, **styles[label])
-            axes.set_title(panel.title, fontsize=10, loc="left")
+            axes.set_title("\n".join(filter(None, (panel.title, panel.note))), fontsize=10, loc="left")
             axes.set_xlabel(panel.x)
             axes.set_ylabel(panel.y)
             axes.tick_params(labelbottom=True)

@@ -1,11 +1,15 @@
 """Picture of several runs: reward, margin, unclamped share, KL and surplus surprisal, by steps and seconds."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from textwrap import fill
 
 from humanline_fused.looking.curves import WORK, Columns, has, read_metrics, series, with_clock
 from humanline_fused.looking.pictures import Panel, check_ending, draw
+from humanline_fused.looking.quantities import QUANTITIES, Metric
 from humanline_fused.printing import escaped
 
 CLOCK = "seconds of work"
@@ -16,100 +20,14 @@ FINEST = 4000
 FLATTEST = 0.05
 """Smallest span of the axis of a share, so that noise does not look like a change."""
 
+SAME_PACE = 1.05
+"""Largest ratio of the runs' seconds per step at which curves over seconds look like those over steps."""
 
-@dataclass(frozen=True)
-class Metric:
-    """A logged number: its key in ``metrics.jsonl``, a title that says which direction is good, and its unit.
+NAMED = 4
+"""Largest number of runs that a panel names as missing."""
 
-    A ``share`` is at most 1 and usually near 1, so its axis ends at 1.
-    """
-
-    key: str
-    title: str
-    unit: str
-    share: bool = False
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A quantity of the picture, with the metrics that may represent it.
-
-    Attributes:
-        name: name for messages.
-        metrics: metrics in order of preference.
-        all: draw every logged metric, instead of the one that most runs have.
-    """
-
-    name: str
-    metrics: tuple[Metric, ...]
-    all: bool = False
-
-    def logged(self, runs: Mapping[str, Columns]) -> list[Metric]:
-        """Return the metrics to draw; none if no run logged one."""
-        counts = {metric: sum(has(lines, metric.key) for lines in runs.values()) for metric in self.metrics}
-        found = [metric for metric in self.metrics if counts[metric]]
-        return found if self.all else sorted(found, key=lambda metric: -counts[metric])[:1]
-
-
-QUANTITIES = (
-    Quantity(
-        "reward",
-        (
-            Metric("heldout/reward", "Reward on held-out prompts. Up: better completions", "mean reward"),
-            Metric("eval_reward", "Reward in evaluation. Up: better completions", "mean reward"),
-            Metric("reward", "Reward of the training samples. Up: better completions", "mean reward"),
-        ),
-        all=True,
-    ),
-    Quantity(
-        "margin",
-        (
-            Metric(
-                "eval_rewards_initial/margins",
-                "Margin of held-out pairs, against the initial policy.\nUp: better separation of chosen and rejected",
-                "reward margin (nats × β)",
-            ),
-            Metric(
-                "rewards/margins",
-                "Margin in training, against the reference of each step.\nAbove 0: moves towards the chosen; "
-                "small if the reference moves",
-                "reward margin (nats × β)",
-            ),
-        ),
-    ),
-    Quantity(
-        "unclamped share",
-        (
-            Metric(
-                "humanline/unclamped",
-                "Tokens within the clamp's bounds (without a clamp: all).\n"
-                "Down: the policy moves further from its reference",
-                "share of tokens",
-                share=True,
-            ),
-        ),
-    ),
-    Quantity(
-        "KL to the initial model",
-        (
-            Metric(
-                "eval_kl_initial",
-                "KL to the initial policy on held-out data.\nUp: further away; 0 at the start",
-                "KL estimate k3 (nats per token)",
-            ),
-        ),
-    ),
-    Quantity(
-        "surplus surprisal",
-        (
-            Metric(
-                "humanline/surplus",
-                "Surplus surprisal of the data under the reference.\nUp: the reference leaves the data",
-                "nats per token",
-            ),
-        ),
-    ),
-)
+LETTERS = 64
+"""Letters of a line of a panel's title."""
 
 
 def labels_of(folders: Sequence[Path]) -> list[str]:
@@ -127,16 +45,44 @@ def labels_of(folders: Sequence[Path]) -> list[str]:
     raise ValueError(f"{twice}: expected different runs, got it twice")
 
 
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A metric of some runs, which may stand on one axis."""
+
+    metric: Metric
+    title: str
+    runs: Mapping[str, Columns]
+    note: str = ""
+
+    @property
+    def constant(self) -> float | None:
+        """The one value of all runs, of which some have several points; None if there is no such value."""
+        values = [series(lines, "step", self.metric.key)[1] for lines in self.runs.values()]
+        return values[0][0] if len({*chain(*values)}) == 1 and max(map(len, values)) > 1 else None
+
+    def panel(self, x: str, label: str) -> Panel:
+        """Return the panel over ``x``."""
+        curves = {run: series(lines, x, self.metric.key, FINEST) for run, lines in self.runs.items()}
+        limits = None
+        if self.metric.share:
+            span = max([FLATTEST, *(1 - y for _, ys in curves.values() for y in ys)])
+            limits = 1 - 1.1 * span, 1 + 0.05 * span
+        untimed = listed("not over seconds", [run for run, (xs, _) in curves.items() if not xs])
+        note = "\n".join(filter(None, (self.note, untimed)))
+        return Panel(self.title, label, self.metric.unit, curves, limits, note)
+
+
 def plot_runs(folders: Sequence[Path], image: Path | None = None) -> list[str]:
     """Draw several runs in one picture.
 
     Args:
-        folders: the runs' folders, each with its ``metrics.jsonl``.
+        folders: the runs' folders, each with its ``metrics.jsonl``; ``settings.json`` says whether a reference moves.
         image: output file; its extension sets the format. Default ``plot.png``, in the folder of a single run, else in
             the current one.
 
     Returns:
-        Lines for the user: the quantities that no run or not every run logged, then the path of the picture.
+        Lines for the user: the quantities that no run or not every run logged, the panels that are left out because
+        they show no difference, then the path of the picture.
 
     Raises:
         ValueError: a folder has no log lines, none of the quantities was logged, or the extension is unknown.
@@ -149,13 +95,11 @@ def plot_runs(folders: Sequence[Path], image: Path | None = None) -> list[str]:
     check_ending(image)
     said: list[str] = []
     names = {"seconds", *WORK, *(metric.key for quantity in QUANTITIES for metric in quantity.metrics)}
-    labelled = zip(labels_of(folders), folders, strict=True)
-    runs: Mapping[str, Columns] = {label: read_metrics(folder, names, said.append) for label, folder in labelled}
-    # One clock for all runs: seconds with and without evaluation are not comparable.
-    worked = all(any(has(lines, part) for part in WORK) for lines in runs.values())
-    clock = (CLOCK, "seconds, without evaluation and saving") if worked else ("seconds", "seconds, evaluation included")
-    if worked:
-        runs = {label: with_clock(lines, CLOCK) for label, lines in runs.items()}
+    labels = labels_of(folders)
+    runs: Mapping[str, Columns] = {
+        label: read_metrics(folder, names, said.append) for label, folder in zip(labels, folders, strict=True)
+    }
+    references = {label: reference_of(folder) for label, folder in zip(labels, folders, strict=True)}
     rows = []
     for quantity in QUANTITIES:
         metrics = quantity.logged(runs)
@@ -163,20 +107,65 @@ def plot_runs(folders: Sequence[Path], image: Path | None = None) -> list[str]:
             keys = ", ".join(metric.key for metric in quantity.metrics)
             said.append(f"left out, no run logged it: {quantity.name} ({keys})")
         for metric in metrics:
-            drawn = {label: lines for label, lines in runs.items() if has(lines, metric.key)}
-            if lacking := [label for label in runs if label not in drawn]:
+            if lacking := [label for label, lines in runs.items() if not has(lines, metric.key)]:
                 said.append(f"{metric.key} is not in {', '.join(lacking)}")
-            rows.append([_panel(metric, drawn, *x) for x in (("step", "optimizer steps"), clock)])
+            rows += rows_of(metric, runs, references)
     if not rows:
         raise ValueError(f"{', '.join(map(str, folders))}: nothing to draw; {'; '.join(said)}")
-    draw(rows, list(runs), image)
+    # A constant shows no difference, unless there is nothing else to show.
+    varied = [row for row in rows if row.constant is None] or rows
+    said += [f"left out, {row.constant:g} throughout: {row.metric.key}" for row in rows if row not in varied]
+    # One clock for all runs: seconds with and without evaluation are not comparable.
+    worked = all(any(has(lines, part) for part in WORK) for lines in runs.values())
+    clock = (CLOCK, "seconds, without evaluation and saving") if worked else ("seconds", "seconds, evaluation included")
+    if worked:
+        runs = {label: with_clock(lines, CLOCK) for label, lines in runs.items()}
+    axes = [("step", "optimizer steps")]
+    if pace_differs(runs, clock[0]):
+        axes.append(clock)
+    elif len(runs) > 1:
+        said.append("left out, the same as over steps: seconds")
+    timed = [Row(row.metric, row.title, {label: runs[label] for label in row.runs}, row.note) for row in varied]
+    draw([[row.panel(*x) for x in axes] for row in timed], labels, image)
     return [*said, str(image)]
 
 
-def _panel(metric: Metric, runs: Mapping[str, Columns], x: str, label: str) -> Panel:
-    curves = {run: series(lines, x, metric.key, FINEST) for run, lines in runs.items()}
-    limits = None
-    if metric.share:
-        span = max([FLATTEST, *(1 - y for _, ys in curves.values() for y in ys)])
-        limits = 1 - 1.1 * span, 1 + 0.05 * span
-    return Panel(metric.title, label, metric.unit, curves, limits)
+def rows_of(metric: Metric, runs: Mapping[str, Columns], references: Mapping[str, str]) -> Iterator[Row]:
+    """Return the rows of a metric, one for each kind of reference if the kinds are not comparable."""
+    logged = {label: lines for label, lines in runs.items() if has(lines, metric.key)}
+    lacking = listed("no value from", [label for label in runs if label not in logged])
+    kinds = dict.fromkeys(references[label] for label in logged) if metric.by_reference else [""]
+    for kind in kinds:
+        here = {label: ls for label, ls in logged.items() if not metric.by_reference or references[label] == kind}
+        elsewhere = listed("other reference, own row", [run for run in logged if run not in here])
+        yield Row(metric, metric.titled(kind), here, "\n".join(filter(None, (lacking, elsewhere))))
+
+
+def listed(what: str, runs: Sequence[str]) -> str:
+    """Return lines on runs; empty if there are none.
+
+    >>> listed("no value from", ["plain", "kto"])
+    'no value from: plain, kto'
+    """
+    more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
+    return fill(f"{what}: {', '.join(runs[:NAMED])}{more}", LETTERS) if runs else ""
+
+
+def reference_of(folder: Path) -> str:
+    """Return whether the reference of a run is ``moving`` or ``frozen``; empty if its settings do not say."""
+    try:
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    reference = settings.get("reference") if isinstance(settings, dict) else None
+    return ("frozen" if reference == "frozen" else "moving") if isinstance(reference, str) else ""
+
+
+def pace_differs(runs: Mapping[str, Columns], clock: str) -> bool:
+    """Return whether curves over seconds may look different from those over steps."""
+    paces = []
+    for lines in runs.values():
+        steps, seconds = series(lines, "step", clock)
+        if steps and steps[-1] > 0 and seconds[-1] > 0:
+            paces.append(seconds[-1] / steps[-1])
+    return len(paces) > 1 and max(paces) > SAME_PACE * min(paces)
