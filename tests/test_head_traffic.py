@@ -108,6 +108,16 @@ def test_the_loss_of_one_chunk_launches_little_besides_its_products_kernels_and_
     assert launches.names.count("mm") == 3
 
 
+def test_a_chunks_kernels_are_launched_without_the_cost_of_custom_ops():
+    batch = batch_of(torch.float32)
+    for frozen in (False, True):
+        policy = LMHead(batch.hidden.requires_grad_(), batch.weight.requires_grad_(not frozen))
+        with Launches() as launches:
+            loss_of("dpo", policy, GIVEN, batch.tokens, impl="triton").loss.backward()
+        ops = {name for name in launches.names if name.startswith("humanline::")}
+        assert ops == {"humanline::dpo_loss"}
+
+
 def test_the_free_memory_of_a_gpu_is_not_looked_at_in_every_call(monkeypatch: pytest.MonkeyPatch):
     looks: list[torch.device] = []
     free = [2**34]

@@ -1,10 +1,13 @@
-"""Scores of rows of logits, and their gradient in the same memory, by kernels, for a head's chunks."""
+"""Scores of rows of logits, and their gradient in the same memory, by kernels, for a head's chunks.
+
+A head's loop is never compiled and its chunks are no part of a graph, so the kernels are launched without custom ops.
+"""
 
 import torch
 from torch import Tensor
 
 from humanline_fused.softmax import RowScores, Softmax
-from humanline_kernels.token_logp import token_logp_backward_, token_logp_forward
+from humanline_kernels import token_logp
 
 
 def _batch_of_one(target_ids: Tensor, softmax: Softmax) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -14,7 +17,7 @@ def _batch_of_one(target_ids: Tensor, softmax: Softmax) -> tuple[Tensor, Tensor,
 
 
 def score_rows(logits: Tensor, target_ids: Tensor, softmax: Softmax, with_entropy: bool) -> RowScores:
-    logp, entropy, point, log2_total, _ = token_logp_forward(
+    logp, entropy, point, log2_total, _ = token_logp.score_logits(
         logits[None], None, *_batch_of_one(target_ids, softmax), *softmax[1:], with_entropy
     )
     return RowScores(logp.flatten(), entropy.flatten(), point.flatten(), log2_total.flatten())
@@ -28,7 +31,7 @@ def write_dlogits_(
     dlogp: Tensor,
     dentropy: Tensor | None,
 ) -> None:
-    token_logp_backward_(
+    token_logp.write_dlogits_(
         dlogp[None],
         None if dentropy is None else dentropy[None],
         logits[None],

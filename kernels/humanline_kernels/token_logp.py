@@ -170,8 +170,7 @@ def _empty_scores(logits: Tensor, with_entropy: bool, with_reference: bool) -> S
     return logp, entropy, torch.empty_like(logp), torch.empty_like(logp), ref_logp
 
 
-@torch.library.custom_op("humanline::token_logp_forward", mutates_args=())
-def token_logp_forward(
+def score_logits(
     logits: Tensor,
     ref_logits: Tensor | None,
     target_ids: Tensor,
@@ -223,6 +222,10 @@ def token_logp_forward(
                 **vocabulary_tiles(V, logits.element_size()),
             )
     return logp, entropy, point, log2_total, ref_logp
+
+
+token_logp_forward = torch.library.custom_op("humanline::token_logp_forward", mutates_args=())(score_logits)
+"""``score_logits`` for code that may be compiled. A custom op costs the host several times what a launch does."""
 
 
 @token_logp_forward.register_fake
@@ -319,8 +322,7 @@ def _(dlogp, dentropy, logits, *_):
     return empty_dlogits(logits, 0)
 
 
-@torch.library.custom_op("humanline::token_logp_backward_", mutates_args={"logits"})
-def token_logp_backward_(
+def write_dlogits_(
     dlogp: Tensor,
     dentropy: Tensor | None,
     logits: Tensor,
@@ -350,3 +352,9 @@ def token_logp_backward_(
         softcap,
         scale,
     )
+
+
+token_logp_backward_ = torch.library.custom_op("humanline::token_logp_backward_", mutates_args={"logits"})(
+    write_dlogits_
+)
+"""``write_dlogits_`` for code that may be compiled, and for logits whose writes autograd must see."""
