@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from typing import Any, NoReturn, TextIO
 
 CONTROLS = re.compile(
@@ -56,6 +57,23 @@ def wrapped(lines: Iterable[str], width: int | None = None) -> str:
         return "\n".join(whole)
     how: dict[str, Any] = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
     return "\n".join(textwrap.fill(line, width, **how) for line in whole)
+
+
+def styled(text: str, style: str) -> str:
+    """Return the text with the style's escapes, if stdout is a terminal and `rich` is installed; else as it is.
+
+    >>> styled("loss", "bold")
+    'loss'
+    """
+    if not style or sys.stdout is None or not sys.stdout.isatty() or find_spec("rich") is None:
+        return text
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(width=max(80, len(text)), highlight=False)
+    with console.capture() as captured:
+        console.print(Text(text, style=style), end="")
+    return captured.get()
 
 
 class Parser(argparse.ArgumentParser):

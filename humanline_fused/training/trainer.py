@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from humanline_fused.printing import wrapped
 from humanline_fused.reference import CopyReference, LookaheadReference
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.training import pending
@@ -40,18 +39,19 @@ from humanline_fused.training.online.generation import end_tokens
 from humanline_fused.training.online.reward import RolloutError, the_reward
 from humanline_fused.training.online.rollout import Rounds, make_rounds
 from humanline_fused.training.references import Reference, make_reference
-from humanline_fused.training.run import summary
 from humanline_fused.training.run.checkpoint import step_of
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.data_metrics import DataMetrics, steps_with_drift
 from humanline_fused.training.run.earlier_run import METRICS
 from humanline_fused.training.run.failure_signs import FailureSigns
 from humanline_fused.training.run.identity import check_identity, code_of, run_identity
+from humanline_fused.training.run.log_lines import print_log_lines
 from humanline_fused.training.run.loop_state import LoopState
 from humanline_fused.training.run.metrics_log import Meter, MetricsFile
 from humanline_fused.training.run.reference_sync import ReferenceSync
 from humanline_fused.training.run.settings_file import SETTINGS, write_settings
 from humanline_fused.training.run.sharding import engine_of, refuse_engine
+from humanline_fused.training.run.summary import start_block
 from humanline_fused.training.run.termination import Termination
 from humanline_fused.training.run.writing import writing
 from humanline_fused.training.run_data import read_run_data
@@ -125,7 +125,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         how = {"prompts_alone": bool(reward), "stops": end_tokens(policy.generation_config, tokenizer)}
         self.data = data = read_run_data(train_dataset, eval_dataset, tokenizer, args, self.objective, **how)
         self.train_data, self.eval_examples = data.train, data.held_out_examples
-        self._checked = check_data(policy, reference_model, data, tokenizer, args, self.objective)
+        self.checked = check_data(policy, reference_model, data, tokenizer, args, self.objective)
         self._plan_steps(reward, tokenizer, args)
         super().__init__(
             model=policy,
@@ -181,6 +181,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         if not self.args.dry_run:
             self.add_callback(self.metrics_file)
             self.add_callback(self.loop)
+        print_log_lines(self)
         self.add_callback(FailureSigns(self.args))
         self.add_callback(KeptPadToken(self._policy))
 
@@ -224,7 +225,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         if isinstance(self.reference, CopyReference):  # it may be another architecture
             models.append((self.reference.model, self.accelerator.unwrap_model(self.reference.model)))
         examples = self.train_examples or self.eval_examples
-        self.layout = choose_layout(self.args.layout, self.objective, models, examples, self._checked.longest)
+        self.layout = choose_layout(self.args.layout, self.objective, models, examples, self.checked.longest)
         sharded = any(isinstance(module, FSDPModule) for module in self._policy.modules())
         self.plan = self.windows.use(self.layout.layout, alike=sharded)
 
@@ -275,23 +276,13 @@ class HumanlineTrainer(EvaluatedTrainer):
     def _begin(self, step: int) -> None:
         """Choose the layout, check model, head and loss on the wrapped and placed model, and print what runs."""
         self.choose_layout()
-        args, model, chosen = self.args, self.model, self.layout
+        args, model = self.args, self.model
         assert model is not None
-        assert chosen is not None
         batch = self._window(step)[0]
         difference = check_forward(self._policy, model, batch.input_ids, args)
         self.scorer.try_objective(self._policy, batch)
         if args.process_index == 0:
-            rounds = self.rounds and self.rounds.summary()
-            lines = (
-                summary.describe_loss(args, self.objective, next(self._policy.parameters()).dtype),
-                summary.describe_reference(args, model, batch.forwards + (args.perception == "sampling")),
-                summary.describe_batches(self.plan, self.state, engine_of(self.accelerator), args.device),
-                summary.describe_model(args, model, difference, *chosen),
-                summary.describe_data(self.data, rounds, self._checked.warning),
-                summary.describe_output(args, self.state),
-            )
-            tqdm.write(wrapped(lines))  # beside Trainer's bar
+            tqdm.write(start_block(self, batch.forwards, difference))  # beside the bar
         self.begun = True
 
     def _prepare_inputs(self, inputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

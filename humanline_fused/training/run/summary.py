@@ -13,13 +13,36 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from humanline_fused.impl import choose_impl
 from humanline_fused.model.fused_head import causal_lm
+from humanline_fused.printing import wrapped
 from humanline_fused.reference.adapter import ADAPTER, adapter_tensors
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.findings import Severity
 from humanline_fused.training.data.plan import StepPlan
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.settings import LossSettings
+from humanline_fused.training.run.sharding import engine_of
 from humanline_fused.training.run_data import RunData
+
+
+def start_block(trainer: Any, forwards: int, difference: float | None) -> str:
+    """Return all lines, wrapped to the terminal.
+
+    Args:
+        trainer: a :class:`~humanline_fused.training.HumanlineTrainer` whose models are placed.
+        forwards: forward passes of a micro-batch, without the one of humanline sampling.
+        difference: as of :func:`describe_model`.
+    """
+    args, model, rounds = trainer.args, trainer.model, trainer.rounds
+    return wrapped(
+        (
+            describe_loss(args, trainer.objective, next(model.parameters()).dtype),
+            describe_reference(args, model, forwards + (args.perception == "sampling")),
+            describe_batches(trainer.plan, trainer.state, engine_of(trainer.accelerator), args.device),
+            describe_model(args, model, difference, *trainer.layout),
+            describe_data(trainer.data, rounds and rounds.summary(), trainer.checked.warning),
+            describe_output(args, trainer.state),
+        )
+    )
 
 
 def describe_loss(config: HumanlineConfig, objective: Objective, dtype: torch.dtype) -> str:
