@@ -246,9 +246,7 @@ def _of_module(module: str, description: str) -> Callable[[Sequence[str]], None]
     return command
 
 
-chat = _of_module(
-    "humanline_fused.trained.chat", "Talk with the model of a finished run, of one of its checkpoints, or of a folder."
-)
+chat = _of_module("humanline_fused.trained.chat", "Talk with the model of a run, of a checkpoint, or of a folder.")
 merge = _of_module("humanline_fused.trained.merge", "Merge a run's LoRA adapter into its base model: a whole model.")
 fit = _of_module("humanline_fused.memory.fit", "Compute a step's memory from a model's config: which GPUs hold it.")
 
