@@ -28,6 +28,8 @@ TABLES = {
     "way": "benchmarks.preparation",
     "kernel": "benchmarks.static.loop_table",
     "launch": "benchmarks.static.launch_table",
+    "held_mib": "benchmarks.kernels.cached_rows",
+    "outcome": "benchmarks.kernel_tests",
     "fault": "tests.faults.table",
 }
 """By the first column of a file: the module whose ``markdown`` makes a table of it."""

@@ -1,5 +1,6 @@
 """``python -m benchmarks gpu``: its parts are taken up where they stopped, and end beside the goals."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from benchmarks import gpu
 from benchmarks.__main__ import main
 from benchmarks.batches import Batch, make_batch
 from benchmarks.gpu import SAME, Session, Suite
+from benchmarks.kernel_tests import Outcome, outcomes, run_tests, sound
+from benchmarks.kernels.cached_rows import CachedRows, fastest, markdown
 from benchmarks.kernels.cases import LOGITS_CASES
 from benchmarks.kernels.compare import CHECKED, TWO_LAUNCHES, compare
 from benchmarks.kernels.figures import Row
-from benchmarks.kernels.kernel_goals import LOGITS_GOALS, judged
+from benchmarks.kernels.kernel_goals import HIDDEN_SIZES, LOGITS_GOALS, judged
 from benchmarks.kernels.providers import PROVIDERS, Provider
 from benchmarks.machine import MEASURED_CODE, source_hash
 from benchmarks.results import read, write
@@ -40,6 +43,7 @@ def test_the_gpu_command_runs_to_its_end_at_toy_size_and_takes_up_what_is_missin
     measured, lines = read(file, Row)[1], file.read_text().splitlines(keepends=True)
     ours = provider_of("ours").cases
     comparisons = [(case.name, mode) for case in LOGITS_CASES.values() for mode in case.modes if case.name in ours]
+    comparisons.sort(key=lambda one: one[1] == "nograd")  # gradients first
     assert list(dict.fromkeys((row.case, row.mode) for row in measured)) == comparisons
     checked = [row for row in measured if "interpreter" in row.provider]
     assert [(row.case, row.mode) for row in checked] == comparisons
@@ -60,12 +64,66 @@ def test_a_part_that_runs_out_of_time_says_so_and_keeps_its_file(tmp_path):
     assert read(file, Row)[1] == []
 
 
+def test_the_shares_of_all_parts_fit_into_the_minutes_of_the_command():
+    assert sum(part.minutes for part in gpu.PARTS) <= gpu.MINUTES == 25
+    names = [part.name for part in gpu.PARTS]
+    assert len(set(names)) == len(names)
+    assert names[:4] == ["tests", "cache", "v128256", "head-v128256"]
+
+
+def test_every_hidden_size_with_a_goal_has_a_part():
+    measured = {part.H for part in gpu.PARTS if isinstance(part, Suite) and part.V == 128256}
+    assert set(HIDDEN_SIZES) <= measured
+
+
+def test_a_part_ends_with_its_share_unless_it_was_named():
+    now = time.monotonic()
+    shared, named = (Session(Path(), {}, CPU, [], 2, deadline=now + 600, shares=one) for one in (True, False))
+    assert now + 120 <= shared.until(2) < now + 600
+    assert shared.until(20) == named.until(2) == now + 600
+
+
+def test_the_tests_of_the_kernels_are_counted_and_those_that_fail_named(tmp_path, capsys):
+    report = tmp_path / "report.xml"
+    cases = [
+        '<testcase classname="a" name="one" time="1.5"/>',
+        '<testcase classname="a" name="two" time="0.5"/>',
+        '<testcase classname="a" name="three" time="0"><skipped/></testcase>',
+        '<testcase classname="b" name="four" time="2"><failure/></testcase>',
+    ]
+    report.write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>")
+    rows = outcomes(report)
+    assert rows == [Outcome("failed", 1, 2.0), Outcome("passed", 2, 2.0), Outcome("skipped", 1, 0.0)]
+    assert capsys.readouterr().out == "failed: b::four\n"
+    assert not sound(rows)
+    assert sound(rows[1:])
+    assert not sound(rows[2:])
+
+
+def test_tests_that_do_not_end_in_time_have_no_counts(capsys):
+    assert run_tests(toy=True, deadline=time.monotonic() - 1) == []
+    assert "did not end in time" in capsys.readouterr().out
+
+
+def test_rows_in_flight_are_tried_and_the_fastest_number_is_marked(tmp_path):
+    main(["gpu", "--toy", "--part", "cache", "--results", str(tmp_path)])
+    (file,) = tmp_path.glob("cpu-toy-*-cache.csv")
+    rows = read(file, CachedRows)[1]
+    assert [row.programs for row in rows] == [4 * eighths for eighths in range(1, 9)]
+    assert {(row.note, row.ms_median) for row in rows} == {("", None)}  # the interpreter is not timed
+    timed = [replace(row, ms_20=ms, ms_median=ms, ms_80=ms) for row, ms in zip(rows, (3, 2, 1, 2), strict=False)]
+    assert fastest([*timed, replace(rows[7], note="OutOfMemoryError")], rows[0].V) == timed[2]
+    write(file, CachedRows, {"machine": "one", "torch": "2", "triton": "3"}, timed)
+    marks = [line.endswith("| fastest |") for line in markdown(file, "f").splitlines()[2:6]]
+    assert marks == [False, False, True, False]
+
+
 def test_a_part_that_fails_does_not_stop_the_next_and_is_not_complete(tmp_path, capsys):
-    def fails(session: Session) -> bool:
+    def fails(session: Session, deadline: float) -> bool:
         raise RuntimeError("a kernel failed")
 
     session = Session(tmp_path, {}, CPU, [], 2)
-    parts = [gpu.Part(name, "", run) for name, run in (("one", fails), ("two", lambda session: True))]
+    parts = [gpu.Part("one", "", 1, fails), gpu.Part("two", "", 1, lambda session, deadline: True)]
     assert [gpu.is_complete(part, session) for part in parts] == [False, True]
     assert "a kernel failed" in capsys.readouterr().err
 
@@ -75,7 +133,7 @@ def test_a_part_of_other_code_or_providers_or_repeats_is_measured_anew(tmp_path,
     facts = {**dict.fromkeys(SAME, "one"), "machine": "GPU one", "commit": "a-dirty"}
 
     def file_of(facts: dict[str, str]) -> Path:
-        return Suite(32000).file(Session(tmp_path, facts, CPU, [], 2))
+        return Session(tmp_path, facts, CPU, [], 2).file("v32000", Row)
 
     old = file_of(facts)
     write(old, Row, facts, [ROW])

@@ -1,0 +1,104 @@
+"""How many bytes of rows a GPU's L2 cache holds until their second read, by the time of GRPO's one launch.
+
+A launch has as many rows in flight as programs. More hide latency better, until the cache loses a row before it is read
+again: the fastest number is what ``humanline_kernels`` may take for the device.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.batches import make_batch
+from benchmarks.measure import MIB, Call, Times, give_back_memory, interleaved_times
+from benchmarks.results import read
+from benchmarks.tables import Line, columns, piped
+
+VOCABULARIES, TOY_VOCABULARIES = (128256, 256000, 32000), (504,)
+EIGHTHS = 8  # of the most rows that the multiprocessors run at once
+B, T = 4, 1024
+
+
+@dataclass(frozen=True)
+class CachedRows:
+    """One number of rows in flight. No time where a GPU is missing or the launch failed."""
+
+    held_mib: float  # of the policy's rows in flight
+    V: int
+    programs: int
+    ms_20: float | None = None
+    ms_median: float | None = None
+    ms_80: float | None = None
+    note: str = ""
+
+
+def measure(device: torch.device, repeats: int, toy: bool, deadline: float) -> list[CachedRows]:
+    """Rows of every vocabulary, or none if the time has come before they are all there."""
+    rows: list[CachedRows] = []
+    for V in TOY_VOCABULARIES if toy else VOCABULARIES:
+        if time.monotonic() > deadline:
+            return []
+        rows += _of_vocabulary(V, device, repeats, (2, 3) if toy else (B, T), timed=not toy)
+        give_back_memory(device)
+    return rows
+
+
+def _of_vocabulary(V: int, device: torch.device, repeats: int, size: tuple[int, int], timed: bool) -> list[CachedRows]:
+    from humanline_kernels.grpo_one_launch import grpo_one_launch
+    from humanline_kernels.tiles import one_launch_per_multiprocessor
+
+    batch = make_batch(*size, V, torch.bfloat16, device, masked=0)
+    row_bytes = V * batch.logits.itemsize
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if timed else EIGHTHS
+    most = one_launch_per_multiprocessor(row_bytes) * multiprocessors
+    counts = [most * eighth // EIGHTHS for eighth in range(1, EIGHTHS + 1)]
+    advantages = batch.advantages[:, None].expand(batch.target_ids.shape)
+    softmax, bounds = (1.0, None, 1.0), (0.2, 0.2, 0.04, -1.5, 1.5)
+    inputs = batch.logits, batch.ref_logits, None, batch.target_ids, batch.loss_mask, None, advantages, None
+    calls = [Call(partial(grpo_one_launch, *inputs, count, *softmax, *bounds)) for count in counts]
+    taken = interleaved_times(calls, repeats, device)
+    return [_row(V, count, row_bytes, times, timed) for count, times in zip(counts, taken, strict=True)]
+
+
+def _row(V: int, programs: int, row_bytes: int, taken: Times | str, timed: bool) -> CachedRows:
+    row = CachedRows(round(programs * row_bytes / MIB, 3), V, programs)
+    if isinstance(taken, str):
+        return CachedRows(row.held_mib, V, programs, note=taken)
+    return CachedRows(row.held_mib, V, programs, taken.low, taken.median, taken.high) if timed else row
+
+
+def fastest(rows: Sequence[CachedRows], V: int) -> CachedRows | None:
+    """The number of rows in flight with the least time."""
+    return min(
+        (row for row in rows if row.V == V and row.ms_median is not None),
+        key=lambda row: row.ms_median or 0.0,
+        default=None,
+    )
+
+
+def said(rows: Sequence[CachedRows]) -> str:
+    """For a terminal."""
+    return columns(_lines(rows))
+
+
+def markdown(path: Path, name: str, words: Sequence[str] = ()) -> str:
+    facts, rows = read(path, CachedRows)
+    where = f"{facts['machine']}; torch {facts['torch']}; triton {facts['triton']}"
+    return f"{piped(_lines(rows))}\n\nRows of one launch in flight, `{name}`: {where}."
+
+
+def _lines(rows: Sequence[CachedRows]) -> list[Line]:
+    best = {row.V: fastest(rows, row.V) for row in rows}
+    return [
+        {
+            "V": str(row.V),
+            "rows in flight": str(row.programs),
+            "MiB": f"{row.held_mib:.1f}",
+            "ms": row.note or ("" if row.ms_median is None else f"{row.ms_median:.3f}"),
+            "": "fastest" if row is best[row.V] else "",
+        }
+        for row in rows
+    ]
