@@ -6,39 +6,12 @@ from dataclasses import dataclass
 from html import escape as escape_markup
 from itertools import groupby
 
+from humanline_fused.looking.page_style import STEPS, style
 from humanline_fused.looking.scored_sequences import ScoredSequence
 from humanline_fused.printing import escaped
 
-STEPS = 10
-"""Number of shades per colour."""
-
 FAINTEST = 0.01
 """Smallest log-ratio in nats that may have the full colour, so that rounding does not look like a difference."""
-
-WHITE, BLUE, RED = (255, 255, 255), (103, 169, 207), (239, 138, 98)
-"""ColorBrewer's three-class RdBu: safe for colour-blind readers, and legible under black text."""
-
-STYLE = """:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto 7rem; max-width: 62rem;
-  padding: 0 1rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.15rem; border-top: 1px solid #ccc; padding-top: 1rem; }
-h3 { font-size: 1rem; margin: 1rem 0 .2rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; } dt { color: #555; } dd { margin: 0; }
-.note { border: 2px solid #1a1a1a; padding: .5rem .8rem; font-weight: 600; }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem; align-items: center; }
-.legend span { padding: .1rem .5rem; }
-.numbers { margin: 0; color: #333; }
-.tokens { font: 15px/2.1 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0; }
-.t { unicode-bidi: isolate; border-radius: 2px; padding: .1rem 0; margin-right: 1px; cursor: default; }
-.prompt { color: #666; }
-.high { font-weight: 700; outline: 1px solid #1a1a1a; box-shadow: inset 0 4px #1a1a1a; }
-.low { font-weight: 700; outline: 1px solid #1a1a1a; box-shadow: inset 0 -4px #1a1a1a; }
-.t:focus { outline: 3px solid #1a1a1a; }
-.t[data-tip]:hover::after, .t[data-tip]:focus::after { content: attr(data-tip); position: fixed; left: 0; right: 0;
-  bottom: 0; padding: .8rem 1rem; background: #1a1a1a; color: #fff; font: 400 15px/1.4 system-ui, sans-serif;
-  white-space: pre-wrap; unicode-bidi: plaintext; z-index: 1; }
-.t[data-tip]:hover::after { z-index: 2; }
-"""
 
 
 @dataclass(frozen=True)
@@ -61,9 +34,12 @@ def page(summary: Summary, sequences: Sequence[ScoredSequence]) -> str:
     scale = scale_of(sequences)
     facts = "\n".join(f"<dt>{_escape(name)}</dt><dd>{_escape(what)}</dd>" for name, what in summary.facts)
     note = f'<p class="note">{_escape(summary.note)}</p>\n' if summary.note else ""
+    clamped = _Clamped(sum(int(s.low.sum()) + int(s.high.sum()) for s in sequences))
+    examples = [(example, list(group)) for example, group in groupby(sequences, key=lambda s: s.example)]
     sections = "\n".join(
-        f"<section>\n<h2>Example {example}</h2>\n{''.join(_sequence(s, scale) for s in group)}</section>"
-        for example, group in groupby(sequences, key=lambda s: s.example)
+        f'<section id="example-{n}">\n<h2>Example {example}<a href="#index"> index</a></h2>\n'
+        f"{''.join(_sequence(s, scale, clamped) for s in group)}</section>"
+        for n, (example, group) in enumerate(examples)
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -73,7 +49,7 @@ def page(summary: Summary, sequences: Sequence[ScoredSequence]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{_escape(summary.title)}</title>
 <style>
-{_shades()}{STYLE}</style>
+{style()}</style>
 </head>
 <body>
 <header>
@@ -82,6 +58,7 @@ def page(summary: Summary, sequences: Sequence[ScoredSequence]) -> str:
 {facts}
 </dl>
 {_legend(scale)}
+{_index(examples)}
 </header>
 <main>
 {sections}
@@ -107,15 +84,6 @@ def shade_of(log_ratio: float, scale: float) -> str:
     return f"{'b' if log_ratio < 0 else 'r'}{shade}" if shade else "z"
 
 
-def _shades() -> str:
-    rules = []
-    for letter, full in (("b", BLUE), ("r", RED)):
-        for shade in range(1, STEPS + 1):
-            rgb = (round(w + (f - w) * shade / STEPS) for w, f in zip(WHITE, full, strict=True))
-            rules.append(f".{letter}{shade} {{ background: rgb({', '.join(map(str, rgb))}); }}")
-    return "\n".join([*rules, ".z { background: #fff; box-shadow: inset 0 -1px #bbb; }", ""])
-
-
 def _legend(scale: float) -> str:
     swatches = []
     for tenths in (-10, -7, -3, 0, 3, 7, 10):
@@ -133,21 +101,51 @@ def _legend(scale: float) -> str:
     )
 
 
-def _sequence(s: ScoredSequence, scale: float) -> str:
+class _Clamped:
+    """Numbers the clamped tokens in the order of the page, for links from each to the next."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.number = total, 0
+
+    def attribute_and_link(self) -> tuple[str, str]:
+        """Return the ``id`` of the next clamped token as an attribute, and its link to the one after it."""
+        self.number += 1
+        where = self.number % self.total + 1
+        text = f"next clamped ({where} of {self.total})"
+        return f' id="clamped-{self.number}"', f'<a class="next" href="#clamped-{where}">{text}</a>'
+
+
+def _index(examples: Sequence[tuple[int, Sequence[ScoredSequence]]]) -> str:
+    """Return links to the first clamped token and to every example, with its number of clamped tokens."""
+    counts = [sum(int(s.low.sum()) + int(s.high.sum()) for s in group) for _, group in examples]
+    first = (
+        '<p><a href="#clamped-1">First clamped token</a>. From a clamped token, its button or the keys Tab and Enter '
+        "go to the next one.</p>"
+        if any(counts)
+        else "<p>No token is clamped.</p>"
+    )
+    links = "\n".join(
+        f'<li><a href="#example-{n}">example {example}: {count} clamped</a></li>'
+        for n, ((example, _), count) in enumerate(zip(examples, counts, strict=True))
+    )
+    return f'<nav id="index">\n{first}\n<ul class="index">\n{links}\n</ul>\n</nav>'
+
+
+def _sequence(s: ScoredSequence, scale: float, clamped: _Clamped) -> str:
     low, high = int(s.low.sum()), int(s.high.sum())
     numbers = [
         f"sum of log-ratios {s.log_ratio.sum().item():+.4f} nats, after the clamp {s.clamped.sum().item():+.4f}",
         *([] if s.reward is None else [f"reward β·R {s.reward:+.4f}"]),
         f"clamped {low + high} of {len(s.log_ratio)} tokens ({low} below, {high} above)",
     ]
-    tokens = "".join(_token(s, position, scale) for position in range(len(s.ids)))
+    tokens = "".join(_token(s, position, scale, clamped) for position in range(len(s.ids)))
     return (
         f'<article>\n<h3>{_escape(s.role)}</h3>\n<p class="numbers">{"; ".join(numbers)}</p>\n'
         f'<p class="tokens">{tokens}</p>\n</article>\n'
     )
 
 
-def _token(s: ScoredSequence, position: int, scale: float) -> str:
+def _token(s: ScoredSequence, position: int, scale: float, numbers: _Clamped) -> str:
     text = visible(s.texts[position])
     tip = f"“{text}”  id {s.ids[position]}"
     if position not in s.positions:
@@ -160,7 +158,8 @@ def _token(s: ScoredSequence, position: int, scale: float) -> str:
         + (clamped or "not clamped")
     )
     marks = f"t {shade_of(log_ratio, scale)}" + (" low" if s.low[n] else " high" if s.high[n] else "")
-    return f'<span class="{marks}" tabindex="0" data-tip="{_escape(tip)}">{_escape(text)}</span>'
+    attribute, link = numbers.attribute_and_link() if clamped else ("", "")
+    return f'<span class="{marks}"{attribute} tabindex="0" data-tip="{_escape(tip)}">{_escape(text)}</span>{link}'
 
 
 def visible(text: str) -> str:
