@@ -95,10 +95,11 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 def end(folder: Path) -> dict[str, Any]:
-    """Return what a run leaves: exports, log lines, samples, and the bits and best model of its newest checkpoint."""
+    """Return what a run leaves: exports, log lines, samples, checkpoints, and bits and best model of the newest one."""
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix in (".safetensors", ".json")}
     files.pop("settings.json")
-    left = {"metrics": lines(folder / "metrics.jsonl"), "completions": lines(folder / "completions.jsonl")}
+    left: dict[str, Any] = {name: lines(folder / f"{name}.jsonl") for name in ("metrics", "completions")}
+    left |= {"checkpoints": [saved.name for saved in checkpoint.checkpoints(folder)]}
     if newest := checkpoint.newest_complete(folder):
         state = json.loads((newest / "trainer_state.json").read_text())
         best = state["best_model_checkpoint"]

@@ -22,6 +22,9 @@ IDENTITY = "run.json"
 PROCESSES = "processes"
 """Key of the number of processes that wrote a checkpoint; a run with another number may resume from it."""
 
+UNPLANNED = "unplanned"
+"""Key that marks a checkpoint of a run that had to stop. The next one takes its place."""
+
 START_OVER = (
     "To start over, pass overwrite_output_dir=True (--overwrite_output_dir true), which removes them, or use another "
     "output_dir (a checkpoint's weights can be the new run's model)"
@@ -82,6 +85,25 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
     """Return the checkpoints in ``output_dir``, complete or not, from the newest to the oldest."""
     steps = {folder: int(match[1]) for folder in Path(output_dir).glob("*") if (match := _NAME.fullmatch(folder.name))}
     return sorted((folder for folder in steps if folder.is_dir()), key=steps.__getitem__, reverse=True)
+
+
+def unplanned(folder: Path) -> bool:
+    """Return whether a checkpoint was saved because the run had to stop."""
+    try:
+        identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(identity, dict) and identity.get(UNPLANNED) is True
+
+
+def remove_unplanned(newest: Path) -> None:
+    """Remove the unplanned checkpoints beside the newest one, which takes their place. A kill leaves no part of one."""
+    for folder in checkpoints(newest.parent):
+        if folder != newest and unplanned(folder):
+            staging = newest.parent / STAGING
+            staging.mkdir(exist_ok=True)
+            os.rename(folder, staging / f"{folder.name}.removed")
+            remove_staging(newest.parent)
 
 
 def newest_complete(output_dir: str | Path) -> Path | None:

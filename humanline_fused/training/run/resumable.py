@@ -178,6 +178,8 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             os.makedirs(output_dir, exist_ok=True)
             identity = self.identity() | {checkpoint.PROCESSES: self.args.world_size}
+            if self._extra:
+                identity[checkpoint.UNPLANNED] = True
             Path(output_dir, IDENTITY).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
             torch.save(self._run_state, Path(output_dir, RUN_STATE))
 
@@ -239,8 +241,10 @@ class ResumableTrainer(Trainer):
         if not step:
             return ""
         if self._kept != step or self.args.save_only_model:
+            saved = Path(self.run_dir, f"checkpoint-{step}")
+            planned = saved.is_dir() and not checkpoint.unplanned(saved)
             assert self.model is not None
-            self._extra = True
+            self._extra = not planned
             try:
                 with changed(self.args, save_only_model=False):
                     self._save_checkpoint(self.model, trial=None)
@@ -296,7 +300,9 @@ class ResumableTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(staged / "trainer_state.json"))
                 checkpoint.publish(staged, final)
-                rotate_checkpoints(str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint)
+                checkpoint.remove_unplanned(final)
+                if not self._extra:  # an unplanned checkpoint must not displace a planned one
+                    rotate_checkpoints(str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         self.loop.took(grad_norm, kwargs.get("learning_rate"))
