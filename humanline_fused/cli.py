@@ -60,19 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=commands, metavar="COMMAND", help=", ".join(commands))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     with unfailing_output():
-        arguments = parser.parse_args(argv)
+        name = parser.prog
         try:
+            arguments = parser.parse_args(argv)
+            name = f"{parser.prog} {arguments.command}"
             commands[arguments.command](arguments.arguments)
         except UserError as error:
-            print(f"humanline {arguments.command}: error: {escaped(one_line(error))}", file=sys.stderr)
+            print(f"{name}: error: {escaped(one_line(error))}", file=sys.stderr)
             return error.status
         except ModuleNotFoundError as error:
             if not (text := remedy(error)):
                 raise
-            print(f"humanline {arguments.command}: error: {text}", file=sys.stderr)
+            print(f"{name}: error: {text}", file=sys.stderr)
             return UserError.status
         except KeyboardInterrupt as interrupt:
-            print(f"humanline {arguments.command}: {escaped(str(interrupt) or 'interrupted')}", file=sys.stderr)
+            print(f"{name}: {escaped(str(interrupt) or 'interrupted')}", file=sys.stderr)
             return 130
         return 0
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from humanline_fused.training.run import durable
 from humanline_fused.training.run.earlier_run import finished
@@ -21,9 +22,6 @@ IDENTITY = "run.json"
 
 PROCESSES = "processes"
 """Key of the number of processes that wrote a checkpoint; a run with another number may resume from it."""
-
-UNPLANNED = "unplanned"
-"""Key that marks a checkpoint of a run that had to stop. The next one takes its place."""
 
 START_OVER = (
     "To start over, pass overwrite_output_dir=True (--overwrite_output_dir true), which removes them, or use another "
@@ -66,7 +64,16 @@ def recover(output_dir: str | Path) -> None:
 
 def step_of(folder: Path) -> int:
     """Return the number of optimizer steps before a complete checkpoint."""
-    return json.loads((folder / "trainer_state.json").read_text())["global_step"]
+    return _trainer_state(folder)["global_step"]
+
+
+def best_model_of(folder: Path) -> str | None:
+    """Return the checkpoint of the best model so far, as a complete checkpoint has it."""
+    return _trainer_state(folder).get("best_model_checkpoint")
+
+
+def _trainer_state(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
 
 
 def missing_rng(folder: Path, rank: int, processes: int) -> list[str]:
@@ -85,25 +92,6 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
     """Return the checkpoints in ``output_dir``, complete or not, from the newest to the oldest."""
     steps = {folder: int(match[1]) for folder in Path(output_dir).glob("*") if (match := _NAME.fullmatch(folder.name))}
     return sorted((folder for folder in steps if folder.is_dir()), key=steps.__getitem__, reverse=True)
-
-
-def unplanned(folder: Path) -> bool:
-    """Return whether a checkpoint was saved because the run had to stop."""
-    try:
-        identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(identity, dict) and identity.get(UNPLANNED) is True
-
-
-def remove_unplanned(newest: Path) -> None:
-    """Remove the unplanned checkpoints beside the newest one, which takes their place. A kill leaves no part of one."""
-    for folder in checkpoints(newest.parent):
-        if folder != newest and unplanned(folder):
-            staging = newest.parent / STAGING
-            staging.mkdir(exist_ok=True)
-            os.rename(folder, staging / f"{folder.name}.removed")
-            remove_staging(newest.parent)
 
 
 def newest_complete(output_dir: str | Path) -> Path | None:

@@ -37,8 +37,13 @@ def seal(folder: Path) -> None:
     durable.write_text(folder / MANIFEST, _rendered(entries))
 
 
-def faults(folder: Path) -> list[str]:
-    """Return descriptions of what a checkpoint lacks for resuming, by names and sizes; empty for a complete one."""
+def faults(folder: Path, *, resumable: bool = True) -> list[str]:
+    """Return descriptions of what a checkpoint lacks, by names and sizes; empty for a complete one.
+
+    Args:
+        folder: the checkpoint.
+        resumable: whether it must have what resuming needs, not the model alone.
+    """
     entries = _read(folder)
     if isinstance(entries, str):
         return [entries]
@@ -49,17 +54,17 @@ def faults(folder: Path) -> list[str]:
             found.append(f"{name} is missing")
         elif file.stat().st_size != entry.bytes:
             found.append(f"{name} has {file.stat().st_size} bytes instead of {entry.bytes}")
-    if not any(name.startswith(("optimizer", "global_step")) for name in entries):
+    if resumable and not any(name.startswith(("optimizer", "global_step")) for name in entries):
         found.append("saved without the optimizer (save_only_model)")
     return found
 
 
-def damage(folder: Path) -> list[str]:
+def damage(folder: Path, *, resumable: bool = True) -> list[str]:
     """Return :func:`faults`, or descriptions of files whose content is not the one that was written.
 
     Reads all files: about a second per GiB for SHA-256 on one core. Without hashes only what cannot be read is found.
     """
-    if found := faults(folder):
+    if found := faults(folder, resumable=resumable):
         return found
     entries = _read(folder)
     assert isinstance(entries, dict)

@@ -14,10 +14,10 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
-from transformers.trainer_utils import SaveStrategy, TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.run import checkpoint, earlier_run
+from humanline_fused.training.run import checkpoint, earlier_run, retention
 from humanline_fused.training.run.checkpoint import IDENTITY
 from humanline_fused.training.run.lock import LOCK, locked
 from humanline_fused.training.run.loop_state import LoopState
@@ -125,6 +125,9 @@ class ResumableTrainer(Trainer):
                     held.enter_context(locked(Path(run_dir)))
                 overwrite = self.args.overwrite_output_dir
                 chosen = checkpoint.resolve_resume(run_dir, asked, overwrite=overwrite, contents=writes)
+                if chosen and self.args.load_best_model_at_end:
+                    recorded = checkpoint.best_model_of(Path(chosen))
+                    retention.refuse_damaged_best(retention.best_model(recorded, Path(chosen).parent))
             except (ValueError, OSError) as error:
                 chosen = error
         chosen = gather_object([chosen])[0]
@@ -161,6 +164,9 @@ class ResumableTrainer(Trainer):
         run_dir = Path(str(self.args.output_dir))
         checkpoint.remove_staging(run_dir)
         if resume and Path(resume).resolve().parent == run_dir.resolve():
+            if Path(resume) == checkpoint.newest_complete(run_dir):  # what a killed run did not come to
+                best = checkpoint.best_model_of(Path(resume))
+                retention.tidy(Path(resume), self.args.save_total_limit, best)
             return
         if self.args.overwrite_output_dir:
             earlier_run.remove(run_dir, checkpoint.checkpoints(run_dir))
@@ -179,7 +185,7 @@ class ResumableTrainer(Trainer):
             os.makedirs(output_dir, exist_ok=True)
             identity = self.identity() | {checkpoint.PROCESSES: self.args.world_size}
             if self._extra:
-                identity[checkpoint.UNPLANNED] = True
+                identity[retention.UNPLANNED] = True
             Path(output_dir, IDENTITY).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
             torch.save(self._run_state, Path(output_dir, RUN_STATE))
 
@@ -242,7 +248,7 @@ class ResumableTrainer(Trainer):
             return ""
         if self._kept != step or self.args.save_only_model:
             saved = Path(self.run_dir, f"checkpoint-{step}")
-            planned = saved.is_dir() and not checkpoint.unplanned(saved)
+            planned = saved.is_dir() and not retention.unplanned(saved)
             assert self.model is not None
             self._extra = not planned
             try:
@@ -272,6 +278,7 @@ class ResumableTrainer(Trainer):
         """
         run_dir, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
         self._refuse_broken_weights(name)
+        self._find_best_model()
         self._run_state = self.run_state()
         staged, final = run_dir / checkpoint.STAGING / name, run_dir / name
         try:
@@ -300,9 +307,7 @@ class ResumableTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(staged / "trainer_state.json"))
                 checkpoint.publish(staged, final)
-                checkpoint.remove_unplanned(final)
-                if not self._extra:  # an unplanned checkpoint must not displace a planned one
-                    rotate_checkpoints(str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint)
+                retention.tidy(final, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         self.loop.took(grad_norm, kwargs.get("learning_rate"))
@@ -313,12 +318,36 @@ class ResumableTrainer(Trainer):
             return {}
         return super()._evaluate(*args, skip_scheduler=skip_scheduler, **kwargs)
 
+    def _find_best_model(self) -> None:
+        """Find the best model in this folder if Trainer, which looks where it was written, did not."""
+        here = self.run_dir / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_model_checkpoint is None and here.is_dir():
+            self.state.best_model_checkpoint = str(here)
+
+    def _load_best_model(self) -> None:
+        """Load the best model as Trainer does, after verifying its checkpoint. Collective.
+
+        Raises:
+            ValueError: on every process, if the checkpoint is damaged; the run is kept up to its last step.
+        """
+        damaged, best = None, retention.best_model(self.state.best_model_checkpoint, self.run_dir)
+        if self.args.process_index == 0:
+            try:
+                retention.refuse_damaged_best(best)
+            except ValueError as error:
+                damaged = str(error)
+        if damaged := gather_object([damaged])[0]:
+            raise ValueError(f"{damaged}{self.keep_run()}")
+        self.state.best_model_checkpoint = str(best)
+        super()._load_best_model()
+
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """End the loop as Trainer does; a run that a signal stops keeps its policy and all its checkpoints."""
         if not self.termination.stopped:
             self.stops_early()
         # Since the last log line it is this rank's own loss.
         self._tr_loss = cast(torch.Tensor, self.accelerator.reduce(self._tr_loss, "mean"))
+        self._find_best_model()
         if not self.termination.stopped:
             return super()._finalize_training(*args, **kwargs)
         with changed(self.args, load_best_model_at_end=False, save_total_limit=None):
