@@ -277,6 +277,19 @@ def test_a_batch_without_a_token_that_counts_has_a_loss_and_gradients_of_zero(ob
     assert all(not gradient.any() for gradient in gradients.values())
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_log_probs_and_entropies_of_no_token_have_gradients_of_zero(impl, frozen):
+    batch = head_batch(CPU)
+    nothing = torch.zeros_like(batch.tokens.loss_mask)
+    for score in (token_logp, token_logp_and_entropy):
+        hidden, weight = batch.hidden.clone().requires_grad_(), batch.weight.clone().requires_grad_(not frozen)
+        out = score(LMHead(hidden, weight), batch.tokens.target_ids, nothing, impl=impl)
+        total = out.sum() if isinstance(out, torch.Tensor) else out.logp.sum() + out.entropy.sum()
+        assert total == 0
+        wanted = [hidden] if frozen else [hidden, weight]
+        assert not any(gradient.any() for gradient in torch.autograd.grad(total, wanted))
+
+
 def test_checkpointing_around_the_loss_computes_the_model_twice_and_not_once_a_chunk(objective):
     batch, calls = head_batch(CPU), []
     weight = batch.weight.requires_grad_()

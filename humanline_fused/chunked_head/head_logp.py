@@ -4,6 +4,7 @@ Products with the weight: 1 without a gradient; 2 if only hidden needs one, beca
 backward computes the logits again: 4 if the head needs a gradient, 3 if hidden and the entropy do.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class HeadLogp(torch.autograd.Function):
         if ctx.store:
             assert dlogp is not None
             return None, hidden_gradient(dhidden, dlogp, index, hidden), None, None, None
-        gradients = _again(work, hidden, weight, bias, RowScores(*scores), dlogp, dentropy)
+        gradients = _again(work, hidden, weight, bias, scores, dlogp, dentropy)
         return None, gradients.hidden, None, gradients.weight, gradients.bias
 
 
@@ -75,11 +76,15 @@ def _again(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    scores: RowScores,
+    scores: Sequence[Tensor],
     dlogp: Tensor | None,
     dentropy: Tensor | None,
 ) -> HeadGradients:
-    """The gradients, from logits that are computed again. ``scores`` are those of the rows with a gradient."""
+    """The gradients, from logits that are computed again.
+
+    Args:
+        scores: RowScores of the rows with a gradient; empty if no row counts.
+    """
     sweep = Sweep(work, hidden, None, weight, bias)
     first = sweep.first_with_gradient
     chunks = chunks_of(first, sweep.num_rows, work.capacity)
@@ -91,7 +96,7 @@ def _again(
         for start, end in chunks:
             part, rows_hidden = slice(start - first, end - first), sweep.hidden(start, end)
             factors = dlogp[part], None if dentropy is None else dentropy[part]
-            own = selected(scores, part)
+            own = selected(RowScores(*scores), part)
             dlogits = sweep.dlogits(sweep.logits(rows_hidden), slice(start, end), own, *factors)
             if dhidden is not None:
                 scaled = sweep.dhidden(dlogits) * coefficient[part, None]
