@@ -129,6 +129,7 @@ def train(argv: Sequence[str]) -> None:
     from humanline_fused.training import HumanlineConfig, HumanlineTrainer
     from humanline_fused.training.config_file import config_arguments
     from humanline_fused.training.foreign_arguments import OF_SETTINGS, instead
+    from humanline_fused.training.help_text import HelpAction
     from humanline_fused.training.online.reward import RolloutError
     from humanline_fused.training.run.checkpoint import refuse_early
     from humanline_fused.training.run.whole_run import saying_how_to_continue, train_and_export
@@ -148,7 +149,10 @@ def train(argv: Sequence[str]) -> None:
         usage="humanline train [--config file.yaml] [--field value ...]",
         parents=[file_option],
         allow_abbrev=False,
+        add_help=False,
     )
+    parser.add_argument("-h", "--help", action=HelpAction, help="Print the usual options and exit.")
+    parser.add_argument("--help-all", action=HelpAction, help="Print all options, transformers' too, and exit.")
     try:
         config, _, unknown = parser.parse_args_into_dataclasses(
             [*settings, *overrides], look_for_args_file=False, return_remaining_strings=True
