@@ -177,6 +177,19 @@ def test_a_damaged_adapter_is_one_line(copied: Path, capsys):
     assert line.startswith("adapted: expected a LoRA adapter written by save_pretrained, which cannot be loaded")
 
 
+def test_the_spaces_of_a_line_are_part_of_the_text(here: Path, monkeypatch, capsys):
+    asked: list[str] = []
+    monkeypatch.setattr("humanline_fused.trained.dialogue.Dialogue.answer", lambda talk, text: asked.append(text))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" sort ba: \n  \n"))
+    said(capsys, "chat", "start")
+    assert asked == [" sort ba: "]
+
+
+def test_an_adapter_without_peft_names_the_extra(here: Path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert refused(capsys, "chat", "adapted").endswith("pip install 'humanline-fused[peft]'")
+
+
 # Merge
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from humanline_fused.cli import main
 from humanline_fused.demo import first_run, task
@@ -42,6 +43,16 @@ def test_a_first_run_has_a_model_pairs_held_out_pairs_and_settings(first: Path) 
         assert pairs(first / f"{name}.jsonl")
         for pair in pairs(first / f"{name}.jsonl"):
             assert task.reward(pair["prompt"], pair["chosen"]) > task.reward(pair["prompt"], pair["rejected"])
+
+
+def test_a_chat_puts_the_last_question_as_the_data_have_it(first: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(first / "start")
+    turns = [("user", "sort ba:"), ("assistant", "ab"), ("user", "sort dc:")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert asked == "sort dc: "
+    answered = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": "cd"}], tokenize=False)
+    assert answered == f"sort dc: cd{tokenizer.eos_token}"
 
 
 def test_no_prompt_of_a_first_run_is_both_trained_on_and_held_out(first: Path) -> None:

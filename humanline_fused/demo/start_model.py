@@ -16,9 +16,16 @@ from humanline_fused.demo import task
 SPECIAL_TOKENS = ["<pad>", "<eos>", "<unk>"]
 
 CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% set last = namespace(user=0) %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}{% set last.user = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages[last.user:] %}"
+    "{{ m['content'].strip() + ' ' if m['role'] == 'user' else m['content'] + eos_token }}"
+    "{% endfor %}"
 )
-"""Chat template without text between the turns, so that messages and text give the same tokens."""
+"""Chat template for a model that knows one turn: the user's last one, with the space that ends a prompt.
+
+Messages and text of the examples give the same tokens.
+"""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

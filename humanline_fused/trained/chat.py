@@ -9,7 +9,7 @@ import torch
 from transformers import set_seed
 
 from humanline_fused.printing import Parser, escaped, one_line
-from humanline_fused.trained.dialogue import Conversation
+from humanline_fused.trained.dialogue import Dialogue
 from humanline_fused.trained.stored_model import find_model
 
 ANEW = "/new"
@@ -49,7 +49,7 @@ def chat(argv: Sequence[str], description: str | None) -> None:
     if torch.cuda.is_available() and not stored.settings.get("use_cpu"):
         model = model.to("cuda")
     set_seed(options.seed)
-    talk = Conversation(model, tokenizer, options.max_new_tokens, options.temperature, options.system)
+    talk = Dialogue(model, tokenizer, options.max_new_tokens, options.temperature, options.system)
     if not talk.has_template:
         print("no chat template: every text is continued as it is, without the ones before", file=sys.stderr)
     if options.prompt is not None:
@@ -66,14 +66,14 @@ def chat(argv: Sequence[str], description: str | None) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """Yield the lines of stdin that have a text; on a terminal behind a prompt."""
+    """Yield the lines of stdin that have a text, with its spaces; on a terminal behind a prompt."""
     if not sys.stdin.isatty():
-        yield from (text for line in sys.stdin if (text := line.strip()))
+        yield from (text for line in sys.stdin if (text := line.rstrip("\n")).strip())
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (edits the lines of input)
     print(f"{ANEW} begins a new conversation, Ctrl-D ends", file=sys.stderr)
     with contextlib.suppress(EOFError):
         while True:
-            if text := input("> ").strip():
+            if (text := input("> ")).strip():
                 yield text

@@ -24,7 +24,7 @@ class EscapedStreamer(TextStreamer):
 
 
 @dataclass
-class Conversation:
+class Dialogue:
     """The turns so far, and the model that answers.
 
     Attributes:
