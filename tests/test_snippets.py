@@ -79,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model().save_pretrained(here / "start")
     tiny_tokenizer().save_pretrained(here / "start")
     (here / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in records("dpo", 4)))
-    (here / "first").mkdir()  # as `humanline init` makes it, which tests/test_init.py runs
+    (here / "first").mkdir()  # as `humanline init` makes it, which tests/test_first_run.py runs
     for settings in ("run.yaml", "first/train.yaml"):
         (here / settings).write_text("model: start\ndataset: pairs.jsonl\nobjective: grpo\noutput_dir: new\n")
     (here / "my_losses.py").write_text(next(f.text for f in FENCES if f.page == "docs/losses.md" and "APOZ" in f.text))
