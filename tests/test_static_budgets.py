@@ -3,12 +3,18 @@
 An H200 at 4.3 TB/s has 13 issue slots and 1.7 exp operations per bfloat16 element that it reads.
 """
 
+import hashlib
+import importlib.metadata
+import os
 import re
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.results import read, write
 from benchmarks.static.budgets import (
     BUDGETS,
     broken,
@@ -24,19 +30,55 @@ from benchmarks.static.loop_table import ARCHITECTURES, measure
 from benchmarks.static.specialisations import Specialisation, token_logp
 
 NEVER_LAUNCHED = {"gfx942": {"grpo_one_launch", "scale_dlogits"}}  # no cache of AMD's holds one launch's rows in flight
-KERNELS = Path(__file__).parent.parent / "kernels/humanline_kernels"
+ROOT = Path(__file__).parent.parent
+KERNELS = ROOT / "kernels/humanline_kernels"
+SLOW_KERNEL = ROOT / "tests/slow_kernel.py"
+
+
+def sources() -> list[Path]:
+    """Return the files that the rows depend on."""
+    folders = (KERNELS, ROOT / "benchmarks/static")
+    return sorted([*(path for folder in folders for path in folder.rglob("*.py")), SLOW_KERNEL, Path(__file__)])
+
+
+def inputs(files: Sequence[Path]) -> str:
+    """Return a hash of sources, of the compiler and of its settings."""
+    found = hashlib.sha256()
+    for path in files:
+        found.update(f"{path.name}\n{path.read_text()}".encode())
+    versions = [importlib.metadata.version(name) for name in ("triton", "networkx")]
+    settings = sorted(item for item in os.environ.items() if item[0].startswith(("TRITON", "LLVM", "PTXAS")))
+    found.update(repr((sys.version, versions, settings)).encode())
+    return found.hexdigest()[:32]
+
+
+def compiled_once(config: pytest.Config, name: str, compiled: Callable[[], list[LoopCost]]) -> list[LoopCost]:
+    """Return the rows of an earlier run with the same inputs: compilation takes minutes. ``--cache-clear`` forgets."""
+    cache: pytest.Cache | None = getattr(config, "cache", None)
+    if cache is None:
+        return compiled()
+    folder, given = cache.mkdir("static_budgets"), inputs(sources())
+    path = folder / f"{name}-{given}.csv"
+    if path.exists():
+        return read(path, LoopCost)[1]
+    rows = compiled()
+    for former in folder.glob(f"{name}-*"):
+        former.unlink()
+    if inputs(sources()) == given:  # else a source was changed meanwhile
+        write(path, LoopCost, {}, rows)
+    return rows
 
 
 @pytest.fixture(scope="session")
-def report() -> list[LoopCost]:
-    return measure(ARCHITECTURES)
+def report(pytestconfig: pytest.Config) -> list[LoopCost]:
+    return compiled_once(pytestconfig, "report", lambda: measure(ARCHITECTURES))
 
 
 @pytest.fixture(scope="session")
-def slow() -> list[LoopCost]:
+def slow(pytestconfig: pytest.Config) -> list[LoopCost]:
     kernel = "tests.slow_kernel:slow_token_logp_kernel"
     spec = Specialisation(kernel, "bf16", {"BLOCK_V": 4096}, num_warps=16, read_bytes=2, written_bytes=0)
-    return measure(ARCHITECTURES, [spec])
+    return compiled_once(pytestconfig, "slow", lambda: measure(ARCHITECTURES, [spec]))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -102,6 +144,20 @@ def test_a_budget_whose_loop_is_gone_is_broken(report):
     assert any("sum_weights 1: no such loop" in line for line in broken(renamed))
 
 
-def test_a_kernel_starved_of_registers_is_seen_to_spill():
+def test_a_kernel_starved_of_registers_is_seen_to_spill(pytestconfig):
     forward, _ = token_logp("bf16")
-    assert measure(["sm_90"], [forward], max_registers=24)[0].spills
+    starved = compiled_once(pytestconfig, "starved", lambda: measure(["sm_90"], [forward], max_registers=24))
+    assert starved[0].spills
+
+
+def test_rows_are_compiled_again_where_a_source_or_a_setting_of_the_compiler_changes(tmp_path, monkeypatch):
+    kernel = tmp_path / "kernel.py"
+    kernel.write_text("a = 1")
+    before = inputs([kernel])
+    assert before == inputs([kernel])
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
+    assert before != inputs([kernel])
+    monkeypatch.undo()
+    kernel.write_text("a = 2")
+    assert before != inputs([kernel])
+    assert {KERNELS / "token_logp.py", SLOW_KERNEL} <= set(sources())
