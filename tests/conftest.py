@@ -28,6 +28,9 @@ REPORTED = ("torch", "triton", "transformers", "accelerate", "datasets", "tokeni
 EMULATED = 90
 """Architecture of the kernels that are emulated, unless another one is asked for."""
 
+LONGEST = ("static_budgets", "checkpoint", "processes", "fsdp", "start", "budgeted_training", "ptx_mutants", "lm_head")
+"""Files that take longest. They are begun first, so that no worker is alone at the end."""
+
 multiply_as_another_processor_if_asked()
 do_not_wait_for_the_disk()
 
@@ -49,6 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose how kernels run, before Triton or a test module is imported: a kernel is defined one way or the other."""
+    config.option.loadscopereorder = False  # xdist would begin with the files of the most tests
     arch = config.getoption("ptx")
     if torch.cuda.is_available() and not arch:
         return
@@ -86,6 +90,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    begun_first = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: begun_first.get(item.path.name, len(LONGEST)))
     for item in items:
         if "device" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.gpu)
