@@ -52,11 +52,17 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     return [line for line in kept if line.keys() - {"step", "epoch"}]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    saved_run(folder)
+    return folder
+
+
 @pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
+def run_dir(finished: Path, tmp_path: Path) -> Path:
     """Folder of a finished run with checkpoints at steps 2, 4 and 6."""
-    saved_run(tmp_path / "run")
-    return tmp_path / "run"
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 # Resuming
@@ -289,6 +295,13 @@ def test_a_full_disk_ends_the_run_and_the_previous_checkpoint_resumes(
 # Checkpoints of another run
 
 
+@pytest.fixture(scope="module")
+def synced_every_third_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synced")
+    saved_run(folder, sync_every=3)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
@@ -303,11 +316,12 @@ def test_a_full_disk_ends_the_run_and_the_previous_checkpoint_resumes(
         ({"seed": 7}, "expected the batches that .* was written with.*'seed': 42.*got"),
     ],
 )
-def test_look_ahead_scores_of_another_run_are_refused(tmp_path: Path, setting: dict[str, Any], said: str):
-    saved_run(tmp_path, sync_every=3)
-    other = tiny_trainer(tmp_path / "other", **SAVING | {"sync_every": 3} | setting)
+def test_look_ahead_scores_of_another_run_are_refused(
+    synced_every_third_step: Path, tmp_path: Path, setting: dict[str, Any], said: str
+):
+    other = tiny_trainer(tmp_path, **SAVING | {"sync_every": 3} | setting)
     with pytest.raises(ValueError, match=said):
-        other.train(str(tmp_path / "checkpoint-4"))
+        other.train(str(synced_every_third_step / "checkpoint-4"))
 
 
 @pytest.mark.parametrize("reference", ["lookahead", "copy"])
