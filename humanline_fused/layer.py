@@ -1,5 +1,6 @@
 """The interface that ``eager`` and ``autograd`` both implement, and the named results of its operations."""
 
+from collections.abc import Callable
 from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
@@ -49,6 +50,10 @@ class GRPOLoss(NamedTuple):
 
 
 Result = TypeVar("Result", SequenceLoss, GRPOLoss)
+
+
+LossOfLogp = Callable[[Tensor, Tensor], Result]
+"""The loss with a graph and its metrics, from log-probs under policy and reference, [B, T]."""
 
 
 class ScoredLoss(NamedTuple, Generic[Result]):
@@ -148,3 +153,22 @@ class OneLaunch(Protocol):
         log_epsilon_P: float,
         log_epsilon_R: float,
     ) -> ScoredLoss[GRPOLoss]: ...
+
+
+@runtime_checkable
+class OfLogits(Protocol):
+    """A layer that can differentiate a loss of one model's logits as a whole, in fewer launches."""
+
+    def logits_loss(
+        self,
+        logits: Tensor,
+        loss_of_logp: LossOfLogp[Result],
+        ref_logits: Tensor | None,
+        ref_logp: Tensor | None,
+        target_ids: Tensor,
+        loss_mask: Tensor,
+        softmax: Softmax,
+        inplace_gradient: bool,
+    ) -> ScoredLoss[Result]:
+        """Args: ``ref_logp`` [B, T], contiguous, in the dtype of losses; None if ``ref_logits`` are there."""
+        ...

@@ -63,6 +63,13 @@ def test_the_gradient_scales_with_grad_output(device, objective, impl):
     torch.testing.assert_close(eightfold, 8 * once)
 
 
+def test_a_grad_output_of_nan_reaches_no_masked_row(device, objective, impl):
+    batch = random_batch(device)
+    _, gradient = loss_and_gradient(objective, batch, impl=impl, grad_output=float("nan"))
+    assert gradient[batch.loss_mask].isnan().any()
+    assert (gradient[~batch.loss_mask] == 0).all()
+
+
 def test_backward_twice_gives_the_same_gradient_twice(device, objective, impl):
     batch = random_batch(device)
     logits = batch.logits.clone().requires_grad_()

@@ -20,6 +20,7 @@ from humanline_kernels import (
     softmax,
 )
 from humanline_kernels import token_logp as token_logp_kernels
+from tests import test_losses as losses
 from tests import test_several_warps as cases
 from tests.ptx.emulator import Emulator
 from tests.ptx.mutants import WRONG, Mutant, changed, outcome, without_barriers
@@ -34,6 +35,7 @@ in_place = partial(cases.test_in_place_a_row_has_the_gradient_of_the_one_beside_
 unread = partial(cases.test_rows_that_do_not_count_are_not_read, CPU, False)
 unread_in_one_launch = partial(cases.test_rows_that_do_not_count_are_not_read, CPU, True)
 in_one_launch = partial(cases.test_a_row_of_two_tiles_in_one_launch_matches_the_oracle, CPU, FP32)
+scaled = partial(losses.test_a_grad_output_of_nan_reaches_no_masked_row, CPU, "dpo", "triton")
 scale = partial(cases.test_another_grad_output_scales_every_tile, CPU, FP32)
 pairs, labels, groups = (
     partial(cases.test_a_sequence_of_two_tiles_of_tokens_matches_the_oracle, CPU, objective, float("nan"))
@@ -96,6 +98,8 @@ MUTANTS = [
     Mutant(forward, "temperature_ptr + n", "temperature_ptr + n // T", temperature, WRONG),
     # token_logp_backward
     Mutant(backward, "n // T, n % T", "n % T, n // T", score, WRONG),
+    Mutant(backward, "dlogp *= tl.load(grad_output_ptr)", "pass", scaled, WRONG),
+    Mutant(backward, "tl.where(counts, dlogp, 0.0)", "dlogp", scaled, WRONG),
     Mutant(backward, "(dlogp != 0)", "(dlogp > 0)", score, WRONG),
     Mutant(backward, "temperature_ptr + n", "temperature_ptr + n // T", temperature, WRONG),
     # dlogits

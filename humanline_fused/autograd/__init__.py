@@ -5,6 +5,7 @@ from humanline_fused.autograd.epilogue import score_rows, write_dlogits_
 from humanline_fused.autograd.grpo_loss import grpo_loss
 from humanline_fused.autograd.grpo_one_launch import grpo_one_launch, num_programs
 from humanline_fused.autograd.kto_loss import kto_loss
+from humanline_fused.autograd.logits_loss import logits_loss
 from humanline_fused.autograd.token_logp import token_logp
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "grpo_loss",
     "grpo_one_launch",
     "kto_loss",
+    "logits_loss",
     "num_programs",
     "score_rows",
     "token_logp",

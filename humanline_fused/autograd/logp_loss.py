@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from humanline_fused.autograd.double_backward import refuse_double_backward
+from humanline_fused.layer import LossOfLogp, Result
 
 
 class LogpLoss(torch.autograd.Function):
@@ -38,6 +39,17 @@ def logp_loss(
     # Read here: inside forward grad mode is always off.
     needs_gradient = torch.is_grad_enabled() and logp.requires_grad
     return LogpLoss.apply(kernel, logp.contiguous(), *arguments, needs_gradient, *options)
+
+
+def loss_and_derivative(loss_of_logp: LossOfLogp[Result], logp: Tensor, ref_logp: Tensor) -> tuple[Result, Tensor]:
+    """The result of a loss by :func:`logp_loss`, detached, and ∂loss/∂logp, which its kernel has computed already."""
+    # Under the caller's hooks (checkpoint, save_on_cpu) the derivative would be moved, or computed again.
+    kept = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    with torch.enable_grad(), kept:
+        result = loss_of_logp(logp.detach().requires_grad_(), ref_logp)
+        node: Any = result.loss.grad_fn
+        (derivative,) = node.saved_tensors
+    return result._replace(loss=result.loss.detach()), derivative
 
 
 def boundaries(loss_mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:

@@ -4,7 +4,6 @@ The coefficients do not scale the logits. Each chunk's dlogits are computed for 
 scale factors with H columns. So only the weight's gradient waits for them (docs/math.md, equation 16).
 """
 
-from collections.abc import Callable
 from typing import Any, Generic, NamedTuple
 
 import torch
@@ -23,11 +22,8 @@ from humanline_fused.chunked_head.gradients import (
 from humanline_fused.chunked_head.products import column_sums
 from humanline_fused.chunked_head.sweep import Index, Sweep, selected
 from humanline_fused.chunked_head.work import Work
-from humanline_fused.layer import Result, ScoredLoss
+from humanline_fused.layer import LossOfLogp, Result, ScoredLoss
 from humanline_fused.softmax import RowScores
-
-LossOfLogp = Callable[[Tensor, Tensor], Result]
-"""The loss with a graph and its metrics, from log-probs under policy and reference, [B, T]."""
 
 
 class Call(NamedTuple, Generic[Result]):

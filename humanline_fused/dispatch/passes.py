@@ -8,8 +8,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from humanline_fused.chunked_head import Call, LossOfLogp, head_logp, head_loss, in_blocks, needs_of, rows_of, work_of
-from humanline_fused.layer import GRPOLoss, Layer, OneLaunch, Result, ScoredLoss, TokenLogps
+from humanline_fused.chunked_head import Call, head_logp, head_loss, in_blocks, needs_of, rows_of, work_of
+from humanline_fused.layer import GRPOLoss, Layer, LossOfLogp, OfLogits, OneLaunch, Result, ScoredLoss, TokenLogps
 from humanline_fused.scores import LMHead, Logits, Scores, TokenLogp
 from humanline_fused.softmax import softmax_of
 from humanline_fused.tokens import Tokens, to_device
@@ -128,9 +128,28 @@ def loss_of(
     """
     if isinstance(policy, LMHead) and needs_of(policy).head:
         return _loss_of_head(layer, policy, reference, tokens, loss_of_logp)
+    if isinstance(layer, OfLogits) and isinstance(policy, Logits) and _is_differentiated_as_a_whole(policy):
+        return _loss_of_logits(layer, policy, reference, tokens, loss_of_logp)
     scores = score_both(layer, policy, reference, tokens)
     result = loss_of_logp(scores.logp, scores.ref_logp)
     return ScoredLoss(result, scores.logp.detach(), scores.ref_logp)
+
+
+def _is_differentiated_as_a_whole(policy: Logits) -> bool:
+    """Not in a compiled graph, where the compiler finds the parts that belong together."""
+    return torch.is_grad_enabled() and policy.logits.requires_grad and not torch.compiler.is_compiling()
+
+
+def _loss_of_logits(
+    layer: Any, policy: Logits, reference: Scores, tokens: Tokens, loss_of_logp: LossOfLogp[Result]
+) -> ScoredLoss[Result]:
+    ref_logits = ref_logp = None
+    if isinstance(reference, Logits) and _read_alike(policy, reference):
+        ref_logits = reference.logits
+    else:
+        ref_logp = _score_reference(layer, reference, tokens).float().contiguous()
+    ids, mask, inplace = tokens.target_ids, tokens.loss_mask, policy.inplace_gradient
+    return layer.logits_loss(policy.logits, loss_of_logp, ref_logits, ref_logp, ids, mask, softmax_of(policy), inplace)
 
 
 @_outside_of_graphs

@@ -98,6 +98,7 @@ def token_logp_backward_kernel(
     point_ptr,  # [B, T]
     log2_total_ptr,  # [B, T]
     entropy_ptr,  # [B, T], or anything without HAS_ENTROPY
+    grad_output_ptr,  # [], a factor of dlogp, or anything without HAS_GRAD_OUTPUT
     # outputs
     dlogits_ptr,  # [B, T, V]; rows aligned as the rows of logits are
     # sizes
@@ -113,6 +114,7 @@ def token_logp_backward_kernel(
     cap_slope,
     gain,  # ∂z/∂x without the cap's slope and temperature_ptr: scale · inverse_temperature
     # flags and blocks
+    HAS_GRAD_OUTPUT: tl.constexpr,
     HAS_TEMPERATURE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
@@ -122,7 +124,10 @@ def token_logp_backward_kernel(
     # All loads together: one latency instead of a chain.
     counts, target_id = tl.load(loss_mask_ptr + n) != 0, tl.load(target_ids_ptr + n)
     point, log2_total = tl.load(point_ptr + n), tl.load(log2_total_ptr + n)
-    dlogp, dentropy, entropy = tl.where(counts, tl.load(dlogp_ptr + n), 0.0), 0.0, 0.0
+    dlogp, dentropy, entropy = tl.load(dlogp_ptr + n), 0.0, 0.0
+    if HAS_GRAD_OUTPUT:
+        dlogp *= tl.load(grad_output_ptr)
+    dlogp = tl.where(counts, dlogp, 0.0)
     if HAS_ENTROPY:
         dentropy, entropy = tl.where(counts, tl.load(dentropy_ptr + n), 0.0), tl.load(entropy_ptr + n)
     b, t = n // T, n % T
@@ -247,6 +252,7 @@ def _write_dlogits(
     inverse_temperature: float,
     softcap: float | None,
     scale: float,
+    grad_output: Tensor | None,
 ) -> None:
     B, T, V = logits.shape
     if not B * T:
@@ -262,6 +268,7 @@ def _write_dlogits(
             point,
             log2_total,
             point if entropy is None else entropy,
+            point if grad_output is None else grad_output,
             dlogits,
             T,
             V,
@@ -269,6 +276,7 @@ def _write_dlogits(
             *dlogits.stride()[:2],
             **softmax_scalars(scale, softcap, inverse_temperature),
             gain=scale * inverse_temperature,
+            HAS_GRAD_OUTPUT=grad_output is not None,
             HAS_TEMPERATURE=temperature is not None,
             HAS_SOFTCAP=softcap is not None,
             HAS_ENTROPY=dentropy is not None,
@@ -290,6 +298,7 @@ def token_logp_backward(
     inverse_temperature: float,
     softcap: float | None,
     scale: float,
+    grad_output: Tensor | None = None,
 ) -> Tensor:
     """``dlogits`` [B, T, V] in the logits' dtype; every element is written.
 
@@ -297,6 +306,7 @@ def token_logp_backward(
         dlogp: [B, T], float32, contiguous.
         dentropy: the same, or None.
         logits, target_ids, loss_mask, temperature, point, log2_total, entropy: arguments and results of forward.
+        grad_output: [], float32, a factor of ``dlogp``; None is 1.
     """
     dlogits = empty_dlogits(logits, logits.data_ptr())
     _write_dlogits(
@@ -313,6 +323,7 @@ def token_logp_backward(
         inverse_temperature,
         softcap,
         scale,
+        grad_output,
     )
     return dlogits
 
@@ -335,6 +346,7 @@ def write_dlogits_(
     inverse_temperature: float,
     softcap: float | None,
     scale: float,
+    grad_output: Tensor | None = None,
 ) -> None:
     """As :func:`token_logp_backward`, with ``dlogits`` written over ``logits``."""
     _write_dlogits(
@@ -351,6 +363,7 @@ def write_dlogits_(
         inverse_temperature,
         softcap,
         scale,
+        grad_output,
     )
 
 
