@@ -6,6 +6,8 @@ Three lines differ from plain TRL: the import, the trainer's name, and one more 
     trainer = HumanlineDPOTrainer(
         humanline=Humanline(log_epsilon_P=-1.5, log_epsilon_R=1.5, sync_every=1),
 
+With the paper's bounds and TRL's learning rate of 1e-6 no token leaves the bounds in a run of a few steps.
+
 It takes the folder or name of a model and a file of pairs with the columns prompt, chosen, rejected; all other options
 are those of DPOConfig::
 

@@ -44,12 +44,13 @@ TIMES = ("time/training", "time/generation", "time/reward")
 def number(value: Any) -> str:
     """Return a number in at most nine characters; a dash for none.
 
-    >>> number(0.69314), number(-123456.0), number(None), number(float("nan"))
-    ('0.6931', '-1.23e+05', '-', 'nan')
+    >>> number(0.69314), number(-1e-9), number(-123456.0), number(None), number(float("nan"))
+    ('0.6931', '0.0000', '-1.23e+05', '-', 'nan')
     """
     if value is None:
         return "-"
-    return f"{value:.4f}" if math.isnan(value) or abs(value) < 1000 else f"{value:.2e}"
+    rounded = round(value, 4) + 0.0 if math.isfinite(value) else value  # not -0.0000
+    return f"{rounded:.4f}" if math.isnan(value) or abs(value) < 1000 else f"{value:.2e}"
 
 
 def duration(seconds: float) -> str:
