@@ -28,6 +28,7 @@ TABLES = {
     "way": "benchmarks.preparation",
     "kernel": "benchmarks.static.loop_table",
     "launch": "benchmarks.static.launch_table",
+    "loss": "benchmarks.static.loss_launches",
     "held_mib": "benchmarks.kernels.cached_rows",
     "outcome": "benchmarks.kernel_tests",
     "fault": "tests.faults.table",

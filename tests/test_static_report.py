@@ -1,18 +1,23 @@
 """The static report's numbers from assembly, on listings and figures that can be checked by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.results import read, write
-from benchmarks.static import amdgcn, nvidia
+from benchmarks.static import amdgcn, loss_launches, nvidia
 from benchmarks.static.control_flow import Flow
+from benchmarks.static.launch_cost import LaunchCost
 from benchmarks.static.loop_cost import LoopCost, loop_costs
 from benchmarks.static.loop_table import markdown
+from benchmarks.static.loss_launches import ALLOWED, LossLaunches
 from benchmarks.static.machine_code import Instruction, Kind, Loop, MachineCode
 from benchmarks.static.roofline import DEVICES, predict, resident_programs
 from benchmarks.static.source_lines import NOWHERE, Location, locations, number_locations, source_loop
 from benchmarks.static.specialisations import Specialisation
+from benchmarks.static.static_report import PARTS
 
 SOURCE = """\
 def load(ptr):
@@ -224,3 +229,32 @@ def test_the_file_gives_back_the_rows_and_a_table_of_them(tmp_path):
     assert {"kernel", "arch", "loop", "instructions_per_element", "spills"} <= set(header.split(","))
     assert "| fold bf16 HAS_ENTROPY | unnamed | 1.25, 32 | H100 100%, H200 100% |" in markdown(path, path.name)
     assert "| H200 | 132 | 1.70 | 4.80 | 4.32 |" in markdown(path, path.name)
+
+
+def test_a_loss_keeps_within_its_launches():
+    rows = loss_launches.measure()
+    assert [row.loss for row in rows] == [*ALLOWED]
+    assert all(row.forward > 1 and row.backward > 0 for row in rows)
+    assert loss_launches.broken(rows) == []
+
+
+def test_a_loss_with_a_launch_too_many_is_named(tmp_path):
+    (forward, backward), path = ALLOWED["dpo"], tmp_path / "losses.csv"
+    within = LossLaunches("dpo", forward, backward)
+    rows = [within, LossLaunches("dpo", forward + 1, backward), LossLaunches("dpo", forward, backward + 1)]
+    assert [line.startswith("dpo: ") for line in loss_launches.broken(rows)] == [True, True]
+    facts = {"command": "python -m benchmarks static", "torch": "2", "triton": "3"}
+    write(path, LossLaunches, facts, [within])
+    assert read(path, LossLaunches) == (facts, [within])
+    assert f"| dpo | {forward} ({forward}) | {backward} ({backward}) |" in loss_launches.markdown(path, path.name)
+
+
+def test_a_launch_that_was_not_emulated_is_not_passed(monkeypatch, capsys):
+    def unknown(arch: str) -> list[LaunchCost]:
+        raise RuntimeError("k was not run for sm_90: wgmma is not emulated")
+
+    monkeypatch.setitem(PARTS, "launches", replace(PARTS["launches"], measure=unknown))
+    with pytest.raises(SystemExit) as raised:
+        main(["static", "--part", "launches"])
+    assert raised.value.code == 1
+    assert "launches were not counted: k was not run for sm_90: wgmma is not emulated" in capsys.readouterr().out
