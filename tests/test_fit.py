@@ -1,5 +1,7 @@
 """Memory of a training step from a config alone, beside measured peaks of training on a CPU."""
 
+import gc
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig
 
 from benchmarks.measure import peak_bytes
 from humanline_fused.cli import main
-from humanline_fused.memory.estimate import estimate
+from humanline_fused.memory import estimate as estimates
+from humanline_fused.memory.estimate import Estimate
 from humanline_fused.training.model_settings import ModelSettings
 from tests.tiny_model import tiny_trainer
 
@@ -29,6 +32,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@cache
+def _estimate(folder: str, settings: tuple[tuple[str, Any], ...], kind: tuple[tuple[str, Any], ...]) -> Estimate:
+    return estimates.estimate(folder, ModelSettings(**dict(settings)), **dict(kind))
+
+
+def estimate(folder: str, settings: dict[str, Any] | None = None, **kind: Any) -> Estimate:
+    """Return the estimate for a folder, computed once for the tests of this file."""
+    return _estimate(folder, tuple((settings or {}).items()), tuple(kind.items()))
+
+
 def pairs() -> list[dict[str, str]]:
     texts = [" ".join(["", *(f"w{(i * j + side) % 90}" for j in range(62))]) for i in range(16) for side in (0, 1)]
     return [{"prompt": "w1", "chosen": a, "rejected": b} for a, b in zip(texts[::2], texts[1::2], strict=True)]
@@ -43,6 +56,7 @@ def measured(folder: str, output_dir: Path, **settings: Any) -> int:
         sizes = {"per_device_train_batch_size": 8, "max_steps": 2, "max_length": 64, "layout": "padded"}
         tiny_trainer(output_dir, model=model, train_dataset=pairs(), **sizes | settings).train()
 
+    gc.collect()  # what an earlier run left would be freed inside the call, and count as less than nothing
     return peak_bytes(train, torch.device("cpu"))
 
 
@@ -52,7 +66,7 @@ def measured(folder: str, output_dir: Path, **settings: Any) -> int:
 def test_weights_gradients_and_optimizer_are_counted_from_the_config(folder: str):
     h, i, v, layers = 128, 352, 2000, 6
     number = 2 * v * h + h + layers * (4 * h * h + 3 * h * i + 2 * h)
-    found = estimate(folder, ModelSettings(), bf16=False)
+    found = estimate(folder, bf16=False)
     assert found.parameters == found.trained == number
     assert found.fixed == {
         **{"weights": 4 * number, "gradients": 4 * number, "optimizer": 8 * number},
@@ -61,16 +75,16 @@ def test_weights_gradients_and_optimizer_are_counted_from_the_config(folder: str
 
 
 def test_a_layer_with_checkpointing_keeps_its_input(folder: str):
-    found = estimate(folder, ModelSettings(), bf16=False)
+    found = estimate(folder, bf16=False)
     one_more = Path(folder, "deeper")
     LlamaConfig(**SIZES, num_hidden_layers=7).save_pretrained(one_more)
-    deeper = estimate(str(one_more), ModelSettings(), bf16=False)
+    deeper = estimate(str(one_more), bf16=False)
     assert deeper.saved.per_token_checkpointed - found.saved.per_token_checkpointed == 4 * 128
     assert deeper.saved.per_token - found.saved.per_token > 10 * 4 * 128
 
 
 def test_computing_in_bfloat16_casts_every_product_s_weight_and_keeps_less_of_a_token(folder: str):
-    single, half = (estimate(folder, ModelSettings(), bf16=bf16) for bf16 in (False, True))
+    single, half = (estimate(folder, bf16=bf16) for bf16 in (False, True))
     h, i, v, layers = 128, 352, 2000, 6
     assert half.fixed["weights, cast"] == 2 * (layers * (4 * h * h + 3 * h * i) + v * h)
     assert half.saved.per_token < single.saved.per_token
@@ -78,13 +92,13 @@ def test_computing_in_bfloat16_casts_every_product_s_weight_and_keeps_less_of_a_
 
 @pytest.mark.parametrize("reference", ["copy", "frozen"])
 def test_a_second_model_costs_its_weights(folder: str, reference: Any):
-    found = estimate(folder, ModelSettings(), reference=reference)
+    found = estimate(folder, reference=reference)
     assert found.fixed["reference"] == found.fixed["weights"] == 4 * found.parameters
 
 
 def test_an_adapter_has_the_only_gradients_and_its_reference_its_own_size(folder: str):
     pytest.importorskip("peft")
-    settings = ModelSettings(model_dtype="bfloat16", lora_r=4, lora_target_modules=["v_proj"])
+    settings = {"model_dtype": "bfloat16", "lora_r": 4, "lora_target_modules": ("v_proj",)}
     found = estimate(folder, settings, reference="adapter")
     assert found.trained == 6 * 2 * 4 * 128
     assert found.fixed["gradients"] == found.fixed["reference"] == found.fixed["optimizer"] / 2
@@ -92,7 +106,7 @@ def test_an_adapter_has_the_only_gradients_and_its_reference_its_own_size(folder
 
 
 def test_the_most_tokens_are_the_last_that_fit(folder: str):
-    found = estimate(folder, ModelSettings())
+    found = estimate(folder)
     for checkpointing in (False, True):
         most = found.most_tokens(1e9, checkpointing=checkpointing)
         assert found.total(most, checkpointing=checkpointing) <= 1e9
@@ -125,7 +139,7 @@ def test_the_sum_is_near_the_measured_peak_or_above_it(
 ):
     kind = {"bf16": False} | kind
     checkpointing, lora = kind.pop("checkpointing", False), {"lora_r": kind.pop("lora_r", None)}
-    found = estimate(folder, ModelSettings(**lora), workspace=CPU, **kind)
+    found = estimate(folder, lora, workspace=CPU, **kind)
     peak = measured(folder, tmp_path, **settings)
     total = found.total(TOKENS, checkpointing=checkpointing)
     assert peak / SHORT <= total <= FACTOR * peak
