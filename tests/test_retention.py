@@ -111,12 +111,17 @@ def test_a_run_that_was_killed_before_it_removed_a_checkpoint_removes_it_when_re
     assert names(run) == ["checkpoint-6", "checkpoint-2"]
 
 
+def test_damage_to_the_best_models_optimizer_does_not_matter(whole: Path, run: Path):
+    (run / "checkpoint-2" / "optimizer.pt").write_bytes(b"")
+    made(run).train("auto")
+
+
 def test_a_damaged_best_model_is_refused_before_a_run_continues(whole: Path, run: Path):
     shutil.rmtree(run / "checkpoint-6")
     shutil.copytree(whole / "removed" / "checkpoint-4", run / "checkpoint-4")
     weights = run / "checkpoint-2" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
-    said = f"expected the best model so far in {run / 'checkpoint-2'}, whose model.safetensors is damaged"
+    said = f"expected the best model so far, but {run / 'checkpoint-2'}/model.safetensors is damaged"
     with pytest.raises(ValueError, match=re.escape(said)):
         made(run).train("auto")
     assert names(run) == ["checkpoint-4", "checkpoint-2"]
@@ -136,7 +141,7 @@ def test_a_best_model_damaged_during_the_run_is_not_exported(tmp_path: Path, sav
 
     trainer._finalize_training = damaged
     step = 6 if saved else 5
-    said = f"whose model.safetensors has 0 bytes .* The run up to step {step} is kept: resume from .*checkpoint-{step}"
+    said = f"/model.safetensors has 0 bytes .* The run up to step {step} is kept: resume from .*checkpoint-{step}"
     with pytest.raises(ValueError, match=said):
         trainer.train()
 

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from humanline_fused.training.run import durable
 
@@ -14,6 +16,9 @@ MANIFEST = "files.json"
 
 Earlier versions wrote the sizes alone.
 """
+
+_WEIGHTS = re.compile("(adapter_|pytorch_)?model[-._]|global_step")
+"""Files of a checkpoint with weights, of whole models, adapters, FSDP and DeepSpeed."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +42,36 @@ def seal(folder: Path) -> None:
     durable.write_text(folder / MANIFEST, _rendered(entries))
 
 
-def faults(folder: Path, *, resumable: bool = True) -> list[str]:
-    """Return descriptions of what a checkpoint lacks, by names and sizes; empty for a complete one.
-
-    Args:
-        folder: the checkpoint.
-        resumable: whether it must have what resuming needs, not the model alone.
-    """
+def faults(folder: Path) -> list[str]:
+    """Return descriptions of what a checkpoint lacks for resuming, by names and sizes; empty for a complete one."""
     entries = _read(folder)
     if isinstance(entries, str):
         return [entries]
+    found = _other_sizes(folder, entries)
+    if not any(name.startswith(("optimizer", "global_step")) for name in entries):
+        found.append("saved without the optimizer (save_only_model)")
+    return found
+
+
+def damage(folder: Path) -> list[str]:
+    """Return :func:`faults`, or descriptions of files whose content is not the one that was written.
+
+    Reads all files: about a second per GiB for SHA-256 on one core. Without hashes only what cannot be read is found.
+    """
+    entries = _read(folder)
+    return faults(folder) or _other_contents(folder, cast(dict[str, Entry], entries))
+
+
+def damaged_model(folder: Path) -> list[str]:
+    """Return descriptions of files of a checkpoint's weights that are not as they were written. Reads them."""
+    entries = _read(folder)
+    if isinstance(entries, str):
+        return [entries]
+    weights = {name: entry for name, entry in entries.items() if _WEIGHTS.match(name)}
+    return _other_sizes(folder, weights) or _other_contents(folder, weights)
+
+
+def _other_sizes(folder: Path, entries: Mapping[str, Entry]) -> list[str]:
     found = []
     for name, entry in entries.items():
         file = folder / name
@@ -54,20 +79,11 @@ def faults(folder: Path, *, resumable: bool = True) -> list[str]:
             found.append(f"{name} is missing")
         elif file.stat().st_size != entry.bytes:
             found.append(f"{name} has {file.stat().st_size} bytes instead of {entry.bytes}")
-    if resumable and not any(name.startswith(("optimizer", "global_step")) for name in entries):
-        found.append("saved without the optimizer (save_only_model)")
     return found
 
 
-def damage(folder: Path, *, resumable: bool = True) -> list[str]:
-    """Return :func:`faults`, or descriptions of files whose content is not the one that was written.
-
-    Reads all files: about a second per GiB for SHA-256 on one core. Without hashes only what cannot be read is found.
-    """
-    if found := faults(folder, resumable=resumable):
-        return found
-    entries = _read(folder)
-    assert isinstance(entries, dict)
+def _other_contents(folder: Path, entries: Mapping[str, Entry]) -> list[str]:
+    found = []
     for name, entry in entries.items():
         file = folder / name
         if entry.sha256 is None:
