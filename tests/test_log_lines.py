@@ -57,6 +57,17 @@ def test_a_column_appears_with_a_new_header_once_its_metric_is_logged() -> None:
     ]
 
 
+def test_the_first_training_line_has_a_header_also_behind_an_evaluation_before_it() -> None:
+    evaluation = {"eval_loss": 0.5, "eval_rewards_initial/margins": 0.0}
+    assert ["ETA" in line for line in lines_of(evaluation, DPO, DPO | {"epoch": 0.5})] == [
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
+
+
 def test_a_value_that_is_missing_is_a_dash_and_one_that_is_not_finite_is_named() -> None:
     cells = lines_of({"loss": float("nan"), "epoch": 0.5})[1].split()
     assert cells == ["1", "0.50", "nan", "-", "-", "0:00:09"]

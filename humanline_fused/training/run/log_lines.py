@@ -83,6 +83,7 @@ class Lines:
         self.first_step, self.last_step, self.began = step, last_step, now
         self.before: tuple[float, float] | None = (0, 0.0) if step == 0 else None  # tokens and seconds
         self.columns: list[Column] = []
+        self.trained = False
         self.printed: list[str] = []
 
     def of(self, step: int, logs: Logs, now: float) -> list[str]:
@@ -95,8 +96,9 @@ class Lines:
             shown = {name: value for name, value in logs.items() if name not in ("epoch", "total_flos")}
             return [", ".join([f"step {step}", *(f"{name} {_any(value)}" for name, value in shown.items())])]
         columns = [c for c in COLUMNS if c.always or c in self.columns or logs.keys() & {c.train, c.eval}]
-        header = [] if columns == self.columns else [_header(columns)]
-        self.columns = columns
+        # An evaluation before the first step stands above the start block.
+        header = [_header(columns)] if columns != self.columns or (trained and not self.trained) else []
+        self.columns, self.trained = columns, self.trained or trained
         cells = [f"{number(logs.get(c.eval if evaluated else c.train)):>10}" for c in columns]
         epoch = "eval" if evaluated else f"{logs.get('epoch') or 0:.2f}"
         line = f"{step:>7}{epoch:>8}{''.join(cells)}"
