@@ -4,22 +4,15 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
-import importlib.metadata
-import platform
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from humanline_fused import __version__
 from humanline_fused.extras import need, remedy
 from humanline_fused.printing import Parser, escaped, one_line, unfailing_output
-
-DISTRIBUTIONS = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "trl")
-OPERATIONS = ("token_log_ratio", "dpo_loss", "kto_loss", "grpo_loss")
-DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -254,6 +247,10 @@ def _of_module(module: str, description: str) -> Callable[[Sequence[str]], None]
 
 chat = _of_module("humanline_fused.trained.chat", "Talk with the model of a run, of a checkpoint, or of a folder.")
 merge = _of_module("humanline_fused.trained.merge", "Merge a run's LoRA adapter into its base model: a whole model.")
+info = _of_module(
+    "humanline_fused.info",
+    "Print versions, the device, and the implementation that each operation would use, with the reason.",
+)
 fit = _of_module("humanline_fused.memory.fit", "Compute a step's memory from a model's config: which GPUs hold it.")
 
 
@@ -374,32 +371,3 @@ def demo(argv: Sequence[str]) -> None:
         raise user_error(error) from error
     except (OSError, RuntimeError) as error:
         raise RunError(str(error)) from error
-
-
-def info(argv: Sequence[str]) -> None:
-    """Print versions, the device, and the implementation that each operation would use, with the reason."""
-    Parser(prog="humanline info", description=info.__doc__).parse_args(argv)
-    import torch
-
-    from humanline_fused.impl import choose_impl
-
-    print(f"{'humanline-fused':<16} {__version__}")
-    print(f"{'python':<16} {platform.python_version()}")
-    for name in DISTRIBUTIONS:
-        try:
-            print(f"{name:<16} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            print(f"{name:<16} not installed")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    print(f"{'device':<16} {device.type} ({name})")
-    if device.type == "cuda":
-        from humanline_kernels.cache import held_rows_on
-
-        held = held_rows_on(device)
-        print(f"{'one_launch':<16} {held.nbytes / 2**20:.1f} MiB of rows in flight, {held.why}")
-    print()
-    for operation in OPERATIONS:
-        choices = ((choose_impl("auto", device, getattr(torch, dtype)), dtype) for dtype in DTYPES)
-        for choice, group in groupby(choices, key=lambda pair: pair[0]):
-            print(f"{operation:<16} {choice.impl:<7} {', '.join(dtype for _, dtype in group)}: {choice.why}")

@@ -7,6 +7,7 @@ import random
 import select
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from humanline_fused.cli import main
 from humanline_fused.looking import result
@@ -164,6 +166,7 @@ def _run(here: Path, command: list[str]) -> None:
         sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
         warnings.showwarning = lambda *warned: print(warnings.formatwarning(*warned), file=sys.stderr)  # not pytest's
         random.seed(0)
+        tqdm.set_lock(threading.RLock())  # not the processes' common one, which a killed child may hold forever
         result.plot_runs = lambda folders: ["not drawn"]  # a second of CPU time for each run
         status = main(command)
     except SystemExit as ended:
