@@ -22,7 +22,17 @@ OPTIONS = {
     "plot": ("--output", "--absent"),
     "show": ("--step", "--example", "--checkpoint", "--model", "--dataset", "--output", "--absent"),
     "info": ("--absent",),
+    "chat": ("--prompt", "--system", "--checkpoint", "--model", "--temperature", "--max_new_tokens", "--seed",
+             "--absent"),
+    "merge": ("--output", "--dtype", "--absent"),
+    "fit": ("--model", "--tokens", "--dtype", "--bf16", "--reference", "--lora_r", "--absent"),
 }  # fmt: skip
+RIGHT = {
+    "train": arguments("pairs, look-ahead, best model", "run"),
+    "chat": ["chat", "start", "--prompt=w1", "--max_new_tokens=4"],
+    "fit": ["fit", "--model=start", "--tokens=16"],
+}
+"""Commands that succeed if nothing is added."""
 
 
 class Commands:
@@ -39,9 +49,8 @@ class Commands:
         draw = random.Random(seed)
         command = draw.choice((*OPTIONS, "train", "train", "absent"))
         argv = [command] if draw.random() < 0.97 else []
-        right = command == "train" and draw.random() < 0.5
-        if right:
-            argv = arguments("pairs, look-ahead, best model", f"run-{seed}")
+        if command in RIGHT and draw.random() < 0.5:
+            argv = [*RIGHT[command]]
         for _ in range(draw.choice((0, 1, 1, 2, 3))):
             if options := OPTIONS.get(command):
                 argv.append(draw.choice(options))
@@ -49,7 +58,7 @@ class Commands:
                 argv.append(draw.choice(WORDS))
         if command == "train":
             argv += ["--use_cpu=true", "--report_to=none", "--dry_run=true"]
-            argv += [] if right else [f"--output_dir=run-{seed}"]
+            argv += [f"--output_dir=run-{seed}"]
         if command == "plot" and "--output" not in argv:
             argv += ["--output", f"plot-{seed}.png"]
         argv = [word.replace("\0", "") for word in argv]

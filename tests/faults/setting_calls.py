@@ -41,19 +41,19 @@ def judged(given: dict[str, Any]) -> tuple[Outcome, str]:
         return Outcome.TRACEBACK, f"{type(error).__name__}: {error}"
     hints = {name: str(hint) for name, hint in get_type_hints(HumanlineConfig).items()}
     for name, value in given.items():
-        if not _fits(value, hints[name]):
+        if not _fits(name, value, hints[name]):
             return Outcome.SILENT, f"{name}: {hints[name]} accepted {value!r}"
         if value and getattr(config, name) != value and not isinstance(value, bool | str | dict):
             return Outcome.SILENT, f"{name}: {value!r} became {getattr(config, name)!r}"
     return Outcome.HARMLESS, ""
 
 
-def _fits(value: Any, hint: str) -> bool:
+def _fits(name: str, value: Any, hint: str) -> bool:
     """Return whether a value is of a setting's type, which is written as in its annotation."""
     if value is None:
         return "None" in hint
     if isinstance(value, bool):
-        return "bool" in hint or "scale" in hint.lower()
+        return "bool" in hint or name == "scale_rewards"
     if isinstance(value, float) and not math.isfinite(value):
         return not math.isnan(value) and "float" in hint
     if isinstance(value, int):
