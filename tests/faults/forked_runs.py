@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+import tqdm.auto
+import tqdm.std
 
 from humanline_fused.cli import main
 from humanline_fused.looking import result
@@ -167,7 +168,8 @@ def _run(here: Path, command: list[str]) -> None:
         sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
         warnings.showwarning = lambda *warned: print(warnings.formatwarning(*warned), file=sys.stderr)  # not pytest's
         random.seed(0)
-        tqdm.set_lock(threading.RLock())  # not the processes' common one, which a killed child may hold forever
+        for bars in (tqdm.std.tqdm, tqdm.auto.tqdm):  # their common lock may be held forever by a killed child
+            bars.set_lock(threading.RLock())
         result.plot_runs = lambda folders: ["not drawn"]  # a second of CPU time for each run
         status = main(command)
     except SystemExit as ended:
