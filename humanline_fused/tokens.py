@@ -13,7 +13,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
         return tensor
     if tensor.device.type == "cpu" and device.type == "cuda" and not torch.compiler.is_compiling():
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    # The host could read a copy in its own memory before it is complete.
+    return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,12 +52,14 @@ class PretendedGPU(TorchDispatchMode):
 
     Attributes:
         waits: operations whose result the host needs, each with the file that called.
+        unfinished: copies to host memory for which the host does not wait, though nothing says when they end.
         asynchronous: for each copy from host memory whether the host goes on: from pinned memory, not blocking.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.waits: list[str] = []
+        self.unfinished: list[str] = []
         self.asynchronous: list[bool] = []
         self._pinned: list[Tensor] = []
         monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
@@ -98,7 +100,7 @@ class PretendedGPU(TorchDispatchMode):
         if name in WAITING or by_mask or to_host:
             files = (Path(frame.filename) for frame in reversed(traceback.extract_stack()[:-2]))
             mine = next(f"{file.parent.name}/{file.name}" for file in files if "torch" not in file.parts)
-            self.waits.append(f"{name} in {mine}")
+            (self.unfinished if to_host and kwargs.get("non_blocking") else self.waits).append(f"{name} in {mine}")
         from_host = [t for t in tensors if not isinstance(t, OnGPU) and t.ndim] if name in ("_to_copy", "copy_") else []
         pinned = [any(tensor is pinned for pinned in self._pinned) for tensor in from_host]
         self.asynchronous += [own and bool(kwargs.get("non_blocking")) for own in pinned]

@@ -38,13 +38,14 @@ def loss_on(gpu: PretendedGPU, batch: HeadBatch, objective: str, on_host: set[st
 
     tokens = batch.tokens
     names = ("target_ids", "loss_mask", "desirable", "advantages")
+    packed = {} if batch.cu_seqlens is None else {"cu_seqlens": put("cu_seqlens", batch.cu_seqlens)}
     moved: Batch = replace(tokens, **{name: put(name, getattr(tokens, name)) for name in names})
     rows = put("rows", tokens.loss_mask.flatten().nonzero()[:, 0]) if given else None
     weight = gpu.put(batch.weight.detach().requires_grad_())
     policy = LMHead(gpu.put(batch.hidden.detach().requires_grad_()), weight, rows=rows, **options)
-    reference = TokenLogp(gpu.put(torch.full((4, 6), -4.0)))
+    reference = TokenLogp(gpu.put(torch.full(tokens.target_ids.shape, -4.0)))
     with gpu:
-        out = loss_of(objective, policy, reference, moved, impl="eager", **settings_of(objective))
+        out = loss_of(objective, policy, reference, moved, impl="eager", **settings_of(objective), **packed)
         out.loss.backward()
     assert weight.grad is not None
     return out.loss.held, weight.grad.held  # pyright: ignore[reportAttributeAccessIssue]
@@ -64,12 +65,14 @@ def test_waits_and_copies_are_seen(gpu: PretendedGPU):
         _ = x[x > 1]
         x.nonzero()
         x.cpu()
+        x.to("cpu", non_blocking=True)
         (2 * x).exp_()
         x + host.to(x.device)
         host.pin_memory().to(x.device)
         host.pin_memory().to(x.device, non_blocking=True)
     assert [wait.split()[0] for wait in gpu.waits] == ["_local_scalar_dense", "index", "nonzero", "_to_copy"]
-    assert {wait.split()[-1] for wait in gpu.waits} == {"tests/test_head_waits.py"}
+    assert [copy.split()[0] for copy in gpu.unfinished] == ["_to_copy"]
+    assert {wait.split()[-1] for wait in gpu.waits + gpu.unfinished} == {"tests/test_head_waits.py"}
     assert gpu.asynchronous == [False, False, True]
 
 
@@ -102,6 +105,15 @@ def test_a_mask_in_host_memory_is_copied_once_and_the_host_waits_for_nothing(
     assert all(gpu.asynchronous)
     # The mask, the rows, and advantages or the order of the rows in chunks.
     assert len(gpu.asynchronous) <= 3
+
+
+@pytest.mark.parametrize("on_host", [{"loss_mask", "advantages"}, {"loss_mask", "advantages", "cu_seqlens"}])
+def test_the_host_reads_boundaries_after_their_copy_has_ended(gpu: PretendedGPU, objective: str, on_host: set[str]):
+    packed = batch_without_an_advantage().packed
+    loss_on(gpu, packed, objective, on_host, given=False, workspace_bytes=TWO_CHUNKS)
+    # A pair's or a sequence's rows are ordered on the host.
+    assert len(gpu.waits) == (objective != "grpo" and "cu_seqlens" not in on_host)
+    assert gpu.unfinished == []
 
 
 @pytest.mark.parametrize("on_host", [set(), {"loss_mask"}, {"loss_mask", "advantages"}])

@@ -57,7 +57,8 @@ def _on_cpu(*tensors: Tensor) -> bool:
 def in_blocks(rows: Rows, tokens: Tokens, given: Tensor | None) -> Rows:
     """The same rows, ordered such that rows of one sequence or pair are neighbours.
 
-    Waits for the device, once, only if neither the mask nor the ``given`` rows are on the CPU.
+    Waits for the device, once, only if neither the mask nor the ``given`` rows are on the CPU, or if they are and
+    ``cu_seqlens`` are not.
     """
     if tokens.depends == "token":
         return rows
