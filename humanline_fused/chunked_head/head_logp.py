@@ -49,9 +49,10 @@ class HeadLogp(torch.autograd.Function):
                     )
         ctx.set_materialize_grads(False)
         ctx.work, ctx.store, ctx.rows = work, store, slice(first - sweep.first_of_policy, None)
-        again = (needs.hidden or needs.head) and not store and scores
-        kept = [torch.cat(values)[first:] if len(values[0]) else values[0] for values in zip(*scores, strict=True)]
-        ctx.save_for_backward(hidden, weight, bias, dhidden, *(kept if again else []))
+        again = (needs.hidden or needs.head) and not store
+        columns = zip(*scores, strict=True) if again else ()
+        kept = [torch.cat(values)[first:] if len(values[0]) else values[0] for values in columns]
+        ctx.save_for_backward(hidden, weight, bias, dhidden, *kept)
         ctx.mark_non_differentiable(sweep.found.ref_logp, *(() if work.with_entropy else (sweep.found.entropy,)))
         return sweep.found
 
