@@ -5,10 +5,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 from torch._library.custom_ops import CustomOpDef
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
+
+from humanline_fused import Logits
+from humanline_fused.validation import values
+from tests.inputs import loss_of, random_batch
 
 ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 VIEWS = ("detach", "alias", "view", "unbind", "_unsafe_view", "_reshape_alias")
@@ -26,6 +31,25 @@ class Launches(TorchDispatchMode):
         if name not in ALLOCATIONS + VIEWS and not func.is_view:
             self.seen.append(name)
         return func(*args, **(kwargs or {}))
+
+
+def launches_of_loss(loss: str, device: torch.device) -> tuple[list[str], list[str]]:
+    """The launches of a loss of policy and reference on logits, and those of its backward.
+
+    Args:
+        loss: an objective, or "grpo in one launch".
+    """
+    batch = random_batch(device)
+    policy, reference = Logits(batch.logits.requires_grad_()), Logits(batch.ref_logits)
+    objective, _, one_launch = loss.partition(" ")
+    settings: dict[str, Any] = {"impl": "triton", **({"one_launch": True} if one_launch else {})}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(values, "may_look_at", lambda tensor: False)  # a CPU's checks of values
+        with launches(patch) as forward:
+            result = loss_of(objective, policy, reference, batch, **settings).loss
+        with launches(patch) as backward:
+            result.backward()
+    return forward, backward
 
 
 @contextmanager

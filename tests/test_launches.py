@@ -2,42 +2,20 @@
 
 import pytest
 
-from humanline_fused import Logits
-from humanline_fused.validation import values
-from tests.inputs import loss_of, random_batch
-from tests.launch_counter import launches
+from benchmarks.static.loss_launches import ALLOWED
+from tests.launch_counter import launches_of_loss
 
-FORWARD = {"dpo": 5, "kto": 6, "grpo": 3}
-BACKWARD = 2  # one of them is the 1 that autograd begins with
-
-
-@pytest.fixture(autouse=True)
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Disable checks of values, which only run on a CPU."""
-    monkeypatch.setattr(values, "may_look_at", lambda tensor: False)
+KERNELS = {
+    "dpo": ["token_logp_forward_kernel", "dpo_loss_kernel"],
+    "kto": ["token_logp_forward_kernel", "kto_loss_kernel"],
+    "grpo": ["token_logp_forward_kernel", "grpo_loss_kernel"],
+    "grpo in one launch": ["grpo_one_launch_kernel"],
+}
 
 
-def launches_of(monkeypatch, device, objective, **settings):
-    """Return the launches of a loss, and those of its backward."""
-    batch = random_batch(device)
-    leaf = batch.logits.requires_grad_()
-    policy, reference = Logits(leaf), Logits(batch.ref_logits)
-    with launches(monkeypatch) as forward:
-        loss = loss_of(objective, policy, reference, batch, impl="triton", **settings).loss
-    with launches(monkeypatch) as backward:
-        loss.backward()
-    return forward, backward
-
-
-def test_a_loss_on_logits_has_few_launches(monkeypatch, device, objective):
-    forward, backward = launches_of(monkeypatch, device, objective)
-    assert forward.count("token_logp_forward_kernel") == forward.count(f"{objective}_loss_kernel") == 1
-    assert len(forward) <= FORWARD[objective], forward
-    assert len(backward) <= BACKWARD, backward
-
-
-def test_grpo_in_one_launch_has_few_others(monkeypatch, device):
-    forward, backward = launches_of(monkeypatch, device, "grpo", one_launch=True)
-    assert forward.count("grpo_one_launch_kernel") == 1
-    assert len(forward) <= 4, forward
-    assert len(backward) <= 2, backward
+@pytest.mark.parametrize("loss", KERNELS)
+def test_a_loss_on_logits_has_few_launches(device, loss):
+    forward, backward = launches_of_loss(loss, device)
+    assert all(forward.count(kernel) == 1 for kernel in [*KERNELS[loss], "means_kernel"]), forward
+    assert len(forward) <= ALLOWED[loss][0], forward
+    assert len(backward) <= ALLOWED[loss][1], backward

@@ -10,7 +10,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from benchmarks.results import cells, read
 from benchmarks.tables import columns, piped
@@ -40,28 +39,12 @@ def _without_a_gpu() -> None:
 
 
 def _counted() -> list[LossLaunches]:
-    import pytest
     import torch
 
-    from humanline_fused import Logits
-    from humanline_fused.validation import values
-    from tests.inputs import loss_of, random_batch
-    from tests.launch_counter import launches
+    from tests.launch_counter import launches_of_loss
 
-    def count(loss: str) -> LossLaunches:
-        batch = random_batch(torch.device("cpu"))
-        policy, reference = Logits(batch.logits.requires_grad_()), Logits(batch.ref_logits)
-        objective, _, one_launch = loss.partition(" ")
-        settings: dict[str, Any] = {"impl": "triton", **({"one_launch": True} if one_launch else {})}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(values, "may_look_at", lambda tensor: False)  # a CPU's checks of values
-            with launches(patch) as forward:
-                result = loss_of(objective, policy, reference, batch, **settings).loss
-            with launches(patch) as backward:
-                result.backward()
-        return LossLaunches(loss, len(forward), len(backward))
-
-    return [count(loss) for loss in ALLOWED]
+    counts = {loss: launches_of_loss(loss, torch.device("cpu")) for loss in ALLOWED}
+    return [LossLaunches(loss, len(forward), len(backward)) for loss, (forward, backward) in counts.items()]
 
 
 def broken(rows: Sequence[LossLaunches]) -> list[str]:
