@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
@@ -17,20 +19,35 @@ from tests.inputs import loss_of, random_batch
 
 ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 VIEWS = ("detach", "alias", "view", "unbind", "_unsafe_view", "_reshape_alias")
+OF_THE_HOST = (*ALLOCATIONS, *VIEWS, "promote_types")
 
 
 class Launches(TorchDispatchMode):
-    """Records the names of kernels and of torch's operations, without allocations and views."""
+    """Records the names of kernels and of torch's operations, without allocations, views and empty results."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[str] = []
+        self._paused = 0
+
+    def uncounted(self, function: Any) -> Any:
+        """The function, whose launches are not recorded."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._paused += 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._paused -= 1
+
+        return call
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        if name not in ALLOCATIONS + VIEWS and not func.is_view:
+        out, name = func(*args, **(kwargs or {})), func._schema.name.removeprefix("aten::")
+        is_empty = all(isinstance(leaf, Tensor) and not leaf.numel() for leaf in tree_leaves(out))
+        if name not in OF_THE_HOST and not func.is_view and not is_empty and not self._paused:
             self.seen.append(name)
-        return func(*args, **(kwargs or {}))
+        return out
 
 
 def launches_of_loss(loss: str, device: torch.device) -> tuple[list[str], list[str]]:

@@ -13,7 +13,8 @@ from humanline_fused.tokens import Tokens
 from humanline_fused.validation import values
 from tests.head_inputs import HeadBatch, head_batch
 from tests.inputs import loss_of
-from tests.traffic import Launches, Traffic
+from tests.launch_counter import Launches
+from tests.traffic import Traffic
 
 H, V = 16, 40
 CPU = torch.device("cpu")
@@ -98,14 +99,14 @@ def test_the_loss_of_one_chunk_launches_little_besides_its_products_kernels_and_
             monkeypatch.setattr(eager, name, launches.uncounted(getattr(eager, name)))
         monkeypatch.setattr(torch.autograd, "grad", launches.uncounted(torch.autograd.grad))
         loss = loss_of("dpo", policy, GIVEN, batch.tokens, impl="eager").loss
-        forward = len(launches.names)
+        forward = len(launches.seen)
         loss.backward()
     # The rows; the reference's log-probs at 0 where masked (2); ids, hidden states, logits; log-probs per token (2);
     # the coefficients of the rows, and of 1 for dlogits.
-    assert forward <= 10, launches.names[:forward]
+    assert forward <= 10, launches.seen[:forward]
     # Two products, the hidden states again, and their scaled rows in a gradient of zeros.
-    assert len(launches.names) - forward <= 11, launches.names[forward:]
-    assert launches.names.count("mm") == 3
+    assert len(launches.seen) - forward <= 11, launches.seen[forward:]
+    assert launches.seen.count("mm") == 3
 
 
 def test_a_chunks_kernels_are_launched_without_the_cost_of_custom_ops():
@@ -114,7 +115,7 @@ def test_a_chunks_kernels_are_launched_without_the_cost_of_custom_ops():
         policy = LMHead(batch.hidden.requires_grad_(), batch.weight.requires_grad_(not frozen))
         with Launches() as launches:
             loss_of("dpo", policy, GIVEN, batch.tokens, impl="triton").loss.backward()
-        ops = {name for name in launches.names if name.startswith("humanline::")}
+        ops = {name for name in launches.seen if name.startswith("humanline::")}
         assert ops == {"humanline::dpo_loss"}
 
 

@@ -47,31 +47,3 @@ class Traffic(TorchDispatchMode):
     def _counted(self, *tree: Any) -> list[Tensor]:
         tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and tuple(leaf.shape) == self.shape]
         return [tensor for tensor in tensors if tensor.data_ptr() not in self._others]
-
-
-class Launches(TorchDispatchMode):
-    """Names of the operations that compute something: neither views, nor memory without values, nor empty tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.paused = 0
-
-    def uncounted(self, function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.paused += 1
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.paused -= 1
-
-        return call
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out, name = func(*args, **(kwargs or {})), func._schema.name
-        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.numel()]
-        inputs = {leaf.data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        view = not func._schema.is_mutable and any(tensor.data_ptr() in inputs for tensor in outputs)
-        if outputs and not view and not self.paused and not name.startswith(EMPTY):
-            self.names.append(name.removeprefix("aten::"))
-        return out
