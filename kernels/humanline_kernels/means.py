@@ -42,6 +42,7 @@ def means_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
+    tl.static_assert(COLUMNS <= WIDTH)
     columns = tl.arange(0, WIDTH)
     totals = tl.zeros([BLOCK_R, WIDTH], tl.float32)
     for start in range(0, R, BLOCK_R):
