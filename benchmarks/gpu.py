@@ -292,6 +292,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="folder of the CSVs: benchmarks/results/, or a new one for a toy")
     parser.add_argument("--providers", nargs="+", choices=KEYS, help="without it all, at toy size all but compile")
     parser.add_argument("--repeats", type=int, help=f"timed calls per provider: {REPEATS}, at toy size 2")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="nothing begins after so many: 25")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"nothing begins after so many: {MINUTES:g}")
     parser.add_argument("--commit", help="of a tree that is a copy without its history")
     return parser.parse_args(arguments)
