@@ -1,6 +1,5 @@
 """Selects the rows to multiply, their order, and the chunks."""
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -124,30 +123,11 @@ def capacity_of(workspace_bytes: int | None, row_bytes: int, device: torch.devic
     if workspace_bytes is None:
         workspace_bytes = 2**27
         if device.type == "cuda":
-            workspace_bytes = min(max(2**31, 4096 * row_bytes), 2**32, _free_memory_of(device).look() // 2)
+            workspace_bytes = min(max(2**31, 4096 * row_bytes), 2**32, _free_memory(device) // 2)
     return max(1, workspace_bytes // row_bytes)
 
 
-class FreeMemory:
-    """Free memory of a GPU, bytes. A look costs the host more than a product's launch, so it is not taken every time.
-
-    The first ``FIRST`` calls look, because a run's memory grows in its first steps, and every ``EVERY``-th afterwards.
-    """
-
-    FIRST, EVERY = 16, 16
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.calls, self.size = device, 0, 0
-
-    def look(self) -> int:
-        if self.calls < self.FIRST or self.calls % self.EVERY == 0:
-            free, _ = torch.cuda.mem_get_info(self.device)
-            cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-            self.size = free + cached
-        self.calls += 1
-        return self.size
-
-
-@cache
-def _free_memory_of(device: torch.device) -> FreeMemory:
-    return FreeMemory(device)
+def _free_memory(device: torch.device) -> int:
+    """Return a GPU's free memory, bytes, with what the allocator holds unused. Looked at in every call: it shrinks."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
