@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from humanline_fused import cli
@@ -44,6 +45,13 @@ def test_planned_checkpoints_are_kept_as_trainer_keeps_them(tmp_path: Path, limi
     assert names(ours) == names(trainers)
 
 
+def test_a_checkpoint_of_a_stop_after_the_newest_one_stays(tmp_path: Path):
+    """As of a run that was continued from an earlier checkpoint than its last."""
+    run = folders(tmp_path, unplanned=(10,))
+    tidy(run / "checkpoint-6", 2, None)
+    assert names(run) == ["checkpoint-10", "checkpoint-8", "checkpoint-6"]
+
+
 def test_an_unplanned_checkpoint_displaces_none_and_goes_with_the_next_one(tmp_path: Path):
     run = folders(tmp_path / "stopped", unplanned=(10,))
     tidy(run / "checkpoint-10", 2, None)
@@ -72,6 +80,17 @@ SETTINGS: dict[str, Any] = {
     "metric_for_best_model": "loss",
     "learning_rate": 1.0,
 }
+
+
+class StopAt(TrainerCallback):
+    """Sends SIGTERM at the end of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def made(folder: Path, **changes: Any) -> HumanlineTrainer:
@@ -109,6 +128,30 @@ def test_a_run_that_was_killed_before_it_removed_a_checkpoint_removes_it_when_re
     shutil.copytree(whole / "removed" / "checkpoint-4", run / "checkpoint-4")
     made(run).train("auto")
     assert names(run) == ["checkpoint-6", "checkpoint-2"]
+
+
+def test_a_damaged_newer_checkpoint_removes_none_when_a_run_is_resumed_from_the_one_before(whole: Path, run: Path):
+    shutil.copytree(whole / "removed" / "checkpoint-4", run / "checkpoint-4")
+    shutil.copytree(run / "checkpoint-4", run / "checkpoint-3")
+    (run / "checkpoint-6" / "optimizer.pt").write_bytes(b"")
+    made(run, max_steps=4).train("auto")
+    assert names(run) == ["checkpoint-6", "checkpoint-4", "checkpoint-3", "checkpoint-2"]
+
+
+def test_a_run_that_was_stopped_behind_its_best_evaluation_ends_as_the_whole_one(tmp_path: Path):
+    """The best evaluation, at step 2, has no planned checkpoint; that of the stop there is none of the best model's."""
+    changes = {"save_steps": 4, "max_steps": 8}
+    whole = made(tmp_path / "whole", **changes)
+    whole.train()
+    assert whole.state.best_global_step == 2
+    stopped = made(tmp_path / "run", **changes)
+    stopped.add_callback(StopAt(2))
+    stopped.train()
+    assert names(tmp_path / "run") == ["checkpoint-2"]
+    resumed = made(tmp_path / "run", **changes)
+    resumed.train("auto")
+    assert resumed.state.best_model_checkpoint is whole.state.best_model_checkpoint is None
+    assert names(tmp_path / "run") == names(tmp_path / "whole") == ["checkpoint-8", "checkpoint-4"]
 
 
 def test_damage_to_the_best_models_optimizer_does_not_matter(whole: Path, run: Path):

@@ -164,7 +164,7 @@ class ResumableTrainer(Trainer):
         run_dir = Path(str(self.args.output_dir))
         checkpoint.remove_staging(run_dir)
         if resume and Path(resume).resolve().parent == run_dir.resolve():
-            if Path(resume) == checkpoint.newest_complete(run_dir):  # what a killed run did not come to
+            if Path(resume) == checkpoint.checkpoints(run_dir)[0]:  # what a killed run did not come to
                 best = checkpoint.best_model_of(Path(resume))
                 retention.tidy(Path(resume), self.args.save_total_limit, best)
             return
@@ -321,7 +321,7 @@ class ResumableTrainer(Trainer):
     def _find_best_model(self) -> None:
         """Find the best model in this folder if Trainer, which looks where it was written, did not."""
         here = self.run_dir / f"checkpoint-{self.state.best_global_step}"
-        if self.state.best_model_checkpoint is None and here.is_dir():
+        if self.state.best_model_checkpoint is None and here.is_dir() and not retention.unplanned(here):
             self.state.best_model_checkpoint = str(here)
 
     def _load_best_model(self) -> None:

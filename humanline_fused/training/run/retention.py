@@ -24,18 +24,20 @@ def unplanned(folder: Path) -> bool:
 def tidy(newest: Path, limit: int | None, best: str | None) -> None:
     """Remove the checkpoints that a run's newest one replaces. A kill leaves no part of one.
 
-    They are the unplanned ones and, if the newest is planned, the oldest beyond a limit, but the best model's.
+    They are the unplanned ones before it and, if it is planned, the oldest planned ones beyond a limit, but the best
+    model's.
 
     Args:
-        newest: the newest checkpoint.
+        newest: the run's newest checkpoint; one of a later step is of a run that was continued from an earlier one.
         limit: number of checkpoints to keep, ``save_total_limit``; None or 0: all.
         best: the best model's checkpoint.
     """
-    others = [folder for folder in checkpoints(newest.parent) if folder != newest]
-    stopped = [folder for folder in others if unplanned(folder)]
-    _remove(newest.parent, stopped)
-    if limit and limit > 0 and not unplanned(newest):
-        planned = [folder for folder in others if folder not in stopped]
+    found = checkpoints(newest.parent)
+    stopped = [folder for folder in found if unplanned(folder)]
+    before = found[found.index(newest) + 1 :]
+    _remove(newest.parent, [folder for folder in stopped if folder in before])
+    if limit and limit > 0 and newest not in stopped:
+        planned = [folder for folder in found if folder != newest and folder not in stopped]
         protected = [folder for folder in planned if best and folder.name == Path(best).name]
         free = [folder for folder in planned if folder not in protected]
         _remove(newest.parent, free[max(limit - 1 - len(protected), 0) :])
