@@ -73,6 +73,15 @@ def test_groups_stay_together_in_the_part_that_is_trained_on() -> None:
     assert starts == list(range(0, len(train), 2))
 
 
+def test_a_part_has_the_arrays_of_the_whole_which_processes_share() -> None:
+    """A copy would be made by every process of a node, beside the file that all of them map."""
+    whole = prepared(records("dpo", 40))
+    for part in split(whole, 0.2):
+        assert all(part.arrays[name] is whole.arrays[name] for name in whole.arrays)
+        assert part.sizes.tolist() == [[len(e.prompt_ids), *map(len, e.completions)] for e in part]
+        assert len(part.prompts) == len(part)
+
+
 def test_tokens_of_an_earlier_version_are_split_by_the_tokens_of_their_prompts() -> None:
     whole = prepared(records("dpo", 40))
     earlier = StoredExamples(whole.arrays | {"prompts": np.zeros(0, np.int64)})

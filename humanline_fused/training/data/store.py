@@ -55,15 +55,17 @@ class StoredExamples(Sequence[Example]):
 
     Args:
         arrays: by name, as in :data:`ARRAYS`.
+        places: the places of these examples in the arrays, ascending; default all.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+    def __init__(self, arrays: dict[str, np.ndarray], places: np.ndarray | None = None) -> None:
         self.arrays = arrays
         # Slices of a memmap cost five times more.
         self._plain = {name: np.asarray(part) for name, part in arrays.items()}
+        self._places = np.arange(len(arrays["weights"])) if places is None else places
 
     def __len__(self) -> int:
-        return len(self.arrays["weights"])
+        return len(self._places)
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -72,7 +74,7 @@ class StoredExamples(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        number = range(len(self))[index]
+        number = int(self._places[range(len(self))[index]])
         ends = self._plain["ends"]
         stops = [int(ends[number - 1, -1]) if number else 0, *ends[number].tolist()]
         prompt, *completions = (self._view("ids", a, b) for a, b in pairwise(stops))
@@ -92,38 +94,34 @@ class StoredExamples(Sequence[Example]):
     @property
     def units(self) -> Units | None:
         """The examples that belong together; None if each stands alone."""
-        rows = self._plain["rows"]
+        rows = self._of_examples("rows")
         return Units(np.flatnonzero(np.diff(rows, prepend=-1)), len(rows)) if len(rows) else None
 
     @property
     def sizes(self) -> np.ndarray:
         """Tokens of prompts and completions, [examples, 1 + sides]."""
         ends = self._plain["ends"]
-        return np.diff(ends.reshape(-1), prepend=0).reshape(ends.shape)
+        return np.diff(ends.reshape(-1), prepend=0).reshape(ends.shape)[self._places]
 
     @property
     def prompts(self) -> np.ndarray:
         """A hash of each example's prompt, int64 [examples]; of its token ids where a folder of an earlier version has
         no other."""
-        kept = self._plain["prompts"]
+        kept = self._of_examples("prompts")
         if len(kept) == len(self):
             return kept
         ids = (example.prompt_ids.numpy().tobytes() for example in self)
         digests = b"".join(hashlib.blake2b(one, digest_size=8).digest() for one in ids)
         return np.frombuffer(digests, "<i8")
 
+    def _of_examples(self, name: str) -> np.ndarray:
+        """Return these examples' part of an array that has one number of each example, or none."""
+        part = self._plain[name]
+        return part[self._places] if len(part) else part
+
     def subset(self, places: np.ndarray) -> "StoredExamples":
-        """Return the examples at these places, ascending, in arrays of their own."""
-        ends = self._plain["ends"]
-        starts = np.concatenate([[0], ends[:-1, -1]]) if len(ends) else ends[:, 0]
-        sizes = ends[places, -1] - starts[places]
-        total = np.cumsum(sizes)
-        tokens = np.arange(sizes.sum()) + np.repeat(starts[places] - (total - sizes), sizes)
-        taken = {name: part[places] if len(part) else part for name, part in self._plain.items()}
-        for name in ("ids", "counts"):
-            taken[name] = self._plain[name][tokens] if len(self._plain[name]) else self._plain[name]
-        taken["ends"] = ends[places] - (starts[places] - (total - sizes))[:, None]
-        return StoredExamples(taken)
+        """Return the examples at these places, ascending, as views of the same arrays."""
+        return StoredExamples(self.arrays, self._places[places])
 
     def checksums(self) -> dict[str, int]:
         """Return the CRC-32 of each array."""
@@ -135,7 +133,7 @@ class StoredExamples(Sequence[Example]):
         return sum(part.nbytes for part in self.arrays.values())
 
     def save(self, folder: Path, notes: dict[str, Any]) -> None:
-        """Write the arrays and ``notes``, which are JSON, into a new folder, which appears only when it is complete.
+        """Write the whole arrays and ``notes``, which are JSON, into a new folder, which appears when it is complete.
 
         Raises:
             OSError: it cannot be written.
