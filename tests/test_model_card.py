@@ -70,6 +70,22 @@ def test_a_card_has_the_held_out_numbers_of_the_last_evaluation(run: HumanlineTr
     assert "After step 4, relative to the base model:" in card
 
 
+def test_a_card_has_the_held_out_numbers_of_the_weights_that_it_is_with(tmp_path: Path):
+    """Those of the best model's step; at this learning rate the evaluation at step 4 is worse than that at step 2."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 2}
+    trainer = tiny_trainer(
+        tmp_path, eval_dataset=records("dpo", 4, seed=5), reference="copy", learning_rate=1.0, **SETTINGS | best
+    )
+    trainer.train()
+    trainer.save_model()
+    card = (tmp_path / CARD).read_text()
+    losses = {line["step"]: line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line}
+    assert losses[2] < losses[4]
+    assert "the weights of step 2, the best by loss" in rows(card)["steps"]
+    assert "After step 2, relative to the base model:" in card
+    assert rows(card)["eval_loss"] == f"{losses[2]:.4g}"
+
+
 def test_the_hub_reads_the_front_matter(card: str):
     data = front(card)
     assert (data.library_name, data.pipeline_tag, data.tags) == (

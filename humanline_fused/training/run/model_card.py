@@ -116,7 +116,7 @@ def card_text(trainer: Any, *, title: str | None = None, front: Mapping[str, Any
         **({"adapter": adapter} if adapter else {}),
         "versions": _versions(bool(adapter)),
     }
-    held_out = _held_out(trainer.state)
+    held_out = _held_out(trainer.state, _best_step(config, trainer.state))
     heading = title or f"{Path(base).name or 'A model'}, trained with {trainer.objective.name}"
     parts = [
         f"# {escaped(heading)}",
@@ -188,8 +188,14 @@ def _data(config: HumanlineConfig, batches: Mapping[str, Any]) -> str:
 
 def _steps(config: HumanlineConfig, state: TrainerState, global_batch: int) -> str:
     done = f"{state.global_step} of {state.max_steps} steps with {global_batch} examples each, seed {config.seed}"
-    best = state.best_global_step if config.load_best_model_at_end else None
+    best = _best_step(config, state)
     return f"{done}; the weights of step {best}, the best by {config.metric_for_best_model}" if best else done
+
+
+def _best_step(config: HumanlineConfig, state: TrainerState) -> int | None:
+    """Return the step whose weights the model has; None for those of the last one."""
+    loaded = config.load_best_model_at_end and state.best_model_checkpoint is not None
+    return state.best_global_step if loaded else None
 
 
 def _optimizer(config: HumanlineConfig) -> str:
@@ -224,9 +230,10 @@ def _versions(peft: bool) -> str:
     return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
-def _held_out(state: TrainerState) -> Sequence[str]:
-    """Return the last evaluation as text and a table; nothing without one."""
-    last = next((line for line in reversed(state.log_history) if "eval_loss" in line), None)
+def _held_out(state: TrainerState, step: int | None) -> Sequence[str]:
+    """Return the last evaluation, of ``step`` if given, as text and a table; nothing without one."""
+    evaluations = (line for line in reversed(state.log_history) if "eval_loss" in line)
+    last = next((line for line in evaluations if step in (None, line["step"])), None)
     if last is None:
         return ()
     numbers = [(name, f"{value:.4g}") for name, value in sorted(last.items()) if _is_result(name, value)]
