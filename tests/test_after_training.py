@@ -15,6 +15,7 @@ from humanline_fused.cli import main
 from humanline_fused.trained.merge import merge_into
 from humanline_fused.trained.stored_model import find_model
 from humanline_fused.training.run.lock import locked
+from humanline_fused.training.run.manifest import MANIFEST, seal
 from humanline_fused.training.run.model_card import CARD, merged_card
 from tests.test_model_card import front
 from tests.tiny_model import records, tiny_model, tiny_tokenizer
@@ -119,6 +120,18 @@ def test_a_checkpoint_answers_with_its_own_weights(here: Path, capsys):
     assert at_2 == said(capsys, "chat", "adapted/checkpoint-2", *options)
     loaded, export = find_model("adapted", checkpoint=2).load(), find_model("adapted").load()
     assert any(not torch.equal(a, b) for a, b in zip(loaded.parameters(), export.parameters(), strict=True))
+
+
+def test_a_checkpoint_without_the_optimizer_answers_too(copied: Path, capsys):
+    options = ["chat", "whole", "--checkpoint=2", "--prompt=w1 w2", "--temperature=0", "--max_new_tokens=4"]
+    before = said(capsys, *options)
+    saved = copied / "whole" / "checkpoint-2"
+    (saved / "optimizer.pt").unlink()
+    (saved / MANIFEST).unlink()
+    seal(saved)  # as of a run with save_only_model
+    assert said(capsys, *options) == before
+    (saved / "model.safetensors").write_bytes(b"cut")
+    assert refused(capsys, *options) == "whole: expected a complete checkpoint-2, it has those of steps 4"
 
 
 def test_samples_of_one_seed_are_alike(here: Path, capsys):

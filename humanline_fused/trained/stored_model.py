@@ -103,7 +103,7 @@ def find_model(place: str, *, checkpoint: int | None = None, base: str | None = 
     settings: Mapping[str, Any] = {}
     if (folder / SETTINGS).is_file():
         settings = read_settings(folder)
-        folder = _exported(folder) if checkpoint is None else complete_checkpoint(folder, checkpoint)
+        folder = _exported(folder) if checkpoint is None else complete_checkpoint(folder, checkpoint, model_alone=True)
     else:
         _refuse(checkpoint is not None, "--checkpoint", f"a run's folder with {SETTINGS}, found none in {folder}")
         if (folder / IDENTITY).is_file() and (folder.parent / SETTINGS).is_file():
@@ -129,7 +129,7 @@ def _exported(folder: Path) -> Path:
     exported = any((folder / name).is_file() for name in WEIGHTS + ADAPTERS)
     if ended and exported:
         return folder
-    newest = newest_complete(folder)
+    newest = newest_complete(folder, model_alone=True)
     kept = f", or take --checkpoint {newest.name.split('-')[1]}" if newest else ""
     if not ended:
         raise ValueError(f"{folder}: expected a run that has ended, this one has not. {CONTINUE}{kept}")

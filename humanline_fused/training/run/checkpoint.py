@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -94,25 +95,31 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
     return sorted((folder for folder in steps if folder.is_dir()), key=steps.__getitem__, reverse=True)
 
 
-def newest_complete(output_dir: str | Path) -> Path | None:
-    """Return the complete checkpoint with the highest step in ``output_dir``, or None."""
-    return next((folder for folder in checkpoints(output_dir) if not faults(folder)), None)
+def newest_complete(output_dir: str | Path, *, model_alone: bool = False) -> Path | None:
+    """Return the complete checkpoint with the highest step in ``output_dir``, or None; or one with a whole model."""
+    return next((folder for folder in checkpoints(output_dir) if not faults(folder, model_alone=model_alone)), None)
 
 
-def complete_checkpoint(folder: Path, step: int | None = None) -> Path:
+def complete_checkpoint(folder: Path, step: int | None = None, *, model_alone: bool = False) -> Path:
     """Return the checkpoint of ``step`` in a run's folder, verified; default the newest complete one.
+
+    Args:
+        folder: the run's folder.
+        step: number of optimizer steps before the checkpoint.
+        model_alone: one with a whole model will do, also if it was saved without the optimizer (``save_only_model``).
 
     Raises:
         ValueError: there is no such complete checkpoint; the message lists those that there are.
     """
-    complete = {int(found.name.split("-")[1]): found for found in checkpoints(folder) if not faults(found)}
+    lacks = partial(faults, model_alone=model_alone)
+    complete = {int(found.name.split("-")[1]): found for found in checkpoints(folder) if not lacks(found)}
     if not complete:
         raise ValueError(f"{folder}: expected a complete checkpoint, found none (save_strategy, save_steps)")
     chosen = max(complete) if step is None else step
     if chosen not in complete:
         has = ", ".join(map(str, sorted(complete)))
         raise ValueError(f"{folder}: expected a complete checkpoint-{step}, it has those of steps {has}")
-    if damaged := damage(complete[chosen]):
+    if damaged := damage(complete[chosen], model_alone=model_alone):
         raise ValueError(f"{complete[chosen]}: {'; '.join(damaged)}")
     return complete[chosen]
 

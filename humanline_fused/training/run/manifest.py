@@ -42,33 +42,37 @@ def seal(folder: Path) -> None:
     durable.write_text(folder / MANIFEST, _rendered(entries))
 
 
-def faults(folder: Path) -> list[str]:
-    """Return descriptions of what a checkpoint lacks for resuming, by names and sizes; empty for a complete one."""
+def faults(folder: Path, *, model_alone: bool = False) -> list[str]:
+    """Return descriptions of what a checkpoint lacks, by names and sizes; empty for a complete one.
+
+    Args:
+        folder: the checkpoint.
+        model_alone: what its weights lack; default what it lacks for resuming.
+    """
     entries = _read(folder)
     if isinstance(entries, str):
         return [entries]
+    if model_alone:
+        return _other_sizes(folder, _weights(entries))
     found = _other_sizes(folder, entries)
     if not any(name.startswith(("optimizer", "global_step")) for name in entries):
         found.append("saved without the optimizer (save_only_model)")
     return found
 
 
-def damage(folder: Path) -> list[str]:
+def damage(folder: Path, *, model_alone: bool = False) -> list[str]:
     """Return :func:`faults`, or descriptions of files whose content is not the one that was written.
 
     Reads all files: about a second per GiB for SHA-256 on one core. Without hashes only what cannot be read is found.
     """
-    entries = _read(folder)
-    return faults(folder) or _other_contents(folder, cast(dict[str, Entry], entries))
+    if found := faults(folder, model_alone=model_alone):
+        return found
+    entries = cast(dict[str, Entry], _read(folder))
+    return _other_contents(folder, _weights(entries) if model_alone else entries)
 
 
-def damaged_model(folder: Path) -> list[str]:
-    """Return descriptions of files of a checkpoint's weights that are not as they were written. Reads them."""
-    entries = _read(folder)
-    if isinstance(entries, str):
-        return [entries]
-    weights = {name: entry for name, entry in entries.items() if _WEIGHTS.match(name)}
-    return _other_sizes(folder, weights) or _other_contents(folder, weights)
+def _weights(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    return {name: entry for name, entry in entries.items() if _WEIGHTS.match(name)}
 
 
 def _other_sizes(folder: Path, entries: Mapping[str, Entry]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from humanline_fused.training.run.checkpoint import IDENTITY, STAGING, checkpoints, remove_staging
-from humanline_fused.training.run.manifest import damaged_model
+from humanline_fused.training.run.manifest import damage
 
 UNPLANNED = "unplanned"
 """Key that marks a checkpoint of a run that had to stop. The next checkpoint takes its place."""
@@ -61,7 +61,7 @@ def best_model(recorded: str | None, run_dir: Path) -> Path | None:
 
 def refuse_damaged_best(best: Path | None) -> None:
     """Raise ValueError if the best model so far, if any, can no longer be loaded. Reads its checkpoint."""
-    if best and (found := damaged_model(best)):
+    if best and (found := damage(best, model_alone=True)):
         damaged = "; ".join(f"{best}/{one}" for one in found)
         raise ValueError(
             f"load_best_model_at_end: expected the best model so far, but {damaged}. To go on without it, pass "
