@@ -134,6 +134,21 @@ def test_a_checkpoint_without_the_optimizer_answers_too(copied: Path, capsys):
     assert refused(capsys, *options) == "whole: expected a complete checkpoint-2, it has those of steps 4"
 
 
+def test_a_run_with_code_of_its_own_answers_if_its_settings_trust_it(copied: Path):
+    Path("whole/mine.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+        "class MyConfig(LlamaConfig):\n    model_type = 'mine'\n\n\n"
+        "class MyModel(LlamaForCausalLM):\n    config_class = MyConfig\n"
+    )
+    config = json.loads(Path("whole/config.json").read_text())
+    named = {"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.MyModel"}
+    Path("whole/config.json").write_text(json.dumps(config | {"model_type": "mine", "auto_map": named}))
+    settings = json.loads(Path("whole/settings.json").read_text())
+    Path("whole/settings.json").write_text(json.dumps(settings | {"trust_remote_code": True}))
+    assert type(find_model("whole").load()).__name__ == "MyModel"
+    assert find_model("whole").load_tokenizer().chat_template == tiny_tokenizer().chat_template
+
+
 def test_samples_of_one_seed_are_alike(here: Path, capsys):
     options = ("--prompt=w1", "--temperature=2", "--max_new_tokens=9")
     first, again, other = (said(capsys, "chat", "whole", *options, f"--seed={seed}") for seed in (1, 1, 2))

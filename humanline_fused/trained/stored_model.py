@@ -39,8 +39,12 @@ class StoredModel:
     def source(self) -> dict[str, Any]:
         """Arguments of ``from_pretrained`` for the model that the run began with."""
         revision = self.settings.get("revision")
-        remote = {"trust_remote_code": bool(self.settings.get("trust_remote_code"))}
-        return remote | ({"revision": revision} if revision else {})
+        return self.remote | ({"revision": revision} if revision else {})
+
+    @property
+    def remote(self) -> dict[str, bool]:
+        """Argument of ``from_pretrained`` for files of the run, whose code is trusted if the settings trust it."""
+        return {"trust_remote_code": bool(self.settings.get("trust_remote_code"))}
 
     @property
     def dtype(self) -> str:
@@ -54,7 +58,7 @@ class StoredModel:
             ValueError, OSError: there is none, or its files are damaged.
         """
         with loading("tokenizer", self.place):
-            return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(self.place))
+            return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(self.place, **self.remote))
 
     def load(self, dtype: Any = None) -> Any:
         """Return the model on the CPU, with its adapter if it has one.
@@ -68,7 +72,7 @@ class StoredModel:
         """
         if self.base is None:
             with loading("model", self.place):
-                return AutoModelForCausalLM.from_pretrained(self.place, dtype=dtype or "auto")
+                return AutoModelForCausalLM.from_pretrained(self.place, dtype=dtype or "auto", **self.remote)
         from peft import PeftModel
 
         try:
