@@ -134,7 +134,7 @@ def test_a_checkpoint_without_the_optimizer_answers_too(copied: Path, capsys):
     assert refused(capsys, *options) == "whole: expected a complete checkpoint-2, it has those of steps 4"
 
 
-def test_a_run_with_code_of_its_own_answers_if_its_settings_trust_it(copied: Path):
+def test_a_run_with_code_of_its_own_needs_its_readers_trust(copied: Path, capsys):
     Path("whole/mine.py").write_text(
         "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
         "class MyConfig(LlamaConfig):\n    model_type = 'mine'\n\n\n"
@@ -145,8 +145,11 @@ def test_a_run_with_code_of_its_own_answers_if_its_settings_trust_it(copied: Pat
     Path("whole/config.json").write_text(json.dumps(config | {"model_type": "mine", "auto_map": named}))
     settings = json.loads(Path("whole/settings.json").read_text())
     Path("whole/settings.json").write_text(json.dumps(settings | {"trust_remote_code": True}))
-    assert type(find_model("whole").load()).__name__ == "MyModel"
-    assert find_model("whole").load_tokenizer().chat_template == tiny_tokenizer().chat_template
+    assert "trust_remote_code" in refused(capsys, "chat", "whole", "--prompt=w1")
+    stored = find_model("whole", trust_remote_code=True)
+    assert type(stored.load()).__name__ == "MyModel"
+    assert stored.load_tokenizer().chat_template == tiny_tokenizer().chat_template
+    assert said(capsys, "chat", "whole", "--prompt=w1", "--trust_remote_code")
 
 
 def test_samples_of_one_seed_are_alike(here: Path, capsys):

@@ -1,6 +1,9 @@
 """A first run without a network: a start model, preference pairs and settings, written by `humanline init`."""
 
+import json
 import random
+import re
+import shlex
 from pathlib import Path
 
 from humanline_fused.demo import task
@@ -19,10 +22,10 @@ PROMPTS = {"pairs": 640, "heldout": 96, "start": 9600}
 TEXT = """\
 # Humanline DPO on a task that can be checked: put letters in alphabetical order. Paths are relative to the folder in
 # which `humanline train` runs.
-model: {folder}/start
-dataset: {folder}/pairs.jsonl
-eval_dataset: {folder}/heldout.jsonl
-output_dir: {folder}/run
+model: {start}
+dataset: {pairs}
+eval_dataset: {heldout}
+output_dir: {run}
 
 objective: dpo
 log_epsilon_P: -0.2         # narrower than the paper's 1.5, so that it binds in a run this short
@@ -81,5 +84,16 @@ def write_first_run(folder: Path, *, seed: int = 0, start_steps: int = START_STE
         task.write_jsonl(folder / f"{name}.jsonl", rows)
         said.append(f"{folder / name}.jsonl: {len(rows)} pairs, e.g. {rows[0]}")
     settings = folder / SETTINGS
-    settings.write_text(TEXT.format(folder=folder.as_posix()), encoding="utf-8")
-    return [*said, f"{settings}: the settings", f"next: humanline train --config {settings}"]
+    places = {name.split(".")[0]: folder / name for name in ("start", "pairs.jsonl", "heldout.jsonl", "run")}
+    settings.write_text(TEXT.format_map({name: _scalar(place) for name, place in places.items()}), encoding="utf-8")
+    return [*said, f"{settings}: the settings", f"next: humanline train --config {shlex.quote(str(settings))}"]
+
+
+def _scalar(path: Path) -> str:
+    """Return a path as YAML, quoted where YAML would read something else.
+
+    >>> print(_scalar(Path("first/run")), _scalar(Path("my run #2")))
+    first/run "my run #2"
+    """
+    text = path.as_posix()
+    return text if re.fullmatch(r"[\w/.-]*/[\w/.-]*", text) else json.dumps(text)

@@ -1,5 +1,6 @@
 """What a finished run has learnt, as a table: its first and last evaluation, and the reward of its samples."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -124,4 +125,4 @@ def ending(folder: Path, *, held_out: int, sync_every: int | None) -> list[str]:
             said.append(f"no picture: {remedy(error)}")
         else:
             said.append(f"picture: {plot_runs([folder])[-1]}")
-    return [*said, f"next: humanline chat {folder}"]
+    return [*said, f"next: humanline chat {shlex.quote(str(folder))}"]

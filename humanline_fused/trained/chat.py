@@ -30,6 +30,7 @@ def chat(argv: Sequence[str], description: str | None) -> None:
     parser.add_argument("place", metavar="RUN_OR_MODEL", help="A run's folder, a model's folder, or a model name.")
     parser.add_argument("--checkpoint", type=int, metavar="N", help="checkpoint-N of the run. Default: its export")
     parser.add_argument("--model", help="The base model of a LoRA adapter, if the adapter names none.")
+    parser.add_argument("--trust_remote_code", action="store_true", help="Run code that is beside the model.")
     parser.add_argument("--prompt", metavar="TEXT", help="Print the answer to one text, and end.")
     parser.add_argument("--system", metavar="TEXT", help="The system message.")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="Of an answer. Default: %(default)s")
@@ -43,7 +44,9 @@ def chat(argv: Sequence[str], description: str | None) -> None:
     if options.temperature is not None and not 0 <= options.temperature < math.inf:
         raise ValueError(f"--temperature: expected a finite number >= 0, got {options.temperature}")
 
-    stored = find_model(options.place, checkpoint=options.checkpoint, base=options.model)
+    stored = find_model(
+        options.place, checkpoint=options.checkpoint, base=options.model, trust_remote_code=options.trust_remote_code
+    )
     tokenizer = stored.load_tokenizer()
     model = stored.load().eval()
     if torch.cuda.is_available() and not stored.settings.get("use_cpu"):

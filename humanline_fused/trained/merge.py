@@ -33,12 +33,15 @@ def merge(argv: Sequence[str], description: str | None) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="A new or empty folder.")
     parser.add_argument("--checkpoint", type=int, metavar="N", help="checkpoint-N of the run. Default: its export")
     parser.add_argument("--model", help="The base model, if the adapter names none.")
+    parser.add_argument("--trust_remote_code", action="store_true", help="Run code that is beside the model.")
     parser.add_argument("--dtype", choices=DTYPES, help="Of the weights. Default: that of the base model in the run")
     options = parser.parse_args(argv)
     refuse_output(options.output)
     if not Path(options.run).is_dir():
         raise ValueError(f"{options.run}: expected a run's folder, found none")
-    stored = find_model(options.run, checkpoint=options.checkpoint, base=options.model)
+    stored = find_model(
+        options.run, checkpoint=options.checkpoint, base=options.model, trust_remote_code=options.trust_remote_code
+    )
     if stored.base is None:
         raise ValueError(f"{stored.place} has a whole model: there is no adapter to merge")
     need("peft")

@@ -29,11 +29,13 @@ class StoredModel:
         place: the folder, or the name of a model.
         base: folder or name of the base model if ``place`` has a LoRA adapter, else None.
         settings: the settings of the run that wrote it, by field; empty for a model of another origin.
+        trust_remote_code: whether code beside the model may run. The run's settings do not say so for its reader.
     """
 
     place: str
     base: str | None
     settings: Mapping[str, Any]
+    trust_remote_code: bool
 
     @property
     def source(self) -> dict[str, Any]:
@@ -43,8 +45,8 @@ class StoredModel:
 
     @property
     def remote(self) -> dict[str, bool]:
-        """Argument of ``from_pretrained`` for files of the run, whose code is trusted if the settings trust it."""
-        return {"trust_remote_code": bool(self.settings.get("trust_remote_code"))}
+        """Argument of ``from_pretrained`` for files of the run."""
+        return {"trust_remote_code": self.trust_remote_code}
 
     @property
     def dtype(self) -> str:
@@ -85,13 +87,16 @@ class StoredModel:
             return PeftModel.from_pretrained(base, self.place)
 
 
-def find_model(place: str, *, checkpoint: int | None = None, base: str | None = None) -> StoredModel:
+def find_model(
+    place: str, *, checkpoint: int | None = None, base: str | None = None, trust_remote_code: bool = False
+) -> StoredModel:
     """Return where the model's files are.
 
     Args:
         place: a run's folder, a folder written by ``save_pretrained``, or a model name.
         checkpoint: the step of a run's checkpoint; default the run's exported model.
         base: folder or name of the base model of an adapter; default the one that the adapter names.
+        trust_remote_code: whether code beside the model may run.
 
     Raises:
         ValueError: the run has not ended, or there is no model; the message says what to do.
@@ -103,7 +108,7 @@ def find_model(place: str, *, checkpoint: int | None = None, base: str | None = 
             raise ValueError(f"{place}: expected a folder of a run or a model, or a model name, found no such folder")
         _refuse(checkpoint is not None, "--checkpoint", f"a run's folder, got {place}, which is no folder")
         _refuse(base is not None, "--model", f"a LoRA adapter beside it, got {place}, which is no folder")
-        return StoredModel(place, None, {})
+        return StoredModel(place, None, {}, trust_remote_code)
     settings: Mapping[str, Any] = {}
     if (folder / SETTINGS).is_file():
         settings = read_settings(folder)
@@ -113,11 +118,11 @@ def find_model(place: str, *, checkpoint: int | None = None, base: str | None = 
         if (folder / IDENTITY).is_file() and (folder.parent / SETTINGS).is_file():
             settings = read_settings(folder.parent)
     if (folder / ADAPTER_CONFIG_NAME).is_file():
-        return StoredModel(str(folder), _base_of(folder, settings, base), settings)
+        return StoredModel(str(folder), _base_of(folder, settings, base), settings, trust_remote_code)
     _refuse(base is not None, "--model", f"a LoRA adapter, but {folder} has no {ADAPTER_CONFIG_NAME}")
     if not (folder / CONFIG_NAME).is_file():
         raise ValueError(f"{folder}: expected {CONFIG_NAME} of a model or {ADAPTER_CONFIG_NAME}, found neither")
-    return StoredModel(str(folder), None, settings)
+    return StoredModel(str(folder), None, settings, trust_remote_code)
 
 
 def _refuse(holds: bool, option: str, expected: str) -> None:
