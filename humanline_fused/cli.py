@@ -28,6 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["info"])  # doctest: +SKIP
     0
     """
+    try:
+        with unfailing_output():
+            return _run(argv)
+    except KeyboardInterrupt:  # before the command began
+        print("humanline: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(argv: Sequence[str] | None) -> int:
     commands = {
         "init": init,
         "train": train,
@@ -52,24 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"humanline-fused {__version__}")
     parser.add_argument("command", choices=commands, metavar="COMMAND", help=", ".join(commands))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    with unfailing_output():
-        name = parser.prog
-        try:
-            arguments = parser.parse_args(argv)
-            name = f"{parser.prog} {arguments.command}"
-            commands[arguments.command](arguments.arguments)
-        except UserError as error:
-            print(f"{name}: error: {escaped(one_line(error))}", file=sys.stderr)
-            return error.status
-        except ModuleNotFoundError as error:
-            if not (text := remedy(error)):
-                raise
-            print(f"{name}: error: {text}", file=sys.stderr)
-            return UserError.status
-        except KeyboardInterrupt as interrupt:
-            print(f"{name}: {escaped(str(interrupt) or 'interrupted')}", file=sys.stderr)
-            return 130
-        return 0
+    arguments = parser.parse_args(argv)
+    name = f"{parser.prog} {arguments.command}"
+    try:
+        commands[arguments.command](arguments.arguments)
+    except UserError as error:
+        print(f"{name}: error: {escaped(one_line(error))}", file=sys.stderr)
+        return error.status
+    except ModuleNotFoundError as error:
+        if not (text := remedy(error)):
+            raise
+        print(f"{name}: error: {text}", file=sys.stderr)
+        return UserError.status
+    except KeyboardInterrupt as interrupt:
+        print(f"{name}: {escaped(str(interrupt) or 'interrupted')}", file=sys.stderr)
+        return 130
+    return 0
 
 
 class UserError(Exception):

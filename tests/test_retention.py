@@ -11,7 +11,6 @@ import pytest
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from humanline_fused import cli
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.run import checkpoint
 from humanline_fused.training.run.checkpoint import IDENTITY, checkpoints
@@ -201,14 +200,3 @@ def test_the_best_model_is_found_in_a_folder_that_was_moved(whole: Path, tmp_pat
     trainer = made(moved)
     trainer.train("auto")
     assert trainer.state.best_model_checkpoint == str(moved / "checkpoint-2")
-
-
-def test_ctrl_c_before_a_command_begins_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(cli.Parser, "parse_args", interrupted)
-    assert cli.main(["info"]) == 130
-    assert capsys.readouterr().err == "humanline: interrupted\n"
