@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from humanline_fused.reference.lookahead import TokenScores
@@ -235,11 +235,9 @@ class EvaluatedTrainer(ResumableTrainer):
         )
 
     def _others_evaluate(self) -> bool:
-        callbacks = (type(callback) for callback in self.callback_handler.callbacks)
-        own = (kind for kind in callbacks if not kind.__module__.startswith("transformers."))
-        return type(self).evaluate is not Trainer.evaluate or any(
-            kind.on_evaluate is not TrainerCallback.on_evaluate for kind in own
-        )
+        methods = (type(callback).on_evaluate for callback in self.callback_handler.callbacks)
+        own = any(not method.__module__.startswith("transformers.") for method in methods)
+        return own or type(self).evaluate is not Trainer.evaluate
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Return this rank's share of the held-out data, in order."""
