@@ -12,6 +12,7 @@ from typing import Any
 
 from humanline_fused import __version__
 from humanline_fused.extras import need, remedy
+from humanline_fused.interruption import interruptible
 from humanline_fused.printing import Parser, escaped, one_line, unfailing_output
 
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0
     """
     try:
-        with unfailing_output():
+        with unfailing_output(), interruptible():
             return _run(argv)
     except KeyboardInterrupt:  # before the command began
         print("humanline: interrupted", file=sys.stderr)
@@ -64,7 +65,8 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = parser.parse_args(argv)
     name = f"{parser.prog} {arguments.command}"
     try:
-        commands[arguments.command](arguments.arguments)
+        with interruptible():
+            commands[arguments.command](arguments.arguments)
     except UserError as error:
         print(f"{name}: error: {escaped(one_line(error))}", file=sys.stderr)
         return error.status

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
+from humanline_fused.interruption import interruptible
 from humanline_fused.training.run import termination
 from humanline_fused.training.run.checkpoint import newest_complete
 from humanline_fused.training.run.termination import Termination
@@ -60,6 +61,32 @@ def test_a_second_ctrl_c_interrupts_at_once_but_not_one_within_a_second(monkeypa
         now[0] = termination.AGAIN
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def interrupted_while_cleaning_up() -> None:
+    try:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise RuntimeError("trying to pop from empty mode stack") from None
+
+
+def test_ctrl_c_that_a_library_turns_into_another_error_is_ctrl_c_again():
+    with pytest.raises(KeyboardInterrupt), interruptible(), interruptible():
+        interrupted_while_cleaning_up()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_error_without_ctrl_c_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="no such luck"), interruptible():
+        raise RuntimeError("no such luck")
+
+
+def test_a_second_ctrl_c_is_heard_by_the_handler_that_was_there_before(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(termination, "SAID", b"")
+    monkeypatch.setattr(termination, "AGAIN", 0.0)
+    with pytest.raises(KeyboardInterrupt), interruptible(), Termination():
+        interrupted_while_cleaning_up()
 
 
 def test_an_ignored_signal_stays_ignored():

@@ -174,6 +174,8 @@ def _run(here: Path, command: list[str]) -> None:
         status = main(command)
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
+    except KeyboardInterrupt:  # before the command, which ends with 130 itself
+        status = -signal.SIGINT
     except BaseException:
         traceback.print_exc()
     finally:

@@ -84,6 +84,8 @@ class Termination(TrainerCallback):
             with suppress(OSError):
                 os.write(2, SAID)  # print is not reentrant
         elif time.monotonic() - self._since >= AGAIN:
+            if callable(before := self._before[signal.SIGINT]):
+                before(number, frame)
             raise KeyboardInterrupt
 
     def fail(self, error: Exception) -> None:

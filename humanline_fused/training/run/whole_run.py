@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from humanline_fused.interruption import interruptible
 from humanline_fused.printing import one_line
 from humanline_fused.training.run.checkpoint import newest_complete
 from humanline_fused.training.run.process_group import waited_in_vain
@@ -54,7 +55,8 @@ def _train_and_export(trainer: Any) -> str:
 def saying_how_to_continue(config: Any) -> Iterator[None]:
     """Give a KeyboardInterrupt without a text one that names the checkpoint to continue from."""
     try:
-        yield
+        with interruptible():
+            yield
     except KeyboardInterrupt as interrupt:
         if interrupt.args or config.dry_run:
             raise
