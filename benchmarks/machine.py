@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -46,10 +47,10 @@ def machine(device: torch.device) -> str:
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
-def source_hash(root: Path = ROOT) -> str:
+def source_hash(root: Path = ROOT, folders: Sequence[str] = MEASURED_CODE) -> str:
     """Of all code that the figures depend on, committed or not."""
     digest = hashlib.sha256()
-    for file in sorted(file for folder in MEASURED_CODE for file in (root / folder).rglob("*.py")):
+    for file in sorted(file for folder in folders for file in (root / folder).rglob("*.py")):
         digest.update(f"{file.relative_to(root).as_posix()}\0".encode())
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:12]

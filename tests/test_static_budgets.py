@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results import read, write
+from benchmarks.machine import source_hash
+from benchmarks.results import RESULTS, read, write
 from benchmarks.static.budgets import (
     BUDGETS,
     broken,
@@ -28,6 +29,7 @@ from benchmarks.static.budgets import (
 from benchmarks.static.loop_cost import LoopCost
 from benchmarks.static.loop_table import ARCHITECTURES, measure
 from benchmarks.static.specialisations import Specialisation, token_logp
+from benchmarks.static.static_report import COMPILED_CODE
 
 NEVER_LAUNCHED = {"gfx942": {"grpo_one_launch", "scale_dlogits"}}  # no cache of AMD's holds one launch's rows in flight
 ROOT = Path(__file__).parent.parent
@@ -47,9 +49,22 @@ def inputs(files: Sequence[Path]) -> str:
     for path in files:
         found.update(f"{path.name}\n{path.read_text()}".encode())
     versions = [importlib.metadata.version(name) for name in ("triton", "networkx")]
-    settings = sorted(item for item in os.environ.items() if item[0].startswith(("TRITON", "LLVM", "PTXAS")))
-    found.update(repr((sys.version, versions, settings)).encode())
+    found.update(repr((sys.version, versions, settings_of_the_compiler())).encode())
     return found.hexdigest()[:32]
+
+
+def settings_of_the_compiler() -> list[tuple[str, str]]:
+    no_setting = ("TRITON_INTERPRET", "TRITON_CACHE_DIR")
+    own = ((name, value) for name, value in os.environ.items() if name.startswith(("TRITON", "LLVM", "PTXAS")))
+    return sorted((name, value) for name, value in own if name not in no_setting)
+
+
+def committed(path: Path) -> list[LoopCost] | None:
+    """Return the rows of a file if it is of this code and this compiler: to compile all takes minutes."""
+    facts, rows = read(path, LoopCost)
+    here = source_hash(folders=COMPILED_CODE), importlib.metadata.version("triton")
+    same = (facts.get("compiled"), facts["triton"]) == here and not settings_of_the_compiler()
+    return rows if same else None
 
 
 def compiled_once(config: pytest.Config, name: str, compiled: Callable[[], list[LoopCost]]) -> list[LoopCost]:
@@ -71,7 +86,8 @@ def compiled_once(config: pytest.Config, name: str, compiled: Callable[[], list[
 
 @pytest.fixture(scope="session")
 def report(pytestconfig: pytest.Config) -> list[LoopCost]:
-    return compiled_once(pytestconfig, "report", lambda: measure(ARCHITECTURES))
+    rows = committed(RESULTS / "static.csv")
+    return rows or compiled_once(pytestconfig, "report", lambda: measure(ARCHITECTURES))
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +95,26 @@ def slow(pytestconfig: pytest.Config) -> list[LoopCost]:
     kernel = "tests.slow_kernel:slow_token_logp_kernel"
     spec = Specialisation(kernel, "bf16", {"BLOCK_V": 4096}, num_warps=16, read_bytes=2, written_bytes=0)
     return compiled_once(pytestconfig, "slow", lambda: measure(ARCHITECTURES, [spec]))
+
+
+def test_the_report_has_the_rows_that_the_compiler_makes_here(report):
+    some = [*token_logp("bf16")]
+    expected = [row for row in report if row.arch == "sm_90" and row.kernel in {one.name for one in some}]
+    assert measure(["sm_90"], some) == expected
+    assert len(expected) > len(some)
+
+
+def test_rows_of_other_kernels_or_of_another_compiler_are_not_taken(tmp_path, monkeypatch):
+    path, row = tmp_path / "static.csv", read(RESULTS / "static.csv", LoopCost)[1][0]
+    facts = {"compiled": source_hash(folders=COMPILED_CODE), "triton": importlib.metadata.version("triton")}
+    write(path, LoopCost, facts, [row])
+    assert committed(path) == [row]
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
+    assert committed(path) is None
+    monkeypatch.undo()
+    for name in facts:
+        write(path, LoopCost, facts | {name: "another"}, [row])
+        assert committed(path) is None
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

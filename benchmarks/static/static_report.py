@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import environment
+from benchmarks.machine import environment, source_hash
 from benchmarks.results import write
 from benchmarks.static import budgets, launch_budgets, launch_table, loop_table, loss_launches
 from benchmarks.static.launch_cost import LaunchCost
@@ -28,6 +28,9 @@ class Part:
     table: Callable[[list[Any]], str]
     suffix: str  # of its file's name
 
+
+COMPILED_CODE = ("kernels", "benchmarks/static")
+"""The code that the rows of loops depend on, beside the version of Triton."""
 
 PARTS = {
     "loops": Part(LoopCost, loop_table.measure, budgets.broken, loop_table.table, ""),
@@ -55,7 +58,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="all in one file, as JSON")
     options = parser.parse_args(arguments)
-    facts = environment(torch.device("cpu"))
+    facts = environment(torch.device("cpu")) | {"compiled": source_hash(folders=COMPILED_CODE)}
     print(f"triton {facts['triton']}")
     over: list[str] = []
     counted: dict[str, list[Any]] = {}
