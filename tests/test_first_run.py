@@ -69,7 +69,9 @@ def test_training_ends_with_a_table_a_picture_and_the_next_command(
     start = lines.index("saved to first/run")
     held_out = len(pairs(first / "heldout.jsonl"))
     assert lines[start + 1].split() == ["held-out", "data", f"({held_out}", "examples)", "before", "after"]
-    assert lines[start + 2].split()[:-1] == ["margin", "to", "the", "initial", "policy", "0.0000"]
+    *name, before, after = lines[start + 2].split()
+    assert (name, before != "-", after != "-") == (["reward", "of", "its", "own", "answers"], True, True)
+    assert lines[start + 3].split()[:-1] == ["margin", "to", "the", "initial", "policy", "0.0000"]
     assert lines[-3].startswith("loss and rewards/* of the log compare with the policy of at most 25 updates ago")
     assert lines[-2:] == ["picture: first/run/plot.png", "next: humanline chat first/run"]
     assert Path("first/run/plot.png").read_bytes().startswith(b"\x89PNG")

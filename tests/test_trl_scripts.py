@@ -4,7 +4,6 @@ What a script would download is a folder of the same name: a tiny model, a few r
 """
 
 import ast
-import importlib.util
 import json
 import re
 import shlex
@@ -13,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import huggingface_hub.constants
 import pytest
 import torch
+import trl
+from datasets import config as datasets_config
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, training_args
 from trl.rewards import accuracy_rewards
@@ -122,7 +122,7 @@ def here(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     for name in {Path(name).parts[0] for name in (*MODELS, *rows_by_dataset())}:
         (tmp_path / name).symlink_to(folder / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)  # of each of TRL's trainers
     monkeypatch.setattr(training_args, "is_torch_bf16_gpu_available", lambda: True)  # TRL computes in bfloat16
     # TRL's reward for mathematics asks a package that is not a dependency of TRL.
@@ -225,8 +225,7 @@ def test_a_page_without_one_of_the_changed_lines_is_noticed() -> None:
 
 def command_line_script(objective: str) -> str:
     """Return the text of the script that ``trl dpo``, ``trl kto`` or ``trl grpo`` runs, as installed."""
-    (package,) = importlib.util.find_spec("trl").submodule_search_locations
-    return Path(package, "scripts", f"{objective}.py").read_text(encoding="utf-8")
+    return Path(trl.__file__).with_name("scripts").joinpath(f"{objective}.py").read_text(encoding="utf-8")
 
 
 def commands(objective: str) -> list[list[str]]:

@@ -25,6 +25,8 @@ TEXT = """\
 model: {start}
 dataset: {pairs}
 eval_dataset: {heldout}
+reward: humanline_fused.demo.task:rewards   # of the model's own answers to the held-out prompts: 1 if right, else 0
+max_completion_length: 8
 output_dir: {run}
 
 objective: dpo

@@ -10,8 +10,9 @@ can sort but does not know that ascending order is preferred; the preference pai
 import json
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 LETTERS = "abcdefghijkl"
 RIGHT_DEMONSTRATIONS = 0.4
@@ -47,6 +48,15 @@ def demonstration(prompt: str, rng: random.Random) -> str:
 def reward(prompt: str, completion: str) -> float:
     """Return 1 for the right answer, else 0."""
     return float(completion == answer(prompt))
+
+
+def rewards(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+    """Return the :func:`reward` of each completion: the reward function of a run.
+
+    >>> rewards(prompts=["sort ba: ", "sort ba: "], completions=["ab", "ba"])
+    [1.0, 0.0]
+    """
+    return [reward(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:

@@ -1,4 +1,4 @@
-"""What a finished run has learnt, as a table: its first and last evaluation, and the reward of its samples."""
+"""What a finished run has learnt, as a table: its first and last evaluation, and the rewards of its samples."""
 
 import shlex
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ class Row(NamedTuple):
 
 
 HELD_OUT = {
+    "reward of its own answers": "eval_reward",
     "margin to the initial policy": "eval_rewards_initial/margins",
     "accuracy": "eval_rewards_initial/accuracies",
     "loss against the initial policy": "eval_loss",
     "log-prob of the chosen, nats": "eval_logps/chosen",
     "log-prob of the rejected, nats": "eval_logps/rejected",
-    "sampled reward": "eval_reward",
 }
 """Metrics of an evaluation, by what the table calls them."""
 

@@ -39,16 +39,11 @@ Head = Literal["fused", "logits"]
 LayoutSetting = Literal["auto", "shared_prompt", "sorted", "padded"]
 ScaleRewards = Literal["group", "batch", "none"]
 
-ROLLOUT = (
-    "reward",
-    "num_generations",
-    "max_completion_length",
-    "temperature",
-    "top_p",
-    "rollout_batch_size",
-    "reward_timeout",
-)
+ROLLOUT = ("num_generations", "temperature", "top_p")
 """Settings that apply only to online rounds."""
+
+SAMPLED = ("max_completion_length", "rollout_batch_size", "reward_timeout")
+"""Settings that apply only where a reward function scores samples: in rounds, and in an evaluation."""
 
 
 def _help(text: str) -> dict[str, str]:
@@ -109,20 +104,22 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, DataSettings, ModelSett
     reward: str | None = field(
         default=None,
         metadata=_help(
-            "rounds: the reward function as module:function, called as "
-            "function(prompts=[...], completions=[...], **columns) -> list of float."
+            "The reward function of the policy's samples as module:function, called as "
+            "function(prompts=[...], completions=[...], **columns) -> list of float. With an eval_dataset an "
+            "evaluation draws an answer to each of its prompts, and logs the mean reward as eval_reward; rounds train "
+            "on the samples."
         ),
     )
     num_generations: int = field(default=8, metadata=_help("rounds: samples per prompt, >= 2."))
-    max_completion_length: int = field(default=256, metadata=_help("rounds: maximum tokens of a sample."))
+    max_completion_length: int = field(default=256, metadata=_help("reward: maximum tokens of a sample."))
     temperature: float = field(
         default=1.0, metadata=_help("rounds: sampling temperature; 1 (with top_p 1) samples from the policy itself.")
     )
     top_p: float = field(default=1.0, metadata=_help("rounds: probability mass of nucleus sampling."))
     rollout_batch_size: int = field(
-        default=64, metadata=_help("rounds: samples generated at once on each process, >= num_generations.")
+        default=64, metadata=_help("reward: samples generated at once on each process; in rounds >= num_generations.")
     )
-    reward_timeout: float = field(default=600.0, metadata=_help("rounds: time limit of the reward function, seconds."))
+    reward_timeout: float = field(default=600.0, metadata=_help("reward: time limit of the function, seconds."))
     head: Head = field(
         default="fused",
         metadata=_help(
@@ -308,17 +305,25 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, DataSettings, ModelSett
         self._expect_defaults(others, f"with perception={self.perception!r}")
         _ = self.humanline_sampling  # checks its settings
 
+    def check_sampling(self, *, rewarded: bool) -> None:
+        """Raise ValueError for a setting of samples in a run without a reward function, or one that cannot be."""
+        if not rewarded:
+            self._expect_defaults(SAMPLED, "without a reward function (reward)")
+        elif self.world_size > 1:
+            limit = f"less than ddp_timeout ({self.ddp_timeout} s)"
+            self._expect("reward_timeout", self.reward_timeout < self.ddp_timeout, limit)
+
     def _check_rounds(self) -> None:
+        for name in ("max_completion_length", "rollout_batch_size"):
+            self._expect_integer(name, 1)
+        for name in ("temperature", "reward_timeout"):
+            self._expect(name, 0 < getattr(self, name) < float("inf"), "a finite number > 0")
         if self.rollout_every is None:
             self._expect_defaults(ROLLOUT, "without rollout_every")
             return
-        for name, least in (("rollout_every", 1), ("num_generations", 2), ("max_completion_length", 1)):
+        for name, least in (("rollout_every", 1), ("num_generations", 2)):
             self._expect_integer(name, least)
         self._expect_integer("rollout_batch_size", self.num_generations)
-        for name in ("temperature", "reward_timeout"):
-            self._expect(name, 0 < getattr(self, name) < float("inf"), "a finite number > 0")
-        patience = float("inf") if self.world_size == 1 else self.ddp_timeout
-        self._expect("reward_timeout", self.reward_timeout < patience, f"less than ddp_timeout ({patience} s)")
         self._expect("top_p", 0 < self.top_p <= 1, "a number in (0, 1]")
         self._expect(
             "reference",

@@ -22,6 +22,8 @@ from humanline_fused.training.initial_scores import InitialScores
 from humanline_fused.training.objectives.metrics import with_margins
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import is_in_table
+from humanline_fused.training.online.held_out_reward import HeldOutReward
+from humanline_fused.training.online.reward import RolloutError
 from humanline_fused.training.pending import ByExample
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.metrics_log import Meter
@@ -161,13 +163,16 @@ class HeldOut:
 class EvaluatedTrainer(ResumableTrainer):
     """A trainer whose evaluation compares with the initial policy.
 
-    A subclass sets :attr:`scorer`, :attr:`held_out`, :attr:`meters` and :attr:`clock`, and computes the loss.
+    A subclass sets :attr:`scorer`, :attr:`held_out`, :attr:`answers`, :attr:`meters` and :attr:`clock`, and computes
+    the loss.
     """
 
     args: HumanlineConfig
     objective: Objective
     scorer: Scorer
     held_out: HeldOut
+    answers: HeldOutReward | None
+    answered = False
     meters: dict[str, Meter]
     clock: Clock
 
@@ -222,7 +227,7 @@ class EvaluatedTrainer(ResumableTrainer):
         if asked is None or self._others_evaluate():
             return
         given: set[str] = set()
-        name, found = asked.removeprefix("eval_"), {"loss", "kl_initial"}
+        name, found = asked.removeprefix("eval_"), {"loss", "kl_initial"} | ({"reward"} if self.answers else set())
         for batch in self.held_out.batches():
             found |= self.scorer.metric_names(batch)
             given = {_renamed(metric) for metric in with_margins(dict.fromkeys(found, 0.0))}
@@ -277,9 +282,29 @@ class EvaluatedTrainer(ResumableTrainer):
         """Run Trainer's loop and add means against the initial policy: loss, ``rewards_initial/*``, ``kl_initial``."""
         with self.clock.spent_on("evaluation"), without_untrue_warnings():
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        means = self._drain("eval")
+            means = self._drain("eval") | self._answer()
         renamed = {f"{metric_key_prefix}_{_renamed(name)}": value for name, value in means.items()}
         return output._replace(metrics=(output.metrics or {}) | renamed, num_samples=len(self.held_out.examples))
+
+    def _answer(self) -> dict[str, float]:
+        """Return the mean reward of the policy's answers to the held-out prompts. Collective."""
+        if not self.answers:
+            return {}
+        self.answered = True
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        try:
+            return {"reward": self.answers.mean(policy)}
+        except RolloutError as error:
+            kept = self.keep_run() if self.is_in_train and not self.args.dry_run else ""
+            raise RolloutError(f"{error}{kept}") from error
+
+    def answer_first(self, step: int) -> None:
+        """Log the reward of the initial policy's answers, unless an evaluation at the start did. Collective."""
+        if step or self.answered or not self.answers:
+            return
+        with self.clock.spent_on("evaluation"):
+            rewards = self._answer()
+        self.log({f"eval_{name}": value for name, value in rewards.items()})
 
     def _drain(self, meter: str) -> dict[str, float]:
         """Means over all ranks since the last call.

@@ -83,7 +83,7 @@ OF_SETTINGS = {
     "steps_per_generation": ROUNDS,
     "generation_batch_size": ROUNDS,
     "num_iterations": ROUNDS,
-    "num_generations_eval": "none: held-out data have completions of their own",
+    "num_generations_eval": "none: an evaluation draws one answer to each prompt (docs/training.md)",
     "reward_weights": "reward, one function that adds them up (docs/rounds.md)",
     "multi_objective_aggregation": "reward, one function (docs/rounds.md)",
     "top_k": SAMPLING,

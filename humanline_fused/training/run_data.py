@@ -30,12 +30,14 @@ class RunData:
         train: the training data, or the prompts of online rounds.
         held_out: the held-out data; None if there are none.
         held_out_examples: the examples of ``held_out`` with the weights for evaluation.
+        held_out_prompts: the prompts of ``eval_dataset``, which an evaluation answers; None if it does not.
         fraction: share of the training data that was held out; None if none was.
     """
 
     train: PreparedData | PreparedPrompts
     held_out: PreparedData | None
     held_out_examples: Sequence[Example]
+    held_out_prompts: PreparedPrompts | None = None
     fraction: float | None = None
 
 
@@ -52,6 +54,7 @@ def read_run_data(
     objective: Objective,
     *,
     prompts_alone: bool,
+    answered: bool = False,
     stops: Collection[int] = (),
 ) -> RunData:
     """Read and tokenise the data of a run.
@@ -59,6 +62,7 @@ def read_run_data(
     Args:
         train_dataset, eval_dataset: default those named by the config.
         prompts_alone: read only prompts, because the run samples its completions itself.
+        answered: also read the prompts of ``eval_dataset``.
         stops: ids of the model's own stop tokens.
 
     Raises:
@@ -77,16 +81,19 @@ def read_run_data(
         expect(config, "eval_fraction", not config.eval_fraction, "None or 0 with an eval_dataset")
     if config.strict_data:
         refuse_losses(train.findings, *([held_out.findings] if held_out else []))
-    fraction = None
+    fraction, prompts = None, None
+    if answered and eval_dataset is not None:
+        prompts = reader.prompts(eval_dataset, config.eval_dataset_split)
     if held_out is None and isinstance(train, PreparedData) and (parts := hold_out(train, config)) is not None:
         (train, held_out), fraction = parts, share_of(config)
     if held_out is None:
         return RunData(train, None, [])
     if not scales_by_batch(config, objective):
-        return RunData(train, held_out, held_out.examples, fraction)
+        return RunData(train, held_out, held_out.examples, prompts, fraction)
     # All held-out data are one batch, so that evaluation does not depend on the number of ranks and micro-batches.
     scale = batch_scale([example.reward for example in held_out.examples])
-    return RunData(train, held_out, [replace(e, weight=e.weight / scale) for e in held_out.examples], fraction)
+    weighted = [replace(e, weight=e.weight / scale) for e in held_out.examples]
+    return RunData(train, held_out, weighted, prompts, fraction)
 
 
 def share_of(config: HumanlineConfig) -> float:

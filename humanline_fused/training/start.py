@@ -251,7 +251,8 @@ def check_data(
     Args:
         policy: the policy.
         reference: a reference model of its own, if one was given.
-        data: the data. With rounds, samples of up to ``max_completion_length`` tokens follow the prompts.
+        data: the data. Samples of up to ``max_completion_length`` tokens follow the prompts of rounds, and those that
+            an evaluation answers.
         tokenizer: gives the text of a token.
         config, objective: the settings, and whether mismatched pairs are scored.
 
@@ -263,9 +264,15 @@ def check_data(
         models.append(reference)
     rows, longest = min(map(embedding_rows, models)), Longest(0, "")
     settings: dict[str, Any] = {"max_length": config.max_length, "mismatched": objective.mismatched}
-    for kind, examples in (("training", data.train.examples), ("held-out", data.held_out_examples)):
+    answered = data.held_out_prompts.examples if data.held_out_prompts else ()
+    kinds: list[tuple[str, Sequence[Example], bool]] = [
+        ("training", data.train.examples, bool(config.rollout_every)),
+        ("held-out", data.held_out_examples, False),
+        ("held-out", answered, True),
+    ]
+    for kind, examples, drawn in kinds:
         check_token_ids(kind, examples, tokenizer, rows)
-        sampled = config.max_completion_length if config.rollout_every and kind == "training" else 0
+        sampled = config.max_completion_length if drawn else 0
         followed = f" and max_completion_length={sampled}" if sampled else ""
         longest = max(longest, longest_sequence(kind, lengths_of(examples, sampled), **settings, followed=followed))
     warnings = [check_positions(position_limit_of(model), longest, config.max_length) for model in models]

@@ -36,6 +36,7 @@ from humanline_fused.training.layouts import Choice, check_layout, choose_layout
 from humanline_fused.training.objectives.metrics import Weighted, distance
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.online.generation import end_tokens
+from humanline_fused.training.online.held_out_reward import make_held_out_reward
 from humanline_fused.training.online.reward import RolloutError, the_reward
 from humanline_fused.training.online.rollout import Rounds, make_rounds
 from humanline_fused.training.references import Reference, make_reference
@@ -81,7 +82,8 @@ class HumanlineTrainer(EvaluatedTrainer):
             loss and ``rewards_initial/*`` compare with these scores.
         processing_class: the tokenizer; default the one in the model's folder.
         reference_model: for ``reference="copy"`` and ``"frozen"``; default a copy of the policy.
-        reward_function: scores the samples of online rounds; default the one named by ``args.reward``.
+        reward_function: scores the policy's samples, those of online rounds and its answers to the prompts of
+            ``eval_dataset``; default the one named by ``args.reward``.
         callbacks, optimizers: as in transformers' Trainer.
         objective: your own loss (docs/losses.md); default the one named by ``args.objective``.
         peft_config: a configuration of peft, for a new adapter on the model; default ``args.lora_r`` and its like.
@@ -121,12 +123,17 @@ class HumanlineTrainer(EvaluatedTrainer):
         policy, tokenizer = load_policy(model, processing_class, args, peft_config)
         make_ready_(policy, args)
         self.pad_token_id = pad_token_id_of(tokenizer, policy)
-        reward = the_reward(args.reward, reward_function, rounds=args.rollout_every is not None)
-        how = {"prompts_alone": bool(reward), "stops": end_tokens(policy.generation_config, tokenizer)}
+        rounds = args.rollout_every is not None
+        held_out = (args.eval_dataset if eval_dataset is None else eval_dataset) is not None
+        reward = the_reward(args.reward, reward_function, rounds=rounds, held_out=held_out)
+        args.check_sampling(rewarded=reward is not None)
+        how: dict[str, Any] = {"prompts_alone": rounds, "answered": reward is not None}
+        how["stops"] = end_tokens(policy.generation_config, tokenizer)
         self.data = data = read_run_data(train_dataset, eval_dataset, tokenizer, args, self.objective, **how)
         self.train_data, self.eval_examples = data.train, data.held_out_examples
         self.checked = check_data(policy, reference_model, data, tokenizer, args, self.objective)
-        self._plan_steps(reward, tokenizer, args)
+        self._plan_steps(reward if rounds else None, tokenizer, args)
+        self.answers = make_held_out_reward(args, data.held_out_prompts, reward, tokenizer, self.pad_token_id)
         super().__init__(
             model=policy,
             args=args,
@@ -194,7 +201,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         return self.train_data.examples
 
     def _make_reference(self, model: nn.Module | None) -> Reference:
-        given = {"rounds": self.rounds is not None, "cut": self.args.max_tokens_per_micro_batch is not None}
+        given = {"sampled": bool(self.rounds or self.answers), "cut": self.args.max_tokens_per_micro_batch is not None}
         refuse_engine(self.accelerator, self.args.reference, **given)
 
         def score(model: nn.Module, step: int) -> list[TokenScores]:
@@ -249,6 +256,7 @@ class HumanlineTrainer(EvaluatedTrainer):
             self._sample(step, self.rounds)
         if not self.begun:
             self._begin(step)
+            self.answer_first(step)
         if self.args.dry_run:
             self.control.should_training_stop = True
             return [], None
@@ -346,6 +354,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         """Check the evaluation, and load the initial scores of a resumed run."""
         self.check_evaluation()
         self.held_out.initial.scores = None
+        self.answered = False
         self.data_metrics.restart()
         self.clock.start()
         if self.rounds:

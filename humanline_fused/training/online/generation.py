@@ -4,13 +4,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from humanline_fused.model.fused_head import causal_lm
+from humanline_fused.training.config import HumanlineConfig
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,19 @@ class Sampling:
     top_p: float
     batch_size: int
     pad_token_id: int
+
+    @classmethod
+    def of(cls, config: HumanlineConfig, pad_token_id: int, *, num_generations: int) -> Self:
+        """Return the sampling settings of a run, for ``num_generations`` completions of each prompt."""
+        return cls(
+            num_generations=num_generations,
+            max_completion_length=config.max_completion_length,
+            max_length=config.max_length,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            batch_size=max(1, config.rollout_batch_size // num_generations),
+            pad_token_id=pad_token_id,
+        )
 
 
 @contextmanager

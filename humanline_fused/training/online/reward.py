@@ -28,16 +28,29 @@ def load_reward(path: str) -> Callable[..., Any]:
     return found
 
 
-def the_reward(path: str | None, function: Callable[..., Any] | None, *, rounds: bool) -> Callable[..., Any] | None:
-    """Return the one reward function of a run with rounds, imported or given; None for a run without rounds."""
-    if not rounds:
-        if function is not None:
-            raise ValueError("reward_function: expected None without rollout_every, got a function: set rollout_every")
-        return None
-    if (function is None) == (path is None):
+def the_reward(
+    path: str | None, function: Callable[..., Any] | None, *, rounds: bool, held_out: bool
+) -> Callable[..., Any] | None:
+    """Return the one reward function of a run, imported or given; None for a run without one.
+
+    Args:
+        path, function: ``module:function``, and the function itself.
+        rounds: the run has rounds, which need a reward.
+        held_out: the run has held-out data of their own, whose prompts an evaluation can answer.
+
+    Raises:
+        ValueError: there are two functions, or none for the rounds, or one that nothing calls.
+    """
+    given = [name for name, value in (("reward", path), ("reward_function", function)) if value is not None]
+    if len(given) == 2 or (rounds and not given):
         raise ValueError(
-            "rollout_every: expected one reward function, reward='module:function' or "
-            f"HumanlineTrainer(reward_function=...), got {'none' if function is None else 'both'}"
+            f"{'rollout_every' if rounds else 'reward'}: expected one reward function, reward='module:function' or "
+            f"HumanlineTrainer(reward_function=...), got {'both' if given else 'none'}"
+        )
+    if given and not rounds and not held_out:
+        raise ValueError(
+            f"{given[0]}: expected None without rollout_every and without an eval_dataset (an evaluation answers its "
+            f"prompts), got {path if function is None else 'a function'!r}"
         )
     return load_reward(path) if path is not None else function
 

@@ -6,7 +6,6 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
-from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,11 +15,11 @@ from humanline_fused.training.data.examples import Example, Sample
 from humanline_fused.training.data.forms import keeps_groups
 from humanline_fused.training.data.plan import BatchSizes, RoundPlan
 from humanline_fused.training.data.prompts import PreparedPrompts
-from humanline_fused.training.data.rows.records import Text
 from humanline_fused.training.objectives.objective import Objective
-from humanline_fused.training.online.generation import Sampling, end_tokens, sample
+from humanline_fused.training.online.generation import Sampling
 from humanline_fused.training.online.logged_samples import COMPLETIONS, sealed
 from humanline_fused.training.online.reward import RewardFunction, RolloutError
+from humanline_fused.training.online.sampler import Sampler, attempted, gathered
 from humanline_fused.training.run import json_lines
 from humanline_fused.training.run.clock import Clock
 from humanline_fused.training.run.writing import writing
@@ -87,12 +86,9 @@ class Rounds:
     Every process samples its share of the round's prompts; all processes train on all samples.
 
     Args:
-        prompts: the prompts of the dataset.
         plan: the prompts of each round, and the examples of each step.
         objective: its form converts a prompt's samples to examples.
-        sampling: the sampling settings.
-        reward: the reward function.
-        tokenizer: decodes token ids.
+        sampler: draws and scores completions of the dataset's prompts.
         scale: divisor of the advantages, as in :func:`~humanline_fused.training.data.advantages.advantages`.
         path: file that gets one line per sample.
         writes: whether this process writes it.
@@ -101,33 +97,28 @@ class Rounds:
 
     def __init__(
         self,
-        prompts: PreparedPrompts,
         plan: RoundPlan,
         objective: Objective,
-        sampling: Sampling,
-        reward: RewardFunction,
-        tokenizer: PreTrainedTokenizerBase,
+        sampler: Sampler,
         *,
         scale: str,
         path: Path,
         writes: bool,
         rank: int,
     ) -> None:
-        self.prompts, self.plan, self.objective = prompts, plan, objective
-        self.sampling, self.reward, self.tokenizer, self.scale = sampling, reward, tokenizer, scale
-        self.path, self.writes, self.rank = path, writes, rank
+        self.plan, self.objective, self.sampler, self.prompts = plan, objective, sampler, sampler.prompts
+        self.scale, self.path, self.writes, self.rank = scale, path, writes, rank
         self.run = ""
-        self.ends: set[int] = set()
         self.number = -1
         self.examples: list[Example] = []
         self.metrics: list[dict[str, float]] = []
 
     def summary(self) -> str:
         """Return a description of the rounds in one line."""
-        plan, sampling = self.plan, self.sampling
-        samples = f"{plan.prompts_per_round} prompts x {sampling.num_generations} samples"
+        plan, size = self.plan, self.sampler.sampling.num_generations
+        samples = f"{plan.prompts_per_round} prompts x {size} samples"
         every = "every step" if plan.rollout_every == 1 else f"every {plan.rollout_every} steps"
-        return f"rounds: {every} {samples}, scored by {self.reward.name}"
+        return f"rounds: {every} {samples}, scored by {self.sampler.reward.name}"
 
     def begin(self, step: int, model: PreTrainedModel, clock: Clock) -> bool:
         """Draw and score the samples of ``step``'s round, unless they exist. Collective.
@@ -160,49 +151,32 @@ class Rounds:
         places = self.plan.prompts(number)
         share = -(-len(places) // self.plan.sizes.world_size)
         mine = places[self.rank * share : (self.rank + 1) * share]
-        outcome: list[list[Sample]] | str
-        try:
+
+        def samples() -> list[list[Sample]]:
             with clock.spent_on("generation"):
                 drawn = self._draw(mine, model, number, attempt)
             with clock.spent_on("reward"):
-                outcome = self._score(mine, drawn)
-        except RolloutError as error:
-            outcome = str(error)
-        except Exception as error:
-            outcome = f"sampling round {number} failed: {type(error).__name__}: {error}"
+                return self._score(mine, drawn)
+
+        outcome = attempted(samples, f"sampling round {number}")
         with clock.spent_on("reward"):
-            outcomes: list[list[list[Sample]] | str] = gather_object([outcome])
-        failed = [given for given in outcomes if isinstance(given, str)]
-        if failed:
-            raise RolloutError(failed[0])
-        return [group for given in outcomes for group in given if not isinstance(group, str)]
+            return [group for groups in gathered(outcome) for group in groups]
 
     def _draw(self, places: Sequence[int], model: PreTrainedModel, number: int, attempt: int) -> list[list[Tensor]]:
-        ids = [self.prompts.examples[place].prompt_ids for place in places]
-        self.ends = end_tokens(model.generation_config, self.tokenizer)
         seed = np.random.SeedSequence([self.plan.seed, number, self.rank, attempt]).generate_state(1)
-        return sample(model, ids, self.sampling, self.ends, int(seed[0]))
+        return self.sampler.draw(places, model, int(seed[0]))
 
     def _score(self, places: Sequence[int], drawn: Sequence[Sequence[Tensor]]) -> list[list[Sample]]:
-        flat = [(place, ids) for place, group in zip(places, drawn, strict=True) for ids in group]
-        prompts = [self.prompts.texts[place] for place, _ in flat]
-        completions = [self._as_text(prompt, ids) for prompt, (_, ids) in zip(prompts, flat, strict=True)]
-        columns = {name: [self.prompts.columns[place][name] for place, _ in flat] for name in self.prompts.columns[0]}
-        rewards = self.reward(prompts, completions, columns) if flat else []
-        groups, size = [], self.sampling.num_generations
-        for start in range(0, len(flat), size):
-            weights = advantages(rewards[start : start + size], self.scale)
-            rows = zip(flat[start:], completions[start:], rewards[start:], weights, strict=False)
-            groups.append([Sample(place, ids, text, reward, weight) for (place, ids), text, reward, weight in rows])
+        groups = []
+        for place, group, scored in zip(places, drawn, self.sampler.score(places, drawn), strict=True):
+            weights = advantages([reward for _, reward in scored], self.scale)
+            rows = zip(group, scored, weights, strict=True)
+            groups.append([Sample(place, ids, text, reward, weight) for ids, (text, reward), weight in rows])
         return groups
-
-    def _as_text(self, prompt: Text, ids: Tensor) -> Text:
-        text = str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
-        return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
     def _take(self, groups: Sequence[Sequence[Sample]]) -> None:
         self.examples, repeated = round_examples(groups, self.prompts.examples, self.objective, self.plan)
-        samples = [one for group in groups for one in group]
+        samples, ends = [one for group in groups for one in group], self.sampler.ends
         spreads = [pstdev([one.reward for one in group]) for group in groups]
         self.metrics.append(
             {
@@ -210,7 +184,7 @@ class Rounds:
                 "reward_std": fmean(spreads),
                 "frac_reward_zero_std": fmean(not spread for spread in spreads),
                 "completions/mean_length": fmean(len(one.completion_ids) for one in samples),
-                "completions/clipped_ratio": fmean(int(one.completion_ids[-1]) not in self.ends for one in samples),
+                "completions/clipped_ratio": fmean(int(one.completion_ids[-1]) not in ends for one in samples),
                 "rollout/repeated": float(repeated),
             }
         )
@@ -268,21 +242,11 @@ def make_rounds(
     seed: int,
 ) -> Rounds:
     """Return the rounds of a config; ``seed`` determines the order of the prompts."""
+    sampling = Sampling.of(config, pad_token_id, num_generations=config.num_generations)
     return Rounds(
-        prompts,
         round_plan(config, objective, len(prompts.examples), sizes, seed),
         objective,
-        Sampling(
-            num_generations=config.num_generations,
-            max_completion_length=config.max_completion_length,
-            max_length=config.max_length,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            batch_size=max(1, config.rollout_batch_size // config.num_generations),
-            pad_token_id=pad_token_id,
-        ),
-        RewardFunction(reward, config.reward_timeout),
-        tokenizer,
+        Sampler(prompts, sampling, RewardFunction(reward, config.reward_timeout), tokenizer),
         scale=config.scale_rewards,
         path=Path(str(config.output_dir)) / COMPLETIONS,
         writes=config.process_index == 0 and not config.dry_run,

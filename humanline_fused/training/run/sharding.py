@@ -39,8 +39,8 @@ def engine_of_files(folder: Path) -> str:
     return "fsdp" if any(folder.glob("optimizer_*")) or any(folder.glob("pytorch_model_fsdp*")) else "torch"
 
 
-def refuse_engine(accelerator: Accelerator, reference: str, *, rounds: bool = False, cut: bool = False) -> None:
-    """Raise ValueError if the engine does not support this reference, rounds or cut micro-batches, or is FSDP 1."""
+def refuse_engine(accelerator: Accelerator, reference: str, *, sampled: bool = False, cut: bool = False) -> None:
+    """Raise ValueError if the engine does not support this reference, samples or cut micro-batches, or is FSDP 1."""
     kind = accelerator.distributed_type
     fsdp1 = kind == DistributedType.FSDP and not accelerator.is_fsdp2
     instead = {
@@ -52,10 +52,10 @@ def refuse_engine(accelerator: Accelerator, reference: str, *, rounds: bool = Fa
             f"reference={reference!r}: expected a whole model in every process, or FSDP2. Under FSDP 1 and DeepSpeed "
             f"use {instead[reference]}"
         )
-    if rounds and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if sampled and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
-            "rollout_every: expected a whole model in every process to sample from. Under FSDP and DeepSpeed sample "
-            "beforehand, and train offline"
+            "rollout_every, reward: expected a whole model in every process to sample from. Under FSDP and DeepSpeed "
+            "sample beforehand, and train offline"
         )
     if cut and kind == DistributedType.DEEPSPEED:
         raise ValueError(

@@ -32,14 +32,15 @@ def start_block(trainer: Any, forwards: int, difference: float | None) -> str:
         forwards: forward passes of a micro-batch, without the one of humanline sampling.
         difference: as of :func:`describe_model`.
     """
-    args, model, rounds = trainer.args, trainer.model, trainer.rounds
+    args, model = trainer.args, trainer.model
+    sampled = [sampling.summary() for sampling in (trainer.rounds, trainer.answers) if sampling]
     return wrapped(
         (
             describe_loss(args, trainer.objective, next(model.parameters()).dtype),
             describe_reference(args, model, forwards + (args.perception == "sampling")),
             describe_batches(trainer.plan, trainer.state, engine_of(trainer.accelerator), args.device),
             describe_model(args, model, difference, *trainer.layout),
-            describe_data(trainer.data, rounds and rounds.summary(), trainer.checked.warning),
+            describe_data(trainer.data, *sampled, trainer.checked.warning),
             describe_output(args, trainer.state),
         )
     )
@@ -168,7 +169,7 @@ def describe_data(data: RunData, *more: str | None) -> str:
 
     Args:
         data: the data.
-        more: further phrases: on rounds, and on positions.
+        more: further phrases: on rounds, on answers to held-out prompts, and on positions.
     """
     train, held_out, fraction = data.train, data.held_out, data.fraction
     said = [f"data: {train.summary()}"]

@@ -1,0 +1,79 @@
+"""Completions of a dataset's prompts, drawn from the policy and scored by the reward function."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from humanline_fused.training.data.prompts import PreparedPrompts
+from humanline_fused.training.data.rows.records import Text
+from humanline_fused.training.online.generation import Sampling, end_tokens, sample
+from humanline_fused.training.online.reward import RewardFunction, RolloutError
+
+T = TypeVar("T")
+
+
+class Sampler:
+    """Draws completions of prompts and scores them.
+
+    Args:
+        prompts: the prompts, with their columns for the reward function.
+        sampling: the sampling settings.
+        reward: the reward function.
+        tokenizer: decodes token ids.
+    """
+
+    def __init__(
+        self, prompts: PreparedPrompts, sampling: Sampling, reward: RewardFunction, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self.prompts, self.sampling, self.reward, self.tokenizer = prompts, sampling, reward, tokenizer
+        self.ends: set[int] = set()
+
+    def draw(self, places: Sequence[int], model: PreTrainedModel, seed: int) -> list[list[Tensor]]:
+        """Return completions of the prompts at ``places``, the same with the same ``seed``, prompts and weights."""
+        ids = [self.prompts.examples[place].prompt_ids for place in places]
+        self.ends = end_tokens(model.generation_config, self.tokenizer)
+        return sample(model, ids, self.sampling, self.ends, seed)
+
+    def score(self, places: Sequence[int], drawn: Sequence[Sequence[Tensor]]) -> list[list[tuple[Text, float]]]:
+        """Return the text and the reward of each completion, by prompt.
+
+        Raises:
+            RolloutError: the reward function failed.
+        """
+        flat = [(place, ids) for place, group in zip(places, drawn, strict=True) for ids in group]
+        prompts = [self.prompts.texts[place] for place, _ in flat]
+        completions = [self._as_text(prompt, ids) for prompt, (_, ids) in zip(prompts, flat, strict=True)]
+        columns = {name: [self.prompts.columns[place][name] for place, _ in flat] for name in self.prompts.columns[0]}
+        rewards = self.reward(prompts, completions, columns) if flat else []
+        scored = iter(zip(completions, rewards, strict=True))
+        return [[next(scored) for _ in group] for group in drawn]
+
+    def _as_text(self, prompt: Text, ids: Tensor) -> Text:
+        text = str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+        return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def attempted(work: Callable[[], T], what: str) -> T | str:
+    """Return the result of ``work``, or the text of its error, for :func:`gathered`; ``what`` names it in that text."""
+    try:
+        return work()
+    except RolloutError as error:
+        return str(error)
+    except Exception as error:
+        return f"{what} failed: {type(error).__name__}: {error}"
+
+
+def gathered(outcome: T | str) -> list[T]:
+    """Return the results of all processes, in the order of their ranks. Collective.
+
+    Raises:
+        RolloutError: on every process, so that none waits forever, if one of them failed.
+    """
+    outcomes: list[T | str] = gather_object([outcome])
+    failed = [given for given in outcomes if isinstance(given, str)]
+    if failed:
+        raise RolloutError(failed[0])
+    return [given for given in outcomes if not isinstance(given, str)]

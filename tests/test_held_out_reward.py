@@ -1,0 +1,128 @@
+"""The reward of the policy's own answers to the held-out prompts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training.online.reward import RolloutError
+from humanline_fused.training.run.checkpoint import newest_complete
+from tests.tiny_model import WORDS, losses, records, tiny_config, tiny_model, tiny_tokenizer
+
+HELD_OUT = [{**row, "worth": float(i)} for i, row in enumerate(records("dpo", 4, seed=1))]
+
+
+def first_word(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """Reward the place of an answer's first word in the vocabulary, which differs between most answers."""
+    return [float(WORDS.index(text.split()[0])) if text.split()[:1] != [] else -1.0 for text in completions]
+
+
+def trainer_of(output_dir: Path, function: Any = first_word, **settings: Any) -> HumanlineTrainer:
+    given = {"eval_dataset": HELD_OUT, "eval_strategy": "steps", "eval_steps": 2, "max_completion_length": 4} | settings
+    built = {name: given.pop(name) for name in ("eval_dataset", "train_dataset") if name in given}
+    return HumanlineTrainer(
+        tiny_model(),
+        tiny_config(output_dir, max_steps=4, **{n: v for n, v in given.items() if n != "max_steps"}),
+        processing_class=tiny_tokenizer(),
+        reward_function=function,
+        **{"train_dataset": records("dpo", 10)} | built,
+    )
+
+
+def logged(folder: Path, name: str) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line[name]) for line in lines if name in line]
+
+
+def test_the_mean_reward_of_one_answer_to_each_prompt_is_logged_from_the_start(tmp_path: Path) -> None:
+    def worth(prompts: list[str], completions: list[str], worth: list[float], **columns: Any) -> list[float]:
+        calls.append(prompts)
+        assert len(prompts) == len(completions) == len(worth)
+        return worth
+
+    calls: list[list[str]] = []
+    again = [HELD_OUT[0] | {"worth": 99.0}]  # of a prompt that was there before
+    trainer_of(tmp_path, worth, eval_dataset=HELD_OUT + again).train()
+    assert logged(tmp_path, "eval_reward") == [(0, 1.5), (2, 1.5), (4, 1.5)]  # of 0, 1, 2, 3
+    assert calls == [[row["prompt"] for row in HELD_OUT]] * 3
+
+
+def test_an_evaluation_before_the_first_step_is_the_first_answer(tmp_path: Path) -> None:
+    trainer_of(tmp_path, eval_on_start=True).train()
+    assert [step for step, _ in logged(tmp_path, "eval_reward")] == [0, 2, 4]
+
+
+def test_the_answers_are_those_of_the_policy_of_the_step(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, learning_rate=0.3)
+    before = trainer.answers.mean(trainer.model)
+    trainer.train()
+    after = trainer.answers.mean(trainer.model)
+    rewards = [reward for _, reward in logged(tmp_path, "eval_reward")]
+    assert (rewards[0], rewards[-1]) == (before, after)
+    assert before != after
+
+
+def test_answering_changes_no_bit_of_the_training(tmp_path: Path) -> None:
+    answered, plain = trainer_of(tmp_path / "a"), trainer_of(tmp_path / "b", None, max_completion_length=256)
+    answered.train()
+    plain.train()
+    assert losses(answered) == losses(plain)
+    assert logged(tmp_path / "b", "eval_reward") == []
+    assert logged(tmp_path / "a", "eval_loss") == logged(tmp_path / "b", "eval_loss")
+
+
+def test_a_dry_run_answers_and_a_reward_that_fails_there_ends_it(tmp_path: Path) -> None:
+    with pytest.raises(RolloutError, match=r"reward function .* raised KeyError: 'answer'"):
+        trainer_of(tmp_path, lambda **columns: columns["answer"], dry_run=True).train()
+
+
+def test_a_reward_that_fails_later_keeps_the_run(tmp_path: Path) -> None:
+    def fails_late(**given: Any) -> list[float]:
+        calls.append(1)
+        return first_word(**given) if len(calls) < 3 else []
+
+    calls: list[int] = []
+    with pytest.raises(RolloutError, match=r"expected 4 numbers, got 0\. The run up to step 4 is kept"):
+        trainer_of(tmp_path, fails_late).train()
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-4"
+
+
+def test_rounds_are_answered_too(tmp_path: Path) -> None:
+    rounds = {"rollout_every": 2, "num_generations": 2, "reference": "copy", "objective": "grpo"}
+    held_out = records("grpo", 8, seed=1)
+    trainer_of(tmp_path, eval_dataset=held_out, **rounds).train()
+    assert [step for step, _ in logged(tmp_path, "eval_reward")] == [0, 2, 4]
+
+
+def test_the_best_model_may_be_the_one_of_the_best_answers(tmp_path: Path) -> None:
+    best = {"metric_for_best_model": "reward", "save_strategy": "best"}
+    trainer = trainer_of(tmp_path, **best)
+    trainer.train()
+    assert trainer.state.best_metric == max(reward for step, reward in logged(tmp_path, "eval_reward") if step)
+
+
+@pytest.mark.parametrize(
+    ("function", "settings", "said"),
+    [
+        (first_word, {"eval_dataset": None}, "reward_function: expected None without rollout_every and without an"),
+        (None, {"eval_dataset": None, "reward": "math:sqrt"}, r"reward: expected None .*, got 'math:sqrt'"),
+        (first_word, {"reward": "math:sqrt"}, "reward: expected one reward function, .* got both"),
+        (None, {}, r"max_completion_length: expected 256 without a reward function \(reward\), got 4"),
+        (first_word, {"temperature": 0.5}, "temperature: expected 1.0 without rollout_every, got 0.5"),
+        (first_word, {"max_completion_length": 0}, "max_completion_length: expected an integer >= 1, got 0"),
+    ],
+)
+def test_settings_of_answers_that_nobody_gives_are_refused(
+    tmp_path: Path, function: Any, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        trainer_of(tmp_path, function, eval_strategy="no", **settings)
+
+
+def test_the_longest_sequence_may_be_an_answer(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, max_completion_length=100, max_length=128)
+    longest = max(len(row["prompt"].split()) for row in HELD_OUT)
+    assert trainer.checked.longest == longest + 100
+    assert "64 positions" in str(trainer.checked.warning)
