@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training.online import held_out_reward
 from humanline_fused.training.online.reward import RolloutError
 from humanline_fused.training.run.checkpoint import newest_complete
 from tests.tiny_model import WORDS, losses, records, tiny_config, tiny_model, tiny_tokenizer
@@ -62,6 +63,19 @@ def test_the_answers_are_those_of_the_policy_of_the_step(tmp_path: Path) -> None
     rewards = [reward for _, reward in logged(tmp_path, "eval_reward")]
     assert (rewards[0], rewards[-1]) == (before, after)
     assert before != after
+
+
+def test_every_process_answers_its_share_of_the_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def worth(prompts: list[str], completions: list[str], worth: list[float], **columns: Any) -> list[float]:
+        return worth
+
+    monkeypatch.setattr(held_out_reward, "gathered", lambda outcome: [outcome])
+    trainer = trainer_of(tmp_path, worth)
+    sampler = trainer.answers.sampler
+    means = [
+        held_out_reward.HeldOutReward(sampler, 0, rank=rank, world_size=2).mean(trainer.model) for rank in range(2)
+    ]
+    assert means == [1.0, 2.0]  # of 0 and 2, and of 1 and 3
 
 
 def test_answering_changes_no_bit_of_the_training(tmp_path: Path) -> None:
