@@ -59,7 +59,7 @@ def test_bounds_and_sync_are_checked(given: dict[str, Any], message: str):
 
 def test_a_reference_of_another_shape_or_in_addition_to_an_adapter_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="expected reference and policy to have the same parameters"):
-        ours("dpo", tmp_path, ref_model=tiny_model(num_hidden_layers=1))
+        ours("dpo", tmp_path, ref_model=tiny_model(num_hidden_layers=2))
     with pytest.raises(ValueError, match="ref_model: expected None with a PEFT model"):
         ours("dpo", tmp_path, model=adapted(), ref_model=tiny_model())
 

@@ -94,9 +94,8 @@ class StopAt(TrainerCallback):
 
 def made(folder: Path, **changes: Any) -> HumanlineTrainer:
     args = tiny_config(folder, **SETTINGS | changes)
-    return HumanlineTrainer(
-        tiny_model(), args, records("dpo", 8), records("dpo", 3, 5), processing_class=tiny_tokenizer()
-    )
+    model, data, held_out = tiny_model(num_hidden_layers=2), records("dpo", 8), records("dpo", 3, 5)
+    return HumanlineTrainer(model, args, data, held_out, processing_class=tiny_tokenizer())
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A two-layer Llama with a vocabulary of 100 words, and preference data for it."""
+"""A Llama of one layer with a vocabulary of 100 words, and preference data for it."""
 
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
-    """Return a Llama with vocabulary 100, hidden size 32 and two layers."""
+    """Return a Llama with vocabulary 100, hidden size 32 and one layer."""
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {
         "hidden_size": 32,
         "intermediate_size": 48,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "num_attention_heads": 2,
         "max_position_embeddings": 64,
         "vocab_size": 100,
