@@ -18,7 +18,10 @@ PRODUCTS := $(addprefix tests/test_,$(addsuffix .py,evaluation head lm_head proc
 ARCH := 80,90,100
 comma := ,
 
-.PHONY: demo test test-ptx test-versions lint docs install clean
+# Versions of Triton that test-triton compiles the kernels with: the oldest that is allowed, the newest that was tried.
+TRITON := 3.6.0 3.9.0
+
+.PHONY: demo test test-ptx test-triton test-versions lint docs install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -32,10 +35,26 @@ test: lint
 	OMP_NUM_THREADS=1 OTHER_PROCESSOR=1 $(BIN)/python $(PYTEST) -q -k 'not triton' $(PRODUCTS)
 
 # The tests of a GPU on kernels compiled for each of ARCH: make test-ptx ARCH=80,100
-test-ptx: install
-	@failed=; for arch in $(subst $(comma), ,$(ARCH)); do \
+TEST_PTX = failed=; for arch in $(subst $(comma), ,$(ARCH)); do \
 		OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -q --ptx $$arch || failed="$$failed sm_$$arch"; \
 	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+
+test-ptx: install
+	@$(TEST_PTX)
+
+# The static report's budgets, and test-ptx, with other versions of Triton. Each has a folder that comes before the
+# environment's packages: make test-triton TRITON=3.8.0
+test-triton: $(TRITON:%=$(VERSIONS_DIR)/triton-%/.installed)
+	@bad=; for version in $(TRITON); do \
+		export PYTHONPATH=$(VERSIONS_DIR)/triton-$$version; \
+		$(BIN)/python -m benchmarks static --arch sm_80 sm_90 sm_100 gfx942 || bad="$$bad $$version (budgets)"; \
+		($(TEST_PTX)) || bad="$$bad $$version (tests)"; \
+	done; test -z "$$bad" || { echo "failed with triton:$$bad" >&2; exit 1; }
+
+$(VERSIONS_DIR)/triton-%/.installed: | install
+	rm -rf $(@D)
+	$(BIN)/python $(PIP) install --no-deps --target $(@D) triton==$*
+	@touch $@
 
 # The suite with the oldest and the newest versions that pyproject.toml allows; each run begins with a list of them.
 test-versions: $(VERSIONS:%=$(VERSIONS_DIR)/%/.installed)

@@ -72,8 +72,15 @@ def triton_compiles() -> bool:
 
 
 def pytest_report_header() -> str:
-    installed = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
-    return ", ".join(f"{name} {installed.get(name, 'not installed')}" for name in REPORTED)
+    return ", ".join(f"{name} {installed_version(name)}" for name in REPORTED)
+
+
+def installed_version(distribution: str) -> str:
+    """Return the version that is imported: the first on the path, where there are several."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -123,7 +130,7 @@ def emulator(request: pytest.FixtureRequest) -> Any:
     """The emulator that runs the kernels, tests.ptx.emulator.Emulator."""
     session = request.config.pluginmanager.get_plugin("ptx")
     if session is None:
-        pytest.skip("the kernels are not emulated here: pytest --ptx 90")
+        pytest.skip("the kernels run on a GPU or are interpreted here, not emulated")
     return session.emulator
 
 

@@ -244,3 +244,11 @@ def test_the_oldest_versions_that_are_tested_are_the_floors_of_the_ranges() -> N
 def test_the_ranges_allow_the_versions_that_are_tested(file: str) -> None:
     pins = pinned(file)
     assert [r.name for r in requirements() if not r.specifier.contains(pins[r.name])] == []
+
+
+def test_a_run_of_the_tests_names_the_version_that_is_imported(pytestconfig, tmp_path, monkeypatch) -> None:
+    (tmp_path / "triton-0.1.dist-info").mkdir()
+    (tmp_path / "triton-0.1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: triton\nVersion: 0.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (ours,) = [one for one in pytestconfig.pluginmanager.get_plugins() if hasattr(one, "REPORTED")]
+    assert "triton 0.1," in ours.pytest_report_header()

@@ -35,6 +35,8 @@ def specialisations(arch: str) -> Iterator[Specialisation]:
         yield from token_logp(dtype, warp=warp)
     for flag in ("HAS_TEMPERATURE", "HAS_SOFTCAP", "HAS_ENTROPY"):
         yield from token_logp("bf16", flag, warp=warp)
+    _, backward = token_logp("bf16", "HAS_GRAD_OUTPUT", warp=warp)
+    yield backward
     if warp == 32:  # no cache of AMD's holds the rows in flight: two launches there
         yield grpo_one_launch("bf16", "HAS_REFERENCE")
         yield grpo_one_launch("fp32", "HAS_REFERENCE")
