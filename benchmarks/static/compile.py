@@ -66,10 +66,11 @@ def numbering_stages(*arguments: Any) -> tuple[str, str] | None:
 
 def compile_for(spec: Specialisation, arch: str, max_registers: int | None = None) -> MachineCode:
     knobs.runtime.add_stages_inspection_hook = numbering_stages  # type: ignore[assignment]
-    options = {"num_warps": spec.num_warps}
+    options: dict[str, int | None] = {"num_warps": spec.num_warps}
     if arch.startswith("gfx"):
         compiled = triton.compile(source(spec), target=GPUTarget("hip", arch, 64), options=options)
         return amdgcn.parse(compiled.asm["amdgcn"], compiled.metadata.shared)
     target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
-    compiled = triton.compile(source(spec), target=target, options={**options, "maxnreg": max_registers})
+    options["maxnreg"] = max_registers or spec.max_registers
+    compiled = triton.compile(source(spec), target=target, options=options)
     return nvidia.disassemble(compiled.asm["cubin"], compiled.asm["ptx"], compiled.metadata.shared)

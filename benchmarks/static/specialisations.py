@@ -20,6 +20,7 @@ class Specialisation:
     written_bytes: int  # the same where it writes them
     cached_loops: tuple[str, ...] = ()  # loops that read from the L2 cache
     launched_per_sm: int | None = None  # programs, where the launch asks for fewer than an SM can hold
+    max_registers: int | None = None  # per thread, where the launch sets it
     note: str = ""  # distinguishes it from others
 
     @property
@@ -53,6 +54,7 @@ def of_logits(
 ) -> Specialisation:
     constants = {**tiles, **dict.fromkeys(flags, True)}
     num_warps, itemsize = constants.pop("num_warps"), ITEMSIZE[dtype]
+    options["max_registers"] = constants.pop("maxnreg", None)
     written = itemsize if writes else 0
     return Specialisation(
         f"humanline_kernels.{kernel}_kernel", dtype, constants, num_warps, itemsize, written, **options

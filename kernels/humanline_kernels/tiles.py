@@ -33,10 +33,14 @@ def one_launch_per_multiprocessor(row_bytes: int) -> int:
 
 
 def one_launch_tiles(V: int, itemsize: int) -> dict[str, int]:
-    """Tiles with 64 KiB of reads in flight per multiprocessor: eight 16-byte loads in each of 512 threads."""
+    """Tiles with 64 KiB of reads in flight per multiprocessor: eight 16-byte loads in each of 512 threads.
+
+    So a thread may have 128 registers. Left alone, a compiler may choose fewer, and spill.
+    """
     share = one_launch_per_multiprocessor(V * itemsize)
     block_v = min(65536 // share // itemsize, max(16, next_power_of_2(V)))
-    return {"BLOCK_V": block_v, "num_warps": min(16 // share, max(1, block_v * itemsize // 4096))}
+    num_warps = min(16 // share, max(1, block_v * itemsize // 4096))
+    return {"BLOCK_V": block_v, "num_warps": num_warps, "maxnreg": 128}
 
 
 def one_launch_programs(V: int, itemsize: int, held_bytes: int, multiprocessors: int) -> int:
