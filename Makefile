@@ -81,7 +81,8 @@ docs: install
 
 install: $(INSTALLED)
 
-# Every pip call has constraints, so that no version range pulls another torch; build isolation would ignore them.
+# Every pip call has constraints, or no dependencies, so that no version range pulls another torch; build isolation
+# would ignore constraints.
 $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d: make PYTHON=python3.11" % v[:2])'
