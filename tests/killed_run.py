@@ -1,15 +1,14 @@
-"""Kill runs at their n-th write or step and resume them: ``python -m tests.killed_run FOLDER``.
+"""Resume runs from what a kill at their n-th write or step leaves: ``python -m tests.killed_run FOLDER``.
 
-One process imports everything and forks a child for every run, so a kill costs a run but not an import. By default it
-kills at every third event, with an offset between the two runs; ``KILL_EVERY=1`` kills at every event. Making an
-existing folder or removing a missing one is not an event, because the disk then looks as for a kill at the next event.
+What SIGKILL leaves of a run is its folder. So a run is not killed: at an event it copies its folder, in which a file
+that it was about to write is cut off, and goes on. Each copy then takes the place of the run, and a new process resumes
+it. Making an existing folder or removing a missing one is not an event, because the disk then looks as for a kill at
+the next event.
 """
 
-import gc
 import json
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ import transformers.modeling_utils
 from transformers import TrainerCallback, set_seed
 
 from tests.disk import do_not_wait_for_the_disk
+from tests.forked import forked
 from tests.tiny_model import records, tiny_model, tiny_trainer
 
 WRITES = [
@@ -33,18 +33,34 @@ WRITES = [
 
 
 class Killer(TrainerCallback):
-    """Sends SIGKILL at the ``at``-th event: within a file write, just before another write, or after a step."""
+    """Copies the run's folder as a kill would leave it: within a file write, before another write, or after a step.
 
-    def __init__(self, at: int) -> None:
-        self.at = at
+    Args:
+        folder: the run's folder.
+        copies: where its copies go, each under the number of its event.
+        at: the events, counted from 1.
+    """
+
+    def __init__(self, folder: Path, copies: Path, at: range) -> None:
+        self.folder, self.copies, self.at = folder, copies, at
         self.events = 0
+        self.copying = False
 
     def event(self, path: Any = None) -> None:
+        if self.copying:
+            return
         self.events += 1
-        if self.events == self.at:
-            if path is not None:
-                Path(path if isinstance(path, str | os.PathLike) else path.name).write_bytes(b"cut off")
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.events not in self.at:
+            return
+        self.copying = True
+        copy = self.copies / str(self.events)
+        copy.mkdir(parents=True)
+        if self.folder.exists():
+            shutil.copytree(self.folder, copy / "run")
+        if path is not None:
+            written = Path(path if isinstance(path, str | os.PathLike) else path.name)
+            (copy / "run" / written.relative_to(self.folder)).write_bytes(b"cut off")
+        self.copying = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.event()
@@ -63,10 +79,10 @@ class Killer(TrainerCallback):
         return watched
 
 
-def run(folder: Path, objective: str, reference: str, kill_at: int = 0) -> None:
+def run(folder: Path, objective: str, reference: str, killer: Killer | None = None) -> None:
     """Run, resuming from an existing checkpoint if there is one."""
-    killer = Killer(kill_at)
-    killer.watch()
+    if killer:
+        killer.watch()
     set_seed(0)
     trainer = tiny_trainer(
         folder,
@@ -83,30 +99,11 @@ def run(folder: Path, objective: str, reference: str, kill_at: int = 0) -> None:
         disable_dropout=False,
         clamp=False,
         model=tiny_model(attention_dropout=0.1),
-        callbacks=[killer],
+        callbacks=[killer] if killer else [],
         resume_from_checkpoint="auto",
     )
     trainer.train()
     trainer.save_model()
-    (folder / "events").write_text(str(killer.events))
-
-
-def forked(folder: Path, objective: str, reference: str, kill_at: int = 0) -> int:
-    """Return the signal that ended the run, or 0."""
-    child = os.fork()
-    if child == 0:
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 1)
-        transformers.utils.logging.disable_progress_bar()
-        try:
-            run(folder, objective, reference, kill_at)
-            os._exit(0)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, f"the run in {folder} failed"
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
 def outcome(folder: Path) -> tuple[bytes, list[Any]]:
@@ -116,25 +113,31 @@ def outcome(folder: Path) -> tuple[bytes, list[Any]]:
     return (folder / "model.safetensors").read_bytes(), logged
 
 
-def main(folder: Path) -> None:
-    """Print for every kill its position and whether the resumed run equals the uninterrupted one."""
-    stride = int(os.environ.get("KILL_EVERY", "3"))
-    tiny_model().save_pretrained(folder / "warm")  # the first save of a process compiles the renaming of weights
-    gc.freeze()  # exclude imported objects from the children's garbage collection
+def resumed(here: Path, every: int) -> dict[str, bool]:
+    """Return by run and event whether the run that is resumed from a kill there equals the uninterrupted one.
+
+    Args:
+        here: an empty folder.
+        every: distance of two kills in events; the two runs begin at different ones.
+    """
+    tiny_model().save_pretrained(here / "warm")  # the first save of a process compiles the renaming of weights
+    equal = {}
     for first, (objective, reference) in enumerate((("kto", "lookahead"), ("dpo", "copy"))):
-        whole = folder / f"{objective}-{reference}"
-        assert forked(whole, objective, reference) == 0
-        events = int((whole / "events").read_text())
-        for kill_at in range(1 + first % stride, events + 1, stride):
-            broken = folder / f"{objective}-{reference}-{kill_at}"
-            killed = forked(broken, objective, reference, kill_at) == signal.SIGKILL
-            forked(broken, objective, reference)
-            equal = outcome(broken) == outcome(whole)
-            print(json.dumps({"run": broken.name, "killed": killed, "equal": equal}))
-            shutil.rmtree(broken)
+        name = f"{objective} {reference}"
+        folder, copies = here / name, here / f"{name}, killed"
+        killer = Killer(folder, copies, range(1 + first % every, sys.maxsize, every))
+        forked(run, folder, objective, reference, killer)
+        whole = outcome(folder)
+        for copy in sorted(copies.iterdir(), key=lambda copy: int(copy.name)):
+            shutil.rmtree(folder)
+            if (copy / "run").exists():
+                (copy / "run").rename(folder)
+            forked(run, folder, objective, reference)
+            equal[f"{name}, event {copy.name}"] = outcome(folder) == whole
+    return equal
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     do_not_wait_for_the_disk()
-    main(Path(sys.argv[1]))
+    print(json.dumps(resumed(Path(sys.argv[1]), every=1), indent=1))

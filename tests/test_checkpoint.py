@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from humanline_fused.training.run.checkpoint import (
 )
 from humanline_fused.training.run.manifest import MANIFEST
 from humanline_fused.training.run.resumable import load_run_state
+from tests import killed_run
 from tests.tiny_model import records, tiny_trainer
 
 SAVING = {"save_strategy": "steps", "save_steps": 2}
@@ -131,12 +130,9 @@ def test_resuming_drops_metrics_after_the_checkpoint_and_incomplete_lines(run_di
 
 
 def test_a_run_killed_at_any_write_resumes_bitwise(tmp_path: Path):
-    command = [sys.executable, "-m", "tests.killed_run", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
-    assert done.returncode == 0, done.stderr
-    kills = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(kills) > 20
-    assert [kill for kill in kills if not (kill["killed"] and kill["equal"])] == []
+    equal = killed_run.resumed(tmp_path, every=3)
+    assert len(equal) > 20
+    assert all(equal.values()), equal
 
 
 def test_resuming_from_an_older_checkpoint_is_refused_while_a_newer_one_exists(run_dir: Path):
