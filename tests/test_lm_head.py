@@ -80,8 +80,7 @@ def test_a_mix_scored_by_kernels_matches_the_oracle(device, objective, policy, r
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("workspace_bytes", [TWO_CHUNKS, None])
+@pytest.mark.parametrize(("frozen", "workspace_bytes"), [(False, TWO_CHUNKS), (True, None)])
 def test_half_precision_matches_the_oracle(device, objective, impl, dtype, frozen, workspace_bytes):
     batch = head_batch(device).to(dtype)
     options = {"workspace_bytes": workspace_bytes}
@@ -89,16 +88,24 @@ def test_half_precision_matches_the_oracle(device, objective, impl, dtype, froze
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("workspace_bytes", [ONE_ROW, 37 * 4 * 4, TWO_CHUNKS, None])
 @pytest.mark.parametrize("drop_clamped", [False, True])
-@pytest.mark.parametrize("softmax", [{}, {"temperature": 0.7}, {"softcap": 4.0, "scale": 0.8}])
+@pytest.mark.parametrize(
+    ("workspace_bytes", "softmax"),
+    [
+        (ONE_ROW, {}),
+        (ONE_ROW, {"softcap": 4.0, "scale": 0.8}),
+        (37 * 4 * 4, {"temperature": 0.7}),
+        (TWO_CHUNKS, {}),
+        (TWO_CHUNKS, {"softcap": 4.0, "scale": 0.8}),
+        (None, {"temperature": 0.7}),
+    ],
+)
 def test_any_chunks_match_the_oracle(device, objective, shared, workspace_bytes, drop_clamped, softmax):
     options = {"workspace_bytes": workspace_bytes, "drop_clamped": drop_clamped, **softmax}
     assert_matches_oracle(objective, head_batch(device), "head", "head", "eager", shared=shared, options=options)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("workspace_bytes", [ONE_ROW, TWO_CHUNKS, None])
+@pytest.mark.parametrize(("packed", "workspace_bytes"), [(True, ONE_ROW), (False, TWO_CHUNKS), (True, None)])
 @pytest.mark.parametrize("loss_type", ["ipo", "hinge", "sigmoid_norm"])
 def test_every_loss_of_pairs_under_a_trained_head_matches_the_oracle(device, impl, loss_type, workspace_bytes, packed):
     batch = head_batch(device)
@@ -173,8 +180,7 @@ def test_log_probs_and_entropies_have_the_derivatives_of_those_of_logits(impl, f
         torch.testing.assert_close(actual, expected, rtol=0, atol=rounding)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("workspace_bytes", [ONE_ROW, TWO_CHUNKS, None])
+@pytest.mark.parametrize(("frozen", "workspace_bytes"), [(True, ONE_ROW), (False, TWO_CHUNKS), (False, None)])
 def test_backward_may_be_called_again_with_another_grad_output(device, objective, impl, frozen, workspace_bytes):
     batch = head_batch(device)
     leaves = [batch.hidden.requires_grad_(), batch.weight.requires_grad_(not frozen)]

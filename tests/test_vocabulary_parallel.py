@@ -20,8 +20,10 @@ SOFTMAX: dict[str, Any] = {"temperature": 0.7, "softcap": 6.0, "scale": 1.1}
 CASES = [
     (objective, frozen, workspace, softmax)
     for objective in OBJECTIVES
-    for frozen in (False, True)
-    for workspace, softmax in ((None, {}), (1, SOFTMAX), (8 * V * 14, {}))
+    for frozen, workspace, softmax in (
+        *((False, None, {}), (False, 1, SOFTMAX)),
+        *((True, 1, {}), (True, 8 * V * 14, SOFTMAX)),
+    )
 ]
 
 
