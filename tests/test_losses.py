@@ -233,7 +233,7 @@ def neighbours(bound: float) -> list[float]:
     return [torch.nextafter(value, value + sign).item() for sign in (-1.0, 1.0)]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pairs=st.integers(1, 2),
     T=st.integers(1, 6),

@@ -74,7 +74,7 @@ def test_a_tree_accepts_tensors_and_any_integer_dtype():
 # Properties
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(SEQUENCES)
 def test_every_sequence_can_be_read_from_the_row(sequences: list[list[int]]):
     tree = tree_of(*sequences)
@@ -82,13 +82,13 @@ def test_every_sequence_can_be_read_from_the_row(sequences: list[list[int]]):
     assert [tree.position_ids[0, rows].tolist() for rows in tree.rows] == [list(range(len(s))) for s in sequences]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(SEQUENCES)
 def test_each_token_of_a_common_prefix_stands_in_the_row_once(sequences: list[list[int]]):
     assert tree_of(*sequences).input_ids.numel() == len(prefixes(sequences))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(SEQUENCES)
 def test_a_token_attends_to_exactly_the_tokens_before_it(sequences: list[list[int]]):
     tree = tree_of(*sequences)
@@ -102,7 +102,7 @@ def test_a_token_attends_to_exactly_the_tokens_before_it(sequences: list[list[in
         assert all(seen[row] == rows[: i + 1].tolist() for i, row in enumerate(rows.tolist()))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(SEQUENCES)
 def test_segments_fill_the_row_and_their_contexts_are_earlier(sequences: list[list[int]]):
     tree = tree_of(*sequences)
@@ -113,7 +113,7 @@ def test_segments_fill_the_row_and_their_contexts_are_earlier(sequences: list[li
         assert all(earlier < number for earlier in segment.context)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(SEQUENCES)
 def test_a_segment_begins_only_where_sequences_part(sequences: list[list[int]]):
     branches: dict[tuple[int, ...], set[int]] = {}

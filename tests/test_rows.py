@@ -178,7 +178,7 @@ def test_more_than_65535_rows_and_two_to_the_32_elements_are_addressed(device, o
     assert not gradients[0][:, 0].any()
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     V=st.integers(2, 70),
     before=st.integers(0, 9),

@@ -148,7 +148,7 @@ def test_an_offset_of_1000_is_too(device, offset):
     assert_both_match_the_oracle(batch, {"temperature": 0.7})
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     V=st.integers(2, 70),
     seed=st.integers(0, 2**16),
@@ -173,7 +173,7 @@ EXTREMES = {
 }
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     V=st.integers(2, 70),
     seed=st.integers(0, 2**16),
