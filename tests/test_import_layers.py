@@ -1,11 +1,14 @@
 """Import layers and file names, checked in the source and in a new interpreter."""
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forked import forked
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "CUDA_VISIBLE_DEVICES": ""}
@@ -26,17 +29,15 @@ def run_python(code: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def imported() -> set[str]:
-    """Names of all modules that are loaded after an import of the package."""
-    return set(run_python("import sys, humanline_fused; print(*sys.modules)").split())
-
-
-@pytest.fixture(scope="module")
-def without_triton() -> list[str]:
-    """Output of a process without triton: the loss and True if it has a gradient, then the errors."""
+def output() -> list[str]:
+    """Output of one process: what an import of the package loads, then what the losses do without triton."""
     return run_python(
         """
 import sys
+import humanline_fused
+print(*sys.modules)
+for name in [name for name in sys.modules if name.startswith("humanline_fused")]:
+    del sys.modules[name]
 sys.modules["triton"] = None
 import torch
 from humanline_fused import HumanlineClamp, Logits, choose_impl, dpo_loss
@@ -52,6 +53,18 @@ for device in ("cpu", "cuda"):
         print(error)
 """
     ).splitlines()
+
+
+@pytest.fixture
+def imported(output: list[str]) -> set[str]:
+    """Names of all modules that are loaded after an import of the package."""
+    return set(output[0].split())
+
+
+@pytest.fixture
+def without_triton(output: list[str]) -> list[str]:
+    """The loss and True if it has a gradient, then the errors."""
+    return output[1:]
 
 
 def test_every_import_follows_the_layer_contracts() -> None:
@@ -86,6 +99,13 @@ def test_the_trainers_are_not_imported_with_the_package(imported: set[str], laye
     assert [module for module in imported if layer in module.split(".")] == []
 
 
+def import_without_trl() -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("humanline_fused", "trl")]:
+        del sys.modules[name]
+    sys.modules["trl"] = None  # type: ignore[assignment]
+    for name in ("humanline_fused.training", "humanline_fused.cli"):
+        importlib.import_module(name)
+
+
 def test_the_trainer_and_the_command_line_work_without_trl() -> None:
-    code = "import sys; sys.modules['trl'] = None; import humanline_fused.training, humanline_fused.cli; print('fine')"
-    assert run_python(code).strip() == "fine"
+    forked(import_without_trl)

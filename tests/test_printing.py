@@ -3,8 +3,8 @@
 import io
 import json
 import os
-import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from tests.html_page import Page
 from tests.test_page import sequence
 from tests.tiny_model import tiny_model, tiny_tokenizer
 
-ROOT = Path(__file__).parent.parent
 STRANGE = "\x1b[31m\x07\r\x7f\x9b1m\u202eolleh\u2066\u200f\ufeff\u2028end\ud83d"
 SHOWN = "\\x1b[31m\\x07\\r\\x7f\\x9b1m\\u202eolleh\\u2066\\u200f\\ufeff\\u2028end\\ud83d"
 FINE = "naïve 👩🏽\u200d🚀 ﷽ אבג 日本語\tΔ\nx"
@@ -69,7 +68,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return SETTINGS.split()
 
 
-def test_every_command_works_on_a_terminal_with_few_characters(settings: list[str]):
+def test_every_command_works_on_a_terminal_with_few_characters(settings: list[str], monkeypatch: pytest.MonkeyPatch):
     commands = [
         ["info"],
         ["data", "a.jsonl", "--model", "start"],
@@ -78,16 +77,16 @@ def test_every_command_works_on_a_terminal_with_few_characters(settings: list[st
         ["plot", "run"],
         ["plot", "Δ"],
     ]
-    code = "import sys, json\nfrom humanline_fused.cli import main\nprint([main(a) for a in json.loads(sys.argv[1])])\n"
-    ran = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(commands)],
-        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"},
-        capture_output=True,
-        text=True,
-        encoding="ascii",
-    )
-    out, err = ran.stdout, ran.stderr
-    assert out.splitlines()[-1] == "[0, 0, 0, 0, 0, 2]", err
+    encoded = {"stdout": {"errors": "strict"}, "stderr": {"errors": "backslashreplace"}}  # by PYTHONIOENCODING=ascii
+    with ExitStack() as stack:
+        patch = stack.enter_context(monkeypatch.context())
+        for name, errors in encoded.items():
+            stream = stack.enter_context(Path(name).open("w", encoding="ascii", **errors))
+            patch.setattr(sys, name, stream)
+            patch.setattr(sys, f"__{name}__", stream)
+        statuses = [main(command) for command in commands]
+    out, err = (Path(name).read_text(encoding="ascii") for name in encoded)
+    assert statuses == [0, 0, 0, 0, 0, 2], err
     assert "\\u0394" in err.splitlines()[-1]
     assert "max |\\u0394logp|" in out
     assert "unclamped  tokens/s" in out
