@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.paper import predict
+from benchmarks.paper import command, predict
 from benchmarks.paper.arms import humanline, plain, tuned_humanline, tuned_regularisation, varied
 from benchmarks.paper.catalogue import EXPERIMENTS
+from benchmarks.paper.experiment import Experiment
+from benchmarks.paper.llama import ARMS
 from benchmarks.paper.protocol import Comparison, Protocol, protocol_hash
 from benchmarks.paper.run_rows import Run
 from benchmarks.results import read, write
@@ -22,6 +24,11 @@ TINY = [name for name, experiment in EXPERIMENTS.items() if issubclass(experimen
 
 def compared(*settings: Setting, protocol: Protocol = QUICK) -> list[Run]:
     return Comparison("test", "", Trainings("dpo"), protocol).compare({"arm": list(settings)})
+
+
+def quick(experiment: Experiment) -> Protocol:
+    """Return the quick protocol with the fewest steps: one of this experiment's conditions has four epochs."""
+    return replace(experiment.protocol.quick(), steps=4 if experiment.name == "beyond" else 2)
 
 
 # Rules
@@ -102,7 +109,7 @@ def quick_rows():
             return predict.points(rows("quality"))
         if name not in kept:
             experiment = EXPERIMENTS[name]
-            kept[name] = experiment.run(experiment.protocol.quick())
+            kept[name] = experiment.run(quick(experiment))
         return kept[name]
 
     return rows
@@ -127,7 +134,7 @@ def test_an_experiment_runs_writes_its_results_and_says_what_they_are(name, quic
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_arm_of_an_experiment_has_the_same_final_seeds_and_budget(name, quick_rows):
-    rows, protocol = quick_rows(name), EXPERIMENTS[name].protocol.quick()
+    rows, protocol = quick_rows(name), quick(EXPERIMENTS[name])
     seeds: dict[tuple, list[int]] = {}
     tuning: dict[tuple, dict[str, int]] = {}
     for row in rows:
@@ -147,7 +154,18 @@ def test_an_experiment_gives_the_same_rows_twice(quick_rows):
         return [replace(row, cpu_seconds=None) for row in rows]
 
     experiment = EXPERIMENTS["stale"]
-    assert measured(experiment.run(experiment.protocol.quick())) == measured(quick_rows("stale"))
+    assert measured(experiment.run(quick(experiment))) == measured(quick_rows("stale"))
+
+
+def test_the_command_writes_and_prints_its_quick_form(quick_rows, tmp_path: Path, monkeypatch, capsys):
+    rows = quick_rows("llama")
+    assert {(row.arm, row.seed) for row in rows} == {(arm, seed) for arm in ARMS for seed in QUICK.final}
+    assert all(len(row.steps) == len(row.rewards) for row in rows)
+    monkeypatch.setitem(EXPERIMENTS, "llama", replace(EXPERIMENTS["llama"], run=lambda protocol: rows))
+    command.main(["llama", "--quick", "--output_dir", str(tmp_path)])
+    assert read(tmp_path / "llama.csv", Run)[1] == rows
+    assert (tmp_path / "llama.png").is_file()
+    assert "| GRPO |" in capsys.readouterr().out
 
 
 # What predicts the gain

@@ -93,15 +93,6 @@ def test_settings_become_fields_of_the_trainers_config():
 # The command
 
 
-def test_the_quick_form_trains_every_arm_with_six_seeds(tmp_path, capsys):
-    command.main(["llama", "--quick", "--output_dir", str(tmp_path)])
-    rows = read(tmp_path / "llama.csv", Run)[1]
-    assert {(row.arm, row.seed) for row in rows} == {(arm, seed) for arm in llama.ARMS for seed in FINAL}
-    assert all(len(row.steps) == len(row.rewards) for row in rows)
-    assert (tmp_path / "llama.png").is_file()
-    assert "| GRPO |" in capsys.readouterr().out
-
-
 def test_an_interrupted_comparison_trains_only_what_is_missing(tmp_path, monkeypatch):
     """Two rounds of tuning, then the final seeds; the reward is a function of setting and seed, without training."""
     trained = []
