@@ -17,7 +17,7 @@ from tests.faults.function_calls import disagreement
 from tests.faults.outcome import Count, Fault, Outcome, counted
 from tests.faults.plain_losses import Bounded
 
-SAMPLE = {"call": range(0, 300), "kill": range(0, 12), "damage": range(0, 24)}
+SAMPLE = {"call": range(0, 200), "kill": range(0, 8), "damage": range(0, 16)}
 
 forks = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the runs are forked and awaited as on Linux")
 
