@@ -1,15 +1,13 @@
-"""Call functions of a test module on one or two ranks (gloo): ``python -m tests.ranks MODULE FOLDER train:2 ...``.
+"""Call functions of a test module on one or two ranks (gloo).
 
-One process imports everything and forks the ranks, so all of them together cost one import. The functions run one after
-another; a later one may read the files of an earlier one.
+One process forks the ranks, so all of them together cost one import of the module. The functions run one after another;
+a later one may read the files of an earlier one.
 """
 
 import gc
-import importlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,7 @@ from transformers import TrainerCallback
 
 from humanline_fused.training import HumanlineTrainer
 from tests.disk import do_not_wait_for_the_disk
+from tests.fork_server import call
 from tests.other_processor import multiply_as_another_processor_if_asked
 from tests.tiny_model import losses
 
@@ -32,12 +31,7 @@ Run = Callable[[Path, int], None]
 
 def on_ranks(folder: Path, *runs: tuple[Run, int]) -> None:
     """Call every ``run(folder, n)`` in each of ``n`` processes."""
-    (module,) = {f"tests.{run.__module__.removeprefix('tests.')}" for run, _ in runs}
-    names = [f"{run.__name__}:{ranks}" for run, ranks in runs]
-    command = [sys.executable, "-m", "tests.ranks", module, str(folder), *names]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    call(_run_all, runs, folder, output=folder / "printed")
 
 
 class SaveOnce(TrainerCallback):
@@ -85,7 +79,7 @@ def _forked(run: Run, folder: Path, index: int, ranks: int, port: int) -> int:
         os._exit(1)
 
 
-def call(run: Run, folder: Path, ranks: int) -> None:
+def _run(run: Run, folder: Path, ranks: int) -> None:
     """Stop the other ranks, which may wait, when one rank fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -103,16 +97,10 @@ def call(run: Run, folder: Path, ranks: int) -> None:
         sys.exit(1)
 
 
-def main(module: str, folder: str, *runs: str) -> None:
+def _run_all(runs: tuple[tuple[Run, int], ...], folder: Path) -> None:
     torch.set_num_threads(1)
     multiply_as_another_processor_if_asked()
     do_not_wait_for_the_disk()
-    loaded = importlib.import_module(module)
     gc.freeze()  # accelerate collects garbage often: exclude imported objects
-    for run in runs:
-        name, ranks = run.split(":")
-        call(getattr(loaded, name), Path(folder), int(ranks))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for run, ranks in runs:
+        _run(run, folder, ranks)
