@@ -58,7 +58,7 @@ WRITES: dict[str, tuple[Any, str, str, Exception, int, str, str]] = {
     "settings": (Path, "open", "settings.json", FULL, 1, "settings.json", NONE),
     "initial scores": (Path, "open", "initial_eval_logp.pt", FULL, 1, "initial_eval_logp.pt", NONE),
     "samples": (Path, "open", "completions.jsonl", FULL, 2, "completions.jsonl", "checkpoint-2 is complete: resume"),
-    "metrics": (Path, "open", "metrics.jsonl", FULL, 3, "metrics.jsonl", "checkpoint-2 is complete: resume from it"),
+    "metrics": (Path, "open", "metrics.jsonl", FULL, 4, "metrics.jsonl", "checkpoint-2 is complete: resume from it"),
     "optimizer": (torch, "save", "optimizer.pt", TORCH, 2, "checkpoint-4", "checkpoint-2 is complete: resume from it"),
     "weights": (transformers.modeling_utils, "safe_save_file", "", RUST, 1, "checkpoint-2", NONE),
     "list of files": (durable, "write_text", "files.json", FULL, 2, "checkpoint-4", "checkpoint-2 is complete"),
