@@ -3,7 +3,8 @@
 ``<!-- benchmarks: benchmarks/results/cpu.csv dpo full -->`` is followed by the rows of that file whose case and mode
 are among the words, by all rows where there is no word. The name may be a pattern of names; where no file has such a
 name yet, the document says so. ``<!-- benchmarks: floors logits -->`` (or ``head``) is followed by the cases' floors,
-``<!-- benchmarks: paper equal -->`` by the text of an experiment (``claims``: by the table of the paper's claims).
+``<!-- benchmarks: paper equal -->`` by the text of an experiment (``claims``: by the table of the paper's claims;
+``answer``: by the README's sentences).
 """
 
 import importlib

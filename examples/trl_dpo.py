@@ -1,12 +1,13 @@
-"""DPO with TRL, with clamped log-ratios and a reference that follows the policy.
+"""DPO with TRL, with clamped log-ratios; with ``--sync_every`` the reference follows the policy too.
 
 Three lines differ from plain TRL: the import, the trainer's name, and one more argument::
 
     from humanline_fused.integrations.trl import Humanline, HumanlineDPOTrainer
     trainer = HumanlineDPOTrainer(
-        humanline=Humanline(log_epsilon_P=-1.5, log_epsilon_R=1.5, sync_every=1),
+        humanline=Humanline(log_epsilon_P=-1.5, log_epsilon_R=1.5, sync_every=None),
 
-With the paper's bounds and TRL's learning rate of 1e-6 no token leaves the bounds in a run of a few steps.
+docs/choosing.md says why it begins without syncs. With the paper's bounds and TRL's learning rate of 1e-6 no token
+leaves the bounds in a run of a few steps.
 
 It takes the folder or name of a model and a file of pairs with the columns prompt, chosen, rejected; all other options
 are those of DPOConfig::
@@ -30,7 +31,9 @@ class ScriptArguments:
 
     model: str = field(metadata={"help": "Folder or name of the model to start from, with its tokenizer."})
     dataset: str = field(metadata={"help": "JSONL file of pairs: prompt, chosen, rejected."})
-    sync_every: int = field(default=1, metadata={"help": "k: optimizer steps between two syncs of the reference."})
+    sync_every: int | None = field(
+        default=None, metadata={"help": "k: optimizer steps between two syncs of the reference. Default: no sync."}
+    )
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from benchmarks.paper.catalogue import EXPERIMENTS
 from benchmarks.paper.choosing import ADVICE, Advice
 from benchmarks.paper.intervals import best_of_tuning, bootstrap, edges, gain, wins
 from benchmarks.paper.run_rows import Run
+from benchmarks.paper.short_answer import SENTENCES, Sentence
 from benchmarks.results import read, write
 
 SEEDS = range(800, 808)
@@ -231,6 +232,21 @@ def test_a_section_has_text_picture_and_source(tmp_path: Path, monkeypatch: pyte
 def test_the_committed_results_support_the_advice(advice: Advice):
     file = document.FOLDER / f"{advice.experiment}.csv"
     assert advice.holds(read(file, EXPERIMENTS[advice.experiment].kind)[1])
+
+
+@pytest.mark.parametrize("sentence", SENTENCES, ids=lambda sentence: ", ".join(sentence.experiments))
+def test_the_committed_results_support_the_sentences_of_the_readme(sentence: Sentence):
+    results = {name: read(document.FOLDER / f"{name}.csv", EXPERIMENTS[name].kind)[1] for name in sentence.experiments}
+    assert sentence.holds(results)
+    assert sentence.text(results).format_map(dict.fromkeys(EXPERIMENTS, ""))
+
+
+def test_a_summary_names_both_arms_before_it_says_it():
+    rows = equal_rows(dpo=(0.5, 0.5, 0.8), kto=(0.5, 0.6, 0.8), grpo=(0.5, 0.6, 0.8))
+    assert equal.summary(rows) == (
+        "Humanline ends level with tuned plain training, as far as the seeds can show, with DPO; "
+        "above it with KTO, GRPO."
+    )
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

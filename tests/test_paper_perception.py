@@ -85,8 +85,8 @@ def rows_of(**sampling: float) -> list[Run]:
 
 def test_the_summary_begins_with_the_objectives_that_lose():
     assert perception.summary(rows_of(dpo=0.85, kto=0.7, grpo=0.799)) == (
-        "Sampling, in the form that the tuning prefers, ends below clamp and sync with KTO; no difference that the "
-        "seeds can show with GRPO; above it with DPO."
+        "Sampling, in the form that the tuning prefers, ends below clamp and sync with KTO; level with it, as far "
+        "as the seeds can show, with GRPO; above it with DPO."
     )
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.paper.arms import humanline, online, plain, varied
 from benchmarks.paper.data_quality import DataRun, with_diagnostics
@@ -98,10 +99,15 @@ def figure(rows: list[DataRun], image: Path) -> None:
         for arm in ("plain", "humanline", "online"):
             shown = {x: found for x, c in known.items() if (found := final(rows, condition=c, arm=arm))}
             places = [list(known).index(x) for x in shown]
-            line(one, places, [[row.reward for row in found] for found in shown.values()], arm, color(arm))
+            rewards = [[row.reward for row in found] for found in shown.values()]
+            line(one, places, rewards, arm, color(arm))
+            if len(shown) == 1:
+                note = f"{arm}: only the usual run"
+                one.annotate(note, (places[0], fmean(rewards[0])), (6, -3), textcoords="offset points", fontsize=8)
         one.set_xticks(range(len(known)), [f"{x:g}" for x in known])
         one.set_xlabel(group)
         one.set_ylim(0.2, 1)
+    axes[0].set_title("DPO", loc="left")
     axes[0].set_ylabel("held-out reward, 95 % interval")
     axes[0].legend(frameon=False, fontsize=9, loc="lower left")
     save(figure, image)

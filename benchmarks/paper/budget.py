@@ -50,6 +50,8 @@ def trust(k: int | None, width: float, steps: int) -> float:
 
 
 def figure(rows: list[Run], image: Path) -> None:
+    from matplotlib import colormaps
+
     figure, axes = panels(2 * len(OBJECTIVES), width=3.8)
     steps = rows[0].steps[-1]
     for place, objective in enumerate(OBJECTIVES):
@@ -68,9 +70,12 @@ def figure(rows: list[Run], image: Path) -> None:
         one.set_ylabel("k")
         one.grid(visible=False)
         one.set_title(f"{objective.upper()}: held-out reward", loc="left")
-        for k in CADENCES:
+        for number, k in enumerate(CADENCES):
+            shade = colormaps["Greens"](0.95 - 0.15 * number)
             points = [(trust(k, w, steps), found[k, w]) for w in WIDTHS if (k, w) in found and w < math.inf]
-            other.plot(*zip(*points, strict=True), "o-", ms=4, lw=1, label="never" if k is None else f"k = {k}")
+            other.plot(
+                *zip(*points, strict=True), "o-", ms=4, lw=1.4, color=shade, label="never" if k is None else f"k = {k}"
+            )
         other.set_xscale("log")
         other.set_ylim(0.3, 1)
         other.set_xlabel("width × (1 + syncs), nats")

@@ -51,10 +51,10 @@ def figure(rows: list[Run], image: Path) -> None:
     for one, objective in zip(axes, OBJECTIVES, strict=True):
         for width, shade in zip(WIDTHS, OTHER, strict=False):
             found = [[r.reward for r in final(rows, objective=objective, arm=name(k, width))] for k in _cadences(rows)]
-            line(one, _cadences(rows), found, f"±{width:g}", shade)
+            line(one, _cadences(rows), found, f"±{width:g} nats", shade)
         usual = bootstrap([row.reward for row in final(rows, objective=objective, arm="plain")])
         one.axhspan(usual.low, usual.high, color="#6b7280", alpha=0.25, lw=0)
-        one.axhline(usual.mean, color="#6b7280", lw=1.5, label="plain")
+        one.axhline(usual.mean, color="#6b7280", lw=1.5, label="plain, untuned (β = .1, ε = .2)", ls="--")
         one.set_xscale("log", base=2)
         one.set_ylim(0.3, 1)
         one.set_title(objective.upper(), loc="left")

@@ -65,9 +65,9 @@ def _widths(rows: Rows) -> str:
 
 
 def _narrower_than_the_paper(rows: Rows) -> bool:
-    """Return True if the best width of every cadence is below 1.5, and that without syncs the widest."""
+    """Return True if the best width is 0.75 without syncs, and with syncs always narrower."""
     widths = {o: [_width(rows, o, k) for k in budget.CADENCES] for o in budget.OBJECTIVES}
-    return all(1.5 > found[0] == max(found) for found in widths.values())
+    return all(found[0] == 0.75 > max(found[1:]) for found in widths.values())
 
 
 def _cadences(rows: Rows) -> str:
@@ -116,6 +116,12 @@ def _more(text: str) -> int:
 def _clamp_alone(rows: Rows) -> str:
     return "clamp alone − clamp and sync, both tuned: " + "; ".join(
         f"{o.upper()} {gain(rows, 'clamp', 'humanline', objective=o).signed}" for o in OBJECTIVES
+    )
+
+
+def _llama(rows: Rows) -> str:
+    return "humanline − clamp alone: " + "; ".join(
+        f"{o.upper()} {gain(rows, 'humanline', 'clamp', objective=o).signed}" for o in OBJECTIVES
     )
 
 
@@ -200,14 +206,28 @@ ADVICE = (
     ),
     Advice(
         "clamp, sync",
-        "Try the clamp alone too (`reference: frozen`). The seeds do not show that a sync adds to it.",
+        "Try the clamp alone first ([how](#the-clamp-alone)). With the tiny policies the seeds do not show that a sync "
+        "adds to it.",
         "frozen",
         _clamp_alone,
         lambda rows: all(gain(rows, "humanline", "clamp", objective=o).low <= 0 for o in OBJECTIVES),
     ),
     Advice(
+        "clamp, sync",
+        "A transformer may differ: on the small Llama a sync added to the clamp alone with GRPO and KTO, though both "
+        "stayed below tuned plain training.",
+        "llama",
+        _llama,
+        lambda rows: all(
+            gain(rows, "humanline", "clamp", objective=o).low > 0
+            and gain(rows, "humanline", "plain", objective=o).high < 0
+            for o in ("grpo", "kto")
+        ),
+    ),
+    Advice(
         "width",
-        "Try widths below the paper's ±1.5, the widest without syncs. The width matters less than k.",
+        "Try bounds narrower than the paper's ±1.5: without syncs ±0.75, with syncs narrower still. The width matters "
+        "less than k.",
         "budget",
         _widths,
         lambda rows: (
@@ -217,8 +237,9 @@ ADVICE = (
     ),
     Advice(
         "k",
-        "Begin with a k of more than half of the run: one sync after the first step. Every smaller k was worse here. "
-        "k = 1 is a different method: a linear contrast without a trust region.",
+        "If you sync, begin with a k of more than half of the run's steps, so that the reference is renewed once. "
+        "Every smaller k was worse here. The default k = 1 is the paper's for 8B models. It is a different method: a "
+        "linear contrast without a trust region.",
         "sync",
         _cadences,
         lambda rows: all(_late_is_best(rows, o, w) for o in cadence.OBJECTIVES for w in cadence.WIDTHS),

@@ -1,10 +1,11 @@
-"""Text and tables of docs/paper.md and docs/choosing.md, made from the results."""
+"""Text and tables of docs/paper.md, docs/choosing.md and the README, made from the results."""
 
 from pathlib import Path
 
 from benchmarks.paper.catalogue import EXPERIMENTS
 from benchmarks.paper.choosing import ADVICE
 from benchmarks.paper.experiment import Experiment
+from benchmarks.paper.short_answer import SENTENCES
 from benchmarks.results import RESULTS, ROOT, Facts, read
 from benchmarks.tables import piped
 
@@ -12,9 +13,9 @@ FOLDER, IMAGES = RESULTS / "paper", ROOT / "docs/images/paper"
 
 
 def marked(name: str) -> str:
-    """Return what stands at a mark: the table of the ``claims``, of ``choosing``, or the text of an experiment."""
-    tables = {"claims": claims, "choosing": choosing}
-    return tables[name]() if name in tables else section(EXPERIMENTS[name])
+    """Return what stands at a mark: ``claims``, ``choosing``, the README's ``answer``, or the text of an experiment."""
+    parts = {"claims": claims, "choosing": choosing, "answer": answer}
+    return parts[name]() if name in parts else section(EXPERIMENTS[name])
 
 
 def claims() -> str:
@@ -46,6 +47,16 @@ def choosing() -> str:
         if _file(experiment).is_file():
             lines.append(advice.line(_results(experiment)[1], f"[{experiment.name}](paper.md#{anchor(experiment)})"))
     return piped(lines) if lines else "*No experiment has been run yet.*"
+
+
+def answer() -> str:
+    """Return the README's sentences on when humanline helps."""
+    links = {name: f"[{name}](docs/paper.md#{anchor(one)})" for name, one in EXPERIMENTS.items()}
+    lines = []
+    for sentence in SENTENCES:
+        results = {name: _results(EXPERIMENTS[name])[1] for name in sentence.experiments}
+        lines.append(f"- {sentence.text(results).format_map(links)}")
+    return "\n".join(lines)
 
 
 def section(experiment: Experiment) -> str:

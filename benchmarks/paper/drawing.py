@@ -1,6 +1,6 @@
 """Figures of the experiments: means over seeds with bands, in one style."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +42,32 @@ def curve(axes: Any, rows: Sequence[Run], label: str, shade: str) -> None:
     axes.plot(steps, [i.mean for i in intervals], color=shade, lw=2, label=label)
 
 
-def line(axes: Any, xs: Sequence[float], groups: Sequence[Sequence[float]], label: str, shade: str) -> None:
-    """Draw means of groups of seeds over ``xs``, with 95 % bars."""
+def line(
+    axes: Any, xs: Sequence[float], groups: Sequence[Sequence[float]], label: str, shade: str, *, joined: bool = True
+) -> None:
+    """Draw means of groups of seeds over ``xs``, with 95 % bars; not ``joined`` where the ``xs`` have no order."""
     intervals = [bootstrap(group, 2000) for group in groups]
     spans = torch.tensor([[i.mean - i.low, i.high - i.mean] for i in intervals]).T.clamp(min=0).tolist()
-    axes.errorbar(xs, [i.mean for i in intervals], yerr=spans, color=shade, lw=1.8, marker="o", ms=4, label=label)
+    style = "-" if joined else "none"
+    axes.errorbar(
+        xs, [i.mean for i in intervals], yerr=spans, color=shade, ls=style, lw=1.8, marker="o", ms=4, label=label
+    )
 
 
-def learning_curves(rows: Sequence[Run], arms: Sequence[str], image: Path, **fixed: object) -> None:
-    """Draw one panel for each objective: held-out reward of the arms over steps."""
+def learning_curves(
+    rows: Sequence[Run], arms: Sequence[str], image: Path, named: Mapping[str, str] | None = None, **fixed: object
+) -> None:
+    """Draw one panel for each objective: held-out reward of the arms over steps.
+
+    Args:
+        named: what the legend calls an arm, if not by its name.
+    """
     objectives = list(dict.fromkeys(row.objective for row in rows))
     figure, axes = panels(len(objectives))
     for one, objective in zip(axes, objectives, strict=True):
         for number, arm in enumerate(arms):
             if mine := final(rows, objective=objective, arm=arm, **fixed):
-                curve(one, mine, arm, color(arm, number))
+                curve(one, mine, (named or {}).get(arm, arm), color(arm, number))
         one.set_title(objective.upper(), loc="left")
         one.set_xlabel("optimizer step")
         one.set_ylim(0, 1)

@@ -203,6 +203,7 @@ def figure(rows: list[DriftRun], image: Path) -> None:
     figure, axes = panels(len(OBJECTIVES), width=4.4, height=3.8)
     rate = LEARNING_RATES[1]
     names = list(dict.fromkeys(row.arm for row in rows))
+    ticks = (0, 0.1, 1, 10)
     for one, objective in zip(axes, OBJECTIVES, strict=True):
         for number, arm in enumerate(names):
             mine = [r for r in rows if r.objective == objective and r.arm == arm and r.learning_rate == rate]
@@ -215,6 +216,7 @@ def figure(rows: list[DriftRun], image: Path) -> None:
                 one.plot(xs[place], ys[place], "*", ms=13, color=shade, markeredgecolor="black")
         one.axvspan(SURPLUS_RISE, 1e3, color="black", alpha=0.06, lw=0)
         one.set_xscale("symlog", linthresh=0.05)
+        one.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         one.set_xlim(-0.04, max(0.2, 1.3 * max(max(row.surpluses) for row in rows if row.learning_rate == rate)))
         one.set_ylim(0, 1)
         one.set_title(f"{objective.upper()}, learning rate {rate:g}", loc="left")

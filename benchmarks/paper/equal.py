@@ -83,22 +83,27 @@ def closed(rows: list[Run], objective: str) -> tuple[Interval, Interval]:
 
 
 def summary(
-    rows: list[Run], arm: str | Callable[[str], str] = "humanline", over: str = "plain", words: str = ""
+    rows: list[Run],
+    arm: str | Callable[[str], str] = "humanline",
+    over: str = "plain",
+    subject: str = "Humanline",
+    other: str = "tuned plain training",
 ) -> str:
-    """Return in a sentence where an arm loses to another, and where it gains; ``words`` are its beginning.
+    """Return in a sentence where an arm loses to another, and where it gains.
 
     Args:
         arm: its name, or a function from the objective to it.
+        subject, other: what the sentence calls the two arms.
     """
-    words = words or "Humanline ends below tuned plain training with"
     gains = {o.upper(): gain(rows, arm(o) if callable(arm) else arm, over, objective=o) for o in OBJECTIVES}
     parts = [
-        (words, [o for o, one in gains.items() if one.high < 0]),
-        ("no difference that the seeds can show with", [o for o, one in gains.items() if one.low <= 0 <= one.high]),
-        ("above it with", [o for o, one in gains.items() if one.low > 0]),
+        ("below {}", [o for o, one in gains.items() if one.high < 0]),
+        ("level with {}, as far as the seeds can show,", [o for o, one in gains.items() if one.low <= 0 <= one.high]),
+        ("above {}", [o for o, one in gains.items() if one.low > 0]),
     ]
-    text = "; ".join(f"{word} {', '.join(names)}" for word, names in parts if names)
-    return f"{text[0].upper()}{text[1:]}."
+    found = [f"{place} with {', '.join(names)}" for place, names in parts if names]
+    first, *rest = found
+    return f"{subject} ends {'; '.join([first.format(other), *(one.format('it') for one in rest)])}."
 
 
 def paragraph(rows: list[Run]) -> str:

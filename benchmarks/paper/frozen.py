@@ -34,7 +34,7 @@ def run(protocol: Protocol) -> list[Run]:
 
 
 def figure(rows: list[Run], image: Path) -> None:
-    learning_curves(rows, ARMS, image)
+    learning_curves(rows, ARMS, image, {"clamp": "clamp, frozen reference", "humanline": "humanline (clamp and sync)"})
 
 
 def chosen(rows: list[Run], objective: str, arm: str) -> str:
@@ -47,10 +47,9 @@ def chosen(rows: list[Run], objective: str, arm: str) -> str:
 
 
 def paragraph(rows: list[Run]) -> str:
+    others = {"plain": "tuned plain training", "humanline": "clamp and sync", "online": "online training"}
     lines = [
-        equal.summary(rows, "clamp", "plain", "The clamp alone ends below tuned plain training with"),
-        equal.summary(rows, "clamp", "humanline", "It ends below clamp and sync with"),
-        equal.summary(rows, "clamp", "online", "It ends below online training with"),
+        *(f"- {equal.summary(rows, 'clamp', over, 'The clamp alone', other)}" for over, other in others.items()),
         "",
         f"| | {' | '.join(ARMS)} | clamp − humanline | clamp − online | settings ≥ .8 of 48: clamp, humanline |",
         "|---|---|---|---|---|---|---|---|",

@@ -63,8 +63,8 @@ def best(rows: list[Run], objective: str) -> str:
 
 def summary(rows: list[Run]) -> str:
     """Return in a sentence where sampling loses to the clamp, and where it gains."""
-    words = "Sampling, in the form that the tuning prefers, ends below clamp and sync with"
-    return equal.summary(rows, lambda objective: best(rows, objective), "humanline", words)
+    subject = "Sampling, in the form that the tuning prefers,"
+    return equal.summary(rows, lambda objective: best(rows, objective), "humanline", subject, "clamp and sync")
 
 
 def paragraph(rows: list[Run]) -> str:

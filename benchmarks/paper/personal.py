@@ -197,6 +197,9 @@ def figure(rows: list[Learner], image: Path) -> None:
             one.plot(spreads, [i.mean for i in intervals], "o-", color=shade, ms=4, label=f"γ: {arm}")
         one.set_title(_name(labels), loc="left")
         one.set_xlabel("spread of γ around the median")
+    low = min(axis.get_ylim()[0] for axis in axes)
+    for one in axes:
+        one.set_ylim(low, 1.002)
     axes[0].set_ylabel("share of the possible utility gained")
     axes[0].legend(frameon=False, fontsize=9)
     save(figure, image)

@@ -215,7 +215,8 @@ def figure(rows: list[Point], image: Path) -> None:
             xs, ys = ([getattr(p, n) for p in mine] for n in (one.variable, target))
             axis.scatter(xs, ys, color=shade, label=label, s=28)
         xs = sorted(getattr(p, one.variable) for p in rows)
-        axis.plot([xs[0], xs[-1]], [one.intercept + one.slope * x for x in (xs[0], xs[-1])], color="#6b7280", lw=1)
+        ends = [one.intercept + one.slope * x for x in (xs[0], xs[-1])]
+        axis.plot([xs[0], xs[-1]], ends, color=shades[FIT], lw=1, ls="--", label=f"line through {FIT}")
         if target == "gain":
             axis.axhline(0, color="black", lw=0.8)
         axis.set_xlabel(one.variable)

@@ -100,7 +100,7 @@ def figure(rows: list[DataRun], image: Path) -> None:
         for arm, shade in shades.items():
             groups = [[r.reward for r in final(rows, objective=objective, condition=c, arm=arm)] for c in names]
             if all(groups):
-                line(one, range(len(names)), groups, arm, shade)
+                line(one, range(len(names)), groups, arm, shade, joined=False)
         one.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
         one.set_ylim(0, 1)
         one.set_title(objective.upper(), loc="left")

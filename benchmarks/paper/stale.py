@@ -42,7 +42,8 @@ def figure(rows: list[Run], image: Path) -> None:
     places = [every or STEPS for every in CONDITIONS.values()]
     for number, arm in enumerate(ARMS):
         groups = [[row.reward for row in final(rows, condition=one, arm=arm)] for one in CONDITIONS]
-        line(axes, places, groups, arm, (color("plain"), OTHER[0], color("humanline"))[number])
+        dodged = [place * 1.08 ** (number - 1) for place in places]  # the bars of equal arms would hide each other
+        line(axes, dodged, groups, arm, (color("plain"), OTHER[0], color("humanline"))[number])
     axes.set_xscale("log", base=2)
     axes.set_xticks(places, ["1\n(online)", "8", "64", f"{STEPS}\n(offline)"])
     axes.set_ylim(0.3, 1)

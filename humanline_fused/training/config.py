@@ -84,7 +84,10 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, DataSettings, ModelSett
     )
     sync_every: int | None = field(
         default=None,
-        metadata=_help("k: optimizer steps between two syncs of the reference. Default 1; unset if reference=frozen."),
+        metadata=_help(
+            "k: optimizer steps between two syncs of the reference. Default 1, the paper's for 8B models; "
+            "docs/choosing.md begins without syncs. Unset if reference=frozen."
+        ),
     )
     scale_rewards: ScaleRewards = field(
         default="group",

@@ -18,6 +18,7 @@ class Humanline(HumanlineClamp):
     Args:
         log_epsilon_P, log_epsilon_R: bounds of each token's log-ratio, nats, as in :class:`HumanlineClamp`.
         sync_every: k ≥ 1: copy the policy into the reference before the update of steps 0, k, 2k …; None never syncs.
+            The default is the paper's for 8B models; docs/choosing.md begins with None.
         head: ``"fused"`` multiplies only the hidden states of completions with the head; ``"trl"`` is TRL's own forward
             pass, whole; ``"auto"`` is fused where it gives the log-probs of the model's own logits.
         layout: ``"shared_prompt"`` is one row of tokens without padding, in which sequences share their common prefix;

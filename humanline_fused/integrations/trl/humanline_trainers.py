@@ -24,7 +24,7 @@ class HumanlineDPOTrainer(HumanlineMixin, DPOTrainer):
         ValueError: a setting would silently break humanline; the message names it and the reason.
 
     >>> trainer = HumanlineDPOTrainer(
-    ...     "start", args=DPOConfig("run"), train_dataset=pairs, humanline=Humanline(sync_every=1)
+    ...     "start", args=DPOConfig("run"), train_dataset=pairs, humanline=Humanline(sync_every=None)
     ... )  # doctest: +SKIP
     >>> trainer.train()  # doctest: +SKIP
     """

@@ -39,7 +39,10 @@ class LossSettings:
     beta_R: float = field(default=1.0, metadata={"help": "sampling: second parameter of B_R's distribution, > 0."})
     beta: float | None = field(
         default=None,
-        metadata={"help": "Weight of the implicit reward, or of the KL penalty. The default depends on the objective."},
+        metadata={
+            "help": "Weight of the implicit reward (DPO, KTO; default 0.1), or of the KL penalty (GRPO; default 0). "
+            "An objective of your own has its default_beta."
+        },
     )
     loss_temperature: float | None = field(
         default=None,

@@ -24,7 +24,7 @@ REWARDS = ("reward", "heldout/reward", MARGINS)
 """Metrics that rise as the policy improves."""
 
 SMALL_CADENCE = 12
-"""A collapse with k below this is attributed to k: the paper's small models need 12 to 24."""
+"""A collapse with k below this is attributed to k: the paper's small models have 12 to 24."""
 
 FEWEST_LINES = 10
 """Minimal number of log lines for a judgement, except on a loss that is not finite."""
@@ -116,8 +116,8 @@ class FailureSigns(TrainerCallback):
                 self._warn(
                     "collapse",
                     f"{name} collapsed: {start:.3g} at the start, {max(values):.3g} at best, {values[-1]:.3g} at "
-                    f"step {step}, with a sync every {k} step(s). Raise sync_every (12 to 24 for a small model), "
-                    "or lower learning_rate",
+                    f"step {step}, with a sync every {k} step(s). Raise sync_every to more than half of the "
+                    "run's steps (docs/choosing.md), or lower learning_rate",
                 )
 
     def _drift(self, numbers: dict[str, float], step: int) -> None:
