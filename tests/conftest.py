@@ -9,6 +9,7 @@ import gc
 import importlib.metadata
 import importlib.util
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,9 @@ EMULATED = 90
 
 LONGEST = ("static_budgets", "checkpoint", "processes", "fsdp", "start", "budgeted_training", "ptx_mutants", "lm_head")
 """Files that take longest. They are begun first, so that no worker is alone at the end."""
+
+KERNEL_TEST = re.compile(r"^def \w+\([^)]*\b(device|emulator)\b[,)]", re.MULTILINE)
+"""A function with a fixture that a test of the kernels has."""
 
 multiply_as_another_processor_if_asked()
 do_not_wait_for_the_disk()
@@ -69,6 +73,13 @@ def triton_compiles() -> bool:
     """Return if Triton has its compiler for NVIDIA, without importing it."""
     found = importlib.util.find_spec("triton")
     return any((Path(folder) / "backends/nvidia").is_dir() for folder in found.submodule_search_locations or ())
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where only tests of the kernels run, import no file without one: most need packages that those do not."""
+    alone = config.getoption("ptx") or config.getoption("markexpr") == "gpu"
+    is_test = alone and collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if is_test and not KERNEL_TEST.search(collection_path.read_text(encoding="utf-8")) else None
 
 
 def pytest_report_header() -> str:

@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,6 +99,15 @@ def test_the_tests_of_the_kernels_are_counted_and_those_that_fail_named(tmp_path
     assert not sound(rows)
     assert sound(rows[1:])
     assert not sound(rows[2:])
+
+
+@pytest.mark.parametrize(("only", "ignored"), [({"markexpr": "gpu"}, [True, None]), ({}, [None, None])])
+def test_the_tests_of_a_gpu_import_no_file_that_has_none(pytestconfig, only, ignored):
+    """A machine with a GPU has what the kernels' tests need, and perhaps none of TRL and datasets."""
+    (ours,) = [one for one in pytestconfig.pluginmanager.get_plugins() if hasattr(one, "KERNEL_TEST")]
+    config = SimpleNamespace(getoption=only.get)
+    files = [Path(__file__).parent / name for name in ("test_integration_trl.py", "test_losses.py")]
+    assert [ours.pytest_ignore_collect(file, config) for file in files] == ignored
 
 
 def test_tests_that_do_not_end_in_time_have_no_counts(capsys):

@@ -4,11 +4,9 @@ A test fails if one of its launches has a finding, or an instruction that is not
 an error.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +14,6 @@ from triton import knobs
 
 from tests.ptx.driver import active
 from tests.ptx.emulator import Emulator, Launch
-
-KERNEL_TEST = re.compile(r"^def \w+\([^)]*\b(device|emulator)\b[,)]", re.MULTILINE)
-"""A function with a fixture that such a test has."""
 
 
 class Session:
@@ -46,11 +41,6 @@ class Session:
 
     def pytest_unconfigure(self) -> None:
         self._stack.close()
-
-    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
-        """Do not import the many files without a test that could be kept."""
-        is_test = self.alone and collection_path.name.startswith("test_") and collection_path.suffix == ".py"
-        return True if is_test and not KERNEL_TEST.search(collection_path.read_text(encoding="utf-8")) else None
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
