@@ -57,6 +57,11 @@ def test_the_api_reference_has_every_public_name(site: Path) -> None:
     assert names - {"__version__"} - anchors == set()
 
 
+def test_the_page_of_the_trainer_begins_with_its_settings_and_the_trainer(site: Path) -> None:
+    found = re.findall(r'<h2 id="humanline_fused[\w.]*\.(\w+)"', text_of(site / "api" / "training" / "index.html"))
+    assert found[:2] == ["HumanlineConfig", "HumanlineTrainer"]
+
+
 def test_the_page_of_settings_has_every_setting_that_is_not_of_transformers(site: Path) -> None:
     theirs = {field.name for field in dataclasses.fields(TrainingArguments)}
     ours = {field.name for field in dataclasses.fields(HumanlineConfig) if field.init} - theirs

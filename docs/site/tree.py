@@ -29,6 +29,8 @@ API = {
 }
 """By name of a page its title and modules. A name of several modules is on the first page that lists it."""
 
+FIRST = ("HumanlineConfig", "HumanlineTrainer")
+
 
 class Source(File):
     """A page that shows a source file."""
@@ -73,13 +75,17 @@ def reference(root: Path) -> dict[str, str]:
 
 
 def public_names(root: Path, module: str) -> list[str]:
-    """Return the ``__all__`` of a module, or without one its public classes and functions; functions first."""
+    """Return the ``__all__`` of a module, or without one its public classes and functions.
+
+    Functions come before classes, constants last, and the names that a script begins with before all others.
+    """
     body = tree_of(root, module).body
     names = [node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     for node in body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             names = ast.literal_eval(node.value)
-    return sorted((name for name in names if not name.startswith("_")), key=lambda name: name[0].isupper())
+    public = (name for name in names if not name.startswith("_"))
+    return sorted(public, key=lambda name: (name not in FIRST, name.isupper(), name[0].isupper()))
 
 
 def definition(root: Path, module: str, name: str) -> str:
