@@ -196,7 +196,12 @@ def cached_rows(session: Session, deadline: float) -> bool:
 
 PARTS: tuple[Part | Suite, ...] = (
     Part("tests", "the tests of the kernels, compiled for this GPU", 4, gpu_tests),
-    Part("cache", "one launch of GRPO with more and more rows in flight", 1, cached_rows),
+    Part(
+        "cache",
+        "GRPO's and a head's one launch with more and more rows in flight",
+        1,
+        cached_rows,
+    ),
     Suite(128256, minutes=3, compiled=True),
     Suite(128256, H=H, minutes=4),
     Suite(128256, H=896, minutes=1.5),

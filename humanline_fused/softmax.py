@@ -94,3 +94,12 @@ class Epilogue(Protocol):
     ) -> None:
         """Overwrite the logits with their gradient, for gradients [n] of log-probs and entropies."""
         ...
+
+    def score_and_write_dlogits_(self, logits: Tensor, target_ids: Tensor, softmax: Softmax) -> RowScores:
+        """Both of these, without entropies and for gradients of 1: the same bits, in one pass less where that is fast.
+
+        Classes that derive from this one inherit the two passes.
+        """
+        scores = self.score_rows(logits, target_ids, softmax, False)
+        self.write_dlogits_(logits, target_ids, softmax, scores, torch.ones_like(scores.logp), None)
+        return scores

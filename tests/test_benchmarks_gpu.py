@@ -13,7 +13,7 @@ from benchmarks.__main__ import main
 from benchmarks.batches import Batch, make_batch
 from benchmarks.gpu import SAME, Session, Suite
 from benchmarks.kernel_tests import Outcome, outcomes, run_tests, sound
-from benchmarks.kernels.cached_rows import CachedRows, fastest, markdown
+from benchmarks.kernels.cached_rows import GRPO, HEAD, HEAD_IN_TWO, CachedRows, fastest, markdown
 from benchmarks.kernels.cases import LOGITS_CASES
 from benchmarks.kernels.compare import CHECKED, TWO_LAUNCHES, compare
 from benchmarks.kernels.figures import Row
@@ -119,10 +119,13 @@ def test_rows_in_flight_are_tried_and_the_fastest_number_is_marked(tmp_path):
     main(["gpu", "--toy", "--part", "cache", "--results", str(tmp_path)])
     (file,) = tmp_path.glob("cpu-toy-*-cache.csv")
     rows = read(file, CachedRows)[1]
-    assert [row.programs for row in rows] == [4 * eighths for eighths in range(1, 9)]
+    counts = [4 * eighths for eighths in range(1, 9)]
+    assert [row.programs for row in rows] == [*counts, *counts, 6]
+    assert [row.launch for row in rows] == [*8 * [GRPO], *8 * [HEAD], HEAD_IN_TWO]
     assert {(row.note, row.ms_median) for row in rows} == {("", None)}  # the interpreter is not timed
     timed = [replace(row, ms_20=ms, ms_median=ms, ms_80=ms) for row, ms in zip(rows, (3, 2, 1, 2), strict=False)]
-    assert fastest([*timed, replace(rows[7], note="OutOfMemoryError")], rows[0].V) == timed[2]
+    assert fastest([*timed, replace(rows[7], note="OutOfMemoryError")], GRPO, rows[0].V) == timed[2]
+    assert fastest(timed, HEAD, rows[0].V) is None
     write(file, CachedRows, {"machine": "one", "torch": "2", "triton": "3"}, timed)
     marks = [line.endswith("| fastest |") for line in markdown(file, "f").splitlines()[2:6]]
     assert marks == [False, False, True, False]

@@ -46,6 +46,8 @@ def step(logits, packed):
         ).result,
     ]
     sum(result.loss for result in losses).backward()
+    rows = logits.detach()[0]
+    autograd.score_and_write_dlogits_(rows[T // 2 :], ids[0, T // 2 :], Softmax())
 
 def count(name):
     print(json.dumps([name, {kernel: len(found) for kernel, found in keys.items()}]))
@@ -76,6 +78,7 @@ KERNELS = {
     "kto_loss_kernel": 1,
     "grpo_loss_kernel": 1,
     "grpo_one_launch_kernel": 1,
+    "score_and_dlogits_kernel": 1,
     "means_kernel": 3,  # of sequences, of tokens, and of tokens with a divisor
     "scale_dlogits_kernel": 1,
 }

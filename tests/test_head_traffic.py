@@ -95,7 +95,7 @@ def test_the_loss_of_one_chunk_launches_little_besides_its_products_kernels_and_
     batch = batch_of(torch.float32)
     policy = LMHead(batch.hidden.requires_grad_(), batch.weight.requires_grad_())
     with Launches() as launches:
-        for name in ("score_rows", "write_dlogits_", "dpo_loss"):
+        for name in ("score_and_write_dlogits_", "dpo_loss"):
             monkeypatch.setattr(eager, name, launches.uncounted(getattr(eager, name)))
         monkeypatch.setattr(torch.autograd, "grad", launches.uncounted(torch.autograd.grad))
         loss = loss_of("dpo", policy, GIVEN, batch.tokens, impl="eager").loss

@@ -39,7 +39,7 @@ def test_in_one_launch_a_row_without_a_gradient_is_not_held_nor_read_again(emula
     assert read // row_bytes == 1 + again  # the rest of a row's bytes is the target, which every thread reads
 
 
-@pytest.mark.parametrize("launch", ["backward in place", "scale"])
+@pytest.mark.parametrize("launch", ["backward in place", "score and dlogits", "scale"])
 def test_in_place_no_warp_reads_what_another_may_have_written(emulator, launch):
     """A race is harmless if nothing depends on what was read; here there is none, at the edges of rows either."""
     from benchmarks.static.launches import calls, first_launch

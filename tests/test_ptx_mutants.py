@@ -16,6 +16,7 @@ from humanline_kernels import (
     kto_loss,
     log_ratio,
     means,
+    score_and_dlogits,
     sequences,
     softmax,
 )
@@ -32,6 +33,7 @@ score_again = partial(cases.test_rows_with_a_spike_are_read_again_by_all_warps, 
 temperature = partial(cases.test_a_temperature_per_token_goes_with_entropy_and_softcap, CPU, FP32, None)
 temperature_of_loss = partial(cases.test_a_temperature_per_token_goes_with_a_loss, CPU, True)
 in_place = partial(cases.test_in_place_a_row_has_the_gradient_of_the_one_beside_it, CPU, FP32, {})
+scored_in_place = partial(cases.test_rows_are_scored_and_written_over_in_one_launch_as_in_two, CPU, FP32)
 unread = partial(cases.test_rows_that_do_not_count_are_not_read, CPU, False)
 unread_in_one_launch = partial(cases.test_rows_that_do_not_count_are_not_read, CPU, True)
 in_one_launch = partial(cases.test_a_row_of_two_tiles_in_one_launch_matches_the_oracle, CPU, FP32)
@@ -70,6 +72,7 @@ DX, DEDGES, INSIDE, UNMASKED = (
 FIRST_TILE, LAST_TILES = "range(0, body // BLOCK_V", "range(BLOCK_V, body // BLOCK_V"
 forward, backward = token_logp_kernels.token_logp_forward_kernel, token_logp_kernels.token_logp_backward_kernel
 one_launch, groups_kernel = grpo_one_launch.grpo_one_launch_kernel, grpo_loss.grpo_loss_kernel
+head_kernel = score_and_dlogits.score_and_dlogits_kernel
 scale_kernel = dlogits.scale_dlogits_kernel
 
 MUTANTS = [
@@ -124,6 +127,13 @@ MUTANTS = [
     Mutant(one_launch, "partials_ptr + n * 7", "partials_ptr + n * 6", in_one_launch, "race"),
     Mutant(one_launch, "if counts:", "if n >= 0:", unread_in_one_launch, WRONG),
     Mutant(one_launch, "temperature_ptr + n", "temperature_ptr + n // T", temperature_of_loss, WRONG),
+    # score_and_dlogits
+    Mutant(head_kernel, "range(tl.program_id(0)", "range(0 * tl.program_id(0)", scored_in_place, "race"),
+    Mutant(head_kernel, "n * stride_logits_n", "n * (stride_logits_n - 1)", scored_in_place, "outside the view"),
+    Mutant(head_kernel, "temperature_ptr + n", "temperature_ptr + n // 2", scored_in_place, WRONG),
+    Mutant(head_kernel, "gain / temperature", "gain", scored_in_place, WRONG),
+    Mutant(head_kernel, "log2_total_ptr + n", "log2_total_ptr + n // 2", scored_in_place, "race"),
+    Mutant(dlogits.store_dlogits, "tl.debug_barrier()\n    dtarget", "dtarget", scored_in_place, "race"),
     # losses of tokens
     Mutant(log_ratio.clamped_log_ratio_tile, "tl.load(logp_ptr + offsets, mask=counts", UNMASKED, masked_tokens, WRONG),
     Mutant(groups_kernel, "0.0), mask=n < N", "0.0)", groups, "out of bounds"),
@@ -149,6 +159,7 @@ BARRIERS = {
     "token_logp_forward_kernel": score,
     "token_logp_backward_kernel": score,
     "grpo_one_launch_kernel": in_one_launch,
+    "score_and_dlogits_kernel": scored_in_place,
     "dpo_loss_kernel": pairs,
     "kto_loss_kernel": labels,
     "grpo_loss_kernel": groups,

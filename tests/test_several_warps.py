@@ -9,7 +9,8 @@ import math
 import pytest
 import torch
 
-from humanline_fused import Logits, TokenLogp, token_logp_and_entropy
+from humanline_fused import Logits, TokenLogp, autograd, token_logp_and_entropy
+from humanline_fused.softmax import Softmax
 from humanline_kernels.means import divide_to_means
 from tests.error_budget import assert_within_budget
 from tests.inputs import loss_and_gradient, loss_of, random_batch
@@ -90,6 +91,21 @@ def test_in_place_a_row_has_the_gradient_of_the_one_beside_it(device, dtype, sof
     assert torch.equal(*gradients)
     assert gradients[0][batch.loss_mask].abs().amax(-1).min() > 0
     assert all((numbers == 7).all() for numbers in between)
+
+
+@pytest.mark.parametrize("dtype", V)
+def test_rows_are_scored_and_written_over_in_one_launch_as_in_two(device, dtype):
+    batch, per_token = batch_of(device, dtype, V[dtype]), torch.tensor([0.7, 1.3, 0.9, 1.1], device=device)
+    wide = torch.nn.functional.pad(batch.logits.flatten(0, 1), (1, 2), value=7.0)
+    one, two = wide[:, 1:-2], wide.clone()[:, 1:-2]
+    ids, softmax = batch.target_ids.flatten(), Softmax(temperature=per_token)
+    scores = autograd.score_and_write_dlogits_(one, ids, softmax)
+    expected = autograd.score_rows(two, ids, softmax, False)
+    autograd.write_dlogits_(two, ids, softmax, expected, torch.ones_like(expected.logp), None)
+    assert all(map(torch.equal, scores, expected))
+    assert torch.equal(one, two)
+    assert one.abs().amax(-1).min() > 0
+    assert (wide[:, [0, -2, -1]] == 7).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -31,7 +31,9 @@ from benchmarks.static.loop_table import ARCHITECTURES, measure
 from benchmarks.static.specialisations import Specialisation, token_logp
 from benchmarks.static.static_report import COMPILED_CODE
 
-NEVER_LAUNCHED = {"gfx942": {"grpo_one_launch", "scale_dlogits"}}  # no cache of AMD's holds one launch's rows in flight
+NEVER_LAUNCHED = {
+    "gfx942": {"grpo_one_launch", "score_and_dlogits", "scale_dlogits"}
+}  # no cache of AMD's holds one launch's rows in flight
 ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "kernels/humanline_kernels"
 SLOW_KERNEL = ROOT / "tests/slow_kernel.py"
@@ -151,7 +153,7 @@ def test_no_thread_waits_for_another_in_a_loop_over_the_vocabulary(report, arch)
 
 
 @pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch.startswith("sm_")])
-def test_an_sm_has_40_KB_of_logits_in_flight_and_with_a_softcap_20(report, arch):
+def test_an_sm_has_40_KB_of_logits_in_flight_with_a_softcap_or_a_cache_20(report, arch):
     rows = [row for row in over_the_vocabulary(report, arch) if not is_fall_back(row)]
     assert rows
     assert {(row.kernel, row.loop): row.bytes_in_flight for row in rows if starves(row)} == {}

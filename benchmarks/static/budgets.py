@@ -8,10 +8,21 @@ from dataclasses import dataclass
 
 from benchmarks.static.loop_cost import LoopCost
 
-OVER_THE_VOCABULARY = ("token_logp_forward", "token_logp_backward", "grpo_one_launch", "scale_dlogits")
+OVER_THE_VOCABULARY = (
+    "token_logp_forward",
+    "token_logp_backward",
+    "grpo_one_launch",
+    "score_and_dlogits",
+    "scale_dlogits",
+)
 BYTES_IN_FLIGHT = 40 * 1024  # per SM: needed to hide the latency of memory at full bandwidth
 # With a softcap a tanh per element takes the issue slots: an H200 reads at 60 % of its bandwidth, for which 16 KB do.
 BYTES_IN_FLIGHT_SOFTCAP = 20 * 1024
+# One program on an SM, with the warps of the launch that scores alone: 95 % of a B200's bandwidth, all of an H200's.
+BYTES_IN_FLIGHT_ONE_PROGRAM = 36 * 1024
+# The cache answers in less than half of the time.
+BYTES_IN_FLIGHT_CACHED = 20 * 1024
+CACHED = {("grpo_one_launch", "store_dlogits"), ("score_and_dlogits", "store_dlogits")}
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ def _budgets(
 EVERY_DTYPE = ("bf16", "fp16", "fp32")
 BACKWARD = (*EVERY_DTYPE, "bf16 HAS_GRAD_OUTPUT")  # whose factor, on the device, a loss of logits gives
 ONE_LAUNCH = {"bf16 HAS_REFERENCE": 5.6, "bf16 HAS_REFERENCE V=32000": 5.6, "fp32 HAS_REFERENCE": 4.2}
+SCORE_AND_DLOGITS = {"bf16": 5.6, "bf16 V=32000": 5.6, "fp32": 4.2}
 SUMS = {"bf16": 5.6, "fp16": 5.6, "fp32": 4.2, "bf16 HAS_TEMPERATURE": 5.6}
 
 BUDGETS = (
@@ -55,6 +67,8 @@ BUDGETS = (
     *_budgets("grpo_one_launch", POLICY, {"bf16": 5.6}),
     *_budgets("grpo_one_launch", ("store_dlogits",), dict.fromkeys(ONE_LAUNCH, 7.6)),
     *_budgets("grpo_one_launch", ("store_zeros",), {"bf16 HAS_REFERENCE": 1.3}),
+    *_budgets("score_and_dlogits", FORWARD, SCORE_AND_DLOGITS),
+    *_budgets("score_and_dlogits", ("store_dlogits",), dict.fromkeys(SCORE_AND_DLOGITS, 7.6)),
 )
 
 
@@ -80,6 +94,10 @@ def starves(row: LoopCost) -> bool:
 
 
 def bytes_needed(row: LoopCost) -> int:
+    if (row.kernel.split()[0], row.loop) in CACHED:
+        return BYTES_IN_FLIGHT_CACHED
+    if row.kernel == "score_and_dlogits bf16":
+        return BYTES_IN_FLIGHT_ONE_PROGRAM
     return BYTES_IN_FLIGHT_SOFTCAP if "HAS_SOFTCAP" in row.kernel else BYTES_IN_FLIGHT
 
 

@@ -4,14 +4,23 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.static.launch_cost import LaunchCost
 
-PASSES = {"forward": (1, 0), "backward": (1, 1), "backward in place": (1, 1), "one launch": (3, 1), "scale": (1, 1)}
-"""(read, written), by launch. One launch reads the policy twice, from the cache the second time, and the reference."""
+PASSES = {
+    "forward": (1, 0),
+    "backward": (1, 1),
+    "backward in place": (1, 1),
+    "one launch": (3, 1),
+    "score and dlogits": (2, 1),
+    "scale": (1, 1),
+}
+"""(read, written), by launch. One launch reads the policy twice, from the cache the second time, and the reference; a
+head's reads its rows twice, from the cache the second time."""
 
 SM_80 = {
     "forward": {32000: 7.48, 50257: 6.98, 128256: 6.04},
     "backward": {32000: 8.70, 50257: 8.52, 128256: 7.78},
     "backward in place": {32000: 8.70, 50257: 8.52, 128256: 7.78},
     "one launch": {32000: 22.36, 50257: 23.44, 128256: 22.44},
+    "score and dlogits": {32000: 15.93, 50257: 16.16, 128256: 14.02},
     "scale": {32000: 4.75, 50257: 4.68, 128256: 4.30},
 }
 SM_100 = {
@@ -19,6 +28,7 @@ SM_100 = {
     "backward": {32000: 8.74, 50257: 8.55, 128256: 7.79},
     "backward in place": {32000: 8.74, 50257: 8.55, 128256: 7.79},
     "one launch": {32000: 22.46, 50257: 23.50, 128256: 22.54},
+    "score and dlogits": {32000: 15.96, 50257: 16.18, 128256: 14.03},
     "scale": {32000: 5.36, 50257: 5.27, 128256: 4.83},
 }
 INSTRUCTIONS = {80: SM_80, 90: SM_80, 100: SM_100}

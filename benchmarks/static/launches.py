@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.static.launch_cost import LaunchCost
 from humanline_kernels.dlogits import scale_dlogits_
 from humanline_kernels.grpo_one_launch import grpo_one_launch
+from humanline_kernels.score_and_dlogits import score_and_write_dlogits_
 from humanline_kernels.token_logp import token_logp_backward, token_logp_backward_, token_logp_forward
 from tests.ptx.counts import SECTOR, instructions
 from tests.ptx.driver import active
@@ -69,6 +70,7 @@ def calls(V: int, advantage: float = 1.0, beta: float = 0.05) -> dict[str, Calla
         "one launch": lambda: grpo_one_launch(
             logits, _rows(V, seed=1), None, ids, mask, None, advantage * ones, None, ROWS, *softmax, *bounds
         ),
+        "score and dlogits": lambda: score_and_write_dlogits_(_rows(V)[0], ids[0], None, ROWS, 1.0, 1.0),
         "scale": lambda: scale_dlogits_(_rows(V), torch.tensor(2.0)),
     }
 

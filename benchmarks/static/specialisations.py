@@ -43,6 +43,9 @@ def specialisations(arch: str) -> Iterator[Specialisation]:
         yield grpo_one_launch("fp32", "HAS_REFERENCE")
         yield grpo_one_launch("bf16")
         yield grpo_one_launch("bf16", "HAS_REFERENCE", vocabulary=SHORT_VOCABULARY)
+        yield score_and_dlogits("bf16")
+        yield score_and_dlogits("fp32")
+        yield score_and_dlogits("bf16", vocabulary=SHORT_VOCABULARY)
         yield scale_dlogits("bf16")
     for loss in ("dpo", "kto", "grpo"):
         yield token_loss(loss)
@@ -70,17 +73,33 @@ def token_logp(dtype: str, *flags: str, warp: int = 32) -> Iterator[Specialisati
 
 
 def grpo_one_launch(dtype: str, *flags: str, vocabulary: int = VOCABULARY) -> Specialisation:
-    from humanline_kernels.tiles import one_launch_per_multiprocessor, one_launch_tiles
+    from humanline_kernels.tiles import one_launch_tiles
 
     return of_logits(
         "grpo_one_launch:grpo_one_launch",
         dtype,
         one_launch_tiles(vocabulary, ITEMSIZE[dtype]),
         *flags,
-        cached_loops=("store_dlogits",),
-        launched_per_sm=one_launch_per_multiprocessor(vocabulary * ITEMSIZE[dtype]),
-        note="" if vocabulary == VOCABULARY else f"V={vocabulary}",
+        **_held_rows(dtype, vocabulary),
     )
+
+
+def score_and_dlogits(dtype: str, vocabulary: int = VOCABULARY) -> Specialisation:
+    from humanline_kernels.tiles import score_and_dlogits_tiles
+
+    tiles = score_and_dlogits_tiles(vocabulary, ITEMSIZE[dtype])
+    return of_logits("score_and_dlogits:score_and_dlogits", dtype, tiles, **_held_rows(dtype, vocabulary))
+
+
+def _held_rows(dtype: str, vocabulary: int) -> dict[str, Any]:
+    """Options of a launch whose rows the L2 cache holds until their second read."""
+    from humanline_kernels.tiles import one_launch_per_multiprocessor
+
+    return {
+        "cached_loops": ("store_dlogits",),
+        "launched_per_sm": one_launch_per_multiprocessor(vocabulary * ITEMSIZE[dtype]),
+        "note": "" if vocabulary == VOCABULARY else f"V={vocabulary}",
+    }
 
 
 def scale_dlogits(dtype: str) -> Specialisation:

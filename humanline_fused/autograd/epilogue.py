@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from humanline_fused.softmax import RowScores, Softmax
-from humanline_kernels import token_logp
+from humanline_kernels import score_and_dlogits, token_logp
+from humanline_kernels.cache import num_programs
 
 
 def _batch_of_one(target_ids: Tensor, softmax: Softmax) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -41,3 +42,16 @@ def write_dlogits_(
         None if dentropy is None else scores.entropy[None],
         *softmax[1:],
     )
+
+
+def score_and_write_dlogits_(logits: Tensor, target_ids: Tensor, softmax: Softmax) -> RowScores:
+    # A softcap's arithmetic takes longer than the read that one launch saves.
+    programs = num_programs(logits) if softmax.softcap is None else 0
+    if programs == 0:
+        scores = score_rows(logits, target_ids, softmax, False)
+        write_dlogits_(logits, target_ids, softmax, scores, torch.ones_like(scores.logp), None)
+        return scores
+    logp, point, log2_total = score_and_dlogits.score_and_write_dlogits_(
+        logits, target_ids, softmax.temperature, programs, softmax.inverse_temperature, softmax.scale
+    )
+    return RowScores(logp, logp[:0], point, log2_total)

@@ -9,9 +9,9 @@ from humanline_fused.autograd.double_backward import refuse_double_backward
 from humanline_fused.autograd.token_logp import rows_in_a_piece
 from humanline_fused.layer import GRPOLoss, ScoredLoss
 from humanline_fused.softmax import Softmax
+from humanline_kernels.cache import num_programs
 from humanline_kernels.dlogits import scale_dlogits_
 from humanline_kernels.grpo_one_launch import grpo_one_launch as launch
-from humanline_kernels.grpo_one_launch import num_programs
 
 
 class GRPOOneLaunch(torch.autograd.Function):

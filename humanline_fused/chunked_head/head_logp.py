@@ -39,14 +39,12 @@ class HeadLogp(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for ((start, end),) in sweep.blocks:
                 logits = sweep.logits(sweep.hidden(start, end))
-                scores.append(sweep.score(logits, start, end))
                 if store and end > first:
-                    begin = max(start, first)
-                    rows = slice(begin - sweep.first_of_policy, end - sweep.first_of_policy)
-                    own = selected(scores[-1], slice(begin - start, None))
-                    dhidden[begin - first : end - first] = sweep.dhidden(
-                        sweep.dlogits(logits[begin - start :], rows, own)
-                    )
+                    scored, dlogits = sweep.score_and_dlogits(logits, start, end)
+                    dhidden[max(start - first, 0) : end - first] = sweep.dhidden(dlogits)
+                else:
+                    scored = sweep.score(logits, start, end)
+                scores.append(scored)
         ctx.set_materialize_grads(False)
         ctx.work, ctx.store, ctx.rows = work, store, slice(first - sweep.first_of_policy, None)
         again = (needs.hidden or needs.head) and not store

@@ -176,17 +176,17 @@ class _Forward(Generic[Result]):
         totals = self.totals
         return Kept(self.positions, self.coefficient, dhidden=self.dhidden, weight=totals.weight, bias=totals.bias)
 
-    def _find_coefficients(self, start: int, end: int) -> None:
+    def _find_coefficients(self, rows: slice) -> None:
         # Rows with a gradient are the last ones, so the last result is that of all log-probs.
         self.result, coefficient = _differentiated(self.call.loss_of_logp, *self.log_probs())
-        torch.index_select(coefficient.flatten(), 0, self.positions[start:end], out=self.coefficient[start:end])
+        torch.index_select(coefficient.flatten(), 0, self.positions[rows], out=self.coefficient[rows])
 
-    def _left(self, start: int, end: int) -> Index:
+    def _left(self, rows: slice) -> Index:
         """All of these rows; with ``drop_clamped`` those whose coefficient is not 0 (waits for the device)."""
         if not self.work.drop_clamped:
-            return slice(start, end)
-        left = self.coefficient[start:end].nonzero()[:, 0] + start
-        return slice(start, end) if len(left) == end - start else left
+            return rows
+        left = self.coefficient[rows].nonzero()[:, 0] + rows.start
+        return rows if len(left) == rows.stop - rows.start else left
 
     def _dlogits(self, logits: Tensor, left: Index, scores: RowScores) -> Tensor:
         return self.sweep.dlogits(logits, _moved(left, self.work.rows.num_without_gradient), scores)
@@ -195,13 +195,20 @@ class _Forward(Generic[Result]):
         """One chunk. All log-probs that its coefficients depend on are in it, or before it."""
         sweep, hidden = self.sweep, self.sweep.hidden(start, end)
         logits = sweep.logits(hidden)
-        scores = sweep.score(logits, start, end)
         if end <= self.first:
+            sweep.score(logits, start, end)
             return
-        self._find_coefficients(max(start - self.first, 0), end - self.first)
-        left = self._left(max(start - self.first, 0), end - self.first)
-        own = _moved(left, self.first - start)
-        dlogits = self._dlogits(logits[own], left, selected(scores, own))
+        rows = slice(max(start - self.first, 0), end - self.first)
+        if self.work.drop_clamped:
+            scores = sweep.score(logits, start, end)
+            self._find_coefficients(rows)
+            left = self._left(rows)
+            own = _moved(left, self.first - start)
+            dlogits = self._dlogits(logits[own], left, selected(scores, own))
+        else:
+            _, dlogits = sweep.score_and_dlogits(logits, start, end)
+            self._find_coefficients(rows)
+            left, own = rows, _moved(rows, self.first - start)
         if self.totals is None:
             self.dlogits, self.left = dlogits, left
             return
@@ -219,13 +226,15 @@ class _Forward(Generic[Result]):
         assert self.dhidden is not None
         for start, end in block:
             logits = sweep.logits(sweep.hidden(start, end))
-            scores.append(sweep.score(logits, start, end))
             if self.work.needs.hidden:
-                rows = slice(start - self.first, end - self.first)
-                self.dhidden[rows] = sweep.dhidden(self._dlogits(logits, rows, scores[-1]))
-        self._find_coefficients(block[0][0] - self.first, block[-1][1] - self.first)
+                scored, dlogits = sweep.score_and_dlogits(logits, start, end)
+                self.dhidden[start - self.first : end - self.first] = sweep.dhidden(dlogits)
+            else:
+                scored = sweep.score(logits, start, end)
+            scores.append(scored)
+        self._find_coefficients(slice(block[0][0] - self.first, block[-1][1] - self.first))
         for (start, end), scored in zip(block, scores, strict=True):
-            left = self._left(start - self.first, end - self.first)
+            left = self._left(slice(start - self.first, end - self.first))
             own = _moved(left, self.first - start)
             hidden = sweep.hidden(start, end)[own]
             dlogits = self._dlogits(sweep.logits(hidden), left, selected(scored, own))

@@ -13,7 +13,7 @@ from torch import Tensor
 from humanline_fused.softmax import Epilogue, RowScores, Softmax
 
 
-class Shards:
+class Shards(Epilogue):
     """An epilogue for whole rows, built on the epilogue for this rank's slice.
 
     Args:

@@ -10,7 +10,7 @@ from humanline_fused.chunked_head.gradients import product_with_weight
 from humanline_fused.chunked_head.products import write_logits
 from humanline_fused.chunked_head.work import Work
 from humanline_fused.layer import TokenLogps
-from humanline_fused.softmax import RowScores
+from humanline_fused.softmax import RowScores, Softmax
 
 Index = slice | Tensor
 
@@ -81,10 +81,28 @@ class Sweep:
 
     def score(self, logits: Tensor, start: int, end: int) -> RowScores:
         """The scores of a chunk of logits; ``found`` takes them up."""
-        temperature = None if self._temperature is None else self._at(self._temperature, start, end)
-        softmax = self.work.softmax._replace(temperature=temperature)
-        ids = self._at(self._ids, start, end)
+        ids, softmax = self._tokens(start, end)
         scores = self.work.epilogue.score_rows(logits, ids, softmax, self.work.with_entropy)
+        self._take_up(scores, start, end)
+        return scores
+
+    def score_and_dlogits(self, logits: Tensor, start: int, end: int) -> tuple[RowScores, Tensor]:
+        """:meth:`score` without entropies, and :meth:`dlogits` for ``dlogp`` = 1 of the rows that have a gradient."""
+        if start >= self.first_with_gradient:
+            ids, softmax = self._tokens(start, end)
+            scores = self.work.epilogue.score_and_write_dlogits_(logits, ids, softmax)
+            self._take_up(scores, start, end)
+            return scores, logits.to(self.work.dtype)
+        scores, own = self.score(logits, start, end), slice(self.first_with_gradient - start, None)
+        rows = slice(self.work.rows.num_without_gradient, end - self.first_of_policy)
+        return scores, self.dlogits(logits[own], rows, selected(scores, own))
+
+    def _tokens(self, start: int, end: int) -> tuple[Tensor, Softmax]:
+        """Target ids and softmax settings of a chunk's rows."""
+        temperature = None if self._temperature is None else self._at(self._temperature, start, end)
+        return self._at(self._ids, start, end), self.work.softmax._replace(temperature=temperature)
+
+    def _take_up(self, scores: RowScores, start: int, end: int) -> None:
         done = 0
         for of_policy, rows in self._parts(start, end):
             index, own = self.work.rows.positions[rows], slice(done, done + rows.stop - rows.start)
@@ -92,7 +110,6 @@ class Sweep:
             (self.found.logp if of_policy else self.found.ref_logp).view(-1)[index] = scores.logp[own]
             if self.work.with_entropy and of_policy:
                 self.found.entropy.view(-1)[index] = scores.entropy[own]
-        return scores
 
     def dlogits(
         self,

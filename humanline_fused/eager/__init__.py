@@ -1,7 +1,7 @@
 """Every operation in plain PyTorch. Implements ``Layer``. Runs anywhere; its float64 run is the tests' oracle."""
 
 from humanline_fused.eager.dpo_loss import dpo_loss
-from humanline_fused.eager.epilogue import score_rows, write_dlogits_
+from humanline_fused.eager.epilogue import score_and_write_dlogits_, score_rows, write_dlogits_
 from humanline_fused.eager.grpo_loss import grpo_loss
 from humanline_fused.eager.kto_loss import kto_loss
 from humanline_fused.eager.log_ratio import clamped_log_ratio
@@ -13,6 +13,7 @@ __all__ = [
     "dpo_loss",
     "grpo_loss",
     "kto_loss",
+    "score_and_write_dlogits_",
     "score_rows",
     "sequence_counts",
     "token_logp",

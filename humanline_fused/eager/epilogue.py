@@ -43,6 +43,12 @@ def score_rows(logits: Tensor, target_ids: Tensor, softmax: Softmax, with_entrop
     return RowScores(logp, entropy, point, log2_total)
 
 
+def score_and_write_dlogits_(logits: Tensor, target_ids: Tensor, softmax: Softmax) -> RowScores:
+    scores = score_rows(logits, target_ids, softmax, False)
+    write_dlogits_(logits, target_ids, softmax, scores, torch.ones_like(scores.logp), None)
+    return scores
+
+
 def write_dlogits_(
     logits: Tensor,
     target_ids: Tensor,

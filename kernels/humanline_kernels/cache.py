@@ -3,6 +3,9 @@
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
+from humanline_kernels.tiles import one_launch_programs
 
 MEASURED: dict[str, int] = {}
 """Bytes, by the device's name (``torch.cuda.get_device_name``). No device has been measured."""
@@ -38,3 +41,12 @@ def held_rows_on(device: torch.device) -> HeldRows:
     """:func:`held_rows` of a GPU."""
     found = torch.cuda.get_device_properties(device)
     return held_rows(found.name, found.L2_cache_size, (found.major, found.minor))
+
+
+def num_programs(logits: Tensor) -> int:
+    """Rows of logits [..., V] that one launch reads twice at once, on their device; 0 where two launches are faster."""
+    if logits.device.type != "cuda":
+        return 2  # for the interpreter: enough to test that programs share the rows
+    multiprocessors = torch.cuda.get_device_properties(logits.device).multi_processor_count
+    held = held_rows_on(logits.device).nbytes
+    return one_launch_programs(logits.shape[-1], logits.element_size(), held, multiprocessors)

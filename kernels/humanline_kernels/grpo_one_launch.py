@@ -10,13 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from humanline_kernels.cache import held_rows_on
 from humanline_kernels.dlogits import empty_dlogits, store_dlogits, store_zeros
 from humanline_kernels.grpo_loss import grpo_terms, store_partials
 from humanline_kernels.log_ratio import clamp_log_ratio
 from humanline_kernels.means import divide_to_means
 from humanline_kernels.softmax import score_row
-from humanline_kernels.tiles import one_launch_programs, one_launch_tiles
+from humanline_kernels.tiles import one_launch_tiles
 from humanline_kernels.token_logp import softmax_scalars
 
 
@@ -132,15 +131,6 @@ def grpo_one_launch_kernel(
             )
         else:
             store_zeros(drow_ptr, V, BLOCK_V)
-
-
-def num_programs(logits: Tensor) -> int:
-    """Rows that the one launch takes at once on the logits' device; 0 where two launches are faster."""
-    if logits.device.type != "cuda":
-        return 2  # for the interpreter: enough to test that programs share the rows
-    multiprocessors = torch.cuda.get_device_properties(logits.device).multi_processor_count
-    held = held_rows_on(logits.device).nbytes
-    return one_launch_programs(logits.shape[-1], logits.element_size(), held, multiprocessors)
 
 
 @torch.library.custom_op("humanline::grpo_one_launch", mutates_args=())

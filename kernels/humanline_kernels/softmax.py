@@ -138,8 +138,13 @@ def sum_weights(
     EXACT: tl.constexpr,
     BLOCK_V: tl.constexpr,
     EVICTION: tl.constexpr,
+    TILES_AT_ONCE: tl.constexpr = 1,
 ):
-    """(Σ w, Σ w log2 w) over the row; the second only with HAS_ENTROPY."""
+    """(Σ w, Σ w log2 w) over the row; the second only with HAS_ENTROPY.
+
+    TILES_AT_ONCE tiles are loaded before the first is added. They are added one after another, so the sums are the
+    same, bit by bit.
+    """
     VECTOR: tl.constexpr = 128 // row_ptr.dtype.element_ty.primitive_bitwidth
     head, body = row_parts(row_ptr, V)
     columns, inside = edge_columns(row_ptr, V, head, body)
@@ -161,7 +166,7 @@ def sum_weights(
     if HAS_ENTROPY:
         total_log += tl.where(tl.arange(0, BLOCK_V // 2) == 0, edges_log, 0.0)
         total_log = add_products(total_log, w, tl.maximum(log2_w, NEGLIGIBLE))
-    for start in range(0, body // BLOCK_V * BLOCK_V, BLOCK_V):
+    for start in tl.range(0, body // BLOCK_V * BLOCK_V, BLOCK_V, loop_unroll_factor=TILES_AT_ONCE):
         x = tl.load(body_ptr + start + tl.arange(0, BLOCK_V), eviction_policy=EVICTION).to(tl.float32)
         log2_w = log2_weight(x, center, constant, softmax, HAS_SOFTCAP, EXACT)
         w = tl.exp2(log2_w)
@@ -203,6 +208,7 @@ def score_row(
     HAS_ENTROPY: tl.constexpr,
     BLOCK_V: tl.constexpr,
     EVICTION: tl.constexpr,
+    TILES_AT_ONCE: tl.constexpr = 1,
 ):
     """(logp, entropy, point, log2_total) of one row; all but the point NaN for an id outside [0, V).
 
@@ -213,7 +219,7 @@ def score_row(
     point, center = target, score(target, softmax, HAS_SOFTCAP)
     constant = -center * sharpness
     total, total_log = sum_weights(
-        row_ptr, V, center, constant, softmax, HAS_SOFTCAP, HAS_ENTROPY, False, BLOCK_V, EVICTION
+        row_ptr, V, center, constant, softmax, HAS_SOFTCAP, HAS_ENTROPY, False, BLOCK_V, EVICTION, TILES_AT_ONCE
     )
     log2_point = tl.fma(center, sharpness, constant)
     half_target = 0.5 * log2_point  # half, because in whole bits the lowest float would be −inf

@@ -28,6 +28,8 @@ class LoggedLogits:
         self._parts.append((scores.entropy, _mean(logits, softmax), logits.argmax(-1) == target_ids))
         return scores
 
+    score_and_write_dlogits_ = Epilogue.score_and_write_dlogits_
+
     @property
     def entropy(self) -> Tensor:
         return torch.cat([entropy for entropy, _, _ in self._parts])
