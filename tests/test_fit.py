@@ -20,6 +20,7 @@ CPU = (2**27, 2**27)
 """The head's chunk of logits on a CPU."""
 
 SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 4, "vocab_size": 2000}
+LAYERS = 3
 TOKENS = 16 * 64
 """Tokens of a micro-batch: eight pairs of completions with 63 tokens, behind a prompt of one."""
 
@@ -28,7 +29,7 @@ TOKENS = 16 * 64
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a config and nothing else."""
     folder = tmp_path_factory.mktemp("config")
-    LlamaConfig(**SIZES, num_hidden_layers=6, max_position_embeddings=128).save_pretrained(folder)
+    LlamaConfig(**SIZES, num_hidden_layers=LAYERS, max_position_embeddings=128).save_pretrained(folder)
     return str(folder)
 
 
@@ -64,7 +65,7 @@ def measured(folder: str, output_dir: Path, **settings: Any) -> int:
 
 
 def test_weights_gradients_and_optimizer_are_counted_from_the_config(folder: str):
-    h, i, v, layers = 128, 352, 2000, 6
+    h, i, v, layers = 128, 352, 2000, LAYERS
     number = 2 * v * h + h + layers * (4 * h * h + 3 * h * i + 2 * h)
     found = estimate(folder, bf16=False)
     assert found.parameters == found.trained == number
@@ -77,7 +78,7 @@ def test_weights_gradients_and_optimizer_are_counted_from_the_config(folder: str
 def test_a_layer_with_checkpointing_keeps_its_input(folder: str):
     found = estimate(folder, bf16=False)
     one_more = Path(folder, "deeper")
-    LlamaConfig(**SIZES, num_hidden_layers=7).save_pretrained(one_more)
+    LlamaConfig(**SIZES, num_hidden_layers=LAYERS + 1).save_pretrained(one_more)
     deeper = estimate(str(one_more), bf16=False)
     assert deeper.saved.per_token_checkpointed - found.saved.per_token_checkpointed == 4 * 128
     assert deeper.saved.per_token - found.saved.per_token > 10 * 4 * 128
@@ -85,7 +86,7 @@ def test_a_layer_with_checkpointing_keeps_its_input(folder: str):
 
 def test_computing_in_bfloat16_casts_every_product_s_weight_and_keeps_less_of_a_token(folder: str):
     single, half = (estimate(folder, bf16=bf16) for bf16 in (False, True))
-    h, i, v, layers = 128, 352, 2000, 6
+    h, i, v, layers = 128, 352, 2000, LAYERS
     assert half.fixed["weights, cast"] == 2 * (layers * (4 * h * h + 3 * h * i) + v * h)
     assert half.saved.per_token < single.saved.per_token
 
@@ -100,7 +101,7 @@ def test_an_adapter_has_the_only_gradients_and_its_reference_its_own_size(folder
     pytest.importorskip("peft")
     settings = {"model_dtype": "bfloat16", "lora_r": 4, "lora_target_modules": ("v_proj",)}
     found = estimate(folder, settings, reference="adapter")
-    assert found.trained == 6 * 2 * 4 * 128
+    assert found.trained == LAYERS * 2 * 4 * 128
     assert found.fixed["gradients"] == found.fixed["reference"] == found.fixed["optimizer"] / 2
     assert not found.trains_head
 

@@ -77,11 +77,11 @@ def test_every_command_works_on_a_terminal_with_few_characters(settings: list[st
         ["plot", "run"],
         ["plot", "Δ"],
     ]
-    encoded = {"stdout": {"errors": "strict"}, "stderr": {"errors": "backslashreplace"}}  # by PYTHONIOENCODING=ascii
+    encoded = {"stdout": "strict", "stderr": "backslashreplace"}  # as PYTHONIOENCODING=ascii has it
     with ExitStack() as stack:
         patch = stack.enter_context(monkeypatch.context())
         for name, errors in encoded.items():
-            stream = stack.enter_context(Path(name).open("w", encoding="ascii", **errors))
+            stream = stack.enter_context(Path(name).open("w", encoding="ascii", errors=errors))
             patch.setattr(sys, name, stream)
             patch.setattr(sys, f"__{name}__", stream)
         statuses = [main(command) for command in commands]
