@@ -3,6 +3,7 @@
 import json
 import statistics
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,9 @@ def variant_of(key: str):
     return next(variant for variant in VARIANTS if variant.key == key)
 
 
+@cache
 def trained(key: str, objective: str, file: str) -> Run:
+    """Return a run that the tests of this file share."""
     return train(variant_of(key), Work("toy", objective, file).setting, CPU, TIMED)
 
 
