@@ -16,7 +16,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 from humanline_fused.integrations.trl import HumanlineDPOTrainer, HumanlineKTOTrainer
 from tests.tiny_model import records, tiny_model, tiny_tokenizer
 
-STEPS = 6
+STEPS = 5
 BATCH = 2
 ACCUMULATION = 2
 TRAINERS = {"dpo": (DPOTrainer, HumanlineDPOTrainer, DPOConfig), "kto": (KTOTrainer, HumanlineKTOTrainer, KTOConfig)}
