@@ -1,6 +1,7 @@
 """Evaluation on held-out data against the initial policy."""
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -37,12 +38,23 @@ def held_out_log_ratios(
     return batch, ratios, mask
 
 
-def evaluated(output_dir: Path, objective: str) -> tuple[HumanlineTrainer, list[dict[str, float]]]:
-    cadence = {"eval_strategy": "steps", "eval_steps": 3, "eval_on_start": True}
-    trainer = trained(output_dir, objective=objective, eval_dataset=records(objective, 8, seed=5), **cadence)
-    lines = [line for line in trainer.state.log_history if "eval_loss" in line]
-    assert [line["step"] for line in lines] == [0, 3, 6]
-    return trainer, lines
+Evaluated = Callable[[str], tuple[HumanlineTrainer, list[dict[str, float]]]]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """The trainer of an objective's finished run, and the log lines of its evaluations."""
+
+    @functools.cache
+    def ran(objective: str) -> tuple[HumanlineTrainer, list[dict[str, float]]]:
+        settings = {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True, "max_steps": 4}
+        settings |= {"objective": objective, "eval_dataset": records(objective, 8, seed=5)}
+        trainer = trained(tmp_path_factory.mktemp(objective), **settings)
+        lines = [line for line in trainer.state.log_history if "eval_loss" in line]
+        assert [line["step"] for line in lines] == [0, 2, 4]
+        return trainer, lines
+
+    return ran
 
 
 def assert_reported(
@@ -70,8 +82,8 @@ def mean_k3(log_ratio: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
-def test_evaluation_rewards_compare_with_the_initial_policy(tmp_path: Path, objective: str):
-    trainer, lines = evaluated(tmp_path, objective)
+def test_evaluation_rewards_compare_with_the_initial_policy(evaluated: Evaluated, objective: str):
+    trainer, lines = evaluated(objective)
     assert lines[0]["eval_rewards_initial/margins"] == 0
     batch, _, _ = held_out_log_ratios(trainer)
     desirable = batch.columns["desirable"] if objective == "kto" else torch.arange(16) < 8
@@ -92,14 +104,14 @@ def test_evaluation_rewards_compare_with_the_initial_policy(tmp_path: Path, obje
         assert_reported(trainer, lines[-1], "eval_loss", loss)
 
 
-def test_evaluation_of_grpo_compares_with_the_initial_policy(tmp_path: Path):
-    trainer, lines = evaluated(tmp_path, "grpo")
+def test_evaluation_of_grpo_compares_with_the_initial_policy(evaluated: Evaluated):
+    trainer, lines = evaluated("grpo")
     assert lines[0]["eval_kl"] == 0
     assert_reported(trainer, lines[-1], "eval_kl", mean_k3)
 
 
-def test_evaluation_gives_the_kl_to_the_initial_policy_without_a_second_model(tmp_path: Path, objective: str):
-    trainer, lines = evaluated(tmp_path, objective)
+def test_evaluation_gives_the_kl_to_the_initial_policy_without_a_second_model(evaluated: Evaluated, objective: str):
+    trainer, lines = evaluated(objective)
     assert lines[0]["eval_kl_initial"] == 0
     assert all("eval_humanline/unclamped" in line for line in lines)
     assert_reported(trainer, lines[-1], "eval_kl_initial", mean_k3)
@@ -108,7 +120,8 @@ def test_evaluation_gives_the_kl_to_the_initial_policy_without_a_second_model(tm
 def test_evaluation_does_not_depend_on_the_batches_of_the_held_out_data(tmp_path: Path):
     evaluations = []
     for size in (3, 8):
-        trainer = trained(tmp_path / str(size), eval_dataset=records("dpo", 8, 5), per_device_eval_batch_size=size)
+        settings = {"eval_dataset": records("dpo", 8, 5), "per_device_eval_batch_size": size, "max_steps": 3}
+        trainer = trained(tmp_path / str(size), **settings)
         metrics = trainer.evaluate()
         names = ("eval_loss", "eval_rewards_initial/chosen", "eval_rewards_initial/margins")
         evaluations.append(torch.tensor([metrics[name] for name in names]))
@@ -121,7 +134,7 @@ def test_evaluation_does_not_depend_on_the_batches_of_the_held_out_data(tmp_path
 
 
 def test_evaluating_a_finished_run_again_compares_with_its_initial_policy(tmp_path: Path):
-    held_out = {"eval_dataset": records("dpo", 8, 5)}
+    held_out = {"eval_dataset": records("dpo", 8, 5), "max_steps": 2}
     trainer = trained(tmp_path, **held_out)
     kept = (tmp_path / "initial_eval_logp.pt").read_bytes()
     again = tiny_trainer(tmp_path, model=trainer.model, **held_out).evaluate()
@@ -132,7 +145,7 @@ def test_evaluating_a_finished_run_again_compares_with_its_initial_policy(tmp_pa
 
 
 def test_the_initial_scores_of_an_earlier_version_are_read(tmp_path: Path):
-    settings: dict[str, Any] = {"eval_dataset": records("dpo", 8, 5), "layout": "padded"}
+    settings: dict[str, Any] = {"eval_dataset": records("dpo", 8, 5), "layout": "padded", "max_steps": 2}
     trainer = trained(tmp_path, **settings)
     file = tmp_path / "initial_eval_logp.pt"
     state = torch.load(file, weights_only=True)
@@ -170,7 +183,8 @@ def test_damaged_initial_scores_are_refused_in_one_line(tmp_path: Path, damage: 
 
 
 def test_evaluation_before_training_writes_only_tokens_and_is_not_a_runs_baseline(tmp_path: Path):
-    trainer = tiny_trainer(tmp_path, eval_dataset=records("dpo", 8, 5), overwrite_output_dir=True)
+    settings = {"eval_dataset": records("dpo", 8, 5), "overwrite_output_dir": True, "max_steps": 2}
+    trainer = tiny_trainer(tmp_path, **settings)
     assert trainer.evaluate()["eval_rewards_initial/margins"] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
     trainer.train()
@@ -191,11 +205,10 @@ def test_evaluate_without_held_out_data_and_predict_are_refused(tmp_path: Path):
 
 
 def test_evaluating_does_not_change_the_training(tmp_path: Path):
-    plain = trained(tmp_path / "plain", disable_dropout=False, clamp=False, model=tiny_model(attention_dropout=0.1))
+    dropping = {"disable_dropout": False, "clamp": False, "max_steps": 3}
+    plain = trained(tmp_path / "plain", model=tiny_model(attention_dropout=0.1), **dropping)
     settings = {"eval_dataset": records("dpo", 8, 5), "eval_strategy": "steps", "eval_steps": 1}
-    watched = trained(
-        tmp_path / "eval", disable_dropout=False, clamp=False, model=tiny_model(attention_dropout=0.1), **settings
-    )
+    watched = trained(tmp_path / "eval", model=tiny_model(attention_dropout=0.1), **dropping, **settings)
     assert losses(plain) == losses(watched)
 
 

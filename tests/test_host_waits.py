@@ -67,9 +67,10 @@ def test_only_the_models_mask_reads_the_device_at_most_once_per_forward(
     tmp_path: Path, objective: str, impl: str, accumulation: int, layout: str
 ):
     waits = Waits()
-    settings = {"objective": objective, "impl": impl, "gradient_accumulation_steps": accumulation, "layout": layout}
     # One epoch and no AdamW: a loader's seed and a step counter are host numbers on any device.
-    trainer = tiny_trainer(tmp_path, num_examples=48, optim="sgd", logging_steps=100, callbacks=[waits], **settings)
+    settings: dict[str, Any] = {"num_examples": 24, "optim": "sgd", "logging_steps": 100, "max_steps": 3}
+    settings |= {"objective": objective, "impl": impl, "gradient_accumulation_steps": accumulation, "layout": layout}
+    trainer = tiny_trainer(tmp_path, callbacks=[waits], **settings)
     trainer.train()
     forwards = accumulation * (2 if objective != "kto" else 4 if layout == "padded" else 3)
     assert set(waits.seen) == {"transformers/masking_utils.py"}  # transformers' check for packed sequences
@@ -82,6 +83,6 @@ def test_a_read_of_the_device_is_detected(tmp_path: Path):
             float(kwargs["model"].lm_head.weight.grad.norm())
 
     waits = Waits()
-    trainer = tiny_trainer(tmp_path, optim="sgd", logging_steps=100, callbacks=[waits, Reading()])
+    trainer = tiny_trainer(tmp_path, optim="sgd", logging_steps=100, max_steps=3, callbacks=[waits, Reading()])
     trainer.train()
     assert waits.seen.count("tests/test_host_waits.py") == 1

@@ -21,22 +21,30 @@ def saved_run(output_dir: Path, **settings: object) -> HumanlineTrainer:
     return trainer
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    saved_run(folder)
+    return folder
+
+
 @pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
+def run_dir(finished: Path, tmp_path: Path) -> Path:
     """Folder of a finished run with checkpoints at steps 2, 4 and 6."""
-    saved_run(tmp_path / "run")
-    return tmp_path / "run"
+    return shutil.copytree(finished, tmp_path / "run")
 
 
-@pytest.mark.parametrize("objective", ["dpo", "kto", "grpo"])
-def test_a_run_resumes_bitwise_at_any_step_of_an_epoch_that_is_no_multiple_of_the_batch(tmp_path: Path, objective: str):
+@pytest.mark.parametrize(("objective", "steps"), [("dpo", (1, 2, 3, 4, 5)), ("kto", (2, 3)), ("grpo", (1, 4))])
+def test_a_run_resumes_bitwise_at_any_step_of_an_epoch_that_is_no_multiple_of_the_batch(
+    tmp_path: Path, objective: str, steps: tuple[int, ...]
+):
     """Seven examples, two a step: an epoch has three steps and leaves out one example, another one each time."""
     rows = records(objective, 6 if objective == "grpo" else 7)
     if objective == "grpo":
         rows[1] = {"prompt": "w1", "completions": [" w2", " w3 w4", " w5"], "rewards": [0.0, 1.0, 3.0]}
     settings = {"objective": objective, "train_dataset": rows, "save_steps": 1}
     whole = saved_run(tmp_path / "whole", **settings)
-    for step in range(1, 6):
+    for step in steps:
         folder = tmp_path / str(step) / f"checkpoint-{step}"
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder)
         resumed = tiny_trainer(folder.parent, **SAVING | settings)
@@ -98,13 +106,20 @@ WITHOUT_OPTIMIZER = (
 )
 
 
+@pytest.fixture(scope="module")
+def only_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run whose checkpoints have no optimizer."""
+    folder = tmp_path_factory.mktemp("only_models")
+    saved_run(folder, save_only_model=True)
+    return folder
+
+
 @pytest.mark.parametrize("resume", ["auto", True])
-def test_checkpoints_that_cannot_be_resumed_from_are_no_reason_to_start_over(tmp_path: Path, resume: str | bool):
-    saved_run(tmp_path, save_only_model=True)
-    before = everything_in(tmp_path)
+def test_checkpoints_that_cannot_be_resumed_from_are_no_reason_to_start_over(only_models: Path, resume: str | bool):
+    before = everything_in(only_models)
     with pytest.raises(ValueError, match=f"={resume!r}: expected a complete checkpoint .*got {WITHOUT_OPTIMIZER}"):
-        tiny_trainer(tmp_path, **SAVING).train(resume)
-    assert everything_in(tmp_path) == before
+        tiny_trainer(only_models, **SAVING).train(resume)
+    assert everything_in(only_models) == before
 
 
 def test_every_checkpoint_is_listed_with_its_own_reason(run_dir: Path):
@@ -118,12 +133,11 @@ def test_every_checkpoint_is_listed_with_its_own_reason(run_dir: Path):
         resolve_resume(run_dir, "auto")
 
 
-def test_a_fresh_start_does_not_overwrite_incomplete_checkpoints(tmp_path: Path):
-    saved_run(tmp_path, save_only_model=True)
-    before = everything_in(tmp_path)
+def test_a_fresh_start_does_not_overwrite_incomplete_checkpoints(only_models: Path):
+    before = everything_in(only_models)
     with pytest.raises(ValueError, match=f"checkpoints of an earlier run, none of which .*: {WITHOUT_OPTIMIZER}"):
-        saved_run(tmp_path)
-    assert everything_in(tmp_path) == before
+        saved_run(only_models)
+    assert everything_in(only_models) == before
 
 
 def test_a_file_named_as_a_checkpoint_is_none(tmp_path: Path):

@@ -1,8 +1,10 @@
 """Online rounds: sampling, conversion of samples to examples, logs and resuming."""
 
+import functools
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +198,7 @@ def test_a_sample_ends_with_its_first_end_of_sequence_and_owns_its_storage():
 # Runs
 
 
-@pytest.mark.parametrize("rollout_every", [1, 2])
+@pytest.mark.parametrize(("objective", "rollout_every"), [("dpo", 2), ("kto", 1), ("grpo", 2)])
 def test_every_round_is_sampled_by_the_policy_of_its_first_step(tmp_path: Path, objective: str, rollout_every: int):
     trainer = rounds_trainer(tmp_path, objective=objective, rollout_every=rollout_every)
     calls: list[tuple[int, list[torch.Tensor]]] = []
@@ -257,18 +259,36 @@ def test_the_loss_uses_the_sampled_tokens(tmp_path: Path):
     assert len(batch.columns["advantages"]) == 8
 
 
-@pytest.mark.parametrize("step", [1, 2, 3])
-def test_a_resumed_run_has_the_samples_and_weights_of_the_uninterrupted_one(tmp_path: Path, objective: str, step: int):
-    settings = {"objective": objective, "save_strategy": "steps", "save_steps": 1}
-    whole = rounds_trainer(tmp_path / "whole", **settings)
-    whole.train()
-    resumed = rounds_trainer(tmp_path / "cut", **settings)
-    newest = tmp_path / "cut" / f"checkpoint-{step}"
-    shutil.copytree(tmp_path / "whole" / newest.name, newest)
-    shutil.copy(tmp_path / "whole" / "completions.jsonl", tmp_path / "cut")
+SAVING = {"save_strategy": "steps", "save_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, HumanlineTrainer]]:
+    """The folder and the trainer of an objective's uninterrupted run."""
+
+    @functools.cache
+    def ran(objective: str) -> tuple[Path, HumanlineTrainer]:
+        folder = tmp_path_factory.mktemp(objective)
+        trainer = rounds_trainer(folder, objective=objective, **SAVING)
+        trainer.train()
+        return folder, trainer
+
+    return ran
+
+
+@pytest.mark.parametrize(("objective", "step"), [("dpo", 1), ("kto", 3), ("grpo", 1), ("grpo", 2)])
+def test_a_resumed_run_has_the_samples_and_weights_of_the_uninterrupted_one(
+    tmp_path: Path, whole: Callable[[str], tuple[Path, HumanlineTrainer]], objective: str, step: int
+):
+    """Step 2 begins a round, and the others are within one."""
+    folder, uninterrupted = whole(objective)
+    resumed = rounds_trainer(tmp_path, objective=objective, **SAVING)
+    newest = tmp_path / f"checkpoint-{step}"
+    shutil.copytree(folder / newest.name, newest)
+    shutil.copy(folder / "completions.jsonl", tmp_path)
     resumed.train(str(newest))
-    assert all(map(torch.equal, weights(whole), weights(resumed)))
-    assert lines(tmp_path / "cut" / "completions.jsonl") == lines(tmp_path / "whole" / "completions.jsonl")
+    assert all(map(torch.equal, weights(uninterrupted), weights(resumed)))
+    assert lines(tmp_path / "completions.jsonl") == lines(folder / "completions.jsonl")
 
 
 def test_a_prompt_of_messages_gets_an_assistant_message(tmp_path: Path):

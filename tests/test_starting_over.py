@@ -16,7 +16,7 @@ from humanline_fused.training.run.earlier_run import set_aside
 from humanline_fused.training.run.lock import LOCK, locked
 from tests.tiny_model import tiny_trainer
 
-SAVING = {"save_strategy": "steps", "save_steps": 2}
+SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
 
 
 def steps(file: Path) -> list[int]:
@@ -28,12 +28,12 @@ def steps(file: Path) -> list[int]:
 
 @pytest.mark.parametrize("resume", [None, "auto"])
 def test_a_finished_run_without_checkpoints_is_not_overwritten(tmp_path: Path, resume: str | None):
-    tiny_trainer(tmp_path).train()
+    tiny_trainer(tmp_path, max_steps=1).train()
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(
         ValueError, match=r"has a finished run \(metrics\.jsonl\) without checkpoints: use another outpu"
     ):
-        tiny_trainer(tmp_path).train(resume)
+        tiny_trainer(tmp_path, max_steps=1).train(resume)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
@@ -57,7 +57,7 @@ def test_of_a_checkpoint_that_is_a_link_the_link_alone_is_removed(tmp_path: Path
     (tmp_path / "run" / "checkpoint-2").rename(tmp_path / "elsewhere")
     (tmp_path / "run" / "checkpoint-2").symlink_to(tmp_path / "elsewhere")
     before = sorted((tmp_path / "elsewhere").iterdir())
-    tiny_trainer(tmp_path / "run", overwrite_output_dir=True).train()
+    tiny_trainer(tmp_path / "run", max_steps=1, overwrite_output_dir=True).train()
     assert list((tmp_path / "run").glob("checkpoint-*")) == []
     assert sorted((tmp_path / "elsewhere").iterdir()) == before
 
@@ -66,9 +66,9 @@ def test_with_auto_a_usable_checkpoint_is_continued_and_not_overwritten(tmp_path
     tiny_trainer(tmp_path, **SAVING).train()
     again = tiny_trainer(tmp_path, **SAVING, overwrite_output_dir=True)
     again.train("auto")
-    assert again.state.global_step == 6
+    assert again.state.global_step == 4
     assert (tmp_path / "checkpoint-2").is_dir()
-    for step in (2, 4, 6):
+    for step in (2, 4):
         (tmp_path / f"checkpoint-{step}" / "optimizer.pt").unlink()
     tiny_trainer(tmp_path, **SAVING | {"max_steps": 2}, overwrite_output_dir=True).train("auto")
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
@@ -95,7 +95,7 @@ def test_logs_of_a_run_that_was_killed_before_its_first_checkpoint_are_kept(
     (tmp_path / "metrics.jsonl.1").write_text("still an earlier one")
     (tmp_path / "completions.jsonl").write_text('{"step": 0}\n')
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    tiny_trainer(tmp_path).train(resume)
+    tiny_trainer(tmp_path, max_steps=1).train(resume)
     assert (tmp_path / "metrics.jsonl.2").read_bytes() == before
     assert (tmp_path / "metrics.jsonl.1").read_text() == "still an earlier one"
     assert (tmp_path / "completions.jsonl.1").read_text() == '{"step": 0}\n'
@@ -109,9 +109,9 @@ def test_logs_of_a_folder_into_which_another_run_is_resumed_are_kept(tmp_path: P
     tiny_trainer(tmp_path / "run", **SAVING).train()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
-    tiny_trainer(tmp_path / "other", **SAVING).train(str(tmp_path / "run" / "checkpoint-4"))
+    tiny_trainer(tmp_path / "other", **SAVING).train(str(tmp_path / "run" / "checkpoint-2"))
     assert steps(tmp_path / "other" / "metrics.jsonl.1") == [1]
-    assert min(steps(tmp_path / "other" / "metrics.jsonl")) == 5
+    assert min(steps(tmp_path / "other" / "metrics.jsonl")) == 3
 
 
 def test_empty_logs_are_not_worth_keeping(tmp_path: Path):
@@ -154,7 +154,7 @@ def test_a_resumed_run_keeps_a_damaged_line_of_its_metrics(tmp_path: Path):
     file.write_bytes(b"".join(lines))
     with pytest.warns(DamagedLine, match=r"metrics\.jsonl, line 2 is not a JSON object"):
         tiny_trainer(tmp_path, **SAVING).train("auto")
-    assert file.read_bytes().splitlines(keepends=True)[:6] == lines[:6]
+    assert file.read_bytes().splitlines(keepends=True)[:4] == lines[:4]
 
 
 # One run in a folder
@@ -208,7 +208,7 @@ def test_the_lock_of_a_killed_process_locks_nothing(tmp_path: Path, holder: "sub
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == holder.pid
-    tiny_trainer(tmp_path).train()
+    tiny_trainer(tmp_path, max_steps=1).train()
     assert not (tmp_path / LOCK).exists()
 
 

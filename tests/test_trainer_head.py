@@ -22,8 +22,8 @@ CLOCK = re.compile(r"time/|.*(runtime|per_second)$")
 # Both sum the same products, perhaps in another order: float32 roundings of a metric, a sum of at most six log-probs of
 # a few nats each ...
 ROUNDING = 16 * torch.finfo(torch.float32).eps
-# ... and of six steps' gradients, of norm 1 at most (max_grad_norm).
-DRIFT = 6 * DESCENT["learning_rate"] * ROUNDING
+# ... and of a step's gradient, of norm 1 at most (max_grad_norm).
+DRIFT_OF_STEP = DESCENT["learning_rate"] * ROUNDING
 
 
 def numbers(trainer: HumanlineTrainer) -> torch.Tensor:
@@ -39,19 +39,22 @@ def weights(trainer: HumanlineTrainer) -> torch.Tensor:
 def check_that_they_agree(fused: HumanlineTrainer, logits: HumanlineTrainer) -> None:
     assert (fused.args.head, logits.args.head) == ("fused", "logits")
     torch.testing.assert_close(numbers(fused), numbers(logits), rtol=ROUNDING, atol=ROUNDING)
-    torch.testing.assert_close(weights(fused), weights(logits), rtol=0, atol=DRIFT)
-    assert len(set(losses(fused))) == 6
+    torch.testing.assert_close(weights(fused), weights(logits), rtol=0, atol=fused.state.global_step * DRIFT_OF_STEP)
+    assert len(set(losses(fused))) == fused.state.global_step
 
 
-@pytest.mark.parametrize("reference", ["lookahead", "copy", "frozen"])
+@pytest.mark.parametrize(
+    ("objective", "reference"), [("dpo", "lookahead"), ("kto", "lookahead"), ("kto", "copy"), ("grpo", "frozen")]
+)
 def test_losses_metrics_evaluations_and_weights_are_those_of_the_logits(tmp_path: Path, objective: str, reference: str):
     settings: dict[str, Any] = {
         "objective": objective,
         "reference": reference,
         "sync_every": None if reference == "frozen" else 2,
+        "max_steps": 4,
         **DESCENT,
     }
-    settings |= {"eval_dataset": records(objective, 8, seed=5), "eval_strategy": "steps", "eval_steps": 3}
+    settings |= {"eval_dataset": records(objective, 8, seed=5), "eval_strategy": "steps", "eval_steps": 2}
     runs = [trained(tmp_path / head, **settings, **given) for head, given in HEADS.items()]
     check_that_they_agree(*runs)
 
@@ -65,9 +68,10 @@ def adapted() -> Any:
 
 
 def test_lora_on_the_body_trains_as_on_logits(tmp_path: Path):
-    fused, logits = (trained(tmp_path / head, model=adapted(), **DESCENT, **given) for head, given in HEADS.items())
+    settings = DESCENT | {"max_steps": 3}
+    fused, logits = (trained(tmp_path / head, model=adapted(), **settings, **given) for head, given in HEADS.items())
     check_that_they_agree(fused, logits)
-    copied = trained(tmp_path / "copied", model=adapted(), reference="copy", **DESCENT)
+    copied = trained(tmp_path / "copied", model=adapted(), reference="copy", **settings)
     assert losses(copied) == losses(fused)
     assert torch.equal(weights(copied), weights(fused))
 
@@ -108,7 +112,8 @@ class Products(TrainerCallback):
 @pytest.mark.parametrize("layout", ["padded", "shared_prompt"])
 def test_only_the_probes_compute_logits(tmp_path: Path, layout: str):
     products = Products()
-    trained(tmp_path, objective="kto", layout=layout, callbacks=[products], eval_dataset=records("kto", 4, 5))
+    settings = {"objective": "kto", "layout": layout, "max_steps": 2, "eval_dataset": records("kto", 4, 5)}
+    trained(tmp_path, callbacks=[products], **settings)
     first = products.seen.index(LogitsRecorder)
     noise, head = 4, 1  # passes: two in training and two in evaluation mode; one
     assert first == noise + head if layout == "padded" else first < 8 + noise
@@ -121,4 +126,5 @@ def test_an_adapter_on_the_head_is_refused_before_writing_unless_head_is_logits(
     with pytest.raises(ValueError, match=r"adapter on the head.*head='logits' \(--head logits\)"):
         tiny_trainer(tmp_path / "run", model=peft.get_peft_model(tiny_model(), config))
     assert not (tmp_path / "run").exists()
-    assert len(losses(trained(tmp_path / "run", model=peft.get_peft_model(tiny_model(), config), head="logits"))) == 6
+    model = peft.get_peft_model(tiny_model(), config)
+    assert len(losses(trained(tmp_path / "run", model=model, head="logits", max_steps=2))) == 2

@@ -20,10 +20,10 @@ METRICS = {
 
 
 def test_metrics_have_trls_names_and_are_always_written_with_step_and_seconds(tmp_path: Path, objective: str):
-    trainer = trained(tmp_path, objective=objective)
+    trainer = trained(tmp_path, objective=objective, max_steps=3)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
-    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in steps] == [1, 2, 3]
     assert [line["loss"] for line in steps] == losses(trainer)
     assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
     shares = ("humanline/unclamped", "humanline/clamped_low", "humanline/clamped_high")
@@ -34,17 +34,18 @@ def test_metrics_have_trls_names_and_are_always_written_with_step_and_seconds(tm
 
 
 def test_a_log_line_is_the_mean_over_all_steps_since_the_last(tmp_path: Path):
-    every = trained(tmp_path / "every", gradient_accumulation_steps=2)
-    third = trained(tmp_path / "third", gradient_accumulation_steps=2, logging_steps=3, logging_first_step=False)
+    settings = {"gradient_accumulation_steps": 2, "max_steps": 4}
+    every = trained(tmp_path / "every", **settings)
+    second = trained(tmp_path / "second", logging_steps=2, logging_first_step=False, **settings)
     for name in ("loss", "rewards/margins", "logps/chosen"):
         single = [line[name] for line in every.state.log_history if name in line]
-        pooled = [line[name] for line in third.state.log_history if name in line]
-        for mean, steps in zip(pooled, (single[:3], single[3:]), strict=True):
-            assert mean == pytest.approx(sum(steps) / 3, abs=rounding_of_sum(*steps))
+        pooled = [line[name] for line in second.state.log_history if name in line]
+        for mean, steps in zip(pooled, (single[:2], single[2:]), strict=True):
+            assert mean == pytest.approx(sum(steps) / 2, abs=rounding_of_sum(*steps))
 
 
 def test_values_that_are_not_finite_are_null_in_the_metrics(tmp_path: Path):
-    trainer = trained(tmp_path)
+    trainer = trained(tmp_path, max_steps=1)
     trainer.log({"loss_of_a_broken_run": math.nan, "its_gradient": math.inf})
     last = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
     assert '"loss_of_a_broken_run": null, "its_gradient": null' in last
@@ -71,15 +72,15 @@ def test_a_run_begins_with_a_summary_of_its_settings_and_data(tmp_path: Path, ca
 
 
 def test_num_tokens_counts_every_token_of_the_steps(tmp_path: Path):
-    trainer = trained(tmp_path, gradient_accumulation_steps=2)
-    steps = [[i for ids in trainer.plan.global_window(step) for i in ids] for step in range(6)]
+    trainer = trained(tmp_path, gradient_accumulation_steps=2, max_steps=3)
+    steps = [[i for ids in trainer.plan.global_window(step) for i in ids] for step in range(3)]
     examples = [trainer.train_examples[i] for step in steps for i in step]
     seen = sum(len(e.prompt_ids) + len(completion) for e in examples for completion in e.completions)
-    assert trainer.state.log_history[5]["num_tokens"] == seen
+    assert trainer.state.log_history[2]["num_tokens"] == seen
 
 
 def test_the_saved_model_loads_with_its_tokenizer_and_gives_the_same_logits(tmp_path: Path):
-    trainer = trained(tmp_path)
+    trainer = trained(tmp_path, max_steps=1)
     trainer.save_model()
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     ids = tokenizer("w1 w2 w3", return_tensors="pt")["input_ids"]
@@ -92,6 +93,7 @@ def test_a_config_alone_describes_a_run(tmp_path: Path):
     tiny_model().save_pretrained(start)
     tiny_tokenizer().save_pretrained(start)
     data.write_text("\n".join(map(json.dumps, records("dpo", 10))))
-    trainer = HumanlineTrainer(args=tiny_config(tmp_path / "run", model=str(start), dataset=str(data)))
+    args = tiny_config(tmp_path / "run", model=str(start), dataset=str(data), max_steps=3)
+    trainer = HumanlineTrainer(args=args)
     trainer.train()
-    assert losses(trainer) == losses(trained(tmp_path / "other"))
+    assert losses(trainer) == losses(trained(tmp_path / "other", max_steps=3))
