@@ -53,7 +53,7 @@ def test_every_budget_gives_the_loss_gradient_and_metrics_of_the_whole(tmp_path:
 
     loss, gradient, metrics, _ = step(None)
     parts = []
-    for most in (1, 30, 90, 1000):
+    for most in (1, 30, 60, 1000):
         cut = step(most)
         torch.testing.assert_close(cut[0], loss, rtol=ROUNDING, atol=0)
         torch.testing.assert_close(cut[1], gradient, rtol=0, atol=float(gradient.abs().max()) * ROUNDING)
