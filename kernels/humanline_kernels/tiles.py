@@ -33,14 +33,10 @@ def one_launch_per_multiprocessor(row_bytes: int) -> int:
 
 
 def one_launch_tiles(V: int, itemsize: int) -> dict[str, int]:
-    """Tiles with 64 KiB of reads in flight per multiprocessor: eight 16-byte loads in each of 512 threads.
-
-    So a thread may have 128 registers. Left alone, a compiler may choose fewer, and spill.
-    """
+    """Tiles with 64 KiB of reads in flight per multiprocessor: eight 16-byte loads in each of 512 threads."""
     share = one_launch_per_multiprocessor(V * itemsize)
     block_v = min(65536 // share // itemsize, max(16, next_power_of_2(V)))
-    num_warps = min(16 // share, max(1, block_v * itemsize // 4096))
-    return {"BLOCK_V": block_v, "num_warps": num_warps, "maxnreg": 128}
+    return {"BLOCK_V": block_v, "num_warps": min(16 // share, max(1, block_v * itemsize // 4096))}
 
 
 def score_and_dlogits_tiles(V: int, itemsize: int, warp: int = WARP) -> dict[str, int]:
