@@ -13,6 +13,7 @@ from typing import Any
 from humanline_fused import __version__
 from humanline_fused.extras import need, remedy
 from humanline_fused.interruption import interruptible
+from humanline_fused.places import refuse_absent
 from humanline_fused.printing import Parser, escaped, one_line, unfailing_output
 
 
@@ -302,6 +303,8 @@ def data(argv: Sequence[str]) -> None:
     from humanline_fused.training.run_data import refuse_losses
 
     try:
+        if options.model:
+            refuse_absent(options.model, "a folder or name of a tokenizer")
         tokenizer = AutoTokenizer.from_pretrained(options.model) if options.model else None
     except (ValueError, OSError) as error:
         raise UserError(f"--model: expected a tokenizer at {options.model}: {error}") from error

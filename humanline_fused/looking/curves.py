@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from humanline_fused.places import did_you_mean
 from humanline_fused.stored_lines import finished_lines, warn
 
 Columns = Mapping[str, np.ndarray]
@@ -39,7 +40,7 @@ def read_metrics(
     """
     file = folder / "metrics.jsonl"
     if not file.is_file():
-        raise ValueError(f"expected a run's folder with a metrics.jsonl, found none at {file}")
+        raise ValueError(f"expected a run's folder with a metrics.jsonl, found none at {file}{did_you_mean(folder)}")
     columns = {name: array("d") for name in {"step", *(names or ())}}
     skipped, kept, first = 0, 0, 0
     for number, (_, line) in enumerate(finished_lines(file), 1):

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from humanline_fused.model.fused_head import score_in_forward_
+from humanline_fused.places import refuse_absent
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.batch import Batch, collate
 from humanline_fused.training.data.examples import Example
@@ -142,6 +143,7 @@ def check_same_tokens(model: str, mine: PreTrainedTokenizerBase, other: str, set
         other: folder or name of the other model.
         setting: the option that named it, for the message.
     """
+    refuse_absent(other, f"a model for {setting}")
     try:
         theirs = AutoTokenizer.from_pretrained(other)
     except (OSError, ValueError) as error:

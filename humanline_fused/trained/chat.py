@@ -5,12 +5,8 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 
-import torch
-from transformers import set_seed
-
+from humanline_fused.places import A_MODEL, refuse_absent
 from humanline_fused.printing import Parser, escaped, one_line
-from humanline_fused.trained.dialogue import Dialogue
-from humanline_fused.trained.stored_model import find_model
 
 ANEW = "/new"
 """The line that begins a new conversation."""
@@ -43,6 +39,14 @@ def chat(argv: Sequence[str], description: str | None) -> None:
         raise ValueError(f"--max_new_tokens: expected an integer >= 1, got {options.max_new_tokens}")
     if options.temperature is not None and not 0 <= options.temperature < math.inf:
         raise ValueError(f"--temperature: expected a finite number >= 0, got {options.temperature}")
+
+    refuse_absent(options.place, A_MODEL)
+
+    import torch
+    from transformers import set_seed
+
+    from humanline_fused.trained.dialogue import Dialogue
+    from humanline_fused.trained.stored_model import find_model
 
     stored = find_model(
         options.place, checkpoint=options.checkpoint, base=options.model, trust_remote_code=options.trust_remote_code

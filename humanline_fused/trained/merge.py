@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from humanline_fused.extras import need
+from humanline_fused.places import did_you_mean
 from humanline_fused.printing import Parser
 from humanline_fused.trained.stored_model import StoredModel, find_model
 from humanline_fused.training.run import durable
@@ -38,7 +39,7 @@ def merge(argv: Sequence[str], description: str | None) -> None:
     options = parser.parse_args(argv)
     refuse_output(options.output)
     if not Path(options.run).is_dir():
-        raise ValueError(f"{options.run}: expected a run's folder, found none")
+        raise ValueError(f"{options.run}: expected a run's folder, found none{did_you_mean(Path(options.run))}")
     stored = find_model(
         options.run, checkpoint=options.checkpoint, base=options.model, trust_remote_code=options.trust_remote_code
     )

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils import CONFIG_NAME
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
+from humanline_fused.places import A_MODEL, did_you_mean, refuse_absent
 from humanline_fused.printing import one_line
 from humanline_fused.stored_lines import objects
 from humanline_fused.training.run.checkpoint import IDENTITY, complete_checkpoint, newest_complete
@@ -104,8 +105,9 @@ def find_model(
     """
     folder = Path(place)
     if not folder.is_dir():
-        if folder.exists() or place.startswith((".", "/", "~")) or place.count("/") > 1 or not place:
-            raise ValueError(f"{place}: expected a folder of a run or a model, or a model name, found no such folder")
+        if folder.exists():
+            raise ValueError(f"{place}: expected {A_MODEL}, got a file")
+        refuse_absent(place, A_MODEL)
         _refuse(checkpoint is not None, "--checkpoint", f"a run's folder, got {place}, which is no folder")
         _refuse(base is not None, "--model", f"a LoRA adapter beside it, got {place}, which is no folder")
         return StoredModel(place, None, {}, trust_remote_code)
@@ -121,7 +123,8 @@ def find_model(
         return StoredModel(str(folder), _base_of(folder, settings, base), settings, trust_remote_code)
     _refuse(base is not None, "--model", f"a LoRA adapter, but {folder} has no {ADAPTER_CONFIG_NAME}")
     if not (folder / CONFIG_NAME).is_file():
-        raise ValueError(f"{folder}: expected {CONFIG_NAME} of a model or {ADAPTER_CONFIG_NAME}, found neither")
+        found = f"found neither{did_you_mean(folder)}"
+        raise ValueError(f"{folder}: expected {CONFIG_NAME} of a model or {ADAPTER_CONFIG_NAME}, {found}")
     return StoredModel(str(folder), None, settings, trust_remote_code)
 
 

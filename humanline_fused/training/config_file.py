@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from humanline_fused.places import did_you_mean
 from humanline_fused.printing import one_line
 from humanline_fused.training.foreign_arguments import OF_SETTINGS, instead
 
@@ -23,7 +24,8 @@ def config_arguments(file: Path, fields: Sequence[str]) -> list[str]:
         text = file.read_text(encoding="utf-8")
         settings, repeated = yaml.safe_load(text), repeated_key(yaml.compose(text, yaml.SafeLoader))
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config: {file}: {getattr(error, 'strerror', None) or error}") from error
+        said = f"{getattr(error, 'strerror', None) or error}{did_you_mean(file, Path.is_file)}"
+        raise ValueError(f"--config: {file}: {said}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"--config: {file} is not YAML: {one_line(error)}") from error
     if repeated:

@@ -5,6 +5,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from transformers import (
 from humanline_fused.model.fused_head import causal_lm, score_in_forward_
 from humanline_fused.model.noise import refuse_dropout, refuse_noise
 from humanline_fused.model.probe import probe
+from humanline_fused.places import did_you_mean, refuse_absent
 from humanline_fused.printing import one_line
 from humanline_fused.reference.adapter import trained_adapter
 from humanline_fused.training.config import HumanlineConfig
@@ -139,18 +141,23 @@ def make_ready_(policy: PreTrainedModel, config: HumanlineConfig) -> None:
 def loading(what: str, name: str) -> Iterator[None]:
     """Raise ValueError or OSError, with the folder, for a file that is not as ``save_pretrained`` writes it.
 
-    For a damaged file transformers, tokenizers and safetensors raise errors of many kinds.
+    For a damaged file transformers, tokenizers and safetensors raise errors of many kinds. For a folder that does not
+    exist they ask a hub, so that one is refused first.
     """
+    refuse_absent(name, "a folder written by save_pretrained, or a model name")
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        hint = "" if Path(name).exists() else did_you_mean(Path(name))
         if isinstance(error, ValueError | OSError) and name in str(error):
+            if hint:
+                raise ValueError(f"{one_line(error)}{hint}") from error
             raise
         said = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(
-            f"{name}: expected a {what} written by save_pretrained, which cannot be loaded ({said})"
+            f"{name}: expected a {what} written by save_pretrained, which cannot be loaded ({said}){hint}"
         ) from error
 
 

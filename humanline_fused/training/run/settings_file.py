@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from humanline_fused.places import did_you_mean
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.run import durable
 
@@ -43,7 +44,9 @@ def read_object(file: Path, folder: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"expected {folder} with a {file.name}, found none at {file}") from None
+        raise ValueError(
+            f"expected {folder} with a {file.name}, found none at {file}{did_you_mean(file.parent)}"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{file}: expected JSON, got {error}") from None
     if not isinstance(found, dict):

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow.parquet import ParquetFile
 
+from humanline_fused.places import did_you_mean
 from humanline_fused.training.data.reading.arrow import BATCH, arrow_records
 from humanline_fused.training.data.reading.delimited import read_csv, read_tsv
 from humanline_fused.training.data.reading.exact_json import parse
@@ -36,7 +37,7 @@ def read_file(path: Path) -> Rows:
     ending = format_of(path)
     if not path.is_file():
         kind = ending[1:].upper().replace("NDJSON", "JSONL")
-        raise ValueError(f"dataset: expected a {kind} file at {path}, found none")
+        raise ValueError(f"dataset: expected a {kind} file at {path}, found none{did_you_mean(path, Path.exists)}")
     yield from READERS[ending](path)
 
 

@@ -17,6 +17,7 @@ from datasets import (
     load_from_disk,
 )
 
+from humanline_fused.places import did_you_mean
 from humanline_fused.training.data.reading.arrow import BATCH, arrow_records, without_nulls
 from humanline_fused.training.data.reading.files import READERS, Rows, format_of, read_file
 from humanline_fused.training.data.reading.folders import files_by_split
@@ -62,7 +63,7 @@ def _rows_at(name: str, split: str) -> Rows:
     elif path.is_dir():
         yield from _rows_in(path, split)
     elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ValueError(f"dataset: expected a file or a folder at {path}, found none")
+        raise ValueError(f"dataset: expected a file or a folder at {path}, found none{did_you_mean(path, Path.exists)}")
     else:
         name_alone, _, configuration = name.partition(":")
         nothing_here = f"no file or folder of that name in {Path.cwd()}"

@@ -1,0 +1,101 @@
+"""Folders and files that are given by name: what a name may mean, and what a wrong one is likely to mean."""
+
+import difflib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+HOLDS = {"settings.json": "a run", "adapter_config.json": "an adapter", "config.json": "a model"}
+"""What a folder with such a file is, the first that it has."""
+
+A_MODEL = "a folder of a run or a model, or a model name"
+
+LISTED = 3
+"""Largest number of folders that a message names."""
+
+
+def refuse_absent(name: str, expected: str) -> None:
+    """Raise ValueError for a name that can only be a folder's, if there is none: no library asks a server for it.
+
+    A name with one slash may be a model's on a hub. It is a folder's where its first part is a folder here, or is
+    spelt nearly so and the folder behind it exists, unless the hub's cache on this machine has that model.
+
+    Args:
+        name: of a model or a run.
+        expected: for the message.
+
+    >>> refuse_absent("./no", "a model's folder")
+    Traceback (most recent call last):
+    ...
+    ValueError: ./no: expected a model's folder, found no such folder
+    """
+    if name and Path(name).exists():
+        return
+    close = nearest_path(Path(name))
+    hint = f"; did you mean {close}?" if close else ""
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or not name:
+        raise ValueError(f"{name}: expected {expected}, found no such folder{hint}")
+    beside = Path(name).parent
+    if "/" in name and (close or beside.is_dir()) and not _is_cached(name):
+        raise ValueError(
+            f"{name}: expected {expected}, found no such folder{hint or f' in {beside}'} "
+            f"(if a model of the hub is meant: hf download {name})"
+        )
+
+
+def did_you_mean(place: Path, wanted: Callable[[Path], bool] = Path.is_dir) -> str:
+    """Return ``; did you mean …?`` for a path that does not exist; for a folder, which folders may be meant instead.
+
+    Args:
+        place: the path.
+        wanted: whether an existing path may be meant.
+
+    Returns:
+        Empty if there is nothing to say.
+    """
+    if place.is_dir():
+        around = [(folder, what) for folder in (place.parent, *_entries(place)) if (what := _is(folder))]
+        named = "".join(f"; {folder} is {what}" for folder, what in around[:LISTED])
+        return named + (f"; {len(around) - LISTED} more" if len(around) > LISTED else "")
+    close = None if place.exists() else nearest_path(place, wanted)
+    return f"; did you mean {close}?" if close else ""
+
+
+def nearest_path(place: Path, wanted: Callable[[Path], bool] = Path.is_dir) -> Path | None:
+    """Return the existing path that is spelt most like ``place``, part by part; None if a part is like none.
+
+    Args:
+        place: the path.
+        wanted: whether an existing path may be returned.
+    """
+    found = Path(place.anchor)
+    parts = place.relative_to(place.anchor).parts
+    for number, part in enumerate(parts, 1):
+        fits = wanted if number == len(parts) else Path.is_dir
+        if part == ".." or fits(found / part):
+            found /= part
+            continue
+        names = {other.name.lower(): other.name for other in _entries(found) if fits(other)}
+        close = difflib.get_close_matches(part.lower(), names, n=1)
+        if not close:
+            return None
+        found /= names[close[0]]
+    return found if parts else None
+
+
+def _is(folder: Path) -> str | None:
+    """Return what a folder is, by its files; None if it is none of those."""
+    return next((what for file, what in HOLDS.items() if (folder / file).is_file()), None)
+
+
+def _entries(folder: Path) -> list[Path]:
+    with suppress(OSError):
+        return sorted(folder.iterdir())
+    return []
+
+
+def _is_cached(name: str) -> bool:
+    """Return whether the hub's cache has files of a model."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}").is_dir()
