@@ -56,7 +56,7 @@ def _run(argv: Sequence[str] | None) -> int:
         prog="humanline",
         description="Humanline DPO, KTO and GRPO.",
         epilog="commands:\n"
-        + "\n".join(f"  {name:<8}{(command.__doc__ or '').splitlines()[0]}" for name, command in commands.items())
+        + "\n".join(f"  {name:<{max(map(len, commands)) + 2}}{(command.__doc__ or '').splitlines()[0]}" for name, command in commands.items())
         + "\n\n`humanline COMMAND --help` lists a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -222,8 +222,13 @@ def show(argv: Sequence[str]) -> None:
     """Write an HTML page of the tokens of one step or example, coloured by their log-ratios."""
     parser = Parser(prog="humanline show", description=show.__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN", help="The run's folder (its output_dir).")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--step", type=int, metavar="N", help="The examples of optimizer step N; needs checkpoint-N.")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--step",
+        type=int,
+        metavar="N",
+        help="The examples of optimizer step N; needs checkpoint-N. Default: that of the newest complete checkpoint",
+    )
     which.add_argument("--example", type=int, metavar="I", help="Example I of the training data, from 0.")
     parser.add_argument("--checkpoint", type=int, metavar="N", help="With --example. Default: the newest complete one.")
     parser.add_argument("--model", help="The initial policy, if the run's settings name none.")
@@ -232,6 +237,8 @@ def show(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     if options.checkpoint is not None and options.step is not None:
         raise UserError("--checkpoint: expected none with --step N, which takes checkpoint-N")
+    if options.checkpoint is not None and options.example is None:
+        raise UserError(f"--checkpoint: expected --example I beside it, or --step {options.checkpoint} in its place")
 
     from humanline_fused.looking.show import show_run
 

@@ -263,7 +263,7 @@ def test_a_merged_weight_is_rounded_as_one_sum(here: Path, tmp_path: Path, dtype
 
 def test_merge_writes_tokenizer_generation_config_and_card_beside_the_model(here: Path, tmp_path: Path, capsys):
     line = said(capsys, "merge", "adapted", f"--output={tmp_path / 'new'}").strip()
-    assert line == f"merged adapted into start, float32 weights: {tmp_path / 'new'}"
+    assert line == f"wrote {tmp_path / 'new'}: start with the adapter of adapted, float32 weights"
     assert AutoTokenizer.from_pretrained(tmp_path / "new").chat_template == tiny_tokenizer().chat_template
     assert GenerationConfig.from_pretrained(tmp_path / "new").max_new_tokens == 5
     card = Path("adapted", CARD).read_text()
@@ -288,7 +288,7 @@ def test_a_merge_that_fails_leaves_nothing(here: Path, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["whole", "--output=new"], "whole has a whole model: there is no adapter to merge"),
+        (["whole", "--output=new"], "whole: expected a LoRA adapter to merge, whole is a whole model already"),
         (["adapted", "--output=start"], "--output: expected a new or empty folder, start has something in it"),
         (["adapted", "--output=pairs.jsonl"], "--output: expected a new or empty folder, pairs.jsonl has something in"),
         (["absent", "--output=new"], "absent: expected a run's folder, found none"),

@@ -13,6 +13,13 @@ from humanline_fused.printing import escaped
 FAINTEST = 0.01
 """Smallest log-ratio in nats that may have the full colour, so that rounding does not look like a difference."""
 
+MARKS = (
+    ("high", "line above", "clamped: above the upper bound"),
+    ("low", "line below", "clamped: below the lower bound"),
+    ("prompt", "grey text", "prompt or turn of others, not scored"),
+)
+"""In the legend: the class of a token, how it looks, and what that means."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -90,11 +97,12 @@ def _legend(scale: float) -> str:
         value = scale * tenths / STEPS
         edge = {-10: "≤ ", 10: "≥ "}.get(tenths, "")
         swatches.append(f'<span class="{shade_of(value, scale)}">{edge}{value:+.3g}</span>')
+    explained = "".join(
+        f'<span class="item"><span class="{name}">{look}</span><span>{what}</span></span>' for name, look, what in MARKS
+    )
     return (
         '<div class="legend"><span>log π − log ref, nats:</span>' + "".join(swatches) + "</div>\n"
-        '<div class="legend"><span class="high">line above</span><span>clamped: above the upper bound</span>'
-        '<span class="low">line below</span><span>clamped: below the lower bound</span>'
-        '<span class="prompt">grey text</span><span>prompt or turn of others, not scored</span></div>\n'
+        f'<div class="legend">{explained}</div>\n'
         "<p>Red: the policy gives the token a higher probability than the reference; blue: a lower one. A clamped "
         "token counts with the bound and gets no gradient. Point at a token, or move to it with Tab, to see its "
         "numbers.</p>"

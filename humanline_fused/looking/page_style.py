@@ -23,15 +23,17 @@ dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
 .note { border: 2px solid var(--ink); padding: .5rem .8rem; font-weight: 600; }
 .legend, .index { display: flex; flex-wrap: wrap; gap: .2rem; align-items: center; }
 .legend span { padding: .1rem .5rem; }
+.legend .item { display: inline-flex; align-items: center; padding: 0; }
+.item > :first-child { flex: none; }
 .index { list-style: none; padding: 0; gap: .2rem 1rem; max-height: 12rem; overflow-y: auto; }
 .index a { display: inline-block; padding: .2rem 0; }
 .numbers { margin: 0; color: var(--quiet); }
-.tokens { font: 15px/2.1 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0; }
+.tokens { font: 18px/2.1 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0; }
 .t { unicode-bidi: isolate; border-radius: 2px; padding: .1rem 0; margin-right: 1px; cursor: default;
   scroll-margin: 30vh 0; }
 .prompt { color: var(--quiet); }
-.high { font-weight: 700; outline: 1px solid var(--ink); box-shadow: inset 0 4px var(--ink); }
-.low { font-weight: 700; outline: 1px solid var(--ink); box-shadow: inset 0 -4px var(--ink); }
+.high { font-weight: 700; outline: 1px solid var(--ink); border-top: 4px solid var(--ink); }
+.low { font-weight: 700; outline: 1px solid var(--ink); border-bottom: 4px solid var(--ink); }
 .t:focus { outline: 3px solid var(--ink); }
 .t[data-tip]:hover::after, .t[data-tip]:focus::after { content: attr(data-tip); position: fixed; left: 0; right: 0;
   bottom: 0; padding: .8rem 1rem; background: var(--ink); color: var(--paper); font: 400 15px/1.4 system-ui, sans-serif;
@@ -41,7 +43,7 @@ dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
   border: 2px solid var(--ink); border-radius: 4px; font: 600 15px/1.4 system-ui, sans-serif; opacity: 0;
   pointer-events: none; }
 .t:focus + .next, .next:focus, .next:hover { opacity: 1; pointer-events: auto; }
-@media (max-width: 30rem) { dl { display: block; } dd { margin: 0 0 .4rem; } .tokens { font-size: 14px; } }
+@media (max-width: 30rem) { dl { display: block; } dd { margin: 0 0 .4rem; } .tokens { font-size: 16px; } }
 """
 
 LIGHT = "--ink: #1a1a1a; --paper: #fff; --quiet: #595959; --line: #ccc; --link: #0b57d0;"

@@ -53,7 +53,7 @@ def style_of(number: int) -> dict[str, Any]:
 
 
 def draw(rows: Sequence[Sequence[Panel]], labels: Sequence[str], image: Path, *, title: str = "") -> None:
-    """Draw a grid of panels with one legend.
+    """Draw a grid of panels with one legend, if there are several runs.
 
     Args:
         rows: rows of equal length; panels of a column have the same x.
@@ -95,5 +95,6 @@ def draw(rows: Sequence[Sequence[Panel]], labels: Sequence[str], image: Path, *,
                 axes.set_ylim(*panel.limits)
     lines = [Line2D([], [], label=label, **style) for label, style in styles.items()]
     where = "outside lower center" if title else "outside upper center"
-    figure.legend(handles=lines, loc=where, ncols=min(len(lines), 4), frameon=False, handlelength=3, fontsize=12)
+    if len(labels) > 1:
+        figure.legend(handles=lines, loc=where, ncols=min(len(lines), 4), frameon=False, handlelength=3, fontsize=12)
     figure.savefig(image, dpi=130)

@@ -44,10 +44,10 @@ def merge(argv: Sequence[str], description: str | None) -> None:
         options.run, checkpoint=options.checkpoint, base=options.model, trust_remote_code=options.trust_remote_code
     )
     if stored.base is None:
-        raise ValueError(f"{stored.place} has a whole model: there is no adapter to merge")
+        raise ValueError(f"{options.run}: expected a LoRA adapter to merge, {stored.place} is a whole model already")
     need("peft")
     merged = merge_into(stored, options.output, options.dtype)
-    print(f"merged {stored.place} into {stored.base}, {merged} weights: {options.output}")
+    print(f"wrote {options.output}: {stored.base} with the adapter of {stored.place}, {merged} weights")
     if stored.settings.get("load_in_4bit"):
         print("the run had the base weights in 4 bits; the adapter was merged into the whole ones, which differ")
 

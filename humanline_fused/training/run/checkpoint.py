@@ -68,6 +68,11 @@ def step_of(folder: Path) -> int:
     return _trainer_state(folder)["global_step"]
 
 
+def last_step_of(folder: Path) -> int:
+    """Return the number of optimizer steps of the whole run, as a complete checkpoint has it."""
+    return _trainer_state(folder)["max_steps"]
+
+
 def best_model_of(folder: Path) -> str | None:
     """Return the checkpoint of the best model so far, as a complete checkpoint has it."""
     return _trainer_state(folder).get("best_model_checkpoint")
