@@ -56,7 +56,10 @@ def _run(argv: Sequence[str] | None) -> int:
         prog="humanline",
         description="Humanline DPO, KTO and GRPO.",
         epilog="commands:\n"
-        + "\n".join(f"  {name:<{max(map(len, commands)) + 2}}{(command.__doc__ or '').splitlines()[0]}" for name, command in commands.items())
+        + "\n".join(
+            f"  {name:<{max(map(len, commands)) + 2}}{(command.__doc__ or '').splitlines()[0]}"
+            for name, command in commands.items()
+        )
         + "\n\n`humanline COMMAND --help` lists a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny_tokenizer().save_pretrained("start")
         Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records("dpo", 8)))
         assert main(["train", *RUN, "--output_dir=whole"]) == 0
-        assert main(["train", *RUN, *LORA, "--output_dir=adapted"]) == 0
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*is_gradient_checkpointing", FutureWarning)  # of peft, not of a user
+            assert main(["train", *RUN, *LORA, "--output_dir=adapted"]) == 0
+            find_model("adapted").load()
     return folder
 
 
@@ -190,7 +194,11 @@ def test_a_run_that_is_being_trained_is_refused(copied: Path, capsys):
     ("argv", "message"),
     [
         (["./absent"], "./absent: expected a folder of a run or a model, or a model name, found no such folder"),
-        (["."], ".: expected config.json of a model or adapter_config.json, found neither"),
+        (
+            ["."],
+            ".: expected config.json of a model or adapter_config.json, found neither; "
+            "adapted is a run; start is a model; whole is a run",
+        ),
         (["start", "--checkpoint=2"], "--checkpoint: expected a run's folder with settings.json, found none in start"),
         (["whole", "--checkpoint=3"], "whole: expected a complete checkpoint-3, it has those of steps 2, 4"),
         (["whole", "--model=start"], "--model: expected a LoRA adapter, but whole has no adapter_config.json"),

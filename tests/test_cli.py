@@ -127,6 +127,22 @@ def test_bad_settings_are_one_line_and_nothing_is_written(
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--dataset=pair.jsonl", "expected a JSONL file at pair.jsonl, found none; did you mean pairs.jsonl?"),
+        ("--eval_dataset=misspelt.jsonl", "misspelt.jsonl, line 1: lacks 'chosen'; dpo needs prompt, chosen, rejected"),
+    ],
+)
+def test_the_data_are_looked_at_before_the_model_is_loaded(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str, said: str
+) -> None:
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("the model was loaded"))
+    Path("misspelt.jsonl").write_text('{"prompt": "w1", "choosen": "w2", "rejected": "w3"}\n')
+    assert said in error_line(capsys, "train", "--config", "config.yaml", option)
+    assert not Path("run").exists()
+
+
 def test_a_list_in_the_file_gives_no_other_setting(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("config.yaml").write_text(Path("config.yaml").read_text() + "report_to: [none, --max_steps, '1']\n")
     assert "report_to: expected items" in error_line(capsys, "train", "--config", "config.yaml")

@@ -1,6 +1,7 @@
 """The log lines that a person reads: aligned, of at most 80 columns, on the first process."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from transformers import ProgressCallback
 
 from humanline_fused.printing import styled
-from humanline_fused.training.run.log_lines import Lines, LogLines
+from humanline_fused.training.run.log_lines import Lines, LogLines, write_lines
 from tests.tiny_model import records, tiny_trainer, trained
 
 DPO = {"loss": 0.6931, "epoch": 0.25, "rewards/margins": -0.01, "humanline/unclamped": 0.5, "num_tokens": 900}
@@ -57,15 +58,9 @@ def test_a_column_appears_with_a_new_header_once_its_metric_is_logged() -> None:
     ]
 
 
-def test_the_first_training_line_has_a_header_also_behind_an_evaluation_before_it() -> None:
+def test_a_header_stands_once_before_an_evaluation_and_the_training_behind_it() -> None:
     evaluation = {"eval_loss": 0.5, "eval_rewards_initial/margins": 0.0}
-    assert ["ETA" in line for line in lines_of(evaluation, DPO, DPO | {"epoch": 0.5})] == [
-        True,
-        False,
-        True,
-        False,
-        False,
-    ]
+    assert ["ETA" in line for line in lines_of(evaluation, DPO, DPO | {"epoch": 0.5})] == [True, False, False, False]
 
 
 def test_a_value_that_is_missing_is_a_dash_and_one_that_is_not_finite_is_named() -> None:
@@ -112,6 +107,30 @@ def test_a_run_prints_a_line_for_every_log_line_and_no_dictionary(
     assert "{" not in "".join(out)
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if "loss" in line] == [1, 2, 4, 6]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_the_summary_precedes_an_evaluation_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dry_run: bool
+) -> None:
+    held_out = {"eval_dataset": records("dpo", 4, 5), "eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True}
+    trained(tmp_path, max_steps=2, logging_steps=1, dry_run=dry_run, **held_out)
+    out = capsys.readouterr().out.splitlines()
+    (summary,) = [number for number, line in enumerate(out) if line.startswith("dpo: ")]
+    tables = [number for number, line in enumerate(out) if line.endswith("ETA")]
+    rows = [line.split()[:2] for line in out if " eval " in line or line.split()[0] in ("1", "2")]
+    assert (summary, len(tables)) == (0, 0 if dry_run else 1)
+    expected = [["0", "eval"], ["1", "0.20"], ["1", "eval"], ["2", "0.40"], ["2", "eval"]]
+    assert rows == ([] if dry_run else expected)
+
+
+def test_a_line_is_written_at_once_into_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    with open(write, "w") as pipe, open(read, "rb"):
+        monkeypatch.setattr(sys, "stdout", pipe)
+        write_lines(["a line"])
+        assert os.read(read, 100) == b"a line\n"
 
 
 def test_the_lines_are_those_of_the_first_process_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,12 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 @pytest.mark.parametrize(
     ("name", "close"),
-    [("first/rum", "first/run"), ("frist/run", "first/run"), ("./first/strat", "first/start"), ("first/Run/", "first/run")],
+    [
+        ("first/rum", "first/run"),
+        ("frist/run", "first/run"),
+        ("./first/strat", "first/start"),
+        ("first/Run/", "first/run"),
+    ],
 )
 def test_a_misspelt_folder_is_refused_with_the_one_that_is_meant(name: str, close: str):
     with pytest.raises(ValueError, match="found no such folder") as refusal:
@@ -113,5 +118,8 @@ def test_a_misspelt_data_file_or_config_is_named(capsys):
 
 
 def test_a_name_that_no_hub_knows_is_compared_with_the_folders():
-    with pytest.raises(ValueError, match="frist: no model of the hub; did you mean first?"), loading("model", "frist"):
+    with (
+        pytest.raises(ValueError, match=r"frist: no model of the hub; did you mean first\?"),
+        loading("model", "frist"),
+    ):
         raise OSError("frist: no model of the hub")

@@ -193,10 +193,13 @@ def test_one_run_is_drawn_into_its_folder_and_several_into_the_current_one(
         "plain/plot.png",
     ]
     assert Path("plain/plot.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["plot", "plain", "--output", "one.svg"]) == 0
+    assert 'id="legend' not in Path("one.svg").read_text()
     assert main(["plot", "plain", "humanline"]) == 0
     assert Path("plot.png").read_bytes().startswith(b"\x89PNG")
     assert main(["plot", "plain", "humanline", "--output", "both.svg"]) == 0
     assert Path("both.svg").read_text().startswith("<?xml")
+    assert 'id="legend' in Path("both.svg").read_text()
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.run.checkpoint import describe_resume, faults, resolve_resume
 from humanline_fused.training.run.manifest import seal
-from tests.tiny_model import losses, records, tiny_trainer
+from tests.tiny_model import losses, records, tiny_model, tiny_trainer
 
 SAVING = {"save_strategy": "steps", "save_steps": 2}
 
@@ -168,3 +170,16 @@ def test_an_older_checkpoint_taken_for_another_folder_gives_no_reason_against_co
     shutil.copytree(run_dir / "checkpoint-2", run_dir / "elsewhere")
     assert describe_resume(run_dir / "checkpoint-2") == f"resumed from {run_dir / 'checkpoint-2'}, step 2"
     assert describe_resume(run_dir / "elsewhere") == f"resumed from {run_dir / 'elsewhere'}, step 2"
+
+
+def test_no_warning_says_that_a_tied_weight_is_missing_and_others_are_kept(tmp_path: Path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(transformers.trainer.logger, "warning", said.append)
+    settings = {"max_steps": 2, "save_steps": 1, "train_dataset": records("dpo", 2)}
+    for resume in (None, "auto"):
+        tied = tiny_trainer(tmp_path, model=tiny_model(tie_word_embeddings=True), **SAVING | settings)
+        tied.train(resume)
+        shutil.rmtree(tmp_path / "checkpoint-2")
+    assert said == []
+    tied._issue_warnings_after_load(SimpleNamespace(missing_keys=["lm_head.weight", "absent"], unexpected_keys=["new"]))
+    assert [text.split(": ")[1] for text in said] == ["['absent'].", "['new']."]

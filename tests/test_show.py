@@ -258,6 +258,20 @@ def test_the_command_prints_the_path_of_the_page(run_of: Run, capsys: pytest.Cap
     assert (run / "show-step-3.html").read_text().startswith("<!DOCTYPE html>")
 
 
+def test_without_a_step_it_is_the_newest_checkpoint_whose_run_has_ended(run_of: Run, capsys) -> None:
+    run = run_of(sync_every=3)
+    assert main(["show", str(run)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(run / "show-step-5.html")
+    text = Page((run / "show-step-5.html").read_text()).text
+    assert "the 2 examples that would have followed: the run ended after 5 steps, and has no loss of these" in text
+    assert "checkpoint-5: the weights after 5 updates, the last" in text
+    assert "log line" not in text
+    assert "(from 0; its loss is in the log line of step 4)" in shown(run, step=3).text
+    assert error_of(capsys, str(run), "--checkpoint=3").endswith(
+        "expected --example I beside it, or --step 3 in its place"
+    )
+
+
 def test_a_step_without_a_checkpoint_lists_those_that_have_one(run_of: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of(sync_every=3)
     said = error_of(capsys, str(run), "--step", "0")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from humanline_fused.looking.page import Summary, page
 from humanline_fused.looking.scored_sequences import ScoredSequence, sequences_of
-from humanline_fused.looking.stored_run import StoredRun, example_of, examples_of, open_run
+from humanline_fused.looking.stored_run import StoredRun, example_of, examples_of, open_run, reading
 from humanline_fused.looking.token_scores import Compared, Comparison
 from humanline_fused.training.run.checkpoint import last_step_of
 from humanline_fused.training.run.summary import describe_sampling
@@ -64,19 +64,27 @@ def summarise(run: StoredRun, compared: Compared, sequences: Sequence[ScoredSequ
         sum(int(side.sum()) for side in sides) for sides in ([s.low for s in sequences], [s.high for s in sequences])
     )
     count = len({s.example for s in sequences})
-    last = step >= last_step_of(run.checkpoint)
+    with reading(run.checkpoint):
+        last = step >= last_step_of(run.checkpoint)
     if example is not None:
         shown = f"example {example} of the training data (from 0)"
     elif last:
-        shown = f"the {count} examples that would have followed: the run ended after {step} steps, and has no loss of these"
+        shown = (
+            f"the {count} examples that would have followed: the run ended after {step} steps, and has no loss of these"
+        )
     else:
-        shown = f"the {count} examples of optimizer step {step} (from 0; its loss is in the log line of step {step + 1})"
+        shown = (
+            f"the {count} examples of optimizer step {step} (from 0; its loss is in the log line of step {step + 1})"
+        )
     beta = f", β = {config.beta:g}" if run.objective.has_implicit_reward else ""
     facts = [
         ("run", str(run.folder.resolve())),
         ("objective", f"{run.objective.name}{beta}"),
         ("shown", f"{shown}: {len(sequences)} sequences, {tokens} tokens that count"),
-        ("policy π", f"{run.checkpoint.name}: the weights after {step} updates, {'the last' if last else f'before that of step {step}'}"),
+        (
+            "policy π",
+            f"{run.checkpoint.name}: the weights after {step} updates, {'the last' if last else f'before step {step}'}",
+        ),
         ("reference", compared.who),
         ("k", "none, never synced" if config.sync_every is None else f"{config.sync_every} steps between two syncs"),
         ("bounds", _bounds(run)),

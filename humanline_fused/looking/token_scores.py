@@ -19,6 +19,7 @@ from humanline_fused.training.data.batch import Batch, Layout, collate
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.plan import MicroBatch
 from humanline_fused.training.layouts import choose_layout
+from humanline_fused.training.lora import without_peft_warning
 from humanline_fused.training.pending import ByExample
 from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
 from humanline_fused.training.scoring import Scorer
@@ -187,7 +188,8 @@ def _load_adapted(run: StoredRun) -> nn.Module:
         raise ValueError(f"--model: expected the base model of {folder}, which was given in memory, got none")
     model, _ = load_base(base, run.tokenizer, run.config)
     name = "default" if folder == run.checkpoint else folder.name
-    adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    with without_peft_warning():
+        adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
     if run.config.disable_dropout:
         disable_dropout_(causal_lm(adapted))
     return adapted

@@ -13,6 +13,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 from humanline_fused.places import A_MODEL, did_you_mean, refuse_absent
 from humanline_fused.printing import one_line
 from humanline_fused.stored_lines import objects
+from humanline_fused.training.lora import without_peft_warning
 from humanline_fused.training.run.checkpoint import IDENTITY, complete_checkpoint, newest_complete
 from humanline_fused.training.run.earlier_run import ADAPTERS, METRICS, WEIGHTS
 from humanline_fused.training.run.lock import refuse_writer
@@ -81,10 +82,10 @@ class StoredModel:
         try:
             with loading("model", self.base):
                 base = AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype or self.dtype, **self.source)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             where = f"--model: expected the base model of the adapter in {self.place}, named {self.base}"
             raise ValueError(f"{where}: {one_line(error)}") from error
-        with loading("LoRA adapter", self.place):
+        with loading("LoRA adapter", self.place), without_peft_warning():
             return PeftModel.from_pretrained(base, self.place)
 
 

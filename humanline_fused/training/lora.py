@@ -1,5 +1,8 @@
 """The LoRA adapter of a run's settings."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import nn
@@ -45,7 +48,16 @@ def with_adapter(model: PreTrainedModel, settings: ModelSettings, given: Any = N
         )
     assert given is not None
     set_seed(seed)
-    return cast(PreTrainedModel, get_peft_model(model, given))
+    with without_peft_warning():
+        return cast(PreTrainedModel, get_peft_model(model, given))
+
+
+@contextmanager
+def without_peft_warning() -> Iterator[None]:
+    """Drop transformers' warning of an attribute that peft reads, and no user, until exit."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def _targets(model: nn.Module, names: list[str]) -> list[str] | str:

@@ -12,8 +12,9 @@ from humanline_fused.training.data.advantages import batch_scale
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.findings import Findings, Severity
 from humanline_fused.training.data.held_out import split
-from humanline_fused.training.data.prepare import PreparedData, prepare
+from humanline_fused.training.data.prepare import PreparedData, checked_rows, prepare
 from humanline_fused.training.data.prompts import PreparedPrompts, prepare_prompts, with_texts
+from humanline_fused.training.data.rows.columns import read_columns
 from humanline_fused.training.data.store import StoredExamples
 from humanline_fused.training.data_settings import HELD_OUT, LEAST_HELD_OUT
 from humanline_fused.training.kept_tokens import kept, key_of
@@ -94,6 +95,32 @@ def read_run_data(
     scale = batch_scale([example.reward for example in held_out.examples])
     weighted = [replace(e, weight=e.weight / scale) for e in held_out.examples]
     return RunData(train, held_out, weighted, prompts, fraction)
+
+
+def check_sources(
+    train_dataset: Any, eval_dataset: Any, config: HumanlineConfig, objective: Objective, *, prompts_alone: bool
+) -> None:
+    """Read the first row of each dataset, before a model is loaded.
+
+    Args:
+        train_dataset, eval_dataset, prompts_alone: as of :func:`read_run_data`.
+        config, objective: the settings, and the columns that are needed.
+
+    Raises:
+        ValueError, TypeError: as :func:`read_run_data` does for a source, or for its first row.
+    """
+    columns = read_columns(config.columns)
+    train = config.dataset if train_dataset is None else train_dataset
+    held_out = config.eval_dataset if eval_dataset is None else eval_dataset
+    taker = ROUND if prompts_alone else objective
+    for source, taken_by, part in (
+        (train, taker, config.dataset_split),
+        (held_out, objective, config.eval_dataset_split),
+    ):
+        rows = () if source is None else checked_rows(source, taken_by, part, columns, Findings())
+        _, row = next(iter(rows), (None, None))
+        if isinstance(row, ValueError):
+            raise row
 
 
 def share_of(config: HumanlineConfig) -> float:

@@ -17,7 +17,6 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from humanline_fused.reference import CopyReference, LookaheadReference
@@ -46,7 +45,7 @@ from humanline_fused.training.run.data_metrics import DataMetrics, steps_with_dr
 from humanline_fused.training.run.earlier_run import METRICS
 from humanline_fused.training.run.failure_signs import FailureSigns
 from humanline_fused.training.run.identity import check_identity, code_of, run_identity
-from humanline_fused.training.run.log_lines import print_log_lines
+from humanline_fused.training.run.log_lines import print_log_lines, write_lines
 from humanline_fused.training.run.loop_state import LoopState
 from humanline_fused.training.run.metrics_log import Meter, MetricsFile
 from humanline_fused.training.run.reference_sync import ReferenceSync
@@ -55,7 +54,7 @@ from humanline_fused.training.run.sharding import engine_of, refuse_engine
 from humanline_fused.training.run.summary import start_block
 from humanline_fused.training.run.termination import Termination
 from humanline_fused.training.run.writing import writing
-from humanline_fused.training.run_data import read_run_data
+from humanline_fused.training.run_data import check_sources, read_run_data
 from humanline_fused.training.scoring import Scorer
 from humanline_fused.training.start import (
     KeptPadToken,
@@ -120,13 +119,14 @@ class HumanlineTrainer(EvaluatedTrainer):
         args = check_arguments(args, objective, reference_model)
         self.objective = args.make_objective()
         check_layout(args.layout, self.objective)
-        policy, tokenizer = load_policy(model, processing_class, args, peft_config)
-        make_ready_(policy, args)
-        self.pad_token_id = pad_token_id_of(tokenizer, policy)
         rounds = args.rollout_every is not None
         held_out = (args.eval_dataset if eval_dataset is None else eval_dataset) is not None
         reward = the_reward(args.reward, reward_function, rounds=rounds, held_out=held_out)
         args.check_sampling(rewarded=reward is not None)
+        check_sources(train_dataset, eval_dataset, args, self.objective, prompts_alone=rounds)
+        policy, tokenizer = load_policy(model, processing_class, args, peft_config)
+        make_ready_(policy, args)
+        self.pad_token_id = pad_token_id_of(tokenizer, policy)
         how: dict[str, Any] = {"prompts_alone": rounds, "answered": reward is not None}
         how["stops"] = end_tokens(policy.generation_config, tokenizer)
         self.data = data = read_run_data(train_dataset, eval_dataset, tokenizer, args, self.objective, **how)
@@ -252,11 +252,8 @@ class HumanlineTrainer(EvaluatedTrainer):
         if step >= self.state.max_steps or self.control.should_training_stop or self.stops_early():
             self.control.should_training_stop = True
             return [], None
-        if self.rounds:
-            self._sample(step, self.rounds)
-        if not self.begun:
-            self._begin(step)
-            self.answer_first(step)
+        self._make_ready(step)
+        self.answer_first(step)
         if self.args.dry_run:
             self.control.should_training_stop = True
             return [], None
@@ -271,6 +268,20 @@ class HumanlineTrainer(EvaluatedTrainer):
             examples = self.windows.everything(step)
             self.state.num_input_tokens_seen += sum(len(e.prompt_ids) + len(c) for e in examples for c in e.completions)
         return inputs, None
+
+    def _evaluate(self, *args: Any, skip_scheduler: bool = False, **kwargs: Any) -> dict[str, float]:
+        if skip_scheduler and not self.state.global_step:  # eval_on_start, before the first batch
+            self._make_ready(0)
+            if self.args.dry_run:
+                return {}
+        return super()._evaluate(*args, skip_scheduler=skip_scheduler, **kwargs)
+
+    def _make_ready(self, step: int) -> None:
+        """Draw the samples of ``step``'s round; before the first step, check and print what runs."""
+        if self.rounds:
+            self._sample(step, self.rounds)
+        if not self.begun:
+            self._begin(step)
 
     def _sample(self, step: int, rounds: Rounds) -> None:
         """Draw the samples of ``step``'s round unless they exist. If that fails, save a checkpoint first."""
@@ -290,7 +301,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         difference = check_forward(self._policy, model, batch.input_ids, args)
         self.scorer.try_objective(self._policy, batch)
         if args.process_index == 0:
-            tqdm.write(start_block(self, batch.forwards, difference))  # beside the bar
+            write_lines([start_block(self, batch.forwards, difference)])
         self.begun = True
 
     def _prepare_inputs(self, inputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

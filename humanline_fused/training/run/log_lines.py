@@ -1,8 +1,9 @@
 """Log lines for people: aligned, of at most 80 columns, beside `metrics.jsonl`, which has every metric."""
 
 import math
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -83,7 +84,6 @@ class Lines:
         self.first_step, self.last_step, self.began = step, last_step, now
         self.before: tuple[float, float] | None = (0, 0.0) if step == 0 else None  # tokens and seconds
         self.columns: list[Column] = []
-        self.trained = False
         self.printed: list[str] = []
 
     def of(self, step: int, logs: Logs, now: float) -> list[str]:
@@ -96,9 +96,8 @@ class Lines:
             shown = {name: value for name, value in logs.items() if name not in ("epoch", "total_flos")}
             return [", ".join([f"step {step}", *(f"{name} {_any(value)}" for name, value in shown.items())])]
         columns = [c for c in COLUMNS if c.always or c in self.columns or logs.keys() & {c.train, c.eval}]
-        # An evaluation before the first step stands above the start block.
-        header = [_header(columns)] if columns != self.columns or (trained and not self.trained) else []
-        self.columns, self.trained = columns, self.trained or trained
+        header = [_header(columns)] if columns != self.columns else []
+        self.columns = columns
         cells = [f"{number(logs.get(c.eval if evaluated else c.train)):>10}" for c in columns]
         epoch = "eval" if evaluated else f"{logs.get('epoch') or 0:.2f}"
         line = f"{step:>7}{epoch:>8}{''.join(cells)}"
@@ -160,8 +159,18 @@ class LogLines(ProgressCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or self.lines is None:
             return
-        for line in self.lines.of(state.global_step, logs or {}, time.monotonic()):
-            tqdm.write(styled(line, "bold" if "tokens/s" in line else "cyan" if " eval " in line else ""))
+        lines = self.lines.of(state.global_step, logs or {}, time.monotonic())
+        write_lines(
+            styled(line, "bold" if "tokens/s" in line else "cyan" if " eval " in line else "") for line in lines
+        )
+
+
+def write_lines(lines: Iterable[str]) -> None:
+    """Print lines beside a progress bar, at once also into a pipe or a file."""
+    for line in lines:
+        tqdm.write(line)
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def print_log_lines(trainer: Trainer) -> None:

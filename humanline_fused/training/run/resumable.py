@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -194,6 +195,17 @@ class ResumableTrainer(Trainer):
         if checkpoint is not None:
             # Memory-mapped: a rank reads only its part, so a copied reference is not in memory once per rank.
             self.restore(load_run_state(Path(checkpoint)))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn as Trainer does, but not of a weight that is tied to one that was loaded: a checkpoint has it once."""
+        assert self.model is not None
+        weights = {name: id(weight) for name, weight in self.model.named_parameters(remove_duplicate=False)}
+        absent = load_result.missing_keys
+        loaded = {weight for name, weight in weights.items() if name not in absent}
+        missing = [name for name in absent if weights.get(name) not in loaded]
+        super()._issue_warnings_after_load(
+            SimpleNamespace(missing_keys=missing, unexpected_keys=load_result.unexpected_keys)
+        )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save as Trainer does, and a whole model folder under FSDP2 too. Collective there: call on every rank.
