@@ -91,7 +91,7 @@ def summarise(run: StoredRun, compared: Compared, sequences: Sequence[ScoredSequ
         ("clamped", f"{share(low + high, tokens)} of the tokens: {low} below the lower bound, {high} above the upper"),
     ]
     place = f"step {step}" if example is None else f"example {example}, at step {step}"
-    note = "" if compared.as_trained else _note(compared, step, last)
+    note = "" if compared.as_trained else _note(compared, step, last and example is None)
     return Summary(f"{run.folder.resolve().name}, {place}: log-ratios of the tokens", facts, note)
 
 

@@ -208,6 +208,16 @@ class EvaluatedTrainer(ResumableTrainer):
             model, self.scorer.score, fresh=self.is_in_train, keep=self.is_in_train and self.args.should_save
         )
 
+    def make_ready(self, step: int) -> None:
+        """Check and print what runs, before anything of ``step``."""
+
+    def _evaluate(self, *args: Any, skip_scheduler: bool = False, **kwargs: Any) -> dict[str, float]:
+        if skip_scheduler and not self.state.global_step:  # eval_on_start, before the first batch
+            self.make_ready(0)
+            if self.args.dry_run:
+                return {}
+        return super()._evaluate(*args, skip_scheduler=skip_scheduler, **kwargs)
+
     def choose_layout(self) -> None:
         """Choose the layout of the batches, before anything is scored."""
 

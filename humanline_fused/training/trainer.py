@@ -37,7 +37,7 @@ from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.online.generation import end_tokens
 from humanline_fused.training.online.held_out_reward import make_held_out_reward
 from humanline_fused.training.online.reward import RolloutError, the_reward
-from humanline_fused.training.online.rollout import Rounds, make_rounds
+from humanline_fused.training.online.rollout import make_rounds
 from humanline_fused.training.references import Reference, make_reference
 from humanline_fused.training.run.checkpoint import step_of
 from humanline_fused.training.run.clock import Clock
@@ -252,7 +252,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         if step >= self.state.max_steps or self.control.should_training_stop or self.stops_early():
             self.control.should_training_stop = True
             return [], None
-        self._make_ready(step)
+        self.make_ready(step)
         self.answer_first(step)
         if self.args.dry_run:
             self.control.should_training_stop = True
@@ -269,38 +269,29 @@ class HumanlineTrainer(EvaluatedTrainer):
             self.state.num_input_tokens_seen += sum(len(e.prompt_ids) + len(c) for e in examples for c in e.completions)
         return inputs, None
 
-    def _evaluate(self, *args: Any, skip_scheduler: bool = False, **kwargs: Any) -> dict[str, float]:
-        if skip_scheduler and not self.state.global_step:  # eval_on_start, before the first batch
-            self._make_ready(0)
-            if self.args.dry_run:
-                return {}
-        return super()._evaluate(*args, skip_scheduler=skip_scheduler, **kwargs)
+    def make_ready(self, step: int) -> None:
+        """Draw the samples of ``step``'s round unless they exist; before the first step, check and print what runs.
 
-    def _make_ready(self, step: int) -> None:
-        """Draw the samples of ``step``'s round; before the first step, check and print what runs."""
+        If the samples cannot be drawn, save a checkpoint.
+        """
         if self.rounds:
-            self._sample(step, self.rounds)
+            policy: Any = self.accelerator.unwrap_model(self._policy)
+            try:
+                if self.rounds.begin(step, policy, self.clock):
+                    self.windows.clear()
+            except RolloutError as error:
+                raise RolloutError(f"{error}{'' if self.args.dry_run else self.keep_run()}") from error
         if not self.begun:
             self._begin(step)
-
-    def _sample(self, step: int, rounds: Rounds) -> None:
-        """Draw the samples of ``step``'s round unless they exist. If that fails, save a checkpoint first."""
-        policy: Any = self.accelerator.unwrap_model(self._policy)
-        try:
-            if rounds.begin(step, policy, self.clock):
-                self.windows.clear()
-        except RolloutError as error:
-            raise RolloutError(f"{error}{'' if self.args.dry_run else self.keep_run()}") from error
 
     def _begin(self, step: int) -> None:
         """Choose the layout, check model, head and loss on the wrapped and placed model, and print what runs."""
         self.choose_layout()
-        args, model = self.args, self.model
-        assert model is not None
+        assert self.model is not None
         batch = self._window(step)[0]
-        difference = check_forward(self._policy, model, batch.input_ids, args)
+        difference = check_forward(self._policy, self.model, batch.input_ids, self.args)
         self.scorer.try_objective(self._policy, batch)
-        if args.process_index == 0:
+        if self.args.process_index == 0:
             write_lines([start_block(self, batch.forwards, difference)])
         self.begun = True
 
