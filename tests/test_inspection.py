@@ -90,11 +90,23 @@ def test_training_stops_at_the_first_listed_row(tmp_path: Path):
     assert str(caught.value) == reason
 
 
-def test_ten_wrong_rows_are_listed_and_the_others_counted():
+def test_rows_wrong_for_one_reason_are_one_line_and_ten_reasons_are_listed():
     lines = lines_of(inspect_data([PAIR, *[{"prompt": "w1"}] * 12]))
+    assert lines[-2] == "rows that cannot be used"
+    assert lines[-1].startswith("  dataset, example 1: ")
+    assert lines[-1].endswith(" (and 11 more rows alike)")
+    assert "rows              13, 12 of them cannot be used" in lines
+    lines = lines_of(inspect_data([PAIR, *({"prompt": "w1", f"x{i}": "w2", "chosen": "w3"} for i in range(12))]))
     assert lines[-2].startswith("  dataset, example 10: ")
     assert lines[-1] == "  and 2 more"
-    assert "rows              13, 12 of them cannot be used" in lines
+
+
+@pytest.mark.parametrize(("objective", "others"), [(None, 0), ("dpo", 2)])
+def test_a_misspelt_column_is_named_with_the_one_that_is_meant(objective: str | None, others: int):
+    row = {"prompt": "w1", "choosen": "w2", "rejected": "w3"}
+    (wrong,) = inspect_data([row] * (1 + others), objective=objective).wrong
+    assert wrong.endswith(": 'choosen' looks like 'chosen': rename it, or columns: {chosen: choosen}")
+    assert inspect_data([row], objective=objective, columns="chosen=choosen").num_wrong == 0
 
 
 def test_groups_are_reported_with_sizes_rewards_and_those_without_signal():

@@ -15,7 +15,7 @@ from humanline_fused.training.data.parallel import map_chunks
 from humanline_fused.training.data.prepare import Cutter, lacks_signal
 from humanline_fused.training.data.prompts import leaves_room
 from humanline_fused.training.data.reading.sources import read_rows
-from humanline_fused.training.data.rows.columns import Columns, apply_columns, read_columns
+from humanline_fused.training.data.rows.columns import Columns, apply_columns, misspelt, read_columns
 from humanline_fused.training.data.rows.doubts import prompt_hint
 from humanline_fused.training.data.rows.records import (
     ALL_COLUMNS,
@@ -47,7 +47,8 @@ class Inspection:
         objective: the objective whose columns were read; None for prompts alone.
         mapped: the setting ``columns``.
         columns: number of rows with each column.
-        wrong: place and reason of the first ten rows that cannot be used.
+        wrong: place and reason of the first row that cannot be used for each of the first ten reasons.
+        alike: rows by reason.
         num_wrong: number of rows that cannot be used. Training would stop at the first of them.
         values: labels or rewards of each row's completions.
         weights: weights of the training examples; without a tokenizer, all labels or rewards.
@@ -66,6 +67,7 @@ class Inspection:
     num_rows: int = 0
     columns: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    alike: Counter[str] = field(default_factory=Counter)
     num_wrong: int = 0
     num_pairs: int = 0
     equal_pairs: int = 0
@@ -123,7 +125,10 @@ class Inspection:
             if looks:
                 raise ValueError(f"{where}: this looks like {looks}, which {takers_of(looks, ROUND)} takes")
             got = f"columns {', '.join(map(repr, record))}" if isinstance(record, Mapping) else f"{record!r:.80}"
-            hint = prompt_hint(record, ALL_COLUMNS) if isinstance(record, Mapping) else ""
+            hint = ""
+            if isinstance(record, Mapping):
+                lacking = sorted(ALL_COLUMNS - record.keys())
+                hint = misspelt(record, lacking, ALL_COLUMNS) or prompt_hint(record, ALL_COLUMNS)
             raise ValueError(
                 f"{where}: expected an object with the columns of preferences, rewards or prompts, got {got}{hint}"
             )
@@ -165,10 +170,12 @@ class Inspection:
         return check_positions(limit, longest, self.max_length) if self.sizes else None
 
     def refuse(self, reason: str) -> None:
-        """Count a row that cannot be used."""
+        """Count a row that cannot be used, by its reason without its place."""
         self.num_wrong += 1
-        if len(self.wrong) < SHOWN:
+        why = _why(reason)
+        if len(self.wrong) < SHOWN and why not in self.alike:
             self.wrong.append(reason)
+        self.alike[why] += 1
 
 
 def objective_of(source: Any, *, split: str = "train", columns: Columns | str | None = None) -> Objective:
@@ -290,9 +297,20 @@ def report(found: Inspection) -> str:
         parts = (f"  {name}\n" + "\n".join(f"    {line}" for line in text.split("\n")) for name, text in found.first)
         blocks.append("\n".join(["first example", *parts]))
     if found.num_wrong:
-        more = [f"  and {found.num_wrong - SHOWN} more"] if found.num_wrong > SHOWN else []
-        blocks.append("\n".join(["rows that cannot be used", *(f"  {reason}" for reason in found.wrong), *more]))
+        counts = [found.alike[_why(reason)] for reason in found.wrong]
+        lines = [f"  {reason}{_and_more(count - 1)}" for reason, count in zip(found.wrong, counts, strict=True)]
+        rest = found.num_wrong - sum(counts)
+        blocks.append("\n".join(["rows that cannot be used", *lines, *([f"  and {rest} more"] if rest else [])]))
     return "\n\n".join(blocks)
+
+
+def _why(reason: str) -> str:
+    """Return a reason without the place of the row before it."""
+    return reason.partition(": ")[2]
+
+
+def _and_more(rows: int) -> str:
+    return f" (and {rows} more row{'s' * (rows > 1)} alike)" if rows else ""
 
 
 def _facts(found: Inspection) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The ``columns`` setting: which columns of a dataset are the prompt, the completions and the rest."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from humanline_fused.training.data.reading.exact_json import parse
@@ -126,3 +127,24 @@ def _joined(where: str, target: str, names: list[str], record: Mapping[str, Any]
             )
         texts += [value] if value else []
     return "\n".join(texts) if texts else None
+
+
+def misspelt(record: Mapping[str, Any], missing: Sequence[str], used: Collection[str]) -> str:
+    """Return the end of an error message that names columns spelt nearly as the missing ones; empty without any.
+
+    Args:
+        record: the record.
+        missing: columns that it lacks.
+        used: columns that mean something else.
+
+    >>> misspelt({"prompt": "Hi", "choosen": "yes"}, ["chosen", "rejected"], {"prompt"})
+    ": 'choosen' looks like 'chosen': rename it, or columns: {chosen: choosen}"
+    """
+    names = [name for name, value in record.items() if value is not None and name not in used and isinstance(name, str)]
+    close = {column: get_close_matches(column, names, n=1, cutoff=0.75) for column in missing}
+    found = {column: match[0] for column, match in close.items() if match}
+    if not found:
+        return ""
+    said = ", ".join(f"{name!r} looks like {column!r}" for column, name in found.items())
+    mapping = ", ".join(f"{column}: {name}" for column, name in found.items())
+    return f": {said}: rename {'it' if len(found) == 1 else 'them'}, or columns: {{{mapping}}}"

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from humanline_fused.training.data.findings import COLUMN_IGNORED, NO_PROMPT, PROMPT_PART_IGNORED, Findings
-from humanline_fused.training.data.rows.columns import SYSTEM_COLUMNS, TEMPLATE_COLUMNS, Renamed
+from humanline_fused.training.data.rows.columns import SYSTEM_COLUMNS, TEMPLATE_COLUMNS, Renamed, misspelt
 from humanline_fused.training.data.rows.doubts import doubt_empty, doubt_pair, ignored_parts, is_accidental, prompt_hint
 from humanline_fused.training.data.rows.messages import (
     CONTENT_INSTEAD,
@@ -192,12 +192,13 @@ def _unfit(record: Record, taker: Taker) -> str:
     looks = type_of(record)
     partly = present(taker.types[0]) > 0
     if looks is not None and not (partly and not taker.takers(looks) and looks is not STEPWISE):
-        needs = ", ".join(taker.types[0].columns)
-        return f"this looks like {looks}, which {takers_of(looks, taker)} takes; {taker.name} needs {needs}"
+        lacking = [column for column in taker.types[0].columns if _cell(record, column) is None]
+        needs = f"{taker.name} needs {', '.join(taker.types[0].columns)}{misspelt(record, lacking, ALL_COLUMNS)}"
+        return f"this looks like {looks}, which {takers_of(looks, taker)} takes; {needs}"
     nearest = max(taker.types, key=present)  # the first of those with the most columns
     missing = [column for column in nearest.columns if _cell(record, column) is None]
     has = ", ".join(repr(name) for name, value in record.items() if value is not None)
-    hint = prompt_hint(record, ALL_COLUMNS) if "prompt" in missing else ""
+    hint = misspelt(record, missing, ALL_COLUMNS) or (prompt_hint(record, ALL_COLUMNS) if "prompt" in missing else "")
     needs = f"{taker.name} needs {', '.join(nearest.columns)}"
     return f"lacks {', '.join(map(repr, missing))}; {needs}, this has {has}{hint}"
 
