@@ -270,10 +270,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         return inputs, None
 
     def make_ready(self, step: int) -> None:
-        """Draw the samples of ``step``'s round unless they exist; before the first step, check and print what runs.
-
-        If the samples cannot be drawn, save a checkpoint.
-        """
+        """Draw the samples of ``step``'s round, or save a checkpoint; at first check and print what runs."""
         if self.rounds:
             policy: Any = self.accelerator.unwrap_model(self._policy)
             try:
