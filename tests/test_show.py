@@ -16,7 +16,7 @@ from humanline_fused.looking.show import show_run
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.plan import BatchPlan, BatchSizes
 from humanline_fused.training.run.manifest import MANIFEST, seal
-from humanline_fused.training.run.settings_file import SETTINGS, read_settings
+from humanline_fused.training.run.settings_file import SETTINGS
 from tests.html_page import Page
 from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer
 
@@ -397,15 +397,3 @@ def test_a_model_other_than_the_runs_is_refused(
     tiny_model(hidden_size=16).save_pretrained(tmp_path)
     said = error_of(capsys, str(run_of(sync_every=3)), "--example", "3", "--model", str(tmp_path))
     assert said.startswith(f"{tmp_path}: expected the run's model {{'class': 'LlamaForCausalLM'")
-
-
-# Saved settings
-
-
-def test_a_run_saves_its_settings_and_a_dry_run_does_not(run_of: Run, tmp_path: Path) -> None:
-    settings = read_settings(run_of(sync_every=3))
-    assert (settings["sync_every"], settings["objective"], settings["log_epsilon_R"]) == (3, "dpo", 0.75)
-    assert settings["learning_rate"] == 3e-2
-    config = tiny_config(tmp_path / "dry", dry_run=True)
-    HumanlineTrainer(tiny_model(), config, records("dpo", 20), processing_class=tiny_tokenizer()).train()
-    assert not (tmp_path / "dry" / SETTINGS).exists()
