@@ -38,6 +38,15 @@ def one_line(said: object) -> str:
     return re.sub(r"\s*\n\s*", " ", str(said).strip())
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun, which gets an s unless the number is 1.
+
+    >>> counted(1, "prompt"), counted(2, "prompt")
+    ('1 prompt', '2 prompts')
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def wrapped(lines: Iterable[str], width: int | None = None) -> str:
     """Return the lines, escaped; those longer than a terminal's ``width`` continue in the next one, indented.
 

@@ -161,7 +161,7 @@ def test_a_fraction_that_cannot_be_held_out_is_refused(tmp_path: Path, settings:
         ({"eval_fraction": 0.01}, "got 0.01 of 10 examples of 10 prompts"),
         (
             {"train_dataset": [{"prompt": "w1", "chosen": f" w{i}", "rejected": " w9"} for i in range(8)]},
-            "got 0.5 of 8 examples of 1 prompts",
+            "got 0.5 of 8 examples of 1 prompt",
         ),
     ],
 )

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from humanline_fused.training import HumanlineTrainer
-from humanline_fused.training.online import held_out_reward
+from humanline_fused.training.objectives.metrics import less_is_better
+from humanline_fused.training.online import held_out_reward, sampler
 from humanline_fused.training.online.reward import RolloutError
 from humanline_fused.training.run.checkpoint import newest_complete
 from tests.tiny_model import WORDS, losses, records, tiny_config, tiny_model, tiny_tokenizer
@@ -44,10 +46,25 @@ def test_the_mean_reward_of_one_answer_to_each_prompt_is_logged_from_the_start(t
         return worth
 
     calls: list[list[str]] = []
-    again = [HELD_OUT[0] | {"worth": 99.0}]  # of a prompt that was there before
-    trainer_of(tmp_path, worth, eval_dataset=HELD_OUT + again).train()
+    trainer_of(tmp_path, worth).train()
     assert logged(tmp_path, "eval_reward") == [(0, 1.5), (2, 1.5), (4, 1.5)]  # of 0, 1, 2, 3
     assert calls == [[row["prompt"] for row in HELD_OUT]] * 3
+
+
+def test_a_prompt_is_answered_once_for_each_set_of_its_other_columns(tmp_path: Path) -> None:
+    other_pair, other_worth = HELD_OUT[0] | {"chosen": " w1 w2"}, HELD_OUT[0] | {"worth": 99.0}
+    answers = trainer_of(tmp_path, eval_dataset=[*HELD_OUT, other_pair, other_worth]).answers
+    assert answers.places == [0, 1, 2, 3, 5]
+    assert answers.summary() == f"an evaluation answers 5 prompts of 6 rows, scored by {__name__}:first_word"
+    renamed = [{**row, "good": row["chosen"], "bad": row["rejected"]} for row in (HELD_OUT[0], other_pair)]
+    pairs = [{name: value for name, value in row.items() if name not in ("chosen", "rejected")} for row in renamed]
+    train = [{"prompt": row["prompt"], "good": row["chosen"], "bad": row["rejected"]} for row in records("dpo", 10)]
+    settings = {"columns": {"chosen": "good", "rejected": "bad"}, "train_dataset": train}
+    assert (
+        trainer_of(tmp_path, eval_dataset=pairs, **settings)
+        .answers.summary()
+        .startswith("an evaluation answers 1 prompt of 2 rows, ")
+    )
 
 
 def test_an_evaluation_before_the_first_step_is_the_first_answer(tmp_path: Path) -> None:
@@ -57,9 +74,9 @@ def test_an_evaluation_before_the_first_step_is_the_first_answer(tmp_path: Path)
 
 def test_the_answers_are_those_of_the_policy_of_the_step(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, learning_rate=0.3)
-    before = trainer.answers.mean(trainer.model)
+    before = trainer.answers.measure(trainer.model)["reward"]
     trainer.train()
-    after = trainer.answers.mean(trainer.model)
+    after = trainer.answers.measure(trainer.model)["reward"]
     rewards = [reward for _, reward in logged(tmp_path, "eval_reward")]
     assert (rewards[0], rewards[-1]) == (before, after)
     assert before != after
@@ -71,11 +88,18 @@ def test_every_process_answers_its_share_of_the_prompts(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(held_out_reward, "gathered", lambda outcome: [outcome])
     trainer = trainer_of(tmp_path, worth)
-    sampler = trainer.answers.sampler
-    means = [
-        held_out_reward.HeldOutReward(sampler, 0, rank=rank, world_size=2).mean(trainer.model) for rank in range(2)
-    ]
-    assert means == [1.0, 2.0]  # of 0 and 2, and of 1 and 3
+    draws = trainer.answers.sampler
+    shares = [held_out_reward.HeldOutReward(draws, range(4), 0, rank=rank, world_size=2) for rank in range(2)]
+    assert [share.measure(trainer.model)["reward"] for share in shares] == [1.0, 2.0]  # of 0 and 2, and of 1 and 3
+
+
+def test_the_share_of_answers_cut_before_their_end_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(tmp_path)
+    end, word = trainer.processing_class.eos_token_id, 7
+    drawn = [[torch.tensor(ids)] for ids in ([word, end], [word] * 4, [end], [word, word, end])]
+    monkeypatch.setattr(sampler, "sample", lambda *args: drawn)
+    assert trainer.answers.measure(trainer.model)["completions/clipped_ratio"] == 0.25
+    assert less_is_better("eval_completions/clipped_ratio")
 
 
 def test_answering_changes_no_bit_of_the_training(tmp_path: Path) -> None:
@@ -87,9 +111,24 @@ def test_answering_changes_no_bit_of_the_training(tmp_path: Path) -> None:
     assert logged(tmp_path / "a", "eval_loss") == logged(tmp_path / "b", "eval_loss")
 
 
-def test_a_dry_run_answers_and_a_reward_that_fails_there_ends_it(tmp_path: Path) -> None:
-    with pytest.raises(RolloutError, match=r"reward function .* raised KeyError: 'answer'"):
+def test_a_reward_that_fails_in_a_dry_run_is_told_the_columns_of_the_held_out_data(tmp_path: Path) -> None:
+    said = (
+        r"eval_dataset: expected a reward for an answer to each prompt, with its columns chosen, rejected, worth "
+        r"\(eval_answers=False draws no answers\): reward function .* raised KeyError: 'answer'"
+    )
+    with pytest.raises(RolloutError, match=said):
         trainer_of(tmp_path, lambda **columns: columns["answer"], dry_run=True).train()
+
+
+def test_a_dry_run_answers_one_batch_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def counted(**given: Any) -> list[float]:
+        calls.append(len(given["prompts"]))
+        return first_word(**given)
+
+    calls: list[int] = []
+    trainer_of(tmp_path, counted, dry_run=True, rollout_batch_size=3).train()
+    assert calls == [3]
+    assert "an evaluation answers 4 prompts, this dry run 3 of them, scored by" in capsys.readouterr().out
 
 
 def test_a_reward_that_fails_later_keeps_the_run(tmp_path: Path) -> None:
@@ -110,6 +149,13 @@ def test_rounds_are_answered_too(tmp_path: Path) -> None:
     assert [step for step, _ in logged(tmp_path, "eval_reward")] == [0, 2, 4]
 
 
+def test_rounds_may_have_held_out_data_whose_prompts_are_not_answered(tmp_path: Path) -> None:
+    rounds = {"rollout_every": 2, "num_generations": 2, "reference": "copy", "objective": "grpo"}
+    trainer = trainer_of(tmp_path, eval_dataset=records("grpo", 8, seed=1), eval_answers=False, **rounds)
+    assert trainer.answers is None
+    assert trainer.eval_examples
+
+
 def test_the_best_model_may_be_the_one_of_the_best_answers(tmp_path: Path) -> None:
     best = {"metric_for_best_model": "reward", "save_strategy": "best"}
     trainer = trainer_of(tmp_path, **best)
@@ -122,6 +168,8 @@ def test_the_best_model_may_be_the_one_of_the_best_answers(tmp_path: Path) -> No
     [
         (first_word, {"eval_dataset": None}, "reward_function: expected None without rollout_every and without an"),
         (None, {"eval_dataset": None, "reward": "math:sqrt"}, r"reward: expected None .*, got 'math:sqrt'"),
+        (first_word, {"eval_answers": False}, r"expected None without .* an evaluation answers \(eval_answers\), got"),
+        (None, {"eval_answers": False, "max_completion_length": 256}, "eval_answers: expected True without a reward"),
         (first_word, {"reward": "math:sqrt"}, "reward: expected one reward function, .* got both"),
         (None, {}, r"max_completion_length: expected 256 without a reward function \(reward\), got 4"),
         (first_word, {"temperature": 0.5}, "temperature: expected 1.0 without rollout_every, got 0.5"),

@@ -42,7 +42,7 @@ ScaleRewards = Literal["group", "batch", "none"]
 ROLLOUT = ("num_generations", "temperature", "top_p")
 """Settings that apply only to online rounds."""
 
-SAMPLED = ("max_completion_length", "rollout_batch_size", "reward_timeout")
+SAMPLED = ("max_completion_length", "rollout_batch_size", "reward_timeout", "eval_answers")
 """Settings that apply only where a reward function scores samples: in rounds, and in an evaluation."""
 
 
@@ -108,9 +108,15 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, DataSettings, ModelSett
         default=None,
         metadata=_help(
             "The reward function of the policy's samples as module:function, called as "
-            "function(prompts=[...], completions=[...], **columns) -> list of float. With an eval_dataset an "
-            "evaluation draws an answer to each of its prompts, and logs the mean reward as eval_reward; rounds train "
-            "on the samples."
+            "function(prompts=[...], completions=[...], **columns) -> list of float. Rounds train on the samples; an "
+            "evaluation answers the prompts of an eval_dataset (eval_answers)."
+        ),
+    )
+    eval_answers: bool = field(
+        default=True,
+        metadata=_help(
+            "reward: with an eval_dataset an evaluation draws an answer to each of its prompts, and logs the mean "
+            "reward as eval_reward."
         ),
     )
     num_generations: int = field(default=8, metadata=_help("rounds: samples per prompt, >= 2."))

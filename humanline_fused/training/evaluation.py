@@ -22,7 +22,7 @@ from humanline_fused.training.initial_scores import InitialScores
 from humanline_fused.training.objectives.metrics import with_margins
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import is_in_table
-from humanline_fused.training.online.held_out_reward import HeldOutReward
+from humanline_fused.training.online.held_out_reward import METRICS, HeldOutReward
 from humanline_fused.training.online.reward import RolloutError
 from humanline_fused.training.pending import ByExample
 from humanline_fused.training.run.clock import Clock
@@ -237,7 +237,7 @@ class EvaluatedTrainer(ResumableTrainer):
         if asked is None or self._others_evaluate():
             return
         given: set[str] = set()
-        name, found = asked.removeprefix("eval_"), {"loss", "kl_initial"} | ({"reward"} if self.answers else set())
+        name, found = asked.removeprefix("eval_"), {"loss", "kl_initial"} | set(METRICS if self.answers else ())
         for batch in self.held_out.batches():
             found |= self.scorer.metric_names(batch)
             given = {_renamed(metric) for metric in with_margins(dict.fromkeys(found, 0.0))}
@@ -297,13 +297,13 @@ class EvaluatedTrainer(ResumableTrainer):
         return output._replace(metrics=(output.metrics or {}) | renamed, num_samples=len(self.held_out.examples))
 
     def _answer(self) -> dict[str, float]:
-        """Return the mean reward of the policy's answers to the held-out prompts. Collective."""
+        """Return the metrics of the policy's answers to the held-out prompts. Collective."""
         if not self.answers:
             return {}
         self.answered = True
         policy: Any = self.accelerator.unwrap_model(self.model)
         try:
-            return {"reward": self.answers.mean(policy)}
+            return self.answers.measure(policy)
         except RolloutError as error:
             kept = self.keep_run() if self.is_in_train and not self.args.dry_run else ""
             raise RolloutError(f"{error}{kept}") from error
@@ -313,8 +313,8 @@ class EvaluatedTrainer(ResumableTrainer):
         if step or self.answered or not self.answers:
             return
         with self.clock.spent_on("evaluation"):
-            rewards = self._answer()
-        self.log({f"eval_{name}": value for name, value in rewards.items()})
+            metrics = self._answer()
+        self.log({f"eval_{name}": value for name, value in metrics.items()})
 
     def _drain(self, meter: str) -> dict[str, float]:
         """Means over all ranks since the last call.

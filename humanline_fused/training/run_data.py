@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from humanline_fused.printing import counted
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.advantages import batch_scale
 from humanline_fused.training.data.examples import Example
@@ -148,7 +149,7 @@ def hold_out(data: PreparedData, config: HumanlineConfig) -> tuple[PreparedData,
         prompts = len(np.unique(data.examples.prompts))
         raise ValueError(
             f"eval_fraction: expected a share that holds out at least one whole prompt and leaves one to train on, got "
-            f"{share:g} of {len(data.examples)} examples of {prompts} prompts. Give an eval_dataset, or eval_fraction=0"
+            f"{share:g} of {counted(len(data.examples), 'example')} of {counted(prompts, 'prompt')}. Give an eval_dataset, or eval_fraction=0"
         )
     return replace(data, examples=train), PreparedData(held_out)
 

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from humanline_fused.printing import counted
 from humanline_fused.training.data.findings import (
     BARE_END,
     DROPPED,
@@ -43,7 +44,7 @@ class PreparedData:
 
     def summary(self) -> str:
         """Return the number of examples as text."""
-        return f"{len(self.examples)} examples"
+        return counted(len(self.examples), "example")
 
     def notes(self) -> dict[str, Any]:
         """Return what is stored beside the examples, as JSON."""

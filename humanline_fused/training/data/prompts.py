@@ -8,6 +8,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from humanline_fused.printing import counted
 from humanline_fused.training.data.findings import DROPPED, Findings
 from humanline_fused.training.data.parallel import map_chunks
 from humanline_fused.training.data.reading.sources import read_records
@@ -40,7 +41,7 @@ class PreparedPrompts:
 
     def summary(self) -> str:
         """Return the number of prompts as text."""
-        return f"{len(self.examples)} prompts"
+        return counted(len(self.examples), "prompt")
 
     def notes(self) -> dict[str, Any]:
         """Return what is stored beside the examples, as JSON."""

@@ -97,9 +97,9 @@ def with_margins(means: dict[str, float]) -> dict[str, float]:
 
 
 def less_is_better(name: str) -> bool:
-    """Return True for the name of a loss, of a distance, or of a value of rejected completions.
+    """Return True for the name of a loss, of a distance, of a value of rejected completions, or of the share of cut samples.
 
     >>> less_is_better("eval_loss"), less_is_better("kl_initial"), less_is_better("eval_rewards_initial/margins")
     (True, True, False)
     """
-    return name.endswith(("loss", "/rejected")) or name.removeprefix("eval_") in ("kl", "kl_initial")
+    return name.endswith(("loss", "/rejected", "/clipped_ratio")) or name.removeprefix("eval_") in ("kl", "kl_initial")

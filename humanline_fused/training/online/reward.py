@@ -36,7 +36,7 @@ def the_reward(
     Args:
         path, function: ``module:function``, and the function itself.
         rounds: the run has rounds, which need a reward.
-        held_out: the run has held-out data of their own, whose prompts an evaluation can answer.
+        held_out: an evaluation answers the prompts of an ``eval_dataset``.
 
     Raises:
         ValueError: there are two functions, or none for the rounds, or one that nothing calls.
@@ -49,8 +49,8 @@ def the_reward(
         )
     if given and not rounds and not held_out:
         raise ValueError(
-            f"{given[0]}: expected None without rollout_every and without an eval_dataset (an evaluation answers its "
-            f"prompts), got {path if function is None else 'a function'!r}"
+            f"{given[0]}: expected None without rollout_every and without an eval_dataset whose prompts an evaluation "
+            f"answers (eval_answers), got {path if function is None else 'a function'!r}"
         )
     return load_reward(path) if path is not None else function
 

@@ -176,7 +176,7 @@ class Rounds:
 
     def _take(self, groups: Sequence[Sequence[Sample]]) -> None:
         self.examples, repeated = round_examples(groups, self.prompts.examples, self.objective, self.plan)
-        samples, ends = [one for group in groups for one in group], self.sampler.ends
+        samples = [one for group in groups for one in group]
         spreads = [pstdev([one.reward for one in group]) for group in groups]
         self.metrics.append(
             {
@@ -184,7 +184,7 @@ class Rounds:
                 "reward_std": fmean(spreads),
                 "frac_reward_zero_std": fmean(not spread for spread in spreads),
                 "completions/mean_length": fmean(len(one.completion_ids) for one in samples),
-                "completions/clipped_ratio": fmean(int(one.completion_ids[-1]) not in ends for one in samples),
+                "completions/clipped_ratio": fmean(self.sampler.is_cut(one.completion_ids) for one in samples),
                 "rollout/repeated": float(repeated),
             }
         )

@@ -51,6 +51,10 @@ class Sampler:
         scored = iter(zip(completions, rewards, strict=True))
         return [[next(scored) for _ in group] for group in drawn]
 
+    def is_cut(self, completion: Tensor) -> bool:
+        """Return True for the token ids of a drawn completion that stops before its end."""
+        return int(completion[-1]) not in self.ends
+
     def _as_text(self, prompt: Text, ids: Tensor) -> Text:
         text = str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
         return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
