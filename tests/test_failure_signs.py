@@ -37,7 +37,8 @@ def test_a_collapse_is_more_than_half_of_a_real_gain_lost_twice_in_a_row():
 
 
 @pytest.mark.parametrize(
-    ("name", "start"), [("reward", 0.1), ("heldout/reward", 0.1), ("eval_rewards_initial/margins", 0)]
+    ("name", "start"),
+    [("reward", 0.1), ("heldout/reward", 0.1), ("eval_reward", 0.1), ("eval_rewards_initial/margins", 0)],
 )
 def test_a_reward_collapse_with_a_small_k_gives_one_warning_with_k(tmp_path: Path, name: str, start: float):
     lines = [{name: value} for value in (0.1, 0.6, 0.2, 0.1, 0.1, 0.0)]

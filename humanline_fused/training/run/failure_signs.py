@@ -20,7 +20,7 @@ SURPLUS = "humanline/surplus"
 DRIFT = "humanline/data_drift"
 """Drop of the data's log-prob under the policy since the start: the reference's next sync takes it over."""
 
-REWARDS = ("reward", "heldout/reward", MARGINS)
+REWARDS = ("reward", "heldout/reward", "eval_reward", MARGINS)
 """Metrics that rise as the policy improves."""
 
 SMALL_CADENCE = 12
