@@ -214,8 +214,6 @@ class EvaluatedTrainer(ResumableTrainer):
     def _evaluate(self, *args: Any, skip_scheduler: bool = False, **kwargs: Any) -> dict[str, float]:
         if skip_scheduler and not self.state.global_step:  # eval_on_start, before the first batch
             self.make_ready(0)
-            if self.args.dry_run:
-                return {}
         return super()._evaluate(*args, skip_scheduler=skip_scheduler, **kwargs)
 
     def choose_layout(self) -> None:

@@ -146,10 +146,11 @@ def hold_out(data: PreparedData, config: HumanlineConfig) -> tuple[PreparedData,
     if len(held_out) < (1 if given else LEAST_HELD_OUT) or len(train) < (1 if given else needed):
         if not given:
             return None
-        prompts = len(np.unique(data.examples.prompts))
+        examples = counted(len(data.examples), "example")
+        prompts = counted(len(np.unique(data.examples.prompts)), "prompt")
         raise ValueError(
             f"eval_fraction: expected a share that holds out at least one whole prompt and leaves one to train on, got "
-            f"{share:g} of {counted(len(data.examples), 'example')} of {counted(prompts, 'prompt')}. Give an eval_dataset, or eval_fraction=0"
+            f"{share:g} of {examples} of {prompts}. Give an eval_dataset, or eval_fraction=0"
         )
     return replace(data, examples=train), PreparedData(held_out)
 

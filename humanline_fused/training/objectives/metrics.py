@@ -97,7 +97,7 @@ def with_margins(means: dict[str, float]) -> dict[str, float]:
 
 
 def less_is_better(name: str) -> bool:
-    """Return True for the name of a loss, of a distance, of a value of rejected completions, or of the share of cut samples.
+    """Return True for the name of a loss, of a distance, of a value of rejected completions, or of a share cut short.
 
     >>> less_is_better("eval_loss"), less_is_better("kl_initial"), less_is_better("eval_rewards_initial/margins")
     (True, True, False)
