@@ -85,8 +85,12 @@ def test_a_stored_run_reads_its_data_with_the_setting_again(tmp_path: Path):
 
 
 def test_prompts_without_the_columns_of_the_others_are_refused():
-    rows = [{"prompt": "w1", "wanted": "w2"}, {"prompt": "w3"}]
-    with pytest.raises(ValueError, match=r"^expected every prompt to have the same columns, got \[\(\), \('wanted'"):
+    rows = [{"prompt": "w1 " * 64}, {"prompt": "w1", "wanted": "w2"}, {"prompt": "w3", "best": 1}]
+    said = (
+        "dataset, example 2: expected the columns of dataset, example 1, as the reward function gets a list of each, "
+        "but this lacks 'wanted', and has 'best'"
+    )
+    with pytest.raises(ValueError, match=said):
         prepare_prompts(rows, tiny_tokenizer(), ROUND, max_length=64)
 
 

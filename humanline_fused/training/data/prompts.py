@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -75,14 +75,12 @@ def prepare_prompts(
     """
     findings, written, kept = Findings(), ExampleWriter(sides=0), []
     columns = read_columns(columns)
-    texts: list[Text] = []
-    others: list[Mapping[str, Any]] = []
+    given: list[_Given] = []
 
     def rows() -> Iterator[tuple[str, Row]]:
-        for where, row, other in _read(source, split, taker, columns, findings):
-            texts.append(row.prompt)
-            others.append(other)
-            yield where, row
+        for row, one in _read(source, split, taker, columns, findings):
+            given.append(one)
+            yield one.where, row
 
     numbers = count()
     with tqdm(desc="Tokenizing", unit=" rows", disable=None if progress else True) as bar:
@@ -98,7 +96,7 @@ def prepare_prompts(
             bar.update(len(chunk))
     if not kept:
         raise ValueError(f"expected at least one prompt, got none ({'; '.join(findings.lines()) or 'it has no rows'})")
-    return _prompts(written.finish(), texts, others, kept, findings)
+    return _prompts(written.finish(), given, kept, findings)
 
 
 def leaves_room(where: str, row: Row, ids: Ids, max_length: int, findings: Findings) -> bool:
@@ -134,29 +132,47 @@ def with_texts(
         examples, notes: the stored examples, and :meth:`PreparedPrompts.notes`.
         source, taker, split, columns: as in :func:`prepare_prompts`.
     """
-    texts, others = [], []
-    for _, row, other in _read(source, split, taker, read_columns(columns), Findings()):
-        texts.append(row.prompt)
-        others.append(other)
-    return _prompts(examples, texts, others, notes["kept"], Findings.from_json(notes["findings"]))
+    given = [one for _, one in _read(source, split, taker, read_columns(columns), Findings())]
+    return _prompts(examples, given, notes["kept"], Findings.from_json(notes["findings"]))
+
+
+class _Given(NamedTuple):
+    """A prompt as it is in the dataset, with its place and the columns to hand on."""
+
+    where: str
+    text: Text
+    columns: Mapping[str, Any]
 
 
 def _read(
     source: Any, split: str, taker: Taker, columns: Columns | None, findings: Findings
-) -> Iterator[tuple[str, Row, Mapping[str, Any]]]:
+) -> Iterator[tuple[Row, _Given]]:
     for where, record in read_records(source, split):
         row = read_row(where, apply_columns(where, record, columns), taker, findings=findings)
-        yield where, row, {name: value for name, value in record.items() if name not in NOT_HANDED_ON}
+        others = {name: value for name, value in record.items() if name not in NOT_HANDED_ON}
+        yield row, _Given(where, row.prompt, others)
 
 
 def _prompts(
-    examples: StoredExamples,
-    texts: Sequence[Text],
-    columns: Sequence[Mapping[str, Any]],
-    kept: Sequence[int],
-    findings: Findings,
+    examples: StoredExamples, given: Sequence[_Given], kept: Sequence[int], findings: Findings
 ) -> PreparedPrompts:
-    given = [columns[i] for i in kept]
-    if len(kinds := {tuple(sorted(names)) for names in given}) > 1:
-        raise ValueError(f"expected every prompt to have the same columns, got {sorted(kinds)}")
-    return PreparedPrompts(examples, [texts[i] for i in kept], given, list(kept), findings)
+    prompts = [given[i] for i in kept]
+    for prompt in prompts:
+        _check_alike(prompts[0], prompt)
+    texts, columns = [prompt.text for prompt in prompts], [prompt.columns for prompt in prompts]
+    return PreparedPrompts(examples, texts, columns, list(kept), findings)
+
+
+def _check_alike(first: _Given, prompt: _Given) -> None:
+    """Raise ValueError unless both prompts have the same columns."""
+    if first.columns.keys() == prompt.columns.keys():
+        return
+    differing = (
+        ("lacks", [name for name in first.columns if name not in prompt.columns]),
+        ("has", [name for name in prompt.columns if name not in first.columns]),
+    )
+    said = ", and ".join(f"{verb} {', '.join(map(repr, names))}" for verb, names in differing if names)
+    raise ValueError(
+        f"{prompt.where}: expected the columns of {first.where}, as the reward function gets a list of each, but this "
+        f"{said}"
+    )
