@@ -101,6 +101,14 @@ def test_rows_wrong_for_one_reason_are_one_line_and_ten_reasons_are_listed():
     assert lines[-1] == "  and 2 more"
 
 
+def test_rows_whose_reason_quotes_them_are_one_line():
+    good = {"prompt": "w1", "chosen": "w2", "rejected": "w3"}
+    *_, heading, line = lines_of(inspect_data([good, *(good | {"chosen": number} for number in range(3))]))
+    assert heading == "rows that cannot be used"
+    assert line.startswith("  dataset, example 1: expected prompt and completions all to be text")
+    assert line.endswith(", got [0, 'w3'] (and 2 more rows alike)")
+
+
 @pytest.mark.parametrize(("objective", "others"), [(None, 0), ("dpo", 2)])
 def test_a_misspelt_column_is_named_with_the_one_that_is_meant(objective: str | None, others: int):
     row = {"prompt": "w1", "choosen": "w2", "rejected": "w3"}

@@ -170,7 +170,7 @@ class Inspection:
         return check_positions(limit, longest, self.max_length) if self.sizes else None
 
     def refuse(self, reason: str) -> None:
-        """Count a row that cannot be used, by its reason without its place."""
+        """Count a row that cannot be used, by its reason."""
         self.num_wrong += 1
         why = _why(reason)
         if len(self.wrong) < SHOWN and why not in self.alike:
@@ -305,8 +305,8 @@ def report(found: Inspection) -> str:
 
 
 def _why(reason: str) -> str:
-    """Return a reason without the place of the row before it."""
-    return reason.partition(": ")[2]
+    """Return a reason without the place of the row before it, and without what the row has instead."""
+    return reason.partition(": ")[2].partition(", got ")[0]
 
 
 def _and_more(rows: int) -> str:
