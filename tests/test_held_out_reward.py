@@ -142,6 +142,16 @@ def test_a_reward_that_fails_later_keeps_the_run(tmp_path: Path) -> None:
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-4"
 
 
+def test_held_out_data_without_a_prompt_column_are_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("humanline_fused.training.trainer.load_policy", None)
+    pairs = [{"chosen": "w1 w2 w3 w4 w5", "rejected": "w1 w2 w3 w6 w7"}]
+    said = "dataset, example 0: this looks like preference .*; an evaluation's answer .eval_answers=True. needs prompt"
+    with pytest.raises(ValueError, match=said):
+        trainer_of(tmp_path, eval_dataset=pairs)
+
+
 def test_rounds_are_answered_too(tmp_path: Path) -> None:
     rounds = {"rollout_every": 2, "num_generations": 2, "reference": "copy", "objective": "grpo"}
     held_out = records("grpo", 8, seed=1)

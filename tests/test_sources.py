@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from huggingface_hub import constants
 
 from humanline_fused.training.data.reading import sources
-from humanline_fused.training.data.reading.sources import read_records
+from humanline_fused.training.data.reading.sources import first_row, read_records
 from tests.data_files import MESSAGES, PAIR, arrow_sources, prepared, taken, write, write_table
 from tests.tiny_model import records
 
@@ -212,6 +212,24 @@ def test_a_folder_that_datasets_has_to_read_is_read_without_a_shared_cache(tmp_p
         path = write(folder / "b.jsonl", json.dumps(PAIR | {"chosen": chosen}))
         os.utime(path, (1_700_000_000, 1_700_000_000))
         assert [record["chosen"] for _, record in read_records(folder)] == [chosen]
+
+
+def test_the_first_row_is_read_only_where_it_does_not_cost_as_much_as_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, listed = tmp_path / "folder", tmp_path / "pairs.json"
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"expected a file, a folder or the name of a dataset, .*load_dataset: EmptyData"):
+        first_row(folder)
+    write(folder / "README.md", "---", "configs:", "- config_name: default", "  data_files: b.jsonl", "---", "# Pairs")
+    write(folder / "b.jsonl", json.dumps(PAIR))
+    monkeypatch.setattr(sources, "load_dataset", None)
+    assert first_row(folder) is None
+    listed.write_text(json.dumps([PAIR]))
+    assert first_row(listed) == (f"{listed}, example 0", PAIR)
+    monkeypatch.setattr(sources, "LONG", 8)
+    assert first_row(listed) is None
+    assert first_row([PAIR]) == ("dataset, example 0", PAIR)
 
 
 def test_local_data_are_read_without_a_home_and_a_hub_name_is_told_which_folder_to_set(tmp_path: Path):

@@ -13,15 +13,17 @@ from humanline_fused.training.data.advantages import batch_scale
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.findings import Findings, Severity
 from humanline_fused.training.data.held_out import split
-from humanline_fused.training.data.prepare import PreparedData, checked_rows, prepare
+from humanline_fused.training.data.prepare import PreparedData, prepare
 from humanline_fused.training.data.prompts import PreparedPrompts, prepare_prompts, with_texts
-from humanline_fused.training.data.rows.columns import read_columns
+from humanline_fused.training.data.reading.sources import first_row
+from humanline_fused.training.data.rows.columns import apply_columns, read_columns
+from humanline_fused.training.data.rows.records import Taker, read_row
 from humanline_fused.training.data.store import StoredExamples
 from humanline_fused.training.data_settings import HELD_OUT, LEAST_HELD_OUT
 from humanline_fused.training.kept_tokens import kept, key_of
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.settings import expect
-from humanline_fused.training.objectives.table import ROUND
+from humanline_fused.training.objectives.table import ANSWER, ROUND
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def read_run_data(
         raise ValueError("train_dataset: expected a path, a name, a Dataset or a list of records, got None")
     reader = _Reader(tokenizer, config, objective, stops)
     split = config.dataset_split
-    train = reader.prompts(train_dataset, split) if prompts_alone else reader.examples(train_dataset, split)
+    train = reader.prompts(train_dataset, split, ROUND) if prompts_alone else reader.examples(train_dataset, split)
     held_out = None if eval_dataset is None else reader.examples(eval_dataset, config.eval_dataset_split)
     if held_out is not None:
         expect(config, "eval_fraction", not config.eval_fraction, "None or 0 with an eval_dataset")
@@ -85,7 +87,7 @@ def read_run_data(
         refuse_losses(train.findings, *([held_out.findings] if held_out else []))
     fraction, prompts = None, None
     if answered and eval_dataset is not None:
-        prompts = reader.prompts(eval_dataset, config.eval_dataset_split)
+        prompts = reader.prompts(eval_dataset, config.eval_dataset_split, ANSWER)
     if held_out is None and isinstance(train, PreparedData) and (parts := hold_out(train, config)) is not None:
         (train, held_out), fraction = parts, share_of(config)
     if held_out is None:
@@ -99,12 +101,18 @@ def read_run_data(
 
 
 def check_sources(
-    train_dataset: Any, eval_dataset: Any, config: HumanlineConfig, objective: Objective, *, prompts_alone: bool
+    train_dataset: Any,
+    eval_dataset: Any,
+    config: HumanlineConfig,
+    objective: Objective,
+    *,
+    prompts_alone: bool,
+    answered: bool,
 ) -> None:
-    """Read the first row of each dataset, before a model is loaded.
+    """Read the first row of each dataset, before a model is loaded, where that costs little.
 
     Args:
-        train_dataset, eval_dataset, prompts_alone: as of :func:`read_run_data`.
+        train_dataset, eval_dataset, prompts_alone, answered: as of :func:`read_run_data`.
         config, objective: the settings, and the columns that are needed.
 
     Raises:
@@ -114,14 +122,18 @@ def check_sources(
     train = config.dataset if train_dataset is None else train_dataset
     held_out = config.eval_dataset if eval_dataset is None else eval_dataset
     taker = ROUND if prompts_alone else objective
-    for source, taken_by, part in (
-        (train, taker, config.dataset_split),
-        (held_out, objective, config.eval_dataset_split),
+    for source, takers, part in (
+        (train, [taker], config.dataset_split),
+        (held_out, [objective, ANSWER] if answered else [objective], config.eval_dataset_split),
     ):
-        rows = () if source is None else checked_rows(source, taken_by, part, columns, Findings())
-        _, row = next(iter(rows), (None, None))
-        if isinstance(row, ValueError):
-            raise row
+        first = None if source is None else first_row(source, part)
+        if first is None:
+            continue
+        where, record = first
+        if isinstance(record, ValueError):
+            raise record
+        for taken_by in takers:
+            read_row(where, apply_columns(where, record, columns), taken_by)
 
 
 def share_of(config: HumanlineConfig) -> float:
@@ -193,14 +205,14 @@ class _Reader:
         named = {"form": type(form).__name__, **({"rows": True} if form.grouped else {}), **settings}
         return kept(config, lambda: key_of(source, split, self.tokenizer, named), make)
 
-    def prompts(self, source: Any, split: str) -> PreparedPrompts:
-        """Return the prompts of a dataset."""
+    def prompts(self, source: Any, split: str, taker: Taker) -> PreparedPrompts:
+        """Return the prompts of a dataset; their tokens are the same for every taker."""
         settings: dict[str, Any] = {"max_length": self.config.max_length, "columns": self.config.columns}
 
         def make(stored: StoredExamples | None, notes: Mapping[str, Any]) -> PreparedPrompts:
             if stored is not None:
-                return with_texts(stored, notes, source, ROUND, split=split, columns=self.config.columns)
-            return prepare_prompts(source, self.tokenizer, ROUND, split=split, **settings, **self._work)
+                return with_texts(stored, notes, source, taker, split=split, columns=self.config.columns)
+            return prepare_prompts(source, self.tokenizer, taker, split=split, **settings, **self._work)
 
         return kept(self.config, lambda: key_of(source, split, self.tokenizer, {"form": ROUND.name, **settings}), make)
 

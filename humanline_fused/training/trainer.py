@@ -123,11 +123,11 @@ class HumanlineTrainer(EvaluatedTrainer):
         held_out = (args.eval_dataset if eval_dataset is None else eval_dataset) is not None
         reward = the_reward(args.reward, reward_function, rounds=rounds, held_out=held_out and args.eval_answers)
         args.check_sampling(rewarded=reward is not None)
-        check_sources(train_dataset, eval_dataset, args, self.objective, prompts_alone=rounds)
+        how: dict[str, Any] = {"prompts_alone": rounds, "answered": bool(reward and args.eval_answers)}
+        check_sources(train_dataset, eval_dataset, args, self.objective, **how)
         policy, tokenizer = load_policy(model, processing_class, args, peft_config)
         make_ready_(policy, args)
         self.pad_token_id = pad_token_id_of(tokenizer, policy)
-        how: dict[str, Any] = {"prompts_alone": rounds, "answered": bool(reward and args.eval_answers)}
         how["stops"] = end_tokens(policy.generation_config, tokenizer)
         self.data = data = read_run_data(train_dataset, eval_dataset, tokenizer, args, self.objective, **how)
         self.train_data, self.eval_examples = data.train, data.held_out_examples

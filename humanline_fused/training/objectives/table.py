@@ -89,18 +89,24 @@ def foreign_settings(objective: Objective) -> dict[str, str]:
     return {setting: other.name for other in others for setting in other.own_settings() if setting not in mine}
 
 
-class Round:
-    """Consumer of the prompts of a dataset; a round samples their completions, for any objective."""
+@dataclass(frozen=True)
+class Sampled:
+    """Consumer of the prompts of a dataset, whose completions the policy samples, for any objective.
 
-    name = "a round"
+    Attributes:
+        name: what is sampled, for error messages.
+    """
+
+    name: str
     types = (PROMPTS,)
 
     def takers(self, kind: DataType) -> list[str]:
-        """Return the names of the objectives that accept this type of data without rounds."""
+        """Return the names of the objectives that accept this type of data with its completions."""
         return names_taking(kind)
 
 
-ROUND = Round()
+ROUND = Sampled("a round")
+ANSWER = Sampled("an evaluation's answer (eval_answers=True)")
 
 
 class Recorded(Objective):

@@ -14,6 +14,7 @@ from datasets import (
     IterableDatasetDict,
     config,
     load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
 
@@ -22,6 +23,9 @@ from humanline_fused.training.data.reading.arrow import BATCH, arrow_records, wi
 from humanline_fused.training.data.reading.files import READERS, Rows, format_of, read_file
 from humanline_fused.training.data.reading.folders import files_by_split
 from humanline_fused.training.data.reading.plain import plain
+
+LONG = 1 << 26
+"""Bytes of a .json file that take a good part of a second to parse."""
 
 
 def read_records(source: Any, split: str = "train") -> Rows:
@@ -52,6 +56,24 @@ def read_rows(source: Any, split: str = "train") -> Rows:
             yield where, ValueError(f"{where}: {error}")
 
 
+def first_row(source: Any, split: str = "train") -> tuple[str, Any] | None:
+    """Return the first of :func:`read_rows`; None if there is none, or if it costs as much as all of them.
+
+    A folder that ``load_dataset`` converts is only looked up, and a long .json file is parsed as a whole.
+    """
+    path = Path(source) if isinstance(source, str | Path) else None
+    if path and path.is_dir() and not _is_saved(path):
+        splits = files_by_split(path)
+        if not splits:
+            with tempfile.TemporaryDirectory() as cache, _failures(str(path), "a folder", "load_dataset"):
+                load_dataset_builder(str(path), cache_dir=cache)
+            return None
+        path = splits.get(split, [path])[0]
+    if path and format_of(path) == ".json" and path.is_file() and path.stat().st_size > LONG:
+        return None
+    return next(read_rows(source, split), None)
+
+
 def _rows_at(name: str, split: str) -> Rows:
     """Yield the rows of a file, a folder, or a dataset with a name."""
     path = Path(name)
@@ -74,7 +96,7 @@ def _rows_at(name: str, split: str) -> Rows:
 
 def _rows_in(folder: Path, split: str) -> Rows:
     """Yield the rows of a folder: saved by ``datasets``, of files that have a reader, or any other."""
-    if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
+    if _is_saved(folder):
         with _failures(str(folder), "a folder", "load_from_disk"):
             dataset = load_from_disk(str(folder))
         yield from _rows_of(dataset, split, str(folder))
@@ -87,6 +109,11 @@ def _rows_in(folder: Path, split: str) -> Rows:
             with _failures(str(folder), "a folder", "load_dataset"):
                 dataset = load_dataset(str(folder), cache_dir=cache)
             yield from _rows_of(dataset, split, str(folder))
+
+
+def _is_saved(folder: Path) -> bool:
+    """Return True for a folder that ``datasets`` saved."""
+    return any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
 
 
 def _some(rows: Rows, name: str, why: str) -> Rows:
