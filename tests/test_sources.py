@@ -219,7 +219,9 @@ def test_the_first_row_is_read_only_where_it_does_not_cost_as_much_as_all(
 ):
     folder, listed = tmp_path / "folder", tmp_path / "pairs.json"
     folder.mkdir()
-    with pytest.raises(ValueError, match=r"expected a file, a folder or the name of a dataset, .*load_dataset: EmptyData"):
+    with pytest.raises(
+        ValueError, match=r"expected a file, a folder or the name of a dataset, .*load_dataset: EmptyData"
+    ):
         first_row(folder)
     write(folder / "README.md", "---", "configs:", "- config_name: default", "  data_files: b.jsonl", "---", "# Pairs")
     write(folder / "b.jsonl", json.dumps(PAIR))

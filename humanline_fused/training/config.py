@@ -122,7 +122,10 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, DataSettings, ModelSett
     num_generations: int = field(default=8, metadata=_help("rounds: samples per prompt, >= 2."))
     max_completion_length: int = field(default=256, metadata=_help("reward: maximum tokens of a sample."))
     temperature: float = field(
-        default=1.0, metadata=_help("rounds: sampling temperature; 1 (with top_p 1) samples from the policy itself.")
+        default=1.0,
+        metadata=_help(
+            "rounds: sampling temperature, also of an evaluation's answers; 1 (with top_p 1) is the policy itself."
+        ),
     )
     top_p: float = field(default=1.0, metadata=_help("rounds: probability mass of nucleus sampling."))
     rollout_batch_size: int = field(

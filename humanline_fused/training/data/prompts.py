@@ -1,4 +1,4 @@
-"""Prompts of online rounds, with the columns for the reward function."""
+"""Prompts whose completions the policy samples, with the columns for the reward function."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from humanline_fused.training.data.store import ExampleWriter, StoredExamples
 from humanline_fused.training.data.tokenizing.tokenization import Ids, RowTokenizer
 
 NOT_HANDED_ON = ("prompt", "prompts", "completion", "completions")
-"""Columns that are not passed on to the reward function; the round passes its own prompts and completions."""
+"""Columns that are not passed on to the reward function, which gets the prompts and completions of the samples."""
 
 
 @dataclass(frozen=True)

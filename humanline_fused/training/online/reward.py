@@ -1,4 +1,4 @@
-"""Reward functions of online rounds: import, call with a time limit, and check of the result."""
+"""Reward functions: import, call with a time limit, and check of the result."""
 
 import math
 import traceback
@@ -10,7 +10,7 @@ from humanline_fused.training.online.time_limit import TimeLimitExceeded, time_l
 
 
 class RolloutError(RuntimeError):
-    """A round could not be sampled or scored. The text is shown to the user."""
+    """Samples of a round or of an evaluation could not be drawn or scored. The text is shown to the user."""
 
 
 def load_reward(path: str) -> Callable[..., Any]:

@@ -67,7 +67,7 @@ ALL_COLUMNS = {column for kind in TYPES for column in kind.columns}
 
 
 class Taker(Protocol):
-    """Consumer of rows of certain data types: an objective, or a round, which takes prompts."""
+    """Consumer of rows of certain data types: an objective, or what samples completions of prompts."""
 
     @property
     def name(self) -> str:
@@ -146,7 +146,7 @@ def read_row(
     Args:
         where: place of the record, for error messages.
         record: the record, after :func:`~humanline_fused.training.data.rows.columns.apply_columns`.
-        taker: the consumer of the row; a round takes the prompt of any record.
+        taker: the consumer of the row; one of prompts takes that of any record.
         like: the type of the preceding rows.
         findings: counts of what was noticed, to be added to.
 
