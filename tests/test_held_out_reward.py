@@ -95,7 +95,7 @@ def test_every_process_answers_its_share_of_the_prompts(tmp_path: Path, monkeypa
 
 def test_the_share_of_answers_cut_before_their_end_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(tmp_path)
-    end, word = trainer.processing_class.eos_token_id, 7
+    end, word = tiny_tokenizer().eos_token_id, 7
     drawn = [[torch.tensor(ids)] for ids in ([word, end], [word] * 4, [end], [word, word, end])]
     monkeypatch.setattr(sampler, "sample", lambda *args: drawn)
     assert trainer.answers.measure(trainer.model)["completions/clipped_ratio"] == 0.25

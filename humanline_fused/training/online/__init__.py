@@ -1,1 +1,1 @@
-"""Online rounds: sampling from the policy, rewards, and conversion to examples."""
+"""The policy's own samples, in rounds and evaluations: sampling, rewards, and conversion to examples."""
