@@ -176,9 +176,14 @@ def test_a_run_that_has_not_ended_is_refused_with_what_to_do(copied: Path, capsy
     advice = "Continue it with --resume_from_checkpoint auto, or take --checkpoint 2"
     assert refused(capsys, "chat", "whole") == ended + advice
     kept = [json.dumps(line) + "\n" for line in lines if "train_runtime" not in line]
+    finished = Path("whole/metrics.jsonl").read_text()
     Path("whole/metrics.jsonl").write_text("".join(kept))
     assert refused(capsys, "chat", "whole") == f"whole: expected a run that has ended, this one has not. {advice}"
     shutil.rmtree("whole/checkpoint-2")
+    Path("whole/metrics.jsonl").write_text(finished)
+    again = "found none. It has no checkpoint either: train again with --overwrite_output_dir true"
+    assert refused(capsys, "chat", "whole").endswith(again)
+    Path("whole/metrics.jsonl").write_text("".join(kept))
     assert refused(capsys, "chat", "whole").endswith("Continue it with --resume_from_checkpoint auto")
 
 

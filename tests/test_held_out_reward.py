@@ -1,17 +1,20 @@
 """The reward of the policy's own answers to the held-out prompts."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from humanline_fused.trained.stored_model import find_model
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.objectives.metrics import less_is_better
 from humanline_fused.training.online import held_out_reward, sampler
 from humanline_fused.training.online.reward import RolloutError
 from humanline_fused.training.run.checkpoint import newest_complete
+from humanline_fused.training.run.whole_run import train_and_export
 from tests.tiny_model import WORDS, losses, records, tiny_config, tiny_model, tiny_tokenizer
 
 HELD_OUT = [{**row, "worth": float(i)} for i, row in enumerate(records("dpo", 4, seed=1))]
@@ -27,7 +30,7 @@ def trainer_of(output_dir: Path, function: Any = first_word, **settings: Any) ->
     built = {name: given.pop(name) for name in ("eval_dataset", "train_dataset") if name in given}
     return HumanlineTrainer(
         tiny_model(),
-        tiny_config(output_dir, max_steps=4, **{n: v for n, v in given.items() if n != "max_steps"}),
+        tiny_config(output_dir, **({"max_steps": 4} | given)),
         processing_class=tiny_tokenizer(),
         reward_function=function,
         **{"train_dataset": records("dpo", 10)} | built,
@@ -150,6 +153,19 @@ def test_held_out_data_without_a_prompt_column_are_refused_before_the_model_is_l
     said = "dataset, example 0: this looks like preference .*; an evaluation's answer .eval_answers=True. needs prompt"
     with pytest.raises(ValueError, match=said):
         trainer_of(tmp_path, eval_dataset=pairs)
+
+
+def test_after_the_last_step_a_reward_that_fails_leaves_the_saved_model(tmp_path: Path) -> None:
+    def fails_late(**given: Any) -> list[float]:
+        calls.append(1)
+        return first_word(**given) if len(calls) < 2 else []
+
+    calls: list[int] = []
+    trainer = trainer_of(tmp_path, fails_late, eval_strategy="no", save_strategy="no", max_steps=1)
+    saved = re.escape(f"The model is saved to {tmp_path}")
+    with pytest.raises(RolloutError, match=rf"expected 4 numbers, got 0\. {saved}"):
+        train_and_export(trainer)
+    assert find_model(str(tmp_path)).place == str(tmp_path)
 
 
 def test_rounds_are_answered_too(tmp_path: Path) -> None:

@@ -146,7 +146,9 @@ def _exported(folder: Path) -> Path:
     kept = f", or take --checkpoint {newest.name.split('-')[1]}" if newest else ""
     if not ended:
         raise ValueError(f"{folder}: expected a run that has ended, this one has not. {CONTINUE}{kept}")
-    raise ValueError(f"{folder}: expected an exported model (trainer.save_model()), found none. {CONTINUE}{kept}")
+    again = "It has no checkpoint either: train again with --overwrite_output_dir true"
+    advice = f"{CONTINUE}{kept}" if newest else again
+    raise ValueError(f"{folder}: expected an exported model (trainer.save_model()), found none. {advice}")
 
 
 def _base_of(folder: Path, settings: Mapping[str, Any], given: str | None) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from humanline_fused.interruption import interruptible
 from humanline_fused.printing import one_line
+from humanline_fused.training.online.reward import RolloutError
 from humanline_fused.training.run.checkpoint import newest_complete
 from humanline_fused.training.run.process_group import waited_in_vain
 from humanline_fused.training.run.writing import on_all_ranks
@@ -22,6 +23,7 @@ def train_and_export(trainer: Any) -> str:
 
     Raises:
         ConnectionError: another process ended, or did not answer.
+        RolloutError: the reward function failed; if it did so after the last step, once the model is saved.
     """
     try:
         return _train_and_export(trainer)
@@ -43,11 +45,17 @@ def _train_and_export(trainer: Any) -> str:
             return trainer.how_to_continue()
         if trainer.args.dry_run:
             return ""
+        failed: RolloutError | None = None
         with on_all_ranks():
-            if trainer.eval_examples:
-                trainer.evaluate()
+            try:
+                if trainer.eval_examples:
+                    trainer.evaluate()
+            except RolloutError as error:  # of a user's function, on every rank
+                failed = error
         with on_all_ranks():
             trainer.save_model()
+        if failed:
+            raise RolloutError(f"{failed}. The model is saved to {trainer.args.output_dir}") from failed
     return f"saved to {trainer.args.output_dir}"
 
 
