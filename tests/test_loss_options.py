@@ -1,6 +1,8 @@
 """Options of a loss in the trainer: its temperature, an entropy bonus, and GRPO's gradient in one launch."""
 
+import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from humanline_fused.training.data.prepare import prepare
 from humanline_fused.training.loss_options import ENTROPY, with_entropy
 from humanline_fused.training.objectives import find_objective
 from humanline_fused.training.objectives.objective import LossResult
-from humanline_fused.training.run.identity import check_identity
+from humanline_fused.training.run.identity import check_identity, loss_identity
 from humanline_fused.training.scoring import Scorer
 from tests.batches import by_sequence, logits_of
 from tests.error_budget import FLOAT32_EPSILON
@@ -178,6 +180,45 @@ def test_a_checkpoint_of_an_earlier_version_has_temperature_1_and_no_bonus(tmp_p
     check_identity(earlier, mine, "there")
     with pytest.raises(ValueError, match=r"expected the loss .* \{'temperature': 1.0\}, got \{'temperature': 0.5\}"):
         check_identity(earlier, tiny_trainer(tmp_path, loss_temperature=0.5).identity(), "there")
+
+
+def with_margin(margin: Any) -> dict[str, Any]:
+    return {"objective": "tests.user_loss:WithMargin", "objective_kwargs": {"margin": margin}}
+
+
+def of_loss(**settings: Any) -> dict[str, Any]:
+    config = tiny_config("unused", **settings)
+    return loss_identity(config, config.make_objective())
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "different"),
+    [
+        ({}, {"clamp": False}, ["clamp"]),
+        ({}, {"log_epsilon_P": -0.2}, ["log_epsilon_P"]),
+        ({}, {"perception": "sampling"}, ["perception"]),
+        ({"perception": "sampling"}, {"perception": "sampling", "gamma_P": 0.7}, ["gamma_P"]),
+        ({}, {"beta": 3.0, "loss_type": "ipo"}, ["beta", "loss_type"]),
+        ({"objective": "kto"}, {"objective": "kto", "desirable_weight": 2.0}, ["desirable_weight"]),
+        ({"objective": "grpo"}, {"objective": "grpo", "epsilon_high": 0.3}, ["epsilon_high"]),
+        (with_margin((1, 2)), with_margin(3), ["objective_kwargs"]),
+        ({"clamp": False}, {"clamp": False, "log_epsilon_P": -0.2}, []),  # which is not used
+        ({"impl": "eager"}, {"impl": "auto", "log_entropy": True}, []),
+        ({"objective": "grpo", "head": "logits"}, {"objective": "grpo", "head": "logits", "one_launch": True}, []),
+    ],
+)
+def test_a_checkpoint_of_another_loss_is_refused(then: dict[str, Any], now: dict[str, Any], different: list[str]):
+    rest = {"engine": "one", "reference": "frozen", "sync_every": None, "model": {}, "batches": {}}
+    saved, mine = ({**rest, "loss": of_loss(**settings)} for settings in (then, now))
+    check_identity(json.loads(json.dumps(mine)), mine, "there")
+    if not different:
+        check_identity(saved, mine, "there")
+        return
+    old, new = ({name: identity["loss"][name] for name in different} for identity in (saved, mine))
+    with pytest.raises(ValueError, match=re.escape(f"expected the loss that there was written with, {old}, got {new}")):
+        check_identity(saved, mine, "there")
+    earlier = {name: value for name, value in saved["loss"].items() if name in ("temperature", "entropy_coef")}
+    check_identity({**rest, "loss": earlier}, mine, "there")  # an earlier version named no more
 
 
 # Entropy

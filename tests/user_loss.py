@@ -18,3 +18,10 @@ class APOZero(Objective):
         rewards = config.beta * tokens.sums(tokens.log_ratio)
         chosen, rejected = rewards.chunk(2)
         return (1 - chosen.sigmoid() + rejected.sigmoid()).mean(), pair_metrics(rewards, tokens.sums(tokens.logp))
+
+
+class WithMargin(APOZero):
+    """One with an argument."""
+
+    def __init__(self, margin: Any) -> None:
+        self.margin = margin

@@ -11,7 +11,8 @@ from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.examples import fingerprint
 from humanline_fused.training.data.plan import BatchPlan, StepPlan
 from humanline_fused.training.objectives.objective import Objective
-from humanline_fused.training.objectives.table import recorded_identity
+from humanline_fused.training.objectives.settings import CLAMP, SAMPLING
+from humanline_fused.training.objectives.table import is_in_table, recorded_identity
 from humanline_fused.training.online.rollout import Rounds
 from humanline_fused.training.run.sharding import engine_of_files
 from humanline_fused.training.run_data import RunData
@@ -43,8 +44,23 @@ def run_identity(
     if objective.mismatched:  # the mismatched pairs stay within a global micro-batch
         batches["global_micro_batch_size"] = plan.sizes.micro_batch
     settings = {"reference": config.reference, "sync_every": config.sync_every}
-    loss = {"temperature": config.temperature_of_loss, "entropy_coef": config.entropy_coef}
+    loss = loss_identity(config, objective)
     return {"engine": engine, "model": identify(policy), **settings, "batches": batches, "loss": loss}
+
+
+def loss_identity(config: HumanlineConfig, objective: Objective) -> dict[str, Any]:
+    """The settings on which the value of the loss depends, as JSON.
+
+    >>> config = HumanlineConfig("run", clamp=False, use_cpu=True)
+    >>> loss_identity(config, config.make_objective())["clamp"]
+    False
+    """
+    perceived = SAMPLING if config.perception == "sampling" else CLAMP if config.clamp else CLAMP[:1]
+    own = [name for name in objective.own_settings() if name not in ELSEWHERE]
+    loss = {name: getattr(config, name) for name in ("entropy_coef", "perception", *perceived, "beta", *own)}
+    if not is_in_table(objective):
+        loss["objective_kwargs"] = json.loads(json.dumps(config.objective_kwargs))  # a tuple is a list in JSON
+    return {"temperature": config.temperature_of_loss, **loss}
 
 
 def code_of(identity: Mapping[str, Any]) -> str:
@@ -53,8 +69,11 @@ def code_of(identity: Mapping[str, Any]) -> str:
     return json.dumps([identity["model"], batches["data"], batches["seed"]], sort_keys=True)
 
 
+ELSEWHERE = ("scale_rewards", "one_launch")
+"""Own settings of an objective that belong to the batches, or to how the loss is computed."""
+
 OF_EARLIER_VERSIONS = {"temperature": 1.0, "entropy_coef": 0.0}
-"""The loss of a checkpoint that does not name it."""
+"""The loss of a checkpoint that does not name it. Of other settings that one does not name, nothing is known."""
 
 
 def check_identity(saved: dict[str, Any], mine: dict[str, Any], folder: str) -> None:
@@ -76,7 +95,7 @@ def check_identity(saved: dict[str, Any], mine: dict[str, Any], folder: str) -> 
             f"expected eval_fraction={then:g}, as in {folder}, which was trained on {trained_on}, got {now:g}"
             + (", the default: set eval_fraction=0" if not then else "")
         )
-    saved = {"loss": OF_EARLIER_VERSIONS, **saved}
+    saved = {**saved, "loss": {**mine["loss"], **OF_EARLIER_VERSIONS, **saved.get("loss", {})}}
     for part in ("model", "batches", "loss"):
         different = [name for name, value in mine[part].items() if saved[part].get(name) != value]
         if different == ["groups"] and "groups" not in saved[part]:
