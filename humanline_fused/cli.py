@@ -1,7 +1,6 @@
 """The command ``humanline``. Each subcommand imports its own modules, so that ``--help`` stays fast."""
 
 import argparse
-import contextlib
 import dataclasses
 import importlib
 import sys
@@ -13,7 +12,6 @@ from typing import Any
 from humanline_fused import __version__
 from humanline_fused.extras import need, remedy
 from humanline_fused.interruption import interruptible
-from humanline_fused.places import refuse_absent
 from humanline_fused.printing import Parser, escaped, one_line, unfailing_output
 
 
@@ -285,6 +283,7 @@ def data(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--model", "--tokenizer", help="Folder or name of the tokenizer, for lengths in tokens and counts of cut rows."
     )
+    parser.add_argument("--trust_remote_code", action="store_true", help="Run code that is beside the model.")
     parser.add_argument(
         "--max_length", type=int, default=1024, help="Maximum tokens of a sequence. Default: %(default)s"
     )
@@ -302,29 +301,18 @@ def data(argv: Sequence[str]) -> None:
     if options.max_length < 1:
         raise UserError(f"--max_length: expected an integer >= 1, got {options.max_length}")
 
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
+    from humanline_fused.looking.model_limits import read_limits
     from humanline_fused.training.data.rows.columns import read_columns
     from humanline_fused.training.inspection import inspect_data, report
     from humanline_fused.training.objectives import find_objective
     from humanline_fused.training.objectives.settings import json_mapping
-    from humanline_fused.training.online.generation import end_tokens
-    from humanline_fused.training.positions import position_limit
     from humanline_fused.training.run_data import refuse_losses
 
     try:
-        if options.model:
-            refuse_absent(options.model, "a folder or name of a tokenizer")
-        tokenizer = AutoTokenizer.from_pretrained(options.model) if options.model else None
+        model = options.model and read_limits(options.model, trust_remote_code=options.trust_remote_code)
     except (ValueError, OSError) as error:
-        raise UserError(f"--model: expected a tokenizer at {options.model}: {error}") from error
-    generation = limit = None
-    if options.model:
-        with contextlib.suppress(OSError, ValueError):  # a folder with a tokenizer alone
-            model = AutoConfig.from_pretrained(options.model)
-            limit, generation = position_limit(model), GenerationConfig.from_model_config(model)
-        with contextlib.suppress(OSError, ValueError):  # the model's config stands for one that is not there
-            generation = GenerationConfig.from_pretrained(options.model)
+        raise UserError(f"--model: {error}") from error
+    tokenizer = model.tokenizer if model else None
     try:
         kwargs = options.objective_kwargs and json_mapping("--objective_kwargs", options.objective_kwargs)
         if kwargs and not options.objective:
@@ -332,7 +320,7 @@ def data(argv: Sequence[str]) -> None:
         objective = find_objective(options.objective, kwargs) if options.objective else None
         settings = {"objective": objective, "split": options.split, "max_length": options.max_length}
         columns = read_columns(options.columns, "--columns")
-        settings |= {"train_on": options.train_on, "stops": end_tokens(generation, tokenizer) if tokenizer else ()}
+        settings |= {"train_on": options.train_on, "stops": model.stops if model else ()}
         found = inspect_data(options.file, tokenizer=tokenizer, columns=columns, progress=bool(tokenizer), **settings)
     except (ValueError, TypeError, OSError) as error:
         raise user_error(error) from error
@@ -343,7 +331,7 @@ def data(argv: Sequence[str]) -> None:
     if tokenizer and not found.num_examples:
         raise UserError("no training example would be left")
     try:
-        warning = found.check_positions(limit)
+        warning = found.check_positions(model.positions if model else None)
     except ValueError as error:
         raise UserError(str(error)) from error
     if warning:

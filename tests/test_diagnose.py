@@ -204,7 +204,14 @@ def test_a_run_is_compared_with_its_start(here: Path):
             ["--model", "start", "--source", "foreign", "--dataset", "dpo.jsonl"],
             "token '<eos>' has id 1 in start and 0 in",
         ),
-        (["--model", "start", "--source", "bare", "--dataset", "dpo.jsonl"], "--source: expected a tokenizer in bare"),
+        (
+            ["--model", "start", "--source", "bare", "--dataset", "dpo.jsonl"],
+            "are compared with those of start)",
+        ),
+        (
+            ["--model", "start", "--source", "cut", "--dataset", "dpo.jsonl"],
+            "--source: cut: expected a tokenizer",
+        ),
         (["--model", "start", "--dataset", "absent.jsonl"], "expected a JSONL file at absent.jsonl, found none"),
         (["--model", "start", "--dataset", "prompts.jsonl"], "expected a completion or several, got a prompt alone"),
         (["--model", "start", "--dataset", "dpo.jsonl", "--limit", "0"], "--limit: expected an integer >= 1, got 0"),
@@ -223,6 +230,8 @@ def test_bad_input_is_one_line_with_what_was_expected(
     tiny_tokenizer().save_pretrained("small")
     tiny_model().save_pretrained("bare")
     tiny_model().save_pretrained("foreign")
+    tiny_tokenizer().save_pretrained("cut")
+    Path("cut/tokenizer.json").write_text("{}")
     tiny_tokenizer().save_pretrained("foreign")
     file = Path("foreign/tokenizer.json")
     file.write_text(

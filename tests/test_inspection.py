@@ -194,7 +194,12 @@ def test_data_without_an_objective_and_unknown_columns_are_named():
     [
         ([], [], "expected at least one row, got none"),
         ([PAIR], ["--max_length", "2", "--model", "model"], "no training example would be left"),
-        ([PAIR], ["--model", "."], "--model: expected a tokenizer at .: "),
+        ([PAIR], ["--model", "."], "humanline data: error: --model: "),
+        (
+            [PAIR],
+            ["--model", "./no"],
+            "--model: ./no: expected a folder written by save_pretrained, or a model name",
+        ),
     ],
 )
 def test_an_error_that_would_stop_training_is_one_line_and_status_2(
@@ -209,6 +214,26 @@ def test_an_error_that_would_stop_training_is_one_line_and_status_2(
     tiny_tokenizer().save_pretrained("model")
     assert main(["data", written(Path("pairs.jsonl"), rows), *options]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", '{"added_tokens": 3}'),
+        ("config.json", '{"model_type": "gpt2", "n_head": "x"}'),
+        ("config.json", '{"model_type": "gpt2", "n_head": 0}'),
+        ("generation_config.json", "[1]"),
+    ],
+)
+def test_a_damaged_file_of_the_model_is_one_line_that_names_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+):
+    tiny_tokenizer().save_pretrained(model := tmp_path / "model")
+    (model / name).write_text(content)
+    assert main(["data", written(tmp_path / "pairs.jsonl", [PAIR]), "--model", str(model)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert line.startswith(f"humanline data: error: --model: {model}: expected a ")
+    assert "written by save_pretrained, which cannot be loaded (" in line
 
 
 def test_the_counts_are_those_of_training(objective: str):

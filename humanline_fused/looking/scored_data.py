@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from humanline_fused.model.fused_head import score_in_forward_
-from humanline_fused.places import refuse_absent
+from humanline_fused.printing import one_line
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.batch import Batch, collate
 from humanline_fused.training.data.examples import Example
@@ -19,7 +19,7 @@ from humanline_fused.training.data.plan import micro_batch
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
 from humanline_fused.training.scoring import Scorer
-from humanline_fused.training.start import pad_token_id_of
+from humanline_fused.training.start import loading, pad_token_id_of
 
 
 @dataclass(frozen=True)
@@ -143,13 +143,12 @@ def check_same_tokens(model: str, mine: PreTrainedTokenizerBase, other: str, set
         other: folder or name of the other model.
         setting: the option that named it, for the message.
     """
-    refuse_absent(other, f"a model for {setting}")
     try:
-        theirs = AutoTokenizer.from_pretrained(other)
+        with loading("tokenizer", other):
+            theirs = AutoTokenizer.from_pretrained(other)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{setting}: expected a tokenizer in {other}, to compare its tokens with those of {model}, got none"
-        ) from error
+        compared = f"its tokens are compared with those of {model}"
+        raise ValueError(f"{setting}: {one_line(error)} ({compared})") from error
     ids, other_ids = mine.get_vocab(), theirs.get_vocab()
     if ids != other_ids:
         token = min(t for t in ids.keys() | other_ids.keys() if ids.get(t) != other_ids.get(t))
