@@ -154,6 +154,8 @@ def test_a_run_with_code_of_its_own_needs_its_readers_trust(copied: Path, capsys
     assert type(stored.load()).__name__ == "MyModel"
     assert stored.load_tokenizer().chat_template == tiny_tokenizer().chat_template
     assert said(capsys, "chat", "whole", "--prompt=w1", "--trust_remote_code")
+    assert "trust_remote_code" in refused(capsys, "data", "pairs.jsonl", "--model=whole")
+    assert said(capsys, "data", "pairs.jsonl", "--model=whole", "--trust_remote_code")
 
 
 def test_samples_of_one_seed_are_alike(here: Path, capsys):
@@ -287,6 +289,15 @@ def test_merge_writes_tokenizer_generation_config_and_card_beside_the_model(here
     options = ("--prompt=w1 w2", "--temperature=0", "--max_new_tokens=4")
     assert said(capsys, "chat", str(tmp_path / "new"), *options) == said(capsys, "chat", "adapted", *options)
     assert [file.name for file in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_merge_into_a_link_to_an_empty_folder_fills_the_folder(here: Path, tmp_path: Path, capsys):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    said(capsys, "merge", "adapted", f"--output={tmp_path / 'link'}")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "folder" / "config.json").is_file()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["folder", "link"]
 
 
 def test_a_merge_that_fails_leaves_nothing(here: Path, tmp_path: Path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from humanline_fused.printing import Parser
 from humanline_fused.trained.stored_model import StoredModel, find_model
 from humanline_fused.training.run import durable
 from humanline_fused.training.run.model_card import CARD, merged_card
+from humanline_fused.training.start import loading
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -65,7 +66,7 @@ def merge_into(stored: StoredModel, output: Path, dtype: str | None = None) -> s
 
     Args:
         stored: a model with an adapter.
-        output: a new or empty folder.
+        output: a new or empty folder, or a link to one.
         dtype: data type of the weights; default that of the base model in the run.
 
     Returns:
@@ -75,11 +76,12 @@ def merge_into(stored: StoredModel, output: Path, dtype: str | None = None) -> s
     assert stored.base is not None
     named = dtype or stored.dtype
     if named == "auto":
-        named = str(AutoConfig.from_pretrained(stored.base, **stored.source).dtype or "float32")
+        with loading("config", stored.base):
+            named = str(AutoConfig.from_pretrained(stored.base, **stored.source).dtype or "float32")
     weights: torch.dtype = getattr(torch, named.removeprefix("torch."))
     adapted = stored.load(torch.promote_types(weights, torch.float32))
     merged = adapted.merge_and_unload(safe_merge=True).to(weights)
-    output = Path(os.path.abspath(output))
+    output = output.resolve()  # a link to a folder cannot be replaced by one
     unfinished = output.with_name(f"{output.name}{durable.UNFINISHED}")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
