@@ -1,6 +1,8 @@
 """Online rounds that fail keep the run and name the cause."""
 
+import pickle
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,17 @@ import pytest
 import torch
 
 from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training.online import sampler
 from humanline_fused.training.online.reward import RolloutError
+from humanline_fused.training.online.sampler import attempted, gathered
 from humanline_fused.training.run.checkpoint import newest_complete
 from tests.test_rollout import first_word, lines, rounds_trainer
 from tests.tiny_model import records, tiny_model, tiny_tokenizer, tiny_trainer
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error := error and error.__cause__:
+        yield error
 
 
 def test_a_late_failure_saves_the_run_up_to_it(tmp_path: Path):
@@ -43,11 +52,29 @@ def test_a_failure_in_sampling_also_saves_the_run(tmp_path: Path):
         return draws(places, model, number, attempt)
 
     trainer.rounds._draw = out_of_memory
-    with pytest.raises(RolloutError, match=r"round 1 failed: OutOfMemoryError: on purpose\. The run up to step 2"):
+    with pytest.raises(
+        RolloutError, match=r"round 1 failed: OutOfMemoryError: on purpose\. The run up to step 2"
+    ) as got:
         trainer.train()
+    assert any(isinstance(error, torch.OutOfMemoryError) for error in causes(got.value))
     resumed = rounds_trainer(tmp_path, objective="grpo", resume_from_checkpoint="auto", rollout_batch_size=4)
     resumed.train()
     assert resumed.state.global_step == 4
+
+
+def test_an_error_of_one_process_is_raised_on_all_and_its_traceback_on_its_own(monkeypatch: pytest.MonkeyPatch):
+    class Unsendable(Exception):
+        """A class that pickle does not find."""
+
+    def fails() -> int:
+        raise Unsendable("on purpose")
+
+    outcomes = [attempted(work, "sampling") for work in (lambda: 1, fails)]
+    monkeypatch.setattr(sampler, "gather_object", lambda outcome: pickle.loads(pickle.dumps(outcomes)))
+    for outcome, kinds in zip(outcomes, ([], [Unsendable]), strict=True):
+        with pytest.raises(RolloutError, match=r"^sampling failed: Unsendable: on purpose$") as got:
+            gathered(outcome)
+        assert [type(error) for error in causes(got.value)] == kinds
 
 
 def test_a_dry_run_samples_a_round_and_writes_nothing(tmp_path: Path):

@@ -1,6 +1,7 @@
 """Completions of a dataset's prompts, drawn from the policy and scored by the reward function."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from accelerate.utils import gather_object
@@ -60,24 +61,40 @@ class Sampler:
         return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
-def attempted(work: Callable[[], T], what: str) -> T | str:
-    """Return the result of ``work``, or the text of its error, for :func:`gathered`; ``what`` names it in that text."""
+@dataclass(frozen=True)
+class Failure:
+    """An error of one process, which all processes raise.
+
+    Attributes:
+        text: for the user.
+        error: the exception, on its own process alone: it may be one that cannot be sent to the others.
+    """
+
+    text: str
+    error: Exception | None = None
+
+    def __reduce__(self) -> tuple[type["Failure"], tuple[str]]:
+        return Failure, (self.text,)
+
+
+def attempted(work: Callable[[], T], what: str) -> T | Failure:
+    """Return the result of ``work``, or its failure, for :func:`gathered`; ``what`` names the work in the text."""
     try:
         return work()
     except RolloutError as error:
-        return str(error)
+        return Failure(str(error), error)
     except Exception as error:
-        return f"{what} failed: {type(error).__name__}: {error}"
+        return Failure(f"{what} failed: {type(error).__name__}: {error}", error)
 
 
-def gathered(outcome: T | str) -> list[T]:
+def gathered(outcome: T | Failure) -> list[T]:
     """Return the results of all processes, in the order of their ranks. Collective.
 
     Raises:
-        RolloutError: on every process, so that none waits forever, if one of them failed.
+        RolloutError: on every process, so that none waits forever, if one of them failed; on that one from its error.
     """
-    outcomes: list[T | str] = gather_object([outcome])
-    failed = [given for given in outcomes if isinstance(given, str)]
-    if failed:
-        raise RolloutError(failed[0])
-    return [given for given in outcomes if not isinstance(given, str)]
+    outcomes: list[T | Failure] = gather_object([outcome])
+    for given in outcomes:
+        if isinstance(given, Failure):
+            raise RolloutError(given.text) from (outcome.error if isinstance(outcome, Failure) else None)
+    return [given for given in outcomes if not isinstance(given, Failure)]
