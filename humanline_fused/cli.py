@@ -228,7 +228,7 @@ def show(argv: Sequence[str]) -> None:
         "--step",
         type=int,
         metavar="N",
-        help="The examples of optimizer step N; needs checkpoint-N. Default: that of the newest complete checkpoint",
+        help="The examples of optimizer step N; needs checkpoint-N. Default: the newest complete one (with samples)",
     )
     which.add_argument("--example", type=int, metavar="I", help="Example I of the training data, from 0.")
     parser.add_argument("--checkpoint", type=int, metavar="N", help="With --example. Default: the newest complete one.")

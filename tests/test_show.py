@@ -229,6 +229,15 @@ def test_the_samples_of_a_round_are_shown_as_the_step_used_them(run_of: Run) -> 
     assert sorted(int(token["id"]) for token in seen.scored) == sorted(id for ids in of_step for id in ids)
 
 
+def test_without_a_step_a_run_in_rounds_shows_the_newest_with_samples(run_of: Run, tmp_path: Path) -> None:
+    settings = {"rollout_every": 2, "num_generations": 2, "max_completion_length": 4}
+    run = Path(shutil.copytree(run_of("grpo", reference="copy", **settings), tmp_path / "run"))
+    assert show_run(run).name == "show-step-5.html"
+    lines = (run / "completions.jsonl").read_text().splitlines(keepends=True)
+    (run / "completions.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] < 4))
+    assert show_run(run).name == "show-step-3.html"  # as of a run that ended after step 4 or 5
+
+
 def test_a_step_of_a_run_from_before_groups_stood_together_is_shown_as_it_was(run_of: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(run_of("grpo", reference="copy", sync_every=2), run)

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from humanline_fused.looking.page import Summary, page
 from humanline_fused.looking.scored_sequences import ScoredSequence, sequences_of
-from humanline_fused.looking.stored_run import StoredRun, example_of, examples_of, open_run, reading
+from humanline_fused.looking.stored_run import (
+    StoredRun,
+    example_of,
+    examples_of,
+    newest_with_samples,
+    open_run,
+    reading,
+)
 from humanline_fused.looking.token_scores import Compared, Comparison
 from humanline_fused.training.run.checkpoint import last_step_of
 from humanline_fused.training.run.summary import describe_sampling
@@ -27,7 +34,7 @@ def show_run(
     Args:
         run: the run's folder.
         step: optimizer step (from 0) whose examples to show, scored with the weights before it, ``checkpoint-STEP``;
-            default that of the newest complete checkpoint.
+            default that of the newest complete checkpoint, in rounds of the newest whose round has samples.
         example: alternatively, index of one example in the training data (from 0, dropped examples not counted).
         checkpoint: with ``example``: step of the checkpoint; default the newest complete one.
         model, dataset: replace those in the run's settings; needed if they were given in memory.
@@ -45,6 +52,8 @@ def show_run(
     """
     if step is not None and example is not None:
         raise ValueError(f"expected either step or example, got {step} and {example}")
+    if step is None and checkpoint is None and example is None:
+        step = newest_with_samples(run)
     stored = open_run(run, checkpoint if step is None else step, model=model, dataset=dataset)
     examples, micros = examples_of(stored, stored.step) if example is None else example_of(stored, example)
     compared = Comparison(stored, examples, micros).compare()

@@ -21,8 +21,10 @@ from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import ROUND, recorded_objective
 from humanline_fused.training.online.logged_samples import COMPLETIONS, logged_groups
 from humanline_fused.training.online.rollout import round_examples, round_plan
-from humanline_fused.training.run.checkpoint import complete_checkpoint, step_of
+from humanline_fused.training.run.checkpoint import checkpoints, complete_checkpoint, step_of
 from humanline_fused.training.run.identity import code_of
+from humanline_fused.training.run.json_lines import read
+from humanline_fused.training.run.manifest import faults
 from humanline_fused.training.run.resumable import IDENTITY, load_run_state
 from humanline_fused.training.run.settings_file import SETTINGS, read_object, read_settings
 
@@ -169,6 +171,20 @@ def open_run(
             replaced=dataset is not None,
             device=device,
         )
+
+
+def newest_with_samples(folder: Path) -> int | None:
+    """Return the step of a run's newest complete checkpoint whose round has samples.
+
+    At a step that begins a round there are none yet, so that the last checkpoint of a run often has none. None for a
+    run without rounds, or without such a checkpoint.
+    """
+    every = read_settings(folder).get("rollout_every")
+    if not every:
+        return None
+    begun = {line.get("step") for line in read(folder / COMPLETIONS)}
+    complete = (step_of(checkpoint) for checkpoint in checkpoints(folder) if not faults(checkpoint))
+    return next((step for step in complete if step - step % every in begun), None)
 
 
 def _config(
