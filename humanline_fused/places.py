@@ -43,6 +43,21 @@ def refuse_absent(name: str, expected: str) -> None:
         )
 
 
+def refuse_output_file(file: Path) -> None:
+    """Raise ValueError for an output file that cannot be written, so that no work is done for it.
+
+    >>> refuse_output_file(Path("no/plot.png"))
+    Traceback (most recent call last):
+    ...
+    ValueError: no/plot.png: expected a file in a folder that exists, found no folder no
+    """
+    if file.is_dir():
+        raise ValueError(f"{file}: expected a file to write, got a folder")
+    if not file.parent.is_dir():
+        expected = f"expected a file in a folder that exists, found no folder {file.parent}"
+        raise ValueError(f"{file}: {expected}{did_you_mean(file.parent)}")
+
+
 def did_you_mean(place: Path, wanted: Callable[[Path], bool] = Path.is_dir) -> str:
     """Return ``; did you mean …?`` for a path that does not exist; for a folder, which folders may be meant instead.
 

@@ -85,7 +85,9 @@ def test_the_bounds_and_k_of_a_first_run_are_in_its_settings(first: Path) -> Non
 def test_init_refuses_a_folder_with_files(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(first.iterdir())
     assert main(["init", "first"]) == 2
-    assert "first: expected a new or empty folder, it has " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "first: expected a new or empty folder, it has " in said
+    assert said.endswith(": remove the folder, or name another\n")
     assert sorted(first.iterdir()) == before
 
 

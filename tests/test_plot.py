@@ -210,7 +210,9 @@ def test_one_run_is_drawn_into_its_folder_and_several_into_the_current_one(
         (["bare"], "bare: nothing to draw; left out, no run logged it: reward"),
         (["good", "--output", "plot.xyz"], "plot.xyz: expected a file that ends in one of "),
         (["good", "--output", "plot"], "plot: expected a file that ends in one of "),
-        (["good", "--output", "absent/plot.png"], "No such file or directory: 'absent/plot.png'"),
+        (["good", "--output", "absent/plot.png"], "absent/plot.png: expected a file in a folder that exists, found no"),
+        (["good", "--output", "god/plot.png"], "found no folder god; did you mean good?"),
+        (["good", "--output", "folder.png"], "folder.png: expected a file to write, got a folder"),
     ],
 )
 def test_an_input_that_cannot_be_drawn_gives_one_line_and_status_2(
@@ -224,6 +226,7 @@ def test_an_input_that_cannot_be_drawn_gives_one_line_and_status_2(
     run_of(Path("good"), {"reward": 0.5})
     run_of(Path("bare"), {"loss": 0.5})
     run_of(Path("empty"))
+    Path("folder.png").mkdir()
     assert main(["plot", *argv]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("humanline plot: error: ")

@@ -291,6 +291,7 @@ def test_a_step_without_a_checkpoint_lists_those_that_have_one(run_of: Run, caps
     ("argv", "said"),
     [
         (["--example", "20"], "--example: expected 0 to 19, got 20"),
+        (["--output", "absent/page.html"], "absent/page.html: expected a file in a folder that exists, found no"),
         (["--step", "3", "--checkpoint", "2"], "--checkpoint: expected none with --step N"),
         (["--step", "3", "--dataset", "absent.jsonl"], "dataset: expected a JSONL file at absent.jsonl, found none"),
     ],

@@ -66,7 +66,8 @@ def write_first_run(folder: Path, *, seed: int = 0, start_steps: int = START_STE
         OSError: the folder cannot be written.
     """
     if folder.is_dir() and (found := next(folder.iterdir(), None)):
-        raise ValueError(f"{folder}: expected a new or empty folder, it has {found.name}")
+        advice = "remove the folder, or name another"
+        raise ValueError(f"{folder}: expected a new or empty folder, it has {found.name}: {advice}")
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     prompts = task.make_prompts(sum(PROMPTS.values()), rng, LETTERS)

@@ -10,6 +10,7 @@ from textwrap import fill
 from humanline_fused.looking.curves import WORK, Columns, has, read_metrics, series, with_clock
 from humanline_fused.looking.pictures import Panel, check_ending, draw
 from humanline_fused.looking.quantities import QUANTITIES, Metric
+from humanline_fused.places import refuse_output_file
 from humanline_fused.printing import escaped
 
 CLOCK = "seconds of work"
@@ -91,6 +92,8 @@ def plot_runs(folders: Sequence[Path], image: Path | None = None) -> list[str]:
     >>> plot_runs([Path("runs/demo/plain"), Path("runs/demo/humanline")])  # doctest: +SKIP
     ['left out, no run logged it: KL to the initial model (eval_kl_initial)', ..., 'plot.png']
     """
+    if image:
+        refuse_output_file(image)
     image = image or (folders[0] / "plot.png" if len(folders) == 1 else Path("plot.png"))
     check_ending(image)
     said: list[str] = []

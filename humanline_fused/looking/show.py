@@ -15,6 +15,8 @@ from humanline_fused.looking.stored_run import (
     reading,
 )
 from humanline_fused.looking.token_scores import Compared, Comparison
+from humanline_fused.places import refuse_output_file
+from humanline_fused.training.run import durable
 from humanline_fused.training.run.checkpoint import last_step_of
 from humanline_fused.training.run.summary import describe_sampling
 
@@ -44,14 +46,16 @@ def show_run(
         Path of the page.
 
     Raises:
-        ValueError, OSError: ``step`` and ``example`` are both given, the run has no such checkpoint or example, its
-            data have changed, or the settings name no model or dataset.
+        ValueError, OSError: ``step`` and ``example`` are both given, ``output`` cannot be written, the run has no such
+            checkpoint or example, its data have changed, or the settings name no model or dataset.
 
     >>> show_run(Path("runs/demo/humanline"), step=20)  # doctest: +SKIP
     PosixPath('runs/demo/humanline/show-step-20.html')
     """
     if step is not None and example is not None:
         raise ValueError(f"expected either step or example, got {step} and {example}")
+    if output is not None:
+        refuse_output_file(output)
     if step is None and checkpoint is None and example is None:
         step = newest_with_samples(run)
     stored = open_run(run, checkpoint if step is None else step, model=model, dataset=dataset)
@@ -61,7 +65,11 @@ def show_run(
     sequences = list(sequences_of(examples, ids, compared, stored.config, stored.objective, stored.tokenizer))
     name = f"step-{stored.step}" if example is None else f"example-{example}"
     file = output or run / f"show-{name}.html"
-    file.write_text(page(summarise(stored, compared, sequences, example), sequences), encoding="utf-8")
+    text = page(summarise(stored, compared, sequences, example), sequences)
+    if file.exists() and not file.is_file():  # a pipe
+        file.write_text(text, encoding="utf-8")
+    else:
+        durable.write_text(file.resolve(), text)
     return file
 
 
