@@ -17,8 +17,8 @@ LISTED = 3
 def refuse_absent(name: str, expected: str) -> None:
     """Raise ValueError for a name that can only be a folder's, if there is none: no library asks a server for it.
 
-    A name with one slash may be a model's on a hub. It is a folder's where its first part is a folder here, or is
-    spelt nearly so and the folder behind it exists, unless the hub's cache on this machine has that model.
+    A name with one slash may be a model's on a hub. It is a folder's where a folder here is spelt nearly so, or where
+    its first part is a folder here and the hub is offline, unless the hub's cache on this machine has that model.
 
     Args:
         name: of a model or a run.
@@ -36,11 +36,23 @@ def refuse_absent(name: str, expected: str) -> None:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or not name:
         raise ValueError(f"{name}: expected {expected}, found no such folder{hint}")
     beside = Path(name).parent
-    if "/" in name and (close or beside.is_dir()) and not _is_cached(name):
+    if "/" in name and (close or (beside.is_dir() and _is_offline())) and not _is_cached(name):
         raise ValueError(
             f"{name}: expected {expected}, found no such folder{hint or f' in {beside}'} "
             f"(if a model of the hub is meant: hf download {name})"
         )
+
+
+def what_is_here(name: str) -> str:
+    """Return what to say of a name that no hub knows: the folder that may be meant, or where there is none.
+
+    Empty for the name of a folder, and for one that can be none.
+    """
+    place = Path(name)
+    if place.exists():
+        return ""
+    none = f"; found no such folder in {place.parent} either" if "/" in name and place.parent.is_dir() else ""
+    return did_you_mean(place) or none
 
 
 def refuse_output_file(file: Path) -> None:
@@ -107,6 +119,13 @@ def _entries(folder: Path) -> list[Path]:
     with suppress(OSError):
         return sorted(folder.iterdir())
     return []
+
+
+def _is_offline() -> bool:
+    """Return whether the hub is not to be asked (``HF_HUB_OFFLINE``)."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
 
 
 def _is_cached(name: str) -> bool:

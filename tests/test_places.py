@@ -19,6 +19,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.fail("a name of a folder was asked of the hub")
 
     monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", asked)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     for name, file in {"run": "settings.json", "start": "config.json", "notes": "text"}.items():
@@ -53,13 +54,23 @@ def test_a_folder_and_what_may_be_a_models_name_are_not_refused(name: str):
     refuse_absent(name, "a model")
 
 
-@pytest.mark.parametrize("name", ["", "a/b/c", "~/first", "/absent", "first/model"])
+@pytest.mark.parametrize("name", ["", "a/b/c", "~/first", "/absent"])
 def test_only_a_folder_can_have_such_a_name(name: str):
     with pytest.raises(ValueError, match="expected a model, found no such folder"):
         refuse_absent(name, "a model")
 
 
-def test_a_hubs_model_in_the_cache_may_have_the_name_of_a_folder_beside():
+def test_a_folder_with_an_organisations_name_does_not_hide_its_models():
+    refuse_absent("first/model", "a model")
+    said = "first/model: no model of the hub"
+    refusal = pytest.raises(ValueError, match=f"^{said}; found no such folder in first either$")
+    with refusal, loading("model", "first/model"):
+        raise OSError(said)
+
+
+def test_offline_a_model_of_the_hub_must_be_in_the_cache(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    refuse_absent("org/model", "a model")
     with pytest.raises(ValueError, match=r"found no such folder in first \(.*: hf download first/model\)"):
         refuse_absent("first/model", "a model")
     Path("cache/models--first--model").mkdir(parents=True)

@@ -5,7 +5,6 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -22,7 +21,7 @@ from transformers import (
 from humanline_fused.model.fused_head import causal_lm, score_in_forward_
 from humanline_fused.model.noise import refuse_dropout, refuse_noise
 from humanline_fused.model.probe import probe
-from humanline_fused.places import did_you_mean, refuse_absent
+from humanline_fused.places import refuse_absent, what_is_here
 from humanline_fused.printing import one_line
 from humanline_fused.reference.adapter import trained_adapter
 from humanline_fused.training.config import HumanlineConfig
@@ -150,7 +149,7 @@ def loading(what: str, name: str) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        hint = "" if Path(name).exists() else did_you_mean(Path(name))
+        hint = what_is_here(name)
         if isinstance(error, ValueError | OSError) and name in str(error):
             if hint:
                 raise ValueError(f"{one_line(error)}{hint}") from error
