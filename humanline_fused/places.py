@@ -1,6 +1,7 @@
 """Folders and files that are given by name: what a name may mean, and what a wrong one is likely to mean."""
 
 import difflib
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -91,10 +92,13 @@ def did_you_mean(place: Path, wanted: Callable[[Path], bool] = Path.is_dir) -> s
 def nearest_path(place: Path, wanted: Callable[[Path], bool] = Path.is_dir) -> Path | None:
     """Return the existing path that is spelt most like ``place``, part by part; None if a part is like none.
 
+    A ``~`` at its beginning, which a shell has not expanded, is the home.
+
     Args:
         place: the path.
         wanted: whether an existing path may be returned.
     """
+    place = Path(os.path.expanduser(place))
     found = Path(place.anchor)
     parts = place.relative_to(place.anchor).parts
     for number, part in enumerate(parts, 1):

@@ -2,12 +2,14 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
 from humanline_fused.cli import main
 from humanline_fused.places import did_you_mean, nearest_path, refuse_absent
+from humanline_fused.training import HumanlineConfig
 from humanline_fused.training.start import loading
 
 
@@ -58,6 +60,17 @@ def test_a_folder_and_what_may_be_a_models_name_are_not_refused(name: str):
 def test_only_a_folder_can_have_such_a_name(name: str):
     with pytest.raises(ValueError, match="expected a model, found no such folder"):
         refuse_absent(name, "a model")
+
+
+def test_a_home_is_expanded_in_settings_and_elsewhere_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = ("output_dir", "model", "dataset", "eval_dataset", "resume_from_checkpoint")
+    given: dict[str, Any] = dict.fromkeys(paths, "~/first")
+    config = HumanlineConfig(**given, use_cpu=True, report_to="none")
+    assert {name: getattr(config, name) for name in given} == dict.fromkeys(given, str(tmp_path / "first"))
+    with pytest.raises(ValueError, match=rf"~/first/run: .* did you mean {tmp_path}/first/run\?"):
+        refuse_absent("~/first/run", "a model")
+    assert did_you_mean(Path("~/first/pairs.jsonl"), Path.is_file) == f"; did you mean {tmp_path}/first/pairs.jsonl?"
 
 
 def test_a_folder_with_an_organisations_name_does_not_hide_its_models():

@@ -1,6 +1,7 @@
 """Settings of a training run: transformers' TrainingArguments, humanline's own fields, and defaults for both."""
 
 import copy
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
@@ -44,6 +45,9 @@ ROLLOUT = ("num_generations", "temperature", "top_p")
 
 SAMPLED = ("max_completion_length", "rollout_batch_size", "reward_timeout", "eval_answers")
 """Settings that apply only where a reward function scores samples: in rounds, and in an evaluation."""
+
+PATHS = ("model", "dataset", "eval_dataset", "resume_from_checkpoint")
+"""Settings that may be a path, beside ``output_dir``."""
 
 
 def _help(text: str) -> dict[str, str]:
@@ -196,7 +200,10 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, DataSettings, ModelSett
             self.bf16 = gpu and not (self.fp16 or self.use_cpu)  # pyright: ignore[reportIncompatibleVariableOverride]
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = not less_is_better(self.metric_for_best_model)
-        super().__post_init__()
+        super().__post_init__()  # which expands the ~ of output_dir
+        for name in PATHS:
+            if isinstance(given := getattr(self, name), str):
+                setattr(self, name, os.path.expanduser(given))
         self._evaluates = self.eval_strategy != IntervalStrategy.NO
         evaluated = self._evaluates or self.save_strategy != SaveStrategy.BEST
         self._expect("eval_strategy", evaluated, "'steps' or 'epoch' with save_strategy='best'")
