@@ -88,8 +88,8 @@ class HumanlineTrainer(EvaluatedTrainer):
         peft_config: a configuration of peft, for a new adapter on the model; default ``args.lora_r`` and its like.
 
     Raises:
-        ValueError, TypeError: bad input, before anything is written; the message gives the expected and the actual
-            value.
+        ValueError, TypeError: bad input, before anything but the data's tokens is written; the message gives the
+            expected and the actual value.
 
     Source: arXiv 2509.24207, section 4.
 
