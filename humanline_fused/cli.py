@@ -301,6 +301,7 @@ def data(argv: Sequence[str]) -> None:
     if options.max_length < 1:
         raise UserError(f"--max_length: expected an integer >= 1, got {options.max_length}")
 
+    need("train")
     from humanline_fused.looking.model_limits import read_limits
     from humanline_fused.training.data.rows.columns import read_columns
     from humanline_fused.training.inspection import inspect_data, report
