@@ -105,7 +105,7 @@ def interpreter_rounds_as_hardware_does() -> None:
 def imported_objects_are_no_garbage() -> None:
     """Exclude what was imported before a file from garbage collection, which accelerate runs whenever training starts.
 
-    Of what the suite imports, above all by torch.compile, a collection takes 0.13 s, as much as a training of three steps.
+    A collection of all that the suite imports, above all by torch.compile, takes as long as a training of three steps.
     """
     gc.collect()
     gc.freeze()
