@@ -12,6 +12,7 @@ import transformers
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.run.checkpoint import describe_resume, faults, resolve_resume
 from humanline_fused.training.run.manifest import seal
+from humanline_fused.training.run.settings_file import SETTINGS, describe_changes
 from tests.tiny_model import losses, records, tiny_model, tiny_trainer
 
 SAVING = {"save_strategy": "steps", "save_steps": 2}
@@ -54,6 +55,27 @@ def test_a_run_resumes_bitwise_at_any_step_of_an_epoch_that_is_no_multiple_of_th
         assert losses(resumed) == losses(whole)
         pairs = zip(resumed.model.parameters(), whole.model.parameters(), strict=True)
         assert all(torch.equal(mine, other) for mine, other in pairs)
+
+
+def test_settings_that_changed_are_listed_and_the_optimizer_keeps_its_own(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+):
+    shutil.rmtree(run_dir / "checkpoint-6")
+    trainer = tiny_trainer(run_dir, **SAVING, learning_rate=0.1, max_grad_norm=0.5)
+    trainer.train("auto")
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("other settings"))
+    assert line == (
+        "other settings than before: max_grad_norm 1.0 → 0.5; without effect, because the checkpoint's optimizer has "
+        "its own: learning_rate 0.003 → 0.1"
+    )
+    assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {0.003}
+
+
+def test_settings_that_did_not_change_or_are_not_known_are_no_line(run_dir: Path, tmp_path: Path):
+    config = tiny_trainer(tmp_path / "other", **SAVING).args
+    assert describe_changes(config, run_dir) == describe_changes(config, tmp_path) == []
+    (run_dir / SETTINGS).write_text("{")
+    assert describe_changes(config, run_dir) == []
 
 
 def as_an_earlier_version_wrote_it(run_dir: Path) -> None:

@@ -24,6 +24,7 @@ from humanline_fused.training.run.lock import LOCK, locked
 from humanline_fused.training.run.loop_state import LoopState
 from humanline_fused.training.run.manifest import faults
 from humanline_fused.training.run.process_group import limit_waiting, waited_in_vain
+from humanline_fused.training.run.settings_file import describe_changes
 from humanline_fused.training.run.sharding import whole_state_dict
 from humanline_fused.training.run.termination import Termination
 from humanline_fused.training.run.untrue_warnings import without_untrue_warnings
@@ -103,9 +104,10 @@ class ResumableTrainer(Trainer):
                     self._clear(resume)
             inside = resume is not None and Path(resume).resolve().parent == self.run_dir.resolve()
             self._kept = checkpoint.step_of(Path(resume)) if resume and inside else None
+            said = self._describe_resume(Path(resume)) if resume and self.args.process_index == 0 else []
             self.before_training(resume)
-            if resume and self.args.process_index == 0:
-                print(checkpoint.describe_resume(Path(resume)), flush=True)
+            for line in said:
+                print(line, flush=True)
             output = super().train(resume, *args, **kwargs)
             if self.termination.stopped == signal.SIGINT:
                 raise KeyboardInterrupt(self.how_to_continue())
@@ -113,6 +115,11 @@ class ResumableTrainer(Trainer):
 
     def before_training(self, resume: str | None) -> None:
         """Hook before training, called with the verified checkpoint to resume from, or None."""
+
+    def _describe_resume(self, folder: Path) -> list[str]:
+        """Return the lines on the checkpoint to resume from, and on settings that have changed."""
+        changes = [] if self.args.dry_run else describe_changes(self.args, folder.parent)  # a dry run changes some
+        return [checkpoint.describe_resume(folder), *changes]
 
     def _chosen(self, asked: str | bool | None, held: ExitStack) -> str | None:
         """Return the checkpoint that the first rank chose and verified, with the folder locked, or None.

@@ -11,6 +11,12 @@ from humanline_fused.training.run import durable
 SETTINGS = "settings.json"
 """File name of the settings in the run's folder."""
 
+OF_A_START = ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "run_name", "logging_dir", "local_rank")
+"""Settings that may differ whenever a run is started."""
+
+OF_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+"""Settings that a checkpoint's optimizer holds."""
+
 
 def write_settings(config: HumanlineConfig) -> None:
     """Write every field of ``config`` except access tokens into its ``output_dir``, atomically.
@@ -29,6 +35,25 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
         ValueError: the file is missing or is not a JSON object.
     """
     return read_object(run_dir / SETTINGS, "a run's folder")
+
+
+def describe_changes(config: HumanlineConfig, run_dir: Path) -> list[str]:
+    """Return a line on the settings that are others than those in a run's folder, for a run that continues it.
+
+    Args:
+        config: the settings of the run that continues.
+        run_dir: the run's folder; without readable settings nothing is known, and nothing said.
+    """
+    try:
+        then = read_settings(run_dir)
+    except ValueError:
+        return []
+    now = json.loads(json.dumps(config.to_dict()))
+    names = [name for name in now if name in then and name not in OF_A_START and now[name] != then[name]]
+    took, kept = ([f"{n} {then[n]} → {now[n]}" for n in names if (n in OF_OPTIMIZER) == own] for own in (False, True))
+    said = [", ".join(took)] if took else []
+    said += [f"without effect, because the checkpoint's optimizer has its own: {', '.join(kept)}"] if kept else []
+    return [f"other settings than before: {'; '.join(said)}"] if said else []
 
 
 def read_object(file: Path, folder: str) -> dict[str, Any]:
