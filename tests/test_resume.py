@@ -68,7 +68,7 @@ def test_settings_that_changed_are_listed_and_the_optimizer_keeps_its_own(
         "other settings than before: max_grad_norm 1.0 → 0.5; without effect, because the checkpoint's optimizer has "
         "its own: learning_rate 0.003 → 0.1"
     )
-    assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {0.003}
+    assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {0.003}  # pyright: ignore
 
 
 def test_settings_that_did_not_change_or_are_not_known_are_no_line(run_dir: Path, tmp_path: Path):
