@@ -127,6 +127,12 @@ class Layer(Epilogue, Protocol):
         log_epsilon_R: float,
     ) -> GRPOLoss: ...
 
+    def loss_and_derivative(
+        self, loss_of_logp: LossOfLogp[Result], logp: Tensor, ref_logp: Tensor
+    ) -> tuple[Result, Tensor]:
+        """The result of one of these losses, detached, and ∂loss/∂logp [B, T]."""
+        ...
+
 
 @runtime_checkable
 class OneLaunch(Protocol):

@@ -1,5 +1,6 @@
 """Softmax settings (docs/math.md, equation 1), scores of rows of logits, and the interface of code that scores them."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -100,6 +101,17 @@ class Epilogue(Protocol):
 
         Classes that derive from this one inherit the two passes.
         """
-        scores = self.score_rows(logits, target_ids, softmax, False)
-        self.write_dlogits_(logits, target_ids, softmax, scores, torch.ones_like(scores.logp), None)
-        return scores
+        return in_two_passes(self.score_rows, self.write_dlogits_, logits, target_ids, softmax)
+
+
+def in_two_passes(
+    score_rows: Callable[[Tensor, Tensor, Softmax, bool], RowScores],
+    write_dlogits_: Callable[[Tensor, Tensor, Softmax, RowScores, Tensor, Tensor | None], None],
+    logits: Tensor,
+    target_ids: Tensor,
+    softmax: Softmax,
+) -> RowScores:
+    """:meth:`Epilogue.score_and_write_dlogits_` by the other two functions of an epilogue."""
+    scores = score_rows(logits, target_ids, softmax, False)
+    write_dlogits_(logits, target_ids, softmax, scores, torch.ones_like(scores.logp), None)
+    return scores

@@ -135,6 +135,28 @@ def test_every_element_is_written_also_in_rows_of_zeros(device):
 # Permission, not command
 
 
+class Dropped(torch.autograd.Function):
+    """The same value, whose derivative is undefined."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.set_materialize_grads(False)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        return None
+
+
+def test_an_undefined_gradient_of_the_loss_gives_the_logits_none(device):
+    batch = random_batch(device)
+    for one_launch in (False, True):
+        leaf = batch.logits.clone().requires_grad_()
+        out = loss_of("grpo", Logits(leaf), Logits(batch.ref_logits), batch, impl="triton", one_launch=one_launch)
+        Dropped.apply(out.loss).backward()
+        assert leaf.grad is None
+
+
 def test_a_second_backward_is_refused_with_what_to_do(device):
     batch = random_batch(device)
     policy = Logits(batch.logits.requires_grad_())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 
 from humanline_fused import LMHead, TokenLogp, eager
 from humanline_fused.chunked_head.chunks import capacity_of
@@ -109,24 +110,36 @@ def test_the_loss_of_one_chunk_launches_little_besides_its_products_kernels_and_
     assert launches.seen.count("mm") == 3
 
 
-def test_a_chunks_kernels_are_launched_without_the_cost_of_custom_ops():
-    batch = batch_of(torch.float32)
+def test_a_head_of_kernels_calls_no_operator_of_torchs_for_them(monkeypatch: pytest.MonkeyPatch):
+    batch, called = batch_of(torch.float32), list[str]()
+    monkeypatch.setattr(CustomOpDef, "__call__", lambda operator, *_: called.append(operator._name))
     for frozen in (False, True):
         policy = LMHead(batch.hidden.requires_grad_(), batch.weight.requires_grad_(not frozen))
-        with Launches() as launches:
-            loss_of("dpo", policy, GIVEN, batch.tokens, impl="triton").loss.backward()
-        ops = {name for name in launches.seen if name.startswith("humanline::")}
-        assert ops == {"humanline::dpo_loss"}
+        loss_of("dpo", policy, GIVEN, batch.tokens, impl="triton").loss.backward()
+    assert called == []
 
 
 def test_the_chunks_are_those_of_the_memory_that_is_free_at_the_time(monkeypatch: pytest.MonkeyPatch):
-    free = [2**34]
+    free, unused = [2**34], [0]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 2**36))
-    for name in ("memory_reserved", "memory_allocated"):
-        monkeypatch.setattr(torch.cuda, name, lambda device: 2**30)
+    counts = {"reserved_bytes": lambda: 2**30 + unused[0], "allocated_bytes": lambda: 2**30}
+    monkeypatch.setattr(
+        torch.cuda,
+        "memory_stats_as_nested_dict",
+        lambda device: {name: {"all": {"current": count()}} for name, count in counts.items()},
+    )
     device, row_bytes = torch.device("cuda", 99), 2**18
     for _ in range(20):
         assert capacity_of(None, row_bytes, device) == 2**31 // row_bytes
     free[0] = 2**31  # the optimizer's state came
     assert capacity_of(None, row_bytes, device) == 2**30 // row_bytes
+    unused[0] = 2**30
+    assert capacity_of(None, row_bytes, device) == 3 * 2**29 // row_bytes
     assert capacity_of(2**20, row_bytes, device) == 4
+
+
+def test_the_driver_is_not_asked_where_the_allocator_has_enough(monkeypatch: pytest.MonkeyPatch):
+    counts = {"reserved_bytes": {"all": {"current": 2**33}}, "allocated_bytes": {"all": {"current": 2**32}}}
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: counts)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: pytest.fail("asked"))
+    assert capacity_of(None, 2**18, torch.device("cuda", 99)) == 2**31 // 2**18

@@ -135,15 +135,26 @@ def test_the_last_token_of_a_packed_sequence_scores_none():
 # Errors
 
 
+ILLEGAL = {
+    "beyond the tokens": [0, 3, 8, 8, 1000],
+    "below them": [-4, 3, 8, 8, 12],
+    "falling": [0, 9, 3, 8, 12],
+    "late": [2, 3, 8, 8, 12],
+    "early": [0, 3, 8, 8, 10],
+}
+
+
+@pytest.mark.parametrize("illegal", ILLEGAL.values(), ids=ILLEGAL)
 @pytest.mark.parametrize("objective", ["dpo", "kto"])  # GRPO does not use the bounds of sequences
-def test_bounds_past_validation_poison_the_loss(device, objective, monkeypatch):
+def test_bounds_past_validation_poison_the_loss(device, objective, illegal, monkeypatch):
     _, packed, _, bounds = padded_and_packed(device)
-    monkeypatch.setattr(
-        values, "may_look_at", lambda tensor: False
-    )  # as on a GPU, where a check would wait for the device
-    bounds[-1] = 1000
-    out, _ = run(objective, packed, "triton", cu_seqlens=bounds)
-    assert out.loss.isnan()
+    # As on a GPU, where a check would wait for the device.
+    monkeypatch.setattr(values, "may_look_at", lambda tensor: False)
+    with torch.no_grad():  # tokens of two sequences have two derivatives, and it is open which is stored last
+        policy, reference = Logits(packed.logits), Logits(packed.ref_logits)
+        for cu_seqlens, poisoned in ((bounds, False), (torch.tensor(illegal).to(bounds), True)):
+            out = loss_of(objective, policy, reference, packed, impl="triton", cu_seqlens=cu_seqlens)
+            assert out.loss.isnan() == poisoned
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto"])

@@ -299,6 +299,26 @@ def test_a_target_of_the_dtype_s_lowest_number_is_scored_as_the_oracle_scores_it
     assert_both_match_the_oracle(batch, {})
 
 
+def test_a_temperature_may_be_so_small_that_equal_logits_are_far_beyond_float32_s_integers(device, impl):
+    """30.12 / 1e-8 · log2 e is 4e9 bits, whose rounding is hundreds of bits."""
+    logits = torch.full((1, 1, 40), 30.12, device=device, requires_grad=True)
+    ids = torch.full((1, 1), 3, device=device)
+    out = token_logp_and_entropy(Logits(logits, temperature=1e-8), ids, ONE.to(device), impl=impl)
+    out.logp.sum().backward()
+    assert out.logp.item() == pytest.approx(-math.log(40), rel=1e-6)
+    expected = torch.full((40,), -1 / 40)
+    expected[3] += 1
+    torch.testing.assert_close(1e-8 * logits.grad[0, 0].cpu(), expected, rtol=1e-6, atol=0)
+
+
+def test_a_capped_target_of_millions_is_scored_as_the_oracle_scores_it(device):
+    batch = random_batch(device, B=1, T=2, V=300)
+    batch.loss_mask[:] = True
+    batch.logits[..., 5] = 2e6
+    batch.target_ids[:] = 5
+    assert_both_match_the_oracle(batch, {"softcap": 30.0})
+
+
 @pytest.mark.parametrize("softmax", [{}, {"temperature": 2.0}, {"scale": 0.5}, {"softcap": 30.0}])
 @pytest.mark.parametrize("fill", ["lowest", "highest", -1e30, 1e12, -1e9, -1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

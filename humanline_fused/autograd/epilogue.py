@@ -1,12 +1,12 @@
 """Scores of rows of logits, and their gradient in the same memory, by kernels, for a head's chunks.
 
-A head's loop is never compiled and its chunks are no part of a graph, so the kernels are launched without custom ops.
+A head's loop is never compiled and its chunks are no part of a graph, so nobody needs to see that the rows are written.
 """
 
 import torch
 from torch import Tensor
 
-from humanline_fused.softmax import RowScores, Softmax
+from humanline_fused.softmax import RowScores, Softmax, in_two_passes
 from humanline_kernels import score_and_dlogits, token_logp
 from humanline_kernels.cache import num_programs
 
@@ -18,7 +18,7 @@ def _batch_of_one(target_ids: Tensor, softmax: Softmax) -> tuple[Tensor, Tensor,
 
 
 def score_rows(logits: Tensor, target_ids: Tensor, softmax: Softmax, with_entropy: bool) -> RowScores:
-    logp, entropy, point, log2_total, _ = token_logp.score_logits(
+    logp, entropy, point, log2_total, _ = token_logp.token_logp_forward(
         logits[None], None, *_batch_of_one(target_ids, softmax), *softmax[1:], with_entropy
     )
     return RowScores(logp.flatten(), entropy.flatten(), point.flatten(), log2_total.flatten())
@@ -48,9 +48,7 @@ def score_and_write_dlogits_(logits: Tensor, target_ids: Tensor, softmax: Softma
     # A softcap's arithmetic takes longer than the read that one launch saves.
     programs = num_programs(logits) if softmax.softcap is None else 0
     if programs == 0:
-        scores = score_rows(logits, target_ids, softmax, False)
-        write_dlogits_(logits, target_ids, softmax, scores, torch.ones_like(scores.logp), None)
-        return scores
+        return in_two_passes(score_rows, write_dlogits_, logits, target_ids, softmax)
     logp, point, log2_total = score_and_dlogits.score_and_write_dlogits_(
         logits, target_ids, softmax.temperature, programs, softmax.inverse_temperature, softmax.scale
     )

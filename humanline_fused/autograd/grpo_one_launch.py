@@ -27,6 +27,9 @@ class GRPOOneLaunch(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
+        grad_output = grad_outputs[0]
+        if grad_output is None:
+            return (None,) * (1 + ctx.num_arguments)
         try:
             (dlogits,) = ctx.saved_tensors
         except RuntimeError as error:
@@ -35,7 +38,7 @@ class GRPOOneLaunch(torch.autograd.Function):
                 "one_launch=False permits several"
             ) from error
         # Autograd counts this as a write to dlogits, so it detects a second backward even if grad_output is 1.
-        scale_dlogits_(dlogits, grad_outputs[0])
+        scale_dlogits_(dlogits, grad_output)
         return dlogits, *(None for _ in range(ctx.num_arguments))
 
 

@@ -123,11 +123,16 @@ def capacity_of(workspace_bytes: int | None, row_bytes: int, device: torch.devic
     if workspace_bytes is None:
         workspace_bytes = 2**27
         if device.type == "cuda":
-            workspace_bytes = min(max(2**31, 4096 * row_bytes), 2**32, _free_memory(device) // 2)
+            wanted = min(max(2**31, 4096 * row_bytes), 2**32)
+            workspace_bytes = min(wanted, _free_memory(device, 2 * wanted) // 2)
     return max(1, workspace_bytes // row_bytes)
 
 
-def _free_memory(device: torch.device) -> int:
-    """Return a GPU's free memory, bytes, with what the allocator holds unused. Looked at in every call: it shrinks."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+def _free_memory(device: torch.device, enough: int) -> int:
+    """Return a GPU's free memory, bytes: what the allocator holds unused, and the device's unless that is ``enough``.
+
+    Looked at in every call: it shrinks. The allocator answers sooner than the driver.
+    """
+    counts = torch.cuda.memory_stats_as_nested_dict(device)
+    unused = counts["reserved_bytes"]["all"]["current"] - counts["allocated_bytes"]["all"]["current"]
+    return unused if unused >= enough else unused + torch.cuda.mem_get_info(device)[0]

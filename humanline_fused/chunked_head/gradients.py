@@ -45,8 +45,8 @@ class HeadTotals:
             self.bias += column_sums(dlogits, coefficient)
         self._is_empty = False
 
-    @property
-    def weight(self) -> Tensor | None:
+    def finished_weight(self) -> Tensor | None:
+        """The weight's gradient, of zeros if nothing was added."""
         if self._is_empty and self._weight is not None:
             self._weight.zero_()
         return self._weight

@@ -108,8 +108,9 @@ def _again(
             if bias is not None and work.needs.bias:
                 dbias = column_sums(dlogits, coefficient[part]).to(bias.dtype)
         if totals is not None:
-            if totals.weight is not None:
-                dweight = weight_gradient(work, totals.weight, None, weight.dtype)
+            total = totals.finished_weight()
+            if total is not None:
+                dweight = weight_gradient(work, total, None, weight.dtype)
             if totals.bias is not None and bias is not None:
                 dbias = totals.bias.to(bias.dtype)
     return HeadGradients(None if dhidden is None else dhidden.view(hidden.shape), dweight, dbias)

@@ -4,6 +4,7 @@ The coefficients do not scale the logits. Each chunk's dlogits are computed for 
 scale factors with H columns. So only the weight's gradient waits for them (docs/math.md, equation 16).
 """
 
+from collections.abc import Callable
 from typing import Any, Generic, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from humanline_fused.chunked_head.gradients import (
 from humanline_fused.chunked_head.products import column_sums
 from humanline_fused.chunked_head.sweep import Index, Sweep, selected
 from humanline_fused.chunked_head.work import Work
-from humanline_fused.layer import LossOfLogp, Result, ScoredLoss
+from humanline_fused.layer import Result, ScoredLoss
 from humanline_fused.softmax import RowScores
 
 
@@ -30,13 +31,13 @@ class Call(NamedTuple, Generic[Result]):
     """Arguments of one call that need no gradient.
 
     Attributes:
-        loss_of_logp: the loss of the log-probs.
+        differentiated: from log-probs of policy and reference, [B, T], to the loss and its derivative in the policy's.
         ref_logp: [B, T] of the reference, or None if ``ref_hidden`` goes through the same head.
         ref_hidden: [B, T, H] of a reference with the same head, or None.
     """
 
     work: Work
-    loss_of_logp: LossOfLogp[Result]
+    differentiated: Callable[[Tensor, Tensor], tuple[Result, Tensor]]
     ref_logp: Tensor | None
     ref_hidden: Tensor | None
 
@@ -60,20 +61,6 @@ class Kept(NamedTuple):
     bias: Tensor | None = None
 
 
-def _differentiated(loss_of_logp: LossOfLogp[Result], logp: Tensor, ref_logp: Tensor) -> tuple[Result, Tensor]:
-    """The result, detached, and ∂loss/∂logp [B, T].
-
-    A token's derivative is right as soon as all log-probs that it depends on are there.
-    """
-    # Under the caller's hooks (checkpoint, save_on_cpu) every chunk would compute the model again, or wait.
-    unpacked = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
-    with torch.enable_grad(), unpacked:
-        logp = logp.detach().requires_grad_()
-        result = loss_of_logp(logp, ref_logp)
-        (coefficient,) = torch.autograd.grad(result.loss, logp)
-    return result._replace(loss=result.loss.detach()), coefficient
-
-
 class HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -83,7 +70,7 @@ class HeadLoss(torch.autograd.Function):
             chunks = _Forward(call, hidden, weight, bias)
             logp, ref_logp = chunks.log_probs()
             # Without a row that has a gradient no derivative was asked for.
-            result = call.loss_of_logp(logp, ref_logp) if chunks.result is None else chunks.result
+            result = call.differentiated(logp, ref_logp)[0] if chunks.result is None else chunks.result
         ctx.set_materialize_grads(False)
         ctx.work = call.work
         ctx.save_for_backward(hidden, weight, bias, *chunks.kept())
@@ -173,12 +160,13 @@ class _Forward(Generic[Result]):
     def kept(self) -> Kept:
         if self.totals is None:
             return Kept(self.positions[self.left], self.coefficient[self.left], dlogits=self.dlogits)
-        totals = self.totals
-        return Kept(self.positions, self.coefficient, dhidden=self.dhidden, weight=totals.weight, bias=totals.bias)
+        weight, bias = self.totals.finished_weight(), self.totals.bias
+        return Kept(self.positions, self.coefficient, dhidden=self.dhidden, weight=weight, bias=bias)
 
     def _find_coefficients(self, rows: slice) -> None:
-        # Rows with a gradient are the last ones, so the last result is that of all log-probs.
-        self.result, coefficient = _differentiated(self.call.loss_of_logp, *self.log_probs())
+        # A token's derivative is right as soon as all log-probs that it depends on are there. Rows with a gradient are
+        # the last ones, so the last result is that of all log-probs.
+        self.result, coefficient = self.call.differentiated(*self.log_probs())
         torch.index_select(coefficient.flatten(), 0, self.positions[rows], out=self.coefficient[rows])
 
     def _left(self, rows: slice) -> Index:

@@ -12,7 +12,7 @@ SLICE_BYTES = 2**24
 """Size of the part of a factor that is converted to float32 at once, on a CPU, for factors in half precision."""
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+def float32_or_wider(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -30,7 +30,7 @@ def write_logits(logits: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a · b, in the accumulation dtype."""
-    dtype = accumulation_dtype(a.dtype)
+    dtype = float32_or_wider(a.dtype)
     if a.dtype == dtype:
         return a @ b
     if a.is_cuda:

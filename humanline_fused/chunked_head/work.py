@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from humanline_fused.chunked_head.chunks import Rows, capacity_of
-from humanline_fused.chunked_head.products import accumulation_dtype
+from humanline_fused.chunked_head.products import float32_or_wider
 from humanline_fused.chunked_head.shards import Shards
 from humanline_fused.scores import LMHead
 from humanline_fused.softmax import Epilogue, Softmax, softmax_of
@@ -60,7 +60,7 @@ class Work:
 
     @property
     def accumulation(self) -> torch.dtype:
-        return accumulation_dtype(self.dtype)
+        return float32_or_wider(self.dtype)
 
     def empty_logits(self, rows: int, vocabulary: int) -> Tensor:
         """[rows, V]; every row begins on a 16-byte boundary, for fast products and loads."""
@@ -80,7 +80,7 @@ def work_of(epilogue: Epilogue, head: LMHead, rows: Rows, tokens: Tokens, with_e
         dtype = torch.get_autocast_dtype(hidden.device.type)
     if softmax.temperature is not None:
         softmax = softmax._replace(temperature=softmax.temperature.flatten())
-    logits_dtype = accumulation_dtype(dtype) if head.fp32_logits else dtype
+    logits_dtype = float32_or_wider(dtype) if head.fp32_logits else dtype
     row_bytes = _padded(len(head.weight), logits_dtype) * logits_dtype.itemsize
     if logits_dtype != dtype:
         row_bytes += len(head.weight) * dtype.itemsize  # the copy of dlogits that is rounded for the products

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -164,7 +164,8 @@ def _loss_of_head(
         ref_logp = _score_reference(layer, reference, tokens).to(work.accumulation)
     if work.capacity < len(rows.positions):
         work = replace(work, rows=in_blocks(rows, tokens, policy.rows))
-    return head_loss(Call(work, loss_of_logp, ref_logp, ref_hidden), policy.hidden, policy.weight, policy.bias)
+    differentiated = partial(layer.loss_and_derivative, loss_of_logp)
+    return head_loss(Call(work, differentiated, ref_logp, ref_hidden), policy.hidden, policy.weight, policy.bias)
 
 
 def per_token(values: Tensor, target_ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:

@@ -1,5 +1,6 @@
 """Every operation in plain PyTorch. Implements ``Layer``. Runs anywhere; its float64 run is the tests' oracle."""
 
+from humanline_fused.eager.derivative import loss_and_derivative
 from humanline_fused.eager.dpo_loss import dpo_loss
 from humanline_fused.eager.epilogue import score_and_write_dlogits_, score_rows, write_dlogits_
 from humanline_fused.eager.grpo_loss import grpo_loss
@@ -13,6 +14,7 @@ __all__ = [
     "dpo_loss",
     "grpo_loss",
     "kto_loss",
+    "loss_and_derivative",
     "score_and_write_dlogits_",
     "score_rows",
     "sequence_counts",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from humanline_fused.eager.token_logp import CHUNK_BYTES, finite
-from humanline_fused.softmax import RowScores, Softmax
+from humanline_fused.softmax import RowScores, Softmax, in_two_passes
 
 
 def _parts(logits: Tensor, target_ids: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
@@ -44,9 +44,7 @@ def score_rows(logits: Tensor, target_ids: Tensor, softmax: Softmax, with_entrop
 
 
 def score_and_write_dlogits_(logits: Tensor, target_ids: Tensor, softmax: Softmax) -> RowScores:
-    scores = score_rows(logits, target_ids, softmax, False)
-    write_dlogits_(logits, target_ids, softmax, scores, torch.ones_like(scores.logp), None)
-    return scores
+    return in_two_passes(score_rows, write_dlogits_, logits, target_ids, softmax)
 
 
 def write_dlogits_(

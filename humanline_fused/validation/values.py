@@ -29,27 +29,33 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:80] + "..."
 
 
+def _is_dense(value: Tensor) -> bool:
+    """Return True for a tensor that has its values in memory."""
+    strided = value.layout == torch.strided and not value.is_nested
+    return strided and value.device.type != "meta" and not hasattr(value, "placements")
+
+
 def check_dense(expected: str, value: object) -> None:
     """Check that a tensor has its values in memory: refuse DTensors, nested and sparse tensors, and meta tensors."""
     if hasattr(value, "placements"):
         raise TypeError(f"{expected}, got a DTensor: pass local tensors, inside the wrapped model's forward")
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or _is_dense(value):
         return
-    if value.is_nested or value.layout != torch.strided:
-        raise TypeError(f"{expected}, got {describe(value)}: pass a dense tensor")
-    if value.device.type == "meta":
-        raise TypeError(f"{expected}, got {describe(value)}: a meta tensor has no values")
+    reason = "a meta tensor has no values" if value.device.type == "meta" else "pass a dense tensor"
+    raise TypeError(f"{expected}, got {describe(value)}: {reason}")
 
 
 def check_tensor(
     name: str, value: object, shape: Sequence[int], kinds: Sequence[torch.dtype], device: torch.device
 ) -> None:
+    dense = isinstance(value, Tensor) and _is_dense(value)
+    if dense and value.dtype in kinds and value.shape == torch.Size(shape) and value.device == device:
+        return
     expected = f"{name}: expected {' or '.join(str(k).removeprefix('torch.') for k in kinds)} {list(shape)} on {device}"
     check_dense(expected, value)
     if not isinstance(value, Tensor) or value.dtype not in kinds:
         raise TypeError(f"{expected}, got {describe(value)}")
-    if list(value.shape) != list(shape) or value.device != device:
-        raise ValueError(f"{expected}, got {describe(value)}")
+    raise ValueError(f"{expected}, got {describe(value)}")
 
 
 def check_ids(name: str, ids: object) -> None:

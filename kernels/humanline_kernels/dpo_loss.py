@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from humanline_kernels.operators import operator
 from humanline_kernels.sequences import (
     empty_outputs,
     fake_sequence_loss,
@@ -101,8 +102,8 @@ def dpo_loss_kernel(
 ):
     chosen = tl.program_id(0).to(tl.int64)
     rejected = P + chosen
-    chosen_begin, chosen_end, chosen_legal = sequence_bounds(cu_seqlens_ptr, chosen, N)
-    rejected_begin, rejected_end, rejected_legal = sequence_bounds(cu_seqlens_ptr, rejected, N)
+    chosen_begin, chosen_end, chosen_legal = sequence_bounds(cu_seqlens_ptr, chosen, 2 * P, N)
+    rejected_begin, rejected_end, rejected_legal = sequence_bounds(cu_seqlens_ptr, rejected, 2 * P, N)
     chosen_log_ratio, chosen_tokens, chosen_low, chosen_high = sequence_log_ratio(
         logp_ptr, ref_logp_ptr, loss_mask_ptr, chosen_begin, chosen_end, log_epsilon_P, log_epsilon_R, BLOCK_T
     )
@@ -159,7 +160,7 @@ def dpo_loss_kernel(
         )
 
 
-@torch.library.custom_op("humanline::dpo_loss", mutates_args=())
+@operator("dpo_loss")
 def dpo_loss_forward(
     logp: Tensor,
     ref_logp: Tensor,

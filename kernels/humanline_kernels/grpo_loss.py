@@ -10,6 +10,7 @@ from torch import Tensor
 
 from humanline_kernels.log_ratio import clamp_stops, clamped_log_ratio_tile
 from humanline_kernels.means import divide_to_means
+from humanline_kernels.operators import operator
 from humanline_kernels.tiles import TOKEN_TILES
 
 LARGEST = tl.constexpr(3.4028234663852886e38)
@@ -122,7 +123,7 @@ def grpo_loss_kernel(
     )
 
 
-@torch.library.custom_op("humanline::grpo_loss", mutates_args=())
+@operator("grpo_loss")
 def grpo_loss_forward(
     logp: Tensor,
     ref_logp: Tensor,

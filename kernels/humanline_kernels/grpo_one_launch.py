@@ -14,6 +14,7 @@ from humanline_kernels.dlogits import empty_dlogits, store_dlogits, store_zeros
 from humanline_kernels.grpo_loss import grpo_terms, store_partials
 from humanline_kernels.log_ratio import clamp_log_ratio
 from humanline_kernels.means import divide_to_means
+from humanline_kernels.operators import operator
 from humanline_kernels.softmax import score_row
 from humanline_kernels.tiles import one_launch_tiles
 from humanline_kernels.token_logp import softmax_scalars
@@ -81,7 +82,6 @@ def grpo_one_launch_kernel(
     for n in range(tl.program_id(0).to(tl.int64), N, tl.num_programs(0)):
         b, t = n // T, n % T
         row_ptr = logits_ptr + b * stride_logits_b + t * stride_logits_t
-        drow_ptr = dlogits_ptr + b * stride_dlogits_b + t * stride_dlogits_t
         counts = tl.load(loss_mask_ptr + n) != 0
         target_id = tl.load(target_ids_ptr + n)
         advantage = tl.load(advantages_ptr + b * stride_advantages_b + t * stride_advantages_t, mask=counts, other=0.0)
@@ -124,6 +124,7 @@ def grpo_one_launch_kernel(
             raw < log_epsilon_P,
             raw > log_epsilon_R,
         )
+        drow_ptr = dlogits_ptr + b * stride_dlogits_b + t * stride_dlogits_t
         if dlogp != 0:
             row = (point, log2_total, 0.0, dlogp * (gain / temperature), 0.0)
             store_dlogits(
@@ -133,7 +134,7 @@ def grpo_one_launch_kernel(
             store_zeros(drow_ptr, V, BLOCK_V)
 
 
-@torch.library.custom_op("humanline::grpo_one_launch", mutates_args=())
+@operator("grpo_one_launch")
 def grpo_one_launch(
     logits: Tensor,
     ref_logits: Tensor | None,

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from humanline_kernels.operators import operator
 from humanline_kernels.sequences import (
     empty_outputs,
     fake_sequence_loss,
@@ -46,7 +47,7 @@ def kto_loss_kernel(
     BLOCK_T: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
-    begin, end, legal = sequence_bounds(cu_seqlens_ptr, b, N)
+    begin, end, legal = sequence_bounds(cu_seqlens_ptr, b, tl.num_programs(0), N)
     log_ratio, tokens, low, high = sequence_log_ratio(
         logp_ptr, ref_logp_ptr, loss_mask_ptr, begin, end, log_epsilon_P, log_epsilon_R, BLOCK_T
     )
@@ -77,7 +78,7 @@ def kto_loss_kernel(
         )
 
 
-@torch.library.custom_op("humanline::kto_loss", mutates_args=())
+@operator("kto_loss")
 def kto_loss_forward(
     logp: Tensor,
     ref_logp: Tensor,

@@ -12,11 +12,13 @@ NUM_PARTIALS = tl.constexpr(5)
 
 
 @triton.jit
-def sequence_bounds(cu_seqlens_ptr, sequence, N):
-    """(begin, end, legal) of a sequence among N tokens; bounds outside [0, N] are cut off, and not legal."""
+def sequence_bounds(cu_seqlens_ptr, sequence, num_sequences, N):
+    """(begin, end, legal) of a sequence among N tokens. Legal bounds go from 0 to N and do not fall; others are cut."""
     begin = tl.load(cu_seqlens_ptr + sequence).to(tl.int64)
     end = tl.load(cu_seqlens_ptr + sequence + 1).to(tl.int64)
-    return tl.maximum(begin, 0), tl.minimum(end, N), (begin >= 0) & (end <= N)
+    legal = (begin <= end) & (begin >= 0) & (end <= N)
+    legal = legal & ((sequence > 0) | (begin == 0)) & ((sequence < num_sequences - 1) | (end == N))
+    return tl.maximum(begin, 0), tl.minimum(end, N), legal
 
 
 @triton.jit

@@ -223,9 +223,9 @@ def score_row(
     )
     log2_point = tl.fma(center, sharpness, constant)
     half_target = 0.5 * log2_point  # half, because in whole bits the lowest float would be −inf
-    # Below 1e36, about 83 nats above the point, a weight times its log2 is finite. A target beyond ±1e6 would leave the
-    # constant a rounding of more than a bit. One comparison, because two cost a register; NaN is False in it.
-    if not (total + 1e30 * tl.abs(target) < 1e36):
+    # Below 1e36, about 83 nats above the point, a weight times its log2 is finite. A constant of more than 2^31 bits
+    # has a rounding that no weight holds. One comparison, because two cost a register; NaN is False in it.
+    if not (total + 1e30 * tl.abs(constant) < 1e36):
         # Half the tile: a rare path must not cost the kernel registers.
         point = maximum_of_row(row_ptr, V, BLOCK_V // 2)
         center = score(point, softmax, HAS_SOFTCAP)

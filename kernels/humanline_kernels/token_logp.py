@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from humanline_kernels.dlogits import empty_dlogits, store_dlogits, store_zeros
+from humanline_kernels.operators import operator
 from humanline_kernels.softmax import LOG2E, score_row
 from humanline_kernels.tiles import vocabulary_tiles
 
@@ -175,7 +176,8 @@ def _empty_scores(logits: Tensor, with_entropy: bool, with_reference: bool) -> S
     return logp, entropy, torch.empty_like(logp), torch.empty_like(logp), ref_logp
 
 
-def score_logits(
+@operator("token_logp_forward")
+def token_logp_forward(
     logits: Tensor,
     ref_logits: Tensor | None,
     target_ids: Tensor,
@@ -229,10 +231,6 @@ def score_logits(
     return logp, entropy, point, log2_total, ref_logp
 
 
-token_logp_forward = torch.library.custom_op("humanline::token_logp_forward", mutates_args=())(score_logits)
-"""``score_logits`` for code that may be compiled. A custom op costs the host several times what a launch does."""
-
-
 @token_logp_forward.register_fake
 def _(logits, ref_logits, target_ids, loss_mask, temperature, inverse_temperature, softcap, scale, with_entropy):
     return _empty_scores(logits, with_entropy, ref_logits is not None)
@@ -284,7 +282,7 @@ def _write_dlogits(
         )
 
 
-@torch.library.custom_op("humanline::token_logp_backward", mutates_args=())
+@operator("token_logp_backward")
 def token_logp_backward(
     dlogp: Tensor,
     dentropy: Tensor | None,
