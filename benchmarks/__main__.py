@@ -1,4 +1,4 @@
-"""``python -m benchmarks [run | train | data | paper | gpu | static | report]``; bare, a short run."""
+"""``python -m benchmarks [run | train | data | paper | gpu | host | static | report]``; bare, a short run."""
 
 import importlib
 import sys
@@ -9,6 +9,7 @@ VERBS = {
     "data": ("benchmarks.preparation", "how fast rows become tokens, and what these keep in memory"),
     "paper": ("benchmarks.paper.command", "the paper's claims, repeated with tiny policies and a small Llama"),
     "gpu": ("benchmarks.gpu", "everything that belongs on a GPU, in restartable parts"),
+    "host": ("benchmarks.host", "what a loss costs the host, beside its kernels"),
     "static": ("benchmarks.static.static_report", "the kernels' machine code, read without a GPU"),
     "report": ("benchmarks.report", "make the tables of README.md and docs/performance.md anew"),
 }

@@ -30,6 +30,7 @@ TABLES = {
     "kernel": "benchmarks.static.loop_table",
     "launch": "benchmarks.static.launch_table",
     "loss": "benchmarks.static.loss_launches",
+    "host": "benchmarks.host",
     "held_mib": "benchmarks.kernels.cached_rows",
     "outcome": "benchmarks.kernel_tests",
     "fault": "tests.faults.table",
