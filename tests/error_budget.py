@@ -27,13 +27,21 @@ exponents and of the product with ln 2."""
 
 
 def assert_within_budget(
-    actual: Tensor, eager: Tensor, oracle: Tensor, what: str, *, log_probs: float = 0.0, unit: float = 1.0
+    actual: Tensor,
+    eager: Tensor,
+    oracle: Tensor,
+    what: str,
+    *,
+    log_probs: float = 0.0,
+    unit: float = 1.0,
+    sums: float = 0.0,
 ) -> None:
     """Assert that ``actual`` is within the budget, and equal to the oracle where that is not finite.
 
     Args:
         log_probs: sum of the absolute log-probs that one result is computed from, nats.
         unit: scale of the two terms if the result is a difference: 1 for nats, max |dlogp| for dlogits.
+        sums: absolute error by the sums of given numbers, :func:`rounding_of_tree`.
     """
     assert actual.dtype == eager.dtype, f"{what}: {actual.dtype} where eager gives {eager.dtype}"
     assert actual.shape == oracle.shape, f"{what}: {tuple(actual.shape)} where the oracle gives {tuple(oracle.shape)}"
@@ -47,7 +55,7 @@ def assert_within_budget(
     actual, eager, oracle = actual[finite], eager[finite], oracle[finite]
     store = 0.5 * precision * oracle.abs()
     own = ((eager - oracle).abs() - store).clamp(min=0).max()
-    rounding = PER_NAT * (1 + log_probs) * max(oracle.abs().max().item(), unit)
+    rounding = PER_NAT * (1 + log_probs) * max(oracle.abs().max().item(), unit) + sums
     excess = (actual - oracle).abs() - (own + store + rounding)
     assert not excess.isnan().any(), f"{what}: NaN where the oracle is finite"
     assert (excess <= 0).all(), f"{what}: {excess.max():.3e} over the budget"
@@ -59,3 +67,8 @@ def rounding_of_sum(*terms: float) -> float:
     Each addition rounds by half an epsilon of a partial sum, and no partial sum exceeds Σ |term|.
     """
     return len(terms) * FLOAT32_EPSILON * sum(map(abs, terms))
+
+
+def rounding_of_tree(terms: Tensor, roundings: int) -> float:
+    """Return the largest error of a float32 sum in which no term is rounded more often, alone or as part of a sum."""
+    return roundings * 0.5 * FLOAT32_EPSILON * terms.abs().sum().item()

@@ -12,8 +12,8 @@ import torch
 from humanline_fused import Logits, TokenLogp, autograd, token_logp_and_entropy
 from humanline_fused.softmax import Softmax
 from humanline_kernels.means import divide_to_means
-from tests.error_budget import assert_within_budget
-from tests.inputs import loss_and_gradient, loss_of, random_batch
+from tests.error_budget import assert_within_budget, rounding_of_tree
+from tests.inputs import SETTINGS, loss_and_gradient, loss_of, random_batch
 from tests.oracle import assert_matches_oracle
 from tests.test_softmax import assert_both_match_the_oracle
 
@@ -150,6 +150,10 @@ def tokens_of(device, T, filling=0.0):
     return [x.where(mask, filling).to(device) for x in (logp, ref_logp)], mask.to(device)
 
 
+ROUNDINGS = 1 + 2 + 10
+"""Of a token's log-ratio: as a difference, in the sums of its lane over two tiles, and in a tree over 1024 lanes."""
+
+
 @pytest.mark.parametrize("filling", [0.0, math.nan])
 def test_a_sequence_of_two_tiles_of_tokens_matches_the_oracle(device, objective, filling):
     scores, mask = tokens_of(device, 1203, filling)
@@ -161,11 +165,18 @@ def test_a_sequence_of_two_tiles_of_tokens_matches_the_oracle(device, objective,
         out = loss_of(objective, TokenLogp(logp.requires_grad_()), TokenLogp(ref_logp), batch, impl=impl)
         out.loss.backward()
         results.append((out.loss.detach(), logp.grad))
-    log_probs = (scores[0].abs() + scores[1].abs()).where(mask, 0.0)
-    size = (log_probs.max() if objective == "grpo" else 2 * log_probs.sum(-1).max()).item()
+    log_ratios = (scores[0] - scores[1]).where(mask, 0.0)
+    if objective == "grpo":
+        nats = log_ratios.abs().max().item()
+        sums = {"loss": rounding_of_tree(results[2][0], ROUNDINGS), "dlogp": 0.0}
+    else:
+        # A pair's margin is that of two sequences. The loss has a slope of at most 1 in it, a sigmoid one of 1/4.
+        nats, beta, sequences = 0.0, SETTINGS[objective]["beta"], 2 if objective == "dpo" else 1
+        margin = beta * sequences * max(rounding_of_tree(row, ROUNDINGS) for row in log_ratios)
+        sums = {"loss": margin, "dlogp": beta * 0.25 * margin * sequences / len(log_ratios)}
     for name, actual, eager, oracle in zip(("loss", "dlogp"), *results, strict=True):
         unit = 1.0 if name == "loss" else oracle.abs().max().item()
-        assert_within_budget(actual, eager, oracle, name, log_probs=size, unit=unit)
+        assert_within_budget(actual, eager, oracle, name, log_probs=nats, unit=unit, sums=sums[name])
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["counted", "given"])
