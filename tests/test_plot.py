@@ -297,12 +297,12 @@ for run in sys.argv[1:]:
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the kernel does not tell the peak of a process")
 def test_a_plot_of_a_million_log_lines_takes_at_most_500_mib(tmp_path: Path) -> None:
-    """Extrapolated: 250,000 lines take a quarter of what a million takes beyond a run of two lines.
+    """Extrapolated: 100,000 lines take a tenth of what a million takes beyond a run of two lines.
 
     The peak that getrusage gives a new process begins with that of its parent, unlike VmHWM.
     """
     names = [f"other/{i}" for i in range(20)] + ["humanline/unclamped", "rewards/margins", "time/training", "reward"]
-    number = 250_000
+    number = 100_000
     small, large = (tmp_path / str(lines) for lines in (2, number))
     line = json.dumps({name: 0.123456789 + i for i, name in enumerate(names)})[1:]
     for run, lines in ((small, 2), (large, number)):
