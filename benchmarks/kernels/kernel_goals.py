@@ -21,7 +21,10 @@ SPEED = (
 LARGE = 4096
 HIDDEN_SIZES = LARGE, 1536, 896
 PASS = 184
-"""One pass over logits of 2 bytes, at 4.3 TB/s, costs this over H of a product, at 790 TFLOP/s (an H200, measured)."""
+"""One pass over logits of 2 bytes, at 4.3 TB/s, costs this over H of a product, at 790 TFLOP/s: assumed of an H200.
+
+A pass of an H100 costs more of its product, so these goals are harder there.
+"""
 
 REST = 0.05  # of the products' time: rows gathered and scattered, and sums over chunks
 

@@ -52,7 +52,8 @@ def _budgets(
 
 
 EVERY_DTYPE = ("bf16", "fp16", "fp32")
-BACKWARD = (*EVERY_DTYPE, "bf16 HAS_GRAD_OUTPUT")  # whose factor, on the device, a loss of logits gives
+BACKWARD = (*EVERY_DTYPE, "bf16 HAS_TEMPERATURE", "bf16 HAS_GRAD_OUTPUT")
+COSTLY_BACKWARD = {"bf16 HAS_ENTROPY": 9.6, "bf16 HAS_SOFTCAP": 27.5}
 ONE_LAUNCH = {"bf16 HAS_REFERENCE": 5.6, "bf16 HAS_REFERENCE V=32000": 5.6, "fp32 HAS_REFERENCE": 4.2}
 SCORE_AND_DLOGITS = {"bf16": 5.6, "bf16 V=32000": 5.6, "fp32": 4.2}
 SUMS = {"bf16": 5.6, "fp16": 5.6, "fp32": 4.2, "bf16 HAS_TEMPERATURE": 5.6}
@@ -62,11 +63,13 @@ BUDGETS = (
     *_budgets("token_logp_forward", FORWARD, {"bf16 HAS_ENTROPY": 7.5, "bf16 HAS_SOFTCAP": 22}),
     *_budgets("token_logp_forward", FALL_BACK, dict.fromkeys(EVERY_DTYPE, 7.6)),
     *_budgets("token_logp_backward", ("store_dlogits",), dict.fromkeys(BACKWARD, 7.6), gfx942=11),
-    *_budgets("token_logp_backward", ("store_zeros",), dict.fromkeys(BACKWARD, 1.3)),
+    *_budgets("token_logp_backward", ("store_dlogits",), COSTLY_BACKWARD),
+    *_budgets("token_logp_backward", ("store_zeros",), dict.fromkeys((*BACKWARD, *COSTLY_BACKWARD), 0.75)),
     *_budgets("grpo_one_launch", REFERENCE_AND_POLICY, ONE_LAUNCH),
     *_budgets("grpo_one_launch", POLICY, {"bf16": 5.6}),
-    *_budgets("grpo_one_launch", ("store_dlogits",), dict.fromkeys(ONE_LAUNCH, 7.6)),
-    *_budgets("grpo_one_launch", ("store_zeros",), {"bf16 HAS_REFERENCE": 1.3}),
+    *_budgets("grpo_one_launch", ("store_dlogits",), dict.fromkeys(("bf16", *ONE_LAUNCH), 7.6)),
+    *_budgets("grpo_one_launch", ("store_zeros",), dict.fromkeys(("bf16", *ONE_LAUNCH), 0.75)),
+    *_budgets("scale_dlogits", ("scale_dlogits_kernel",), {"bf16": 4.3}),
     *_budgets("score_and_dlogits", FORWARD, SCORE_AND_DLOGITS),
     *_budgets("score_and_dlogits", ("store_dlogits",), dict.fromkeys(SCORE_AND_DLOGITS, 7.6)),
 )

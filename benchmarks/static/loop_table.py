@@ -52,7 +52,7 @@ MODEL = f"""\
 The share of bandwidth is a model: the least of 1, 1 / issue, 1 / exp unit, and the bytes in flight over those of a
 latency of {LATENCY} ns at full bandwidth. An SM issues {ISSUE_SLOTS_PER_CLOCK} instructions, slower integer ones
 counted alike, and {EXP_PER_CLOCK} exp operations per clock (CUDA programming guide); of the data sheet's bandwidth a
-copy was measured to reach 90 %, on an H200; clocks and latency under load are assumed."""
+copy is taken to reach 90 %, as reported of an H200; clocks and latency under load are assumed."""
 
 
 def table(rows: Sequence[LoopCost]) -> str:

@@ -19,7 +19,7 @@ class Device:
 
     @property
     def bandwidth(self) -> float:
-        """TB/s that a copy reaches: 90 % of the data sheet's, as an H200 was measured to (4.3 of 4.8)."""
+        """TB/s that a copy reaches: 90 % of the data sheet's, assumed from reports of an H200 (4.3 of 4.8)."""
         return 0.9 * self.data_sheet_bandwidth
 
 

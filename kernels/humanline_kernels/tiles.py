@@ -1,4 +1,4 @@
-"""Tile sizes, warps and programs of every launch. No other file holds tuning numbers."""
+"""Tile sizes, warps and programs of every launch. What a cache holds is in cache.py."""
 
 import torch
 
@@ -33,7 +33,7 @@ def one_launch_per_multiprocessor(row_bytes: int) -> int:
 
 
 def one_launch_tiles(V: int, itemsize: int) -> dict[str, int]:
-    """Tiles with 64 KiB of reads in flight per multiprocessor: eight 16-byte loads in each of 512 threads."""
+    """Tiles of 64 KiB per multiprocessor: eight 16-byte loads in each of 512 threads, if the compiler keeps them."""
     share = one_launch_per_multiprocessor(V * itemsize)
     block_v = min(65536 // share // itemsize, max(16, next_power_of_2(V)))
     return {"BLOCK_V": block_v, "num_warps": min(16 // share, max(1, block_v * itemsize // 4096))}
