@@ -91,7 +91,7 @@ MUTANTS = [
     Mutant(softmax.sum_weights, FIRST_TILE, LAST_TILES, score, WRONG),
     Mutant(softmax.sum_weights, "BLOCK_V // VECTOR) == 0", "BLOCK_V // VECTOR) < 2", score, WRONG),
     Mutant(softmax.maximum_of_row, FIRST_TILE, LAST_TILES, score_again, WRONG),
-    Mutant(softmax.score_row, "* tl.abs(target) < 1e36", "* tl.abs(target) >= 0", score_again, WRONG),
+    Mutant(softmax.score_row, "* tl.abs(constant) < 1e36", "* tl.abs(constant) >= 0", score_again, WRONG),
     Mutant(softmax.load_target, "(legal, target_id, 0)", "(legal, target_id + 1, 0)", score, "outside the view"),
     Mutant(softmax.load_target, "target_id < V", "target_id <= V", an_id_beyond_the_vocabulary, "outside the view"),
     # token_logp_forward
