@@ -141,11 +141,11 @@ def test_rows_that_do_not_count_are_not_read(device, one_launch):
 # Sequences
 
 
-def tokens_of(device, T, filling=0.0):
+def tokens_of(device, T, filling=0.0, spread=1.0):
     """Return log-probs of policy and reference of four sequences, a mask, and other numbers where it is False."""
     generator = torch.Generator().manual_seed(4)
     logp = -3 * torch.rand(4, T, generator=generator)
-    ref_logp = logp + torch.randn(4, T, generator=generator)
+    ref_logp = logp + spread * torch.randn(4, T, generator=generator)
     mask = torch.rand(4, T, generator=generator) < 0.8
     return [x.where(mask, filling).to(device) for x in (logp, ref_logp)], mask.to(device)
 
@@ -156,7 +156,8 @@ ROUNDINGS = 1 + 2 + 10
 
 @pytest.mark.parametrize("filling", [0.0, math.nan])
 def test_a_sequence_of_two_tiles_of_tokens_matches_the_oracle(device, objective, filling):
-    scores, mask = tokens_of(device, 1203, filling)
+    # KTO's sigmoid would be 0 or 1 of the sums of larger log-ratios.
+    scores, mask = tokens_of(device, 1203, filling, spread=0.1 if objective == "kto" else 1.0)
     batch = random_batch(device, B=4, T=1203, V=2)
     batch.loss_mask[:] = mask
     results = []
