@@ -21,9 +21,9 @@ POINTERS = {"target_ids_ptr": "i64", "loss_mask_ptr": "i1", "desirable_ptr": "i1
 """Element types of the pointers that are neither logits nor float32."""
 
 
-def measured(spec: Specialisation, arch: str, max_registers: int | None) -> list[LoopCost]:
+def measured(spec: Specialisation, arch: str) -> list[LoopCost]:
     try:
-        return loop_costs(spec, arch, compile_for(spec, arch, max_registers))
+        return loop_costs(spec, arch, compile_for(spec, arch))
     except Exception as error:  # the compiler's own errors cannot be sent to another process
         raise RuntimeError(f"{spec.name}, for {arch}: {error}") from None
 
@@ -64,13 +64,13 @@ def numbering_stages(*arguments: Any) -> tuple[str, str] | None:
     return None
 
 
-def compile_for(spec: Specialisation, arch: str, max_registers: int | None = None) -> MachineCode:
+def compile_for(spec: Specialisation, arch: str) -> MachineCode:
     knobs.runtime.add_stages_inspection_hook = numbering_stages  # type: ignore[assignment]
     options: dict[str, int | None] = {"num_warps": spec.num_warps}
     if arch.startswith("gfx"):
         compiled = triton.compile(source(spec), target=GPUTarget("hip", arch, 64), options=options)
         return amdgcn.parse(compiled.asm["amdgcn"], compiled.metadata.shared)
     target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
-    options["maxnreg"] = max_registers or spec.max_registers
+    options["maxnreg"] = spec.max_registers
     compiled = triton.compile(source(spec), target=target, options=options)
     return nvidia.disassemble(compiled.asm["cubin"], compiled.asm["ptx"], compiled.metadata.shared)

@@ -14,26 +14,21 @@ from benchmarks.tables import Line, columns, piped
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
-def measure(
-    architectures: Sequence[str],
-    given: Sequence[Specialisation] | None = None,
-    max_registers: int | None = None,
-) -> list[LoopCost]:
-    """The loops of every kernel on every architecture, from new processes, which have the compiler.
+def measure(architectures: Sequence[str]) -> list[LoopCost]:
+    """The loops of every kernel that users' calls compile, on each of :data:`ARCHITECTURES` that is asked for."""
+    return compiled([(spec, arch) for arch in architectures for spec in specialisations(arch)])
 
-    Args:
-        architectures: of :data:`ARCHITECTURES`.
-        given: specialisations; None for all that users' calls compile.
-        max_registers: per thread, as the compiler's ``maxnreg``; None leaves the choice to it.
+
+def compiled(work: Sequence[tuple[Specialisation, str]]) -> list[LoopCost]:
+    """The loops of specialisations, each for its architecture, from new processes, which have the compiler.
 
     Raises:
         RuntimeError: a kernel does not compile; the message ends with the compiler's.
     """
     from benchmarks.static.compile import measured  # needs triton, which ``markdown`` does without
 
-    work = [(spec, arch) for arch in architectures for spec in given or specialisations(arch)]
     with new_processes() as pool:
-        futures = [pool.submit(measured, spec, arch, max_registers) for spec, arch in work]
+        futures = [pool.submit(measured, spec, arch) for spec, arch in work]
         return [row for future in futures for row in future.result()]
 
 

@@ -1,7 +1,7 @@
 """Races: two warps, one byte, a store among them, and no barrier between. Between CTAs no barrier helps.
 
-Within a warp none is looked for. The lanes of one are in lockstep here, and of two that store to one byte the higher one
-wins; PTX promises neither. So a kernel whose lanes meet in memory without ``bar.warp.sync`` is not found out.
+Within a warp none is looked for. Its lanes are in lockstep here, and of two that store to one byte the higher one wins;
+PTX promises neither. So a kernel whose lanes meet in memory without ``bar.warp.sync`` is not found out.
 """
 
 from dataclasses import dataclass, field
