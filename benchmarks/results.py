@@ -6,7 +6,7 @@ with spaces between them for a list or tuple. A column that a file lacks has the
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -32,8 +32,11 @@ def write(path: Path, kind: type[Any], facts: Facts, rows: Sequence[Any] = ()) -
 
 def read(path: Path, kind: type[Kind]) -> tuple[Facts, list[Kind]]:
     facts, lines = _split(path)
-    hints = get_type_hints(kind)
-    rows = [kind(**{name: _value(hints[name], cell) for name, cell in row.items()}) for row in csv.DictReader(lines)]
+    hints, (names, *table) = get_type_hints(kind), csv.reader(lines)
+    columns = [(name, _reader(hints[name])) for name in names]
+    rows = [
+        kind(**{name: value(cell) for (name, value), cell in zip(columns, row, strict=True)}) for row in table if row
+    ]
     return facts, rows
 
 
@@ -64,10 +67,12 @@ def _cell(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)
 
 
-def _value(hint: Any, cell: str) -> Any:
+def _reader(hint: Any) -> Callable[[str], Any]:
+    """Return the function that makes a cell of a column its value."""
     kind, arguments = get_origin(hint), get_args(hint)
     if kind in (list, tuple):
-        return kind(arguments[0](word) for word in cell.split())
+        return lambda cell: kind(map(arguments[0], cell.split()))
     if type(None) in arguments:
-        return _value(arguments[0], cell) if cell else None
-    return hint(cell)
+        value = _reader(arguments[0])
+        return lambda cell: value(cell) if cell else None
+    return hint

@@ -1,6 +1,7 @@
 """Means over seeds with bootstrap intervals."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,11 @@ def bootstrap(values: Sequence[float], resamples: int = 10_000) -> Interval:
     if len(values) < FEWEST:
         raise ValueError(f"expected at least {FEWEST} seeds for a bootstrap, got {len(values)}")
     given = torch.tensor(values, dtype=torch.float64)
-    draws = torch.randint(len(values), (resamples, len(values)), generator=torch.Generator().manual_seed(0))
-    means = given[draws].mean(1)
-    return Interval(float(given.mean()), float(means.quantile(0.025)), float(means.quantile(0.975)))
+    means = given[_draws(len(values), resamples)].mean(1)
+    low, high = means.quantile(means.new_tensor([0.025, 0.975])).tolist()
+    return Interval(float(given.mean()), low, high)
+
+
+@lru_cache(maxsize=8)
+def _draws(number: int, resamples: int) -> torch.Tensor:
+    return torch.randint(number, (resamples, number), generator=torch.Generator().manual_seed(0))
