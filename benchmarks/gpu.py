@@ -283,7 +283,9 @@ def _session(options: argparse.Namespace, toy: bool) -> Session:
     repeats = options.repeats or (2 if toy else REPEATS)
     facts |= {"repeats": str(repeats), "providers": " | ".join(provider.name for provider in providers)}
     facts |= sources(providers)
-    deadline, shares = time.monotonic() + 60 * options.minutes, not options.part
+    minutes = float("inf") if toy else MINUTES
+    deadline = time.monotonic() + 60 * (minutes if options.minutes is None else options.minutes)
+    shares = not toy and not options.part
     return Session(results, facts, device, providers, repeats, toy, deadline, shares, options.case)
 
 
@@ -297,6 +299,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="folder of the CSVs: benchmarks/results/, or a new one for a toy")
     parser.add_argument("--providers", nargs="+", choices=KEYS, help="without it all, at toy size all but compile")
     parser.add_argument("--repeats", type=int, help=f"timed calls per provider: {REPEATS}, at toy size 2")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"nothing begins after so many: {MINUTES:g}")
+    parser.add_argument("--minutes", type=float, help=f"nothing begins after so many: {MINUTES:g}, at toy size no limit")
     parser.add_argument("--commit", help="of a tree that is a copy without its history")
     return parser.parse_args(arguments)

@@ -1,5 +1,6 @@
 """``python -m benchmarks gpu``: its parts are taken up where they stopped, and end beside the goals."""
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,11 @@ def test_a_part_that_runs_out_of_time_says_so_and_keeps_its_file(tmp_path):
         main([*TOY, "--results", str(tmp_path), "--minutes", "0"])
     (file,) = tmp_path.glob("*.csv")
     assert read(file, Row)[1] == []
+
+
+def test_a_part_at_toy_size_has_no_share_and_the_command_no_end():
+    session = gpu._session(gpu._options(["--toy"]), toy=True)
+    assert (session.shares, session.deadline) == (False, math.inf)
 
 
 def test_the_shares_of_all_parts_fit_into_the_minutes_of_the_command():
