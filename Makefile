@@ -52,7 +52,8 @@ test-ptx: install
 test-triton: $(TRITON:%=$(VERSIONS_DIR)/triton-%/.installed)
 	@bad=; for version in $(TRITON); do \
 		export PYTHONPATH=$(VERSIONS_DIR)/triton-$$version; \
-		$(BIN)/python -m benchmarks static --arch sm_80 sm_90 sm_100 gfx942 || bad="$$bad $$version (budgets)"; \
+		$(BIN)/python -m benchmarks static --arch sm_80 sm_90 sm_100 gfx942 \
+			--csv benchmarks/results/static-triton-$$version.csv || bad="$$bad $$version (budgets)"; \
 		($(TEST_PTX)) || bad="$$bad $$version (tests)"; \
 	done; test -z "$$bad" || { echo "failed with triton:$$bad" >&2; exit 1; }
 

@@ -299,6 +299,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="folder of the CSVs: benchmarks/results/, or a new one for a toy")
     parser.add_argument("--providers", nargs="+", choices=KEYS, help="without it all, at toy size all but compile")
     parser.add_argument("--repeats", type=int, help=f"timed calls per provider: {REPEATS}, at toy size 2")
-    parser.add_argument("--minutes", type=float, help=f"nothing begins after so many: {MINUTES:g}, at toy size no limit")
+    parser.add_argument(
+        "--minutes", type=float, help=f"nothing begins after so many: {MINUTES:g}, at toy size no limit"
+    )
     parser.add_argument("--commit", help="of a tree that is a copy without its history")
     return parser.parse_args(arguments)
