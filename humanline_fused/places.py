@@ -11,6 +11,9 @@ HOLDS = {"settings.json": "a run", "adapter_config.json": "an adapter", "config.
 
 A_MODEL = "a folder of a run or a model, or a model name"
 
+ALIKE = 0.8
+"""Least similarity (difflib's ratio) of a name and a folder's that differ by a slip: of five letters two change places."""
+
 LISTED = 3
 """Largest number of folders that a message names."""
 
@@ -19,7 +22,8 @@ def refuse_absent(name: str, expected: str) -> None:
     """Raise ValueError for a name that can only be a folder's, if there is none: no library asks a server for it.
 
     A name with one slash may be a model's on a hub. It is a folder's where a folder here is spelt nearly so, or where
-    its first part is a folder here and the hub is offline, unless the hub's cache on this machine has that model.
+    its first part is a folder here and the hub is offline, unless the hub's cache on this machine has that model. A
+    name without a slash is a folder's where a run or a model here differs from it by a slip.
 
     Args:
         name: of a model or a run.
@@ -32,12 +36,12 @@ def refuse_absent(name: str, expected: str) -> None:
     """
     if name and Path(name).exists():
         return
-    close = nearest_path(Path(name))
+    close = nearest_path(Path(name)) if "/" in name else _slip(name)
     hint = f"; did you mean {close}?" if close else ""
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or not name:
         raise ValueError(f"{name}: expected {expected}, found no such folder{hint}")
     beside = Path(name).parent
-    if "/" in name and (close or (beside.is_dir() and _is_offline())) and not _is_cached(name):
+    if (close or ("/" in name and beside.is_dir() and _is_offline())) and not _is_cached(name):
         raise ValueError(
             f"{name}: expected {expected}, found no such folder{hint or f' in {beside}'} "
             f"(if a model of the hub is meant: hf download {name})"
@@ -112,6 +116,21 @@ def nearest_path(place: Path, wanted: Callable[[Path], bool] = Path.is_dir) -> P
             return None
         found /= names[close[0]]
     return found if parts else None
+
+
+def _slip(name: str) -> Path | None:
+    """Return the run or model, or the folder of some, whose name here differs from ``name`` by a slip of typing.
+
+    A folder is often called after the model of the hub that it was trained from (``gpt2-dpo``): that is no slip.
+    """
+
+    def meant(place: Path) -> bool:
+        return place.is_dir() and any(map(_is, (place, *_entries(place))))
+
+    close = nearest_path(Path(name), meant)
+    if close is None or abs(len(close.name) - len(name)) > 1:
+        return None
+    return close if difflib.SequenceMatcher(None, name.lower(), close.name.lower()).ratio() >= ALIKE else None
 
 
 def _is(folder: Path) -> str | None:

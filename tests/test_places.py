@@ -27,6 +27,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, file in {"run": "settings.json", "start": "config.json", "notes": "text"}.items():
         Path("first", name).mkdir(parents=True)
         Path("first", name, file).write_text("{}")
+    for name in ("policy", "gpt2-policy", "gpt3", "notes"):
+        Path(name).mkdir()
+        Path(name, "text" if name == "notes" else "config.json").write_text("{}")
     Path("first/pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     return tmp_path
 
@@ -43,6 +46,8 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ("frist/run", "first/run"),
         ("./first/strat", "first/start"),
         ("first/Run/", "first/run"),
+        ("frist", "first"),
+        ("polcy", "policy"),
     ],
 )
 def test_a_misspelt_folder_is_refused_with_the_one_that_is_meant(name: str, close: str):
@@ -51,7 +56,7 @@ def test_a_misspelt_folder_is_refused_with_the_one_that_is_meant(name: str, clos
     assert f"{name}: expected a model, found no such folder; did you mean {close}?" in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["first/run", "first/start", ".", "..", "gpt2", "frist", "org/name", "start/run"])
+@pytest.mark.parametrize("name", ["first/run", "first", ".", "..", "gpt2", "note", "org/name", "start/run"])
 def test_a_folder_and_what_may_be_a_models_name_are_not_refused(name: str):
     refuse_absent(name, "a model")
 
@@ -88,6 +93,13 @@ def test_offline_a_model_of_the_hub_must_be_in_the_cache(monkeypatch: pytest.Mon
         refuse_absent("first/model", "a model")
     Path("cache/models--first--model").mkdir(parents=True)
     refuse_absent("first/model", "a model")
+
+
+def test_a_cached_model_is_not_taken_for_a_misspelt_folder():
+    with pytest.raises(ValueError, match=r"did you mean policy\? \(.*: hf download policyb\)"):
+        refuse_absent("policyb", "a model")
+    Path("cache/models--policyb").mkdir(parents=True)
+    refuse_absent("policyb", "a model")
 
 
 def test_the_nearest_path_is_found_part_by_part():
@@ -143,7 +155,7 @@ def test_a_misspelt_data_file_or_config_is_named(capsys):
 
 def test_a_name_that_no_hub_knows_is_compared_with_the_folders():
     with (
-        pytest.raises(ValueError, match=r"frist: no model of the hub; did you mean first\?"),
-        loading("model", "frist"),
+        pytest.raises(ValueError, match=r"note: no model of the hub; did you mean notes\?"),
+        loading("model", "note"),
     ):
-        raise OSError("frist: no model of the hub")
+        raise OSError("note: no model of the hub")
