@@ -13,7 +13,7 @@ import pytest
 from humanline_fused.cli import main
 from humanline_fused.looking import plot
 from humanline_fused.looking.curves import read_metrics, series
-from humanline_fused.looking.pictures import Panel, style_of
+from humanline_fused.looking.pictures import Panel, draw, style_of
 from humanline_fused.looking.plot import labels_of, plot_runs
 from tests.tiny_model import records, trained
 
@@ -165,6 +165,19 @@ def test_the_axis_of_a_share_ends_at_1_and_a_flat_share_looks_flat(
     low, high = drawn[0][0].limits or (0.0, 0.0)
     assert low < 0.95
     assert 1 < high < 1.01
+
+
+def test_a_distance_that_grows_exponentially_has_a_logarithmic_axis(
+    tmp_path: Path, drawn: list[Sequence[Panel]]
+) -> None:
+    near, far = ([{"eval_kl_initial": value} for value in (0.0, 0.3, last)] for last in (0.9, 240.0))
+    for name, lines in (("near", near), ("far", far)):
+        plot_runs([run_of(tmp_path / name, *lines)])
+    (linear,), (steep,) = drawn
+    assert (linear.steep, steep.steep) == (False, True)
+    assert steep.y == f"{linear.y} (log above 1)"
+    draw([[linear], [steep]], ["near", "far"], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_runs_with_the_same_name_are_labelled_with_their_parent_folders() -> None:

@@ -25,6 +25,7 @@ class Panel:
         curves: points by label of the run.
         limits: limits of y; None for automatic limits.
         note: lines under the title, as for runs that are not drawn.
+        steep: whether y is logarithmic above 1, and linear below.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Panel:
     curves: Mapping[str, Points]
     limits: tuple[float, float] | None = None
     note: str = ""
+    steep: bool = False
 
 
 def check_ending(image: Path) -> None:
@@ -88,7 +90,11 @@ def draw(rows: Sequence[Sequence[Panel]], labels: Sequence[str], image: Path, *,
             axes.set_xlabel(panel.x)
             axes.set_ylabel(panel.y)
             axes.tick_params(labelbottom=True)
-            axes.ticklabel_format(axis="y", useOffset=False)
+            if panel.steep:
+                axes.set_yscale("symlog", linthresh=1)
+                axes.yaxis.set_major_formatter("{x:g}")
+            else:
+                axes.ticklabel_format(axis="y", useOffset=False)
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
             if panel.limits:

@@ -9,7 +9,7 @@ from textwrap import fill
 
 from humanline_fused.looking.curves import WORK, Columns, has, read_metrics, series, with_clock
 from humanline_fused.looking.pictures import Panel, check_ending, draw
-from humanline_fused.looking.quantities import QUANTITIES, Metric
+from humanline_fused.looking.quantities import QUANTITIES, STEEP, Metric
 from humanline_fused.places import refuse_output_file
 from humanline_fused.printing import escaped
 
@@ -68,9 +68,11 @@ class Row:
         if self.metric.share:
             span = max([FLATTEST, *(1 - y for _, ys in curves.values() for y in ys)])
             limits = 1 - 1.1 * span, 1 + 0.05 * span
+        steep = self.metric.steep and max(chain(*(ys for _, ys in curves.values())), default=0.0) > STEEP
+        unit = f"{self.metric.unit} (log above 1)" if steep else self.metric.unit
         untimed = listed("not over seconds", [run for run, (xs, _) in curves.items() if not xs])
         note = "\n".join(filter(None, (self.note, untimed)))
-        return Panel(self.title, label, self.metric.unit, curves, limits, note)
+        return Panel(self.title, label, unit, curves, limits, note, steep)
 
 
 def plot_runs(folders: Sequence[Path], image: Path | None = None) -> list[str]:

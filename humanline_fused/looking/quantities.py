@@ -12,19 +12,23 @@ REFERENCES = {
 }
 """By kind of reference its name in a title; the kind is empty where a run's settings are not known."""
 
+STEEP = 10.0
+
 
 @dataclass(frozen=True)
 class Metric:
     """A logged number: its key in ``metrics.jsonl``, a title that says which direction is good, and its unit.
 
     A ``share`` is at most 1 and usually near 1, so its axis ends at 1. A title with ``{reference}`` is of a metric
-    against the reference of each step: one of a moving and one of a frozen reference are not comparable.
+    against the reference of each step: one of a moving and one of a frozen reference are not comparable. One that is
+    ``steep`` is exponential in what it measures, so its axis is logarithmic above 1 once it is above :data:`STEEP`.
     """
 
     key: str
     title: str
     unit: str
     share: bool = False
+    steep: bool = False
 
     @property
     def by_reference(self) -> bool:
@@ -103,8 +107,10 @@ QUANTITIES = (
         (
             Metric(
                 "eval_kl_initial",
-                "KL to the initial policy on held-out data.\nUp: further away; 0 at the start",
-                "KL estimate k3 (nats per token)",
+                "Distance k3 from the initial policy, on held-out data.\n"
+                "Up: further away, exponentially; 0 at the start",
+                "mean over tokens of r − log r − 1,\nr = π_initial / π",
+                steep=True,
             ),
         ),
     ),
