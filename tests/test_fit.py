@@ -1,6 +1,7 @@
 """Memory of a training step from a config alone, beside measured peaks of training on a CPU."""
 
 import gc
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig
 from benchmarks.measure import peak_bytes
 from humanline_fused.cli import main
 from humanline_fused.memory import estimate as estimates
-from humanline_fused.memory.estimate import Estimate
+from humanline_fused.memory.estimate import MOST_TOKENS, Estimate
+from humanline_fused.memory.fit import lines
 from humanline_fused.training.model_settings import ModelSettings
 from tests.tiny_model import tiny_trainer
 
@@ -153,9 +155,23 @@ def test_the_command_prints_the_parts_and_the_gpus(folder: str, capsys: pytest.C
     assert main(["fit", "--model", folder, "--tokens", "4096", "--reference", "copy"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].endswith("parameters, all trained; AdamW; 4096 tokens a forward pass, all counting")
-    parts = [line.split()[0] for line in table[3:11]]
+    assert [line.split()[0] for line in table[2:4]] == ["memory", "MB"]
+    parts = [line.split()[0] for line in table[4:12]]
     assert parts == ["weights", "gradients", "optimizer", "reference", "weights,", "activations", "head", "sum,"]
-    assert [line.split()[0] for line in table if " GB " in line] == ["16", "24", "40", "48", "80", "141", "192"]
+    assert [line.split()[0] for line in table[15:]] == ["16", "24", "40", "48", "80", "141", "192"]
+
+
+def test_the_most_tokens_that_are_looked_for_are_no_most_tokens_that_fit(folder: str):
+    found = estimate(folder)
+    last = lines(replace(found, saved=replace(found.saved, per_token=0.0, largest=0.0)), "it", 1)[-1].split()
+    assert last[:4] == ["192", "GB", ">=", f"{MOST_TOKENS:,}"]
+    assert last[4] != ">="
+
+
+def test_a_small_step_is_printed_in_mb(folder: str):
+    table = lines(estimate(folder), "it", 1)
+    assert table[3].startswith("MB (10^6 bytes)")
+    assert float(table[4].split()[1]) == pytest.approx(4e-6 * estimate(folder).parameters, abs=0.005)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,9 @@ ADAM = 2
 FOUR_BIT = 4.127 / 8
 """Bytes of a weight in NF4 with doubly quantised constants (arXiv 2305.14314, section 3)."""
 
+MOST_TOKENS = 2**24
+"""Largest number of tokens that is looked for."""
+
 GPU_WORKSPACE = (2**31, 2**32)
 """Bytes of the head's chunk of logits on a GPU: at least, and at most (chunked_head/chunks.py)."""
 
@@ -67,8 +70,8 @@ class Estimate:
         return chunk + rows + self.trains_head * 4 * self.vocabulary * self.hidden
 
     def most_tokens(self, memory: float, *, checkpointing: bool) -> int:
-        """Return the largest number of tokens that fits into ``memory`` bytes; 0 if none does."""
-        low, high = 0, 2**24
+        """Return the largest number of tokens, up to MOST_TOKENS, that fits into ``memory`` bytes; 0 if none does."""
+        low, high = 0, MOST_TOKENS
         while low < high:
             middle = (low + high + 1) // 2
             if self.total(middle, checkpointing=checkpointing) <= memory:

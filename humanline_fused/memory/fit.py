@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import get_args
 
-from humanline_fused.memory.estimate import Estimate, estimate
+from humanline_fused.memory.estimate import MOST_TOKENS, Estimate, estimate
 from humanline_fused.printing import Parser
 from humanline_fused.training.config import Reference
 from humanline_fused.training.model_settings import ModelSettings
@@ -13,6 +13,11 @@ GPUS = (16, 24, 40, 48, 80, 141, 192)
 
 USABLE = 0.9
 """Share of a GPU's memory for the step; the rest is the driver's, and what the allocator cannot use."""
+
+SMALL = 1e8
+"""Bytes of a step below which they are printed in MB."""
+
+HEADER = f"{{:<18}}{'plain':>12}{'gradient_checkpointing=true':>30}"
 
 
 def fit(argv: Sequence[str], description: str | None) -> None:
@@ -68,16 +73,22 @@ def lines(found: Estimate, model: str, tokens: int) -> list[str]:
     said = [
         f"{model}: {found.parameters:,} parameters, {trained}; AdamW; {tokens} tokens a forward pass, all counting",
         "",
-        f"{'GB (10^9 bytes)':<18}{'':>10}{'gradient_checkpointing':>24}",
+        "memory of a step on one GPU",
     ]
-    said += [f"{name:<18}{whole[name] / 1e9:>10.2f}{layered[name] / 1e9:>24.2f}" for name in whole]
-    said += [f"{'sum, at most':<18}{sum(whole.values()) / 1e9:>10.2f}{sum(layered.values()) / 1e9:>24.2f}", ""]
-    said.append(f"most tokens in {USABLE:.0%} of a GPU:")
-    said.append(f"{'GPU':<18}{'':>10}{'gradient_checkpointing':>24}")
+    unit, size = ("GB (10^9 bytes)", 1e9) if sum(layered.values()) >= SMALL else ("MB (10^6 bytes)", 1e6)
+    said.append(HEADER.format(unit))
+    said += [f"{name:<18}{whole[name] / size:>12.2f}{layered[name] / size:>30.2f}" for name in whole]
+    said += [f"{'sum, at most':<18}{sum(whole.values()) / size:>12.2f}{sum(layered.values()) / size:>30.2f}", ""]
+    said.append(f"largest number of tokens of a forward pass (--tokens) in {USABLE:.0%} of a GPU")
+    said.append(HEADER.format("GPU"))
     for memory in GPUS:
         most = [
             found.most_tokens(USABLE * memory * 1e9, checkpointing=checkpointing) for checkpointing in (False, True)
         ]
-        texts = [f"{number:,}" if number else "does not fit" for number in most]
-        said.append(f"{f'{memory} GB':<16}{texts[0]:>12}{texts[1]:>24}")
+        texts = [_number(number) for number in most]
+        said.append(f"{f'{memory} GB':<16}{texts[0]:>14}{texts[1]:>30}")
     return said
+
+
+def _number(tokens: int) -> str:
+    return f">= {tokens:,}" if tokens == MOST_TOKENS else f"{tokens:,}" if tokens else "does not fit"
