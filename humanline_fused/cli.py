@@ -274,32 +274,12 @@ fit = _of_module("humanline_fused.memory.fit", "Compute a step's memory from a m
 
 def data(argv: Sequence[str]) -> None:
     """Check a dataset before training: data type, matching objectives, lengths and bad rows."""
-    parser = Parser(prog="humanline data", description=data.__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "file", help="A JSONL, JSON, CSV, TSV or Parquet file, a folder saved by datasets, or a dataset name."
-    )
-    parser.add_argument("--objective", help="Its name, or module:Class. Default: the first that accepts the data.")
-    parser.add_argument("--objective_kwargs", metavar="JSON", help="Arguments of your own objective.")
-    parser.add_argument(
-        "--model", "--tokenizer", help="Folder or name of the tokenizer, for lengths in tokens and counts of cut rows."
-    )
-    parser.add_argument("--trust_remote_code", action="store_true", help="Run code that is beside the model.")
-    parser.add_argument(
-        "--max_length", type=int, default=1024, help="Maximum tokens of a sequence. Default: %(default)s"
-    )
-    parser.add_argument("--split", default="train", help="The split, if there are several. Default: %(default)s")
-    parser.add_argument(
-        "--columns", metavar="NAMES", help="Columns that have other names, as prompt=question or JSON (docs/data.md)."
-    )
-    parser.add_argument(
-        "--train_on", choices=("assistant", "completion"), default="assistant", help="As of train. Default: %(default)s"
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="Exit with 2 if a part of the data would not be learnt as it is written."
-    )
-    options = parser.parse_args(argv)
-    if options.max_length < 1:
-        raise UserError(f"--max_length: expected an integer >= 1, got {options.max_length}")
+    from humanline_fused.looking.data_options import data_options
+
+    try:
+        options = data_options(argv, data.__doc__)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
     need("train")
     from humanline_fused.looking.model_limits import read_limits

@@ -12,7 +12,7 @@ HOLDS = {"settings.json": "a run", "adapter_config.json": "an adapter", "config.
 A_MODEL = "a folder of a run or a model, or a model name"
 
 ALIKE = 0.8
-"""Least similarity (difflib's ratio) of a name and a folder's that differ by a slip, as two letters of five in exchange."""
+"""Least similarity (difflib's ratio) of a name and a folder's that differ by a slip, as two of five letters swapped."""
 
 LISTED = 3
 """Largest number of folders that a message names."""

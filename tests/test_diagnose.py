@@ -48,7 +48,7 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def said(**given: Any) -> dict[str, str]:
     """Return the value of each diagnostic that is printed."""
-    _, text, _ = diagnose(**given)
+    _, _, text, _ = diagnose(**given)
     lines = (line for line in text.splitlines() if not line.startswith(" "))
     return {line[:20].strip(): line[20:42].strip() for line in lines}
 
@@ -94,7 +94,7 @@ def test_the_values_are_those_of_the_models_on_each_completion(here: Path):
 
 def test_pairs_are_two_sequences_and_the_batch_does_not_matter(here: Path):
     one, eight = (list(diagnose(model="start", dataset="dpo.jsonl", batch_size=size)) for size in (1, 8))
-    assert "all 40 examples, 80 sequences" in one[0]
+    assert "all 40 examples, 80 sequences" in one[1]
     assert one == eight
 
 
@@ -106,7 +106,7 @@ def test_the_bounds_are_those_that_were_asked_for(here: Path):
 
 
 def test_examples_are_chosen_evenly_and_it_is_said(here: Path):
-    first, _, _ = diagnose(model="start", dataset="kto.jsonl", limit=10)
+    _, first, _, _ = diagnose(model="start", dataset="kto.jsonl", limit=10)
     assert "10 (evenly chosen, --limit) of 40 examples, 10 sequences" in first
     assert evenly(100, 4) == [0, 25, 50, 75]
     assert evenly(3, 10) == [0, 1, 2]
@@ -118,11 +118,21 @@ def test_examples_are_chosen_evenly_and_it_is_said(here: Path):
 def test_without_a_source_the_diagnostics_that_need_it_say_so(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["diagnose", "--model", "start", "--dataset", "dpo.jsonl", "--output_dir", "out"]) == 0
     text = capsys.readouterr().out
-    assert text.splitlines()[0].startswith("start on dpo.jsonl (dpo): all 40 examples")
+    assert text.splitlines()[0] == "writes out/diagnose.png"
+    assert text.splitlines()[1].startswith("start on dpo.jsonl (dpo): all 40 examples")
     for name in BOTH:
         assert f"\n{name:<20}{'-':<22}needs --source" in text
     assert text.splitlines()[-1] == "out/diagnose.png"
     assert Path("out/diagnose.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_where_the_picture_will_be_is_said_before_the_scoring(here: Path, monkeypatch: pytest.MonkeyPatch):
+    given = {"model": "start", "dataset": "dpo.jsonl"}
+    monkeypatch.setattr("humanline_fused.looking.diagnose.score_data", lambda *given: pytest.fail("scored"))
+    assert next(diagnose(**given)) == "writes runs/diagnose/diagnose.png"
+    Path("runs/diagnose").mkdir(parents=True, exist_ok=True)
+    Path("runs/diagnose/diagnose.png").touch()
+    assert next(diagnose(**given)) == "writes runs/diagnose/diagnose.png, in place of the one there"
 
 
 @pytest.mark.parametrize("other", ["", "source"])
@@ -144,7 +154,7 @@ def test_scores_without_another_model_have_no_log_ratio():
 
 def test_too_few_sequences_for_a_tail_are_said(here: Path):
     lines = list(diagnose(model="start", dataset="kto.jsonl", source="other", limit=24))
-    assert "needs at least 25 sequences, got 24" in lines[1]
+    assert "needs at least 25 sequences, got 24" in lines[2]
 
 
 # Verdicts
@@ -177,7 +187,7 @@ def test_a_run_is_compared_with_its_start(here: Path):
     data = {"model": "start", "dataset": "kto.jsonl", "objective": "kto"}
     saving = {"save_strategy": "steps", "save_steps": 3, "max_steps": 3, "learning_rate": 3e-2}
     HumanlineTrainer(args=tiny_config("run", **data, **saving)).train()
-    first, text, image = diagnose(run=Path("run"), output_dir=Path("out"))
+    _, first, text, image = diagnose(run=Path("run"), output_dir=Path("out"))
     assert first.startswith("run/checkpoint-3 on the data of run, reference: the policy at its start (kto): all 40")
     assert " ".join(text.split()).endswith("of the data's tokens are outside [-1.5, 1.5]: they get no gradient")
     assert image.strip() == "out/diagnose.png"

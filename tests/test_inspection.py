@@ -189,6 +189,59 @@ def test_data_without_an_objective_and_unknown_columns_are_named():
     )
 
 
+RUN = """\
+dataset: data/pairs.jsonl
+model: model
+objective: kto
+columns: {chosen: good}
+max_length: 4
+learning_rate: 1e-4
+"""
+
+
+@pytest.fixture
+def with_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A current directory with a run's file, its data and its tokenizer."""
+    monkeypatch.chdir(tmp_path)
+    tiny_tokenizer().save_pretrained("model")
+    Path("data").mkdir()
+    rows = [{"prompt": "w1 w2", "good": " w3", "rejected": " w4 w5"}]
+    written(Path("data/pairs.jsonl"), rows)
+    written(Path("other.jsonl"), rows * 3)
+    Path("run.yaml").write_text(RUN)
+
+
+@pytest.mark.usefixtures("with_config")
+def test_a_runs_file_gives_the_data_and_their_settings_and_options_come_first(capsys: pytest.CaptureFixture[str]):
+    given = ["--model=model", "--objective=kto", "--columns=chosen=good", "--max_length=4"]
+    assert main(["data", "--config", "run.yaml"]) == 0
+    text = capsys.readouterr().out
+    assert main(["data", "data/pairs.jsonl", *given]) == 0
+    assert text == capsys.readouterr().out
+    assert main(["data", "other.jsonl", "--config=run.yaml", "--max_length=5", "--objective=dpo"]) == 0
+    text = capsys.readouterr().out
+    assert "\nrows              3\n" in text
+    assert "\nexamples          3 with max_length=5\n" in text
+    assert "objective='dpo'" in text.splitlines()[0]
+
+
+@pytest.mark.usefixtures("with_config")
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        ("learning_rat: 1", "--config: run.yaml: 'learning_rat' is not a field; did you mean learning_rate?"),
+        ("max_length: 0", "--max_length: expected an integer >= 1, got 0"),
+        ("dataset: absent.jsonl", "expected a JSONL file at absent.jsonl, found none"),
+        ("strict_data: true", "cut at max_length"),
+    ],
+)
+def test_a_runs_file_that_training_would_refuse_is_refused(added: str, said: str, capsys: pytest.CaptureFixture[str]):
+    kept = [line for line in RUN.splitlines() if not line.startswith(added.split(":")[0])]
+    Path("run.yaml").write_text("\n".join([*kept, added]))
+    assert main(["data", "--config", "run.yaml"]) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [

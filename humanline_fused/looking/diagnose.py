@@ -60,7 +60,7 @@ def diagnose(
     batch_size: int = 8,
     **settings: Any,
 ) -> Iterator[str]:
-    """Score data and yield what is said about them, then the path of the picture.
+    """Score data and yield where the picture will be, what is said about the data, and the path of the picture.
 
     Args:
         model, dataset: folders or names; both, or ``run``.
@@ -81,6 +81,7 @@ def diagnose(
     for name, value in (("--limit", limit), ("--batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+    image = output_dir / "diagnose.png"
     if run is not None:
         if given := [f"--{name}" for name, value in (("model", model), ("dataset", dataset)) if value]:
             raise ValueError(f"--run: expected no {given[0]}, because a run's folder names its own, got both")
@@ -91,10 +92,11 @@ def diagnose(
         raise ValueError("expected --model and --dataset, or --run")
     else:
         subject = _of_model(model, dataset, source, reference, output_dir, settings)
-    yield from _said(subject, limit, batch_size, output_dir)
+    yield f"writes {image}{', in place of the one there' if image.exists() else ''}"
+    yield from _said(subject, limit, batch_size, image)
 
 
-def _said(subject: Subject, limit: int, batch_size: int, output_dir: Path) -> Iterator[str]:
+def _said(subject: Subject, limit: int, batch_size: int, image: Path) -> Iterator[str]:
     chosen = evenly(len(subject.examples), limit)
     data = score_data(subject, chosen, batch_size)
     clamp = subject.config.humanline_clamp or PAPER_CLAMP
@@ -102,7 +104,6 @@ def _said(subject: Subject, limit: int, batch_size: int, output_dir: Path) -> It
     counted = f"{which} {len(subject.examples)} examples, {len(data.logp)} sequences, {len(data.tokens)} tokens"
     yield f"{subject.name} ({subject.objective.name}): {counted}\n"
     yield table(diagnostics(data, clamp, subject.role))
-    image = output_dir / "diagnose.png"
     draw_histograms(data, clamp, subject.role, image)
     yield f"\n{image}"
 

@@ -31,6 +31,9 @@ def diagnose_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, default=1024, help="Examples, evenly chosen. Default: %(default)s")
     parser.add_argument("--batch_size", type=int, default=8, help="Examples of a forward pass. Default: %(default)s")
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("runs/diagnose"), help="Folder of the picture. Default: %(default)s"
+        "--output_dir",
+        type=Path,
+        default=Path("runs/diagnose"),
+        help="Folder of diagnose.png, which takes the place of an earlier one. Default: %(default)s",
     )
     return parser

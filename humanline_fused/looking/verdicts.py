@@ -117,8 +117,8 @@ def _of_both(data: ScoredData, clamp: HumanlineClamp, other: str) -> list[Diagno
         _tail_shape(weights),
         (
             f"{tail_mass(ratio, clamp=clamp):.2%}",
-            f"probability of tokens with a log-ratio outside {bounds}: negligible by the paper's Assumption 4.3, which "
-            "gives no number",
+            f"of the model's own tokens would be outside {bounds}, estimated from the data's. The paper assumes "
+            "that it is negligible (Assumption 4.3) and gives no number",
         ),
         (
             f"{clamp_share(ratio, clamp=clamp):.2%}",
