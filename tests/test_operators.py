@@ -38,10 +38,12 @@ def test_without_a_compiler_the_function_itself_is_called(dispatched: list[str])
     assert dispatched == []
 
 
-def test_fake_tensors_get_the_registered_shape(dispatched: list[str]):
+def test_fake_tensors_get_the_registered_shape_also_outside_of_their_mode(dispatched: list[str]):
     with FakeTensorMode():
-        assert doubled(torch.ones(3)).shape == (3,)
-    assert dispatched == ["test_doubled"]
+        fake = torch.ones(3)
+        assert doubled(fake).shape == (3,)
+    assert doubled(fake).shape == (3,)
+    assert dispatched == ["test_doubled"] * 2
 
 
 def test_a_compiled_graph_has_the_operator():

@@ -5,6 +5,8 @@ from functools import wraps
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
@@ -18,6 +20,8 @@ class Operator:
         function: annotated, as ``torch.library.custom_op`` needs it.
     """
 
+    __name__: str
+
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         wraps(function)(self)
         self._function = function
@@ -25,9 +29,13 @@ class Operator:
         self.register_fake = self._op.register_fake
 
     def __call__(self, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-            return self._op(*args)
-        return self._function(*args)
+        seen = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not all(map(_is_plain, args))
+        return self._op(*args) if seen else self._function(*args)
+
+
+def _is_plain(argument: Any) -> bool:
+    """Return False for a tensor of a class that may define what torch's operators do with it."""
+    return not isinstance(argument, Tensor) or type(argument) in (Tensor, Parameter)
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
