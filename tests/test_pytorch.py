@@ -209,7 +209,7 @@ def test_neither_forward_nor_backward_reads_a_value_on_the_host(
 
 @of_every_form
 def test_grids_have_one_axis_which_may_be_longer_than_65535(device, objective, settings, launches):
-    batch = random_batch(device, B=2, T=2**16, V=2)
+    batch = random_batch(device, B=2, T=2**15 + 1, V=2)
     leaf = batch.logits.requires_grad_()
     loss_of(objective, Logits(leaf), Logits(batch.ref_logits), batch, impl="triton", **settings).loss.backward()
     assert {len(grid) for grid in launches} == {1}
