@@ -97,9 +97,10 @@ def test_a_resumed_run_says_from_which_step_and_a_longer_one_how_many_epochs(
     trained(tmp_path, max_steps=8, **again)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"resumed from {tmp_path / 'checkpoint-2'}, step 2"
-    assert lines[3].endswith("accumulation 1 = global batch 2; 8 steps, from step 2, 1.6 epochs of 5")
-    assert "float32 weights in bfloat16 computation; attention sdpa;" in lines[4]
-    assert lines[6].endswith("a log line every step, a checkpoint every epoch, no evaluation in training")
+    assert lines[1].startswith("other settings than before: ")
+    assert lines[4].endswith("accumulation 1 = global batch 2; 8 steps, from step 2, 1.6 epochs of 5")
+    assert "float32 weights in bfloat16 computation; attention sdpa;" in lines[5]
+    assert lines[7].endswith("a log line every step, a checkpoint every epoch, no evaluation in training")
 
 
 def test_the_summary_is_wrapped_to_a_terminal_and_not_to_a_pipe(

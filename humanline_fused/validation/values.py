@@ -48,9 +48,10 @@ def check_dense(expected: str, value: object) -> None:
 def check_tensor(
     name: str, value: object, shape: Sequence[int], kinds: Sequence[torch.dtype], device: torch.device
 ) -> None:
-    dense = isinstance(value, Tensor) and _is_dense(value)
-    if dense and value.dtype in kinds and value.shape == torch.Size(shape) and value.device == device:
-        return
+    if isinstance(value, Tensor) and _is_dense(value):
+        found = value.dtype in kinds, value.shape == torch.Size(shape), value.device == device
+        if all(found):
+            return
     expected = f"{name}: expected {' or '.join(str(k).removeprefix('torch.') for k in kinds)} {list(shape)} on {device}"
     check_dense(expected, value)
     if not isinstance(value, Tensor) or value.dtype not in kinds:
