@@ -21,23 +21,25 @@ comma := ,
 # Versions of Triton that test-triton compiles the kernels with: the oldest that is allowed, the newest that was tried.
 TRITON := 3.6.0 3.9.0
 
-.PHONY: demo test suite test-ptx test-triton test-versions lint docs install clean
+.PHONY: demo test suite products test-ptx test-triton test-versions lint docs install clean
 .DEFAULT_GOAL := demo
 
 demo: install
 	$(BIN)/python -m humanline_fused demo
 
-# Pyright takes a minute of one core: it runs beside the tests.
+# Pyright has one core for a minute, and tests wait at times, so both run beside the suite.
 test: install
-	@$(MAKE) --no-print-directory -j 2 lint suite
+	@$(MAKE) --no-print-directory -j 2 suite products
 
 # One process per core with one thread each, and each test file in one process: the tests' tensors are tiny, and threads
 # that wait for a busy core cost minutes. The kernels run as compiled for an H100, emulated (tests/ptx).
-# Then once more on products with other last bits: no test may depend on bits that only some processors give. Of the
-# objectives dpo alone: a product does not know them.
 suite: install
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
-	OMP_NUM_THREADS=1 OTHER_PROCESSOR=1 $(BIN)/python $(PYTEST) -q -k 'not triton and not kto and not grpo' $(PRODUCTS)
+
+# On products with other last bits: no test may depend on bits that only some processors give. Of the objectives dpo alone:
+# a product does not know them.
+products: lint
+	OMP_NUM_THREADS=1 OTHER_PROCESSOR=1 $(BIN)/python -m pytest -q -k 'not triton and not kto and not grpo' $(PRODUCTS)
 
 # The tests of a GPU on kernels compiled for each of ARCH: make test-ptx ARCH=80,100
 TEST_PTX = failed=; for arch in $(subst $(comma), ,$(ARCH)); do \
