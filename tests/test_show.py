@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +18,16 @@ from humanline_fused.training.data.plan import BatchPlan, BatchSizes
 from humanline_fused.training.run.manifest import MANIFEST, seal
 from humanline_fused.training.run.settings_file import SETTINGS
 from tests.html_page import Page
+from tests.shown_runs import Run, runs_in
 from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer
 
 PRINTED = 1e-4
 """Rounding to four decimals errs by half a unit in the last place; float32's error is far below the other half."""
 
 
-Run = Callable[..., Path]
-
-
 @pytest.fixture(scope="module")
 def run_of(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Makes a run by name with a checkpoint at every step, and a learning rate at which tokens are clamped."""
-    folder = tmp_path_factory.mktemp("show")
-    tiny_model().save_pretrained(folder / "start")
-    tiny_tokenizer().save_pretrained(folder / "start")
-    made: dict[str, Path] = {}
-
-    def run(objective: str = "dpo", **settings: Any) -> Path:
-        name = "-".join([objective, *(f"{key}={value}" for key, value in settings.items())])
-        if name not in made:
-            data = folder / f"{objective}.jsonl"
-            data.write_text("".join(f"{json.dumps(row)}\n" for row in records(objective, 20)))
-            common = {"model": str(folder / "start"), "dataset": str(data), "learning_rate": 3e-2, "max_steps": 5}
-            common |= {"save_strategy": "steps", "save_steps": 1, "log_epsilon_P": -0.5, "log_epsilon_R": 0.75}
-            args = tiny_config(folder / name, objective=objective, **common, **settings)
-            reward = in_order if args.rollout_every else None
-            HumanlineTrainer(args=args, reward_function=reward).train()
-            made[name] = folder / name
-        return made[name]
-
-    return run
-
-
-def in_order(completions: list[str], **columns: Any) -> list[float]:
-    """A reward that differs between any two samples."""
-    return [float(i) for i in range(len(completions))]
+    return runs_in(tmp_path_factory.mktemp("show"))
 
 
 def shown(run: Path, **what: Any) -> Page:
