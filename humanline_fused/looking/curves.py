@@ -32,7 +32,7 @@ def read_metrics(
 
     Args:
         folder: the run's folder.
-        names: the metrics to keep, beside ``step``; default all.
+        names: the metrics to keep, beside ``step``, if a line has them; default all.
         report: gets one text about lines that are skipped, because they are not JSON objects with a ``step``.
 
     Raises:
@@ -41,22 +41,23 @@ def read_metrics(
     file = folder / "metrics.jsonl"
     if not file.is_file():
         raise ValueError(f"expected a run's folder with a metrics.jsonl, found none at {file}{did_you_mean(folder)}")
-    columns = {name: array("d") for name in {"step", *(names or ())}}
+    columns = {"step": array("d")}
     skipped, kept, first = 0, 0, 0
     for number, (_, line) in enumerate(finished_lines(file), 1):
         if line is None or math.isnan(_number(line.get("step"))):
             skipped, first = skipped + 1, first or number
             continue
-        for name in line.keys() - columns.keys() if names is None else ():
-            columns[name] = array("d", [NONE]) * kept
-        for name, values in columns.items():
-            values.append(_number(line.get(name)))
+        for name in line.keys() - columns.keys():
+            if names is None or name in names:
+                columns[name] = array("d", [NONE]) * kept
+        for name, column in columns.items():
+            column.append(_number(line.get(name)))
         kept += 1
     if not kept:
         raise ValueError(f"{file}: expected log lines, got none")
     if skipped:
         report(f"{file}: {skipped} lines are not log lines (JSON objects with a step), the first is line {first}")
-    return {name: np.frombuffer(values) for name, values in columns.items()}
+    return {name: np.frombuffer(column) for name, column in columns.items()}
 
 
 def _number(value: object) -> float:
@@ -69,6 +70,15 @@ def _number(value: object) -> float:
 def has(columns: Columns, name: str) -> bool:
     """Return whether any line has a value for ``name``."""
     return name in columns and bool(np.isfinite(columns[name]).any())
+
+
+def values(columns: Columns, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``x`` and ``y`` of the lines that have both."""
+    if x not in columns or y not in columns:
+        return np.empty(0), np.empty(0)
+    xs, ys = columns[x], columns[y]
+    both = np.isfinite(xs) & np.isfinite(ys)
+    return xs[both], ys[both]
 
 
 def series(columns: Columns, x: str, y: str, most: int | None = None) -> Points:
@@ -84,19 +94,17 @@ def series(columns: Columns, x: str, y: str, most: int | None = None) -> Points:
     >>> series(lines, "step", "loss")
     ([1.0, 3.0], [0.7, 0.5])
     """
-    if x not in columns or y not in columns:
-        return [], []
-    xs, ys = columns[x], columns[y]
-    places = np.flatnonzero(np.isfinite(xs) & np.isfinite(ys))
-    if most is not None and len(places) > most:
-        places = places[_extremes(ys[places], most // 2)]
-    return xs[places].tolist(), ys[places].tolist()
+    xs, ys = values(columns, x, y)
+    if most is not None and len(ys) > most:
+        places = _extremes(ys, most // 2)
+        xs, ys = xs[places], ys[places]
+    return xs.tolist(), ys.tolist()
 
 
-def _extremes(values: np.ndarray, stretches: int) -> np.ndarray:
+def _extremes(ys: np.ndarray, stretches: int) -> np.ndarray:
     """Return the places of the lowest and the highest value of each of so many stretches, ascending."""
-    bounds = np.linspace(0, len(values), stretches + 1).astype(int)
-    parts = [(start, values[start:stop]) for start, stop in itertools.pairwise(bounds)]
+    bounds = np.linspace(0, len(ys), stretches + 1).astype(int)
+    parts = [(start, ys[start:stop]) for start, stop in itertools.pairwise(bounds)]
     return np.unique([start + place for start, part in parts for place in (part.argmin(), part.argmax())])
 
 

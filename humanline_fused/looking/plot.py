@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from textwrap import fill
 
-from humanline_fused.looking.curves import WORK, Columns, has, read_metrics, series, with_clock
+from humanline_fused.looking.curves import WORK, Columns, has, read_metrics, series, values, with_clock
 from humanline_fused.looking.pictures import Panel, check_ending, draw
 from humanline_fused.looking.quantities import QUANTITIES, STEEP, Metric
 from humanline_fused.places import refuse_output_file
@@ -58,8 +58,9 @@ class Row:
     @property
     def constant(self) -> float | None:
         """The one value of all runs, of which some have several points; None if there is no such value."""
-        values = [series(lines, "step", self.metric.key)[1] for lines in self.runs.values()]
-        return values[0][0] if len({*chain(*values)}) == 1 and max(map(len, values)) > 1 else None
+        runs = [ys for lines in self.runs.values() if len(ys := values(lines, "step", self.metric.key)[1])]
+        lowest, highest = min(ys.min() for ys in runs), max(ys.max() for ys in runs)
+        return float(lowest) if lowest == highest and max(map(len, runs)) > 1 else None
 
     def panel(self, x: str, label: str) -> Panel:
         """Return the panel over ``x``."""
@@ -170,7 +171,7 @@ def pace_differs(runs: Mapping[str, Columns], clock: str) -> bool:
     """Return whether curves over seconds may look different from those over steps."""
     paces = []
     for lines in runs.values():
-        steps, seconds = series(lines, "step", clock)
-        if steps and steps[-1] > 0 and seconds[-1] > 0:
+        steps, seconds = values(lines, "step", clock)
+        if len(steps) and steps[-1] > 0 and seconds[-1] > 0:
             paces.append(seconds[-1] / steps[-1])
     return len(paces) > 1 and max(paces) > SAME_PACE * min(paces)
