@@ -67,7 +67,7 @@ def test_waits_and_copies_are_seen(gpu: PretendedGPU):
         x.cpu()
         x.to("cpu", non_blocking=True)
         (2 * x).exp_()
-        x + host.to(x.device)
+        _ = x + host.to(x.device)
         host.pin_memory().to(x.device)
         host.pin_memory().to(x.device, non_blocking=True)
     assert [wait.split()[0] for wait in gpu.waits] == ["_local_scalar_dense", "index", "nonzero", "_to_copy"]

@@ -141,7 +141,7 @@ def test_a_source_distribution_holds_the_tree(tmp_path: Path) -> None:
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         held = {name.split("/", 1)[1] for name in tar.getnames()}
-    rooms = ("humanline_fused", "kernels", "benchmarks", "tests", "examples", "docs", "versions")
+    rooms = ("humanline_fused", "kernels", "benchmarks", "tests", "examples", "docs", "typings", "versions")
     files = [path for room in rooms for path in (ROOT / room).rglob("*.*") if "__pycache__" not in path.parts]
     files += [ROOT / name for name in ("Makefile", "constraints.txt", "README.md", "CHANGELOG.md", "LICENSE")]
     assert {file.relative_to(ROOT).as_posix() for file in files if file.is_file()} - held == set()
