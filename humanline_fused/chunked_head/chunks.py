@@ -35,9 +35,10 @@ def rows_of(tokens: Tokens, given: Tensor | None) -> Rows:
         return _in_two_groups(counts, to_device(gradient, counts.device))
     index, num_without_gradient = counts.nonzero()[:, 0] if given is None else given, 0
     if gradient is not None and _on_cpu(index, gradient):
-        gradient = gradient[index]
-        index = torch.cat([index[~gradient], index[gradient]])
-        num_without_gradient = len(index) - int(gradient.sum())
+        without = ~gradient[index]
+        num_without_gradient = int(without.sum())
+        if num_without_gradient:
+            index = torch.cat([index[without], index[~without]])
     return Rows(to_device(index, tokens.device), num_without_gradient)
 
 

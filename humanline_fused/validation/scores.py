@@ -49,12 +49,14 @@ def _check_inplace_gradient(name: str, logits: Tensor) -> None:
 
 def check_rows(name: str, scores: Scores, target_ids: Tensor, loss_mask: Tensor) -> None:
     """Check shapes, dtypes and devices of scores, ids and mask; on a CPU also the range of the ids."""
+    _check_ids_and_mask(target_ids, loss_mask)
     _check_shapes(name, scores, target_ids, loss_mask)
     _check_vocabulary(scores, target_ids, loss_mask)
 
 
 def check_tokens(policy: Scores, reference: Scores, target_ids: Tensor, loss_mask: Tensor) -> None:
     """Check policy and reference as :func:`check_rows` does, and that their vocabularies have the same size."""
+    _check_ids_and_mask(target_ids, loss_mask)
     _check_shapes("policy", policy, target_ids, loss_mask)
     _check_shapes("reference", reference, target_ids, loss_mask)
     vocabularies = {size for size in map(_vocabulary, (policy, reference)) if size is not None}
@@ -76,11 +78,14 @@ def _vocabulary(scores: Scores) -> int | None:
     return None
 
 
-def _check_shapes(name: str, scores: Scores, target_ids: Tensor, loss_mask: Tensor) -> None:
+def _check_ids_and_mask(target_ids: Tensor, loss_mask: Tensor) -> None:
     check_ids("target_ids", target_ids)
     on_cpu = isinstance(loss_mask, Tensor) and loss_mask.device.type == "cpu"
     device = loss_mask.device if on_cpu else target_ids.device
     check_tensor("loss_mask", loss_mask, target_ids.shape, (torch.bool,), device)
+
+
+def _check_shapes(name: str, scores: Scores, target_ids: Tensor, loss_mask: Tensor) -> None:
     check_scores(name, scores, target_ids)
     if not isinstance(scores, TokenLogp):
         check_temperatures(name, scores, loss_mask)
