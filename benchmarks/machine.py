@@ -42,9 +42,22 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    cpu = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
-    name = cpu[1] if cpu else platform.processor()
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    name = processor(cpuinfo.read_text()) if cpuinfo.is_file() else None
+    return f"{name or platform.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def processor(cpuinfo: str) -> str | None:
+    """The name of the first processor, and its generation: a virtual machine may call all of a make by one name.
+
+    Args:
+        cpuinfo: text of Linux's ``/proc/cpuinfo``, which has a name on some processors only.
+
+    >>> processor("cpu family\\t: 26\\nmodel\\t\\t: 2\\nmodel name\\t: AMD EPYC\\n")
+    'AMD EPYC (family 26, model 2)'
+    """
+    found = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+?)\s*$", cpuinfo.split("\n\n")[0], re.MULTILINE))
+    name, *generation = (found.get(key) for key in ("model name", "cpu family", "model"))
+    return f"{name} (family {generation[0]}, model {generation[1]})" if name and all(generation) else name
 
 
 def source_hash(root: Path = ROOT, folders: Sequence[str] = MEASURED_CODE) -> str:

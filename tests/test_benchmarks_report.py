@@ -10,6 +10,7 @@ from benchmarks.__main__ import main
 from benchmarks.kernels.compare import CHECKED, WRONG
 from benchmarks.kernels.figures import Row
 from benchmarks.kernels.providers import KEYS
+from benchmarks.machine import processor
 from benchmarks.results import ROOT, read, write
 
 CPU = torch.device("cpu")
@@ -33,6 +34,21 @@ def test_the_run_command_compares_what_it_is_asked_for(capsys, tmp_path):
     facts, rows = read(csv, Row)
     assert [(row.case, row.mode, row.provider) for row in rows] == [("logp", "nograd", "eager, as HALOs")]
     assert {"machine", "torch", "triton", "commit", "command"} <= set(facts)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        (
+            "cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n\nmodel name\t: B\n",
+            "AMD EPYC (family 26, model 2)",
+        ),
+        ("model name\t: ARMv8\nCPU architecture: 8\n", "ARMv8"),
+        ("CPU architecture: 8\n", None),
+    ],
+)
+def test_processors_that_a_virtual_machine_calls_by_one_name_are_told_apart(cpuinfo, name):
+    assert processor(cpuinfo) == name
 
 
 def test_an_unknown_case_is_refused_by_name(capsys):
