@@ -11,9 +11,9 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from humanline_fused import durable
 from humanline_fused.reference import CopyReference
 from humanline_fused.training import HumanlineTrainer
-from humanline_fused.training.run import durable
 from humanline_fused.training.run.checkpoint import (
     STAGING,
     faults,

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from humanline_fused import durable
 from humanline_fused.looking.stored_run import reading
-from humanline_fused.training.run import checkpoint, durable
+from humanline_fused.training.run import checkpoint
 from humanline_fused.training.run.checkpoint import describe_resume, resolve_resume
 from humanline_fused.training.run.manifest import MANIFEST, damage, faults, has_hashes, seal
 from tests.tiny_model import tiny_trainer

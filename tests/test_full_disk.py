@@ -12,8 +12,9 @@ import torch
 import transformers.modeling_utils
 from safetensors import SafetensorError
 
+from humanline_fused import durable
 from humanline_fused.training import HumanlineTrainer
-from humanline_fused.training.run import durable, lock
+from humanline_fused.training.run import lock
 from humanline_fused.training.run.whole_run import train_and_export
 from tests.ranks import on_ranks
 from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer

@@ -1,14 +1,16 @@
 """Plots of several runs: choice of curves and clock, and messages about missing curves."""
 
+import errno
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from humanline_fused.cli import main
 from humanline_fused.looking import plot
@@ -130,6 +132,22 @@ def test_a_panel_without_some_runs_says_so_in_the_picture(tmp_path: Path) -> Non
     svg = (tmp_path / "plot.svg").read_text()
     assert "no value from: b" in svg  # matplotlib writes a text as paths, and as a comment beside them
     assert "no value from: a" in svg
+
+
+def test_a_picture_that_cannot_be_finished_leaves_the_former_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def print_png(canvas: FigureCanvasAgg, file: IO[bytes], **settings: object) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run, image = run_of(tmp_path / "a", {"reward": 0.1}, {"reward": 0.2}), tmp_path / "plot.png"
+    image.write_bytes(b"former")
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", print_png)
+    with pytest.raises(OSError, match="No space left"):
+        plot_runs([run], image)
+    assert image.read_bytes() == b"former"
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "plot.png"}
 
 
 def test_a_panel_names_at_most_four_missing_runs_and_its_lines_are_short() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from humanline_fused.demo.claims import GOOD, Claim, good_rates
 from humanline_fused.demo.llama_runs import LlamaRun, LlamaSizes
 from humanline_fused.demo.many_policies import Trained
+from humanline_fused.looking.pictures import save
 from humanline_fused.tiny import bootstrap
 
 GREY, GREEN, BLUE = "#6b7280", "#15803d", "#1d4ed8"
@@ -52,8 +53,7 @@ def draw_demo(
         axes.tick_params(labelleft=True)
     lines = [Line2D([], [], lw=2.2, **style) for style in STYLES.values()]
     figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False, handlelength=3, fontsize=10.5)
-    image.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(image, dpi=120)
+    save(figure, image, dpi=120)
 
 
 def _title(axes: Any, claim: str, neutral: str, *needed: Claim) -> None:

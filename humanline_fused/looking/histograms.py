@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from humanline_fused.looking.pictures import COLORS, check_ending
+from humanline_fused.looking.pictures import COLORS, check_ending, save
 from humanline_fused.looking.scored_data import ScoredData
 from humanline_fused.looking.verdicts import PAPER_BOTTOM_QUARTILE
 from humanline_fused.types import HumanlineClamp
@@ -55,8 +55,7 @@ def draw_histograms(data: ScoredData, clamp: HumanlineClamp, other: str, image: 
     for one in axes:
         one.set_ylabel("tokens" if one is axes[-1] and other else "sequences")
         one.spines[["top", "right"]].set_visible(False)
-    image.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(image, dpi=130)
+    save(figure, image, dpi=130)
 
 
 def _means(values: list[Tensor]) -> Tensor:

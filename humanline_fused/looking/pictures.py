@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from humanline_fused import durable
 from humanline_fused.looking.curves import Points
 
 COLORS = ("#5f5f5f", "#c2410c", "#1d4ed8", "#15803d", "#a21caf", "#a16207")
@@ -103,4 +104,10 @@ def draw(rows: Sequence[Sequence[Panel]], labels: Sequence[str], image: Path, *,
     where = "outside lower center" if title else "outside upper center"
     if len(labels) > 1:
         figure.legend(handles=lines, loc=where, ncols=min(len(lines), 4), frameon=False, handlelength=3, fontsize=12)
-    figure.savefig(image, dpi=130)
+    save(figure, image, dpi=130)
+
+
+def save(figure: Any, image: Path, dpi: int) -> None:
+    """Write a figure of matplotlib; after an error the former picture stays."""
+    with durable.writing_output(image) as file:
+        figure.savefig(file, format=image.suffix.removeprefix(".").lower(), dpi=dpi)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from humanline_fused import durable
 from humanline_fused.looking.page import Summary, page
 from humanline_fused.looking.scored_sequences import ScoredSequence, sequences_of
 from humanline_fused.looking.stored_run import (
@@ -16,7 +17,6 @@ from humanline_fused.looking.stored_run import (
 )
 from humanline_fused.looking.token_scores import Compared, Comparison
 from humanline_fused.places import refuse_output_file
-from humanline_fused.training.run import durable
 from humanline_fused.training.run.checkpoint import last_step_of
 from humanline_fused.training.run.summary import describe_sampling
 
@@ -66,10 +66,8 @@ def show_run(
     name = f"step-{stored.step}" if example is None else f"example-{example}"
     file = output or run / f"show-{name}.html"
     text = page(summarise(stored, compared, sequences, example), sequences)
-    if file.exists() and not file.is_file():  # a pipe
-        file.write_text(text, encoding="utf-8")
-    else:
-        durable.write_text(file.resolve(), text)
+    with durable.writing_output(file) as opened:
+        opened.write(text.encode())
     return file
 
 

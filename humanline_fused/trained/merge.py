@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
+from humanline_fused import durable
 from humanline_fused.extras import need
 from humanline_fused.places import did_you_mean
 from humanline_fused.printing import Parser
 from humanline_fused.trained.stored_model import StoredModel, find_model
-from humanline_fused.training.run import durable
 from humanline_fused.training.run.model_card import CARD, merged_card
 from humanline_fused.training.start import loading
 

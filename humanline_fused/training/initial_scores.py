@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from humanline_fused import durable
 from humanline_fused.printing import one_line
 from humanline_fused.reference.lookahead import TokenScores
 from humanline_fused.training.pending import ByExample
-from humanline_fused.training.run import durable
 
 INITIAL_SCORES = "initial_eval_logp.pt"
 """File name of the scores in the run's folder."""

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from humanline_fused.training.run import durable
+from humanline_fused import durable
 from humanline_fused.training.run.earlier_run import finished
 from humanline_fused.training.run.manifest import damage, faults, has_hashes, seal
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from humanline_fused import durable
 from humanline_fused.stored_lines import finished_lines, objects, warn
-from humanline_fused.training.run import durable
 
 
 def as_json(line: Mapping[str, Any]) -> str:

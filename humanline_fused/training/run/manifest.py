@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from humanline_fused.training.run import durable
+from humanline_fused import durable
 
 MANIFEST = "files.json"
 """File with size and SHA-256 of all files of a checkpoint, by relative path, and with its own. Written last.

@@ -16,12 +16,11 @@ import yaml
 from torch import nn
 from transformers import SchedulerType, TrainerState
 
-from humanline_fused import __version__
+from humanline_fused import __version__, durable
 from humanline_fused.model.fused_head import causal_lm
 from humanline_fused.printing import escaped
 from humanline_fused.reference.adapter import ADAPTER
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.run import durable
 from humanline_fused.training.run.metrics_log import TIMES
 from humanline_fused.training.run.summary import describe_objective
 

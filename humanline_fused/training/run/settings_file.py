@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from humanline_fused import durable
 from humanline_fused.places import did_you_mean
 from humanline_fused.training.config import HumanlineConfig
-from humanline_fused.training.run import durable
 
 SETTINGS = "settings.json"
 """File name of the settings in the run's folder."""

@@ -33,6 +33,17 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     sync(path.parent)
 
 
+@contextmanager
+def writing_output(path: Path) -> Iterator[IO[bytes]]:
+    """As :func:`replacing`, for a path that a user names: through a link, and into what is no file, as a pipe."""
+    if path.exists() and not path.is_file():
+        with path.open("wb") as pipe:
+            yield pipe
+    else:
+        with replacing(path.resolve()) as file:
+            yield file
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file by ``text``."""
     with replacing(path) as file:
