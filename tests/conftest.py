@@ -22,6 +22,7 @@ from hypothesis import settings
 from humanline_fused.types import Impl
 from tests.disk import do_not_wait_for_the_disk
 from tests.other_processor import multiply_as_another_processor_if_asked
+from tests.seeds import keep_no_seeds_for_gpus
 
 REPORTED = ("torch", "triton", "transformers", "accelerate", "datasets", "tokenizers", "peft", "trl")
 """Packages whose versions are printed at the start of a run, because they may cause a failure."""
@@ -37,6 +38,7 @@ KERNEL_TEST = re.compile(r"^def \w+\([^)]*\b(device|emulator)\b[,)]", re.MULTILI
 
 multiply_as_another_processor_if_asked()
 do_not_wait_for_the_disk()
+keep_no_seeds_for_gpus()
 
 # In CI a failure must be caused by the commit, so hypothesis searches for new examples only on developers' machines.
 settings.register_profile("ci", derandomize=True)

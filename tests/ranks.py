@@ -21,6 +21,7 @@ from humanline_fused.training import HumanlineTrainer
 from tests.disk import do_not_wait_for_the_disk
 from tests.fork_server import call
 from tests.other_processor import multiply_as_another_processor_if_asked
+from tests.seeds import keep_no_seeds_for_gpus
 from tests.tiny_model import losses
 
 PATIENCE = 300
@@ -101,6 +102,7 @@ def _run_all(runs: tuple[tuple[Run, int], ...], folder: Path) -> None:
     torch.set_num_threads(1)
     multiply_as_another_processor_if_asked()
     do_not_wait_for_the_disk()
+    keep_no_seeds_for_gpus()
     gc.freeze()  # accelerate collects garbage often: exclude imported objects
     for run, ranks in runs:
         _run(run, folder, ranks)

@@ -21,14 +21,14 @@ from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer, t
 
 OBJECTIVES = ("dpo", "kto", "grpo")
 LEARNING_RATE = 0.1  # of gradient descent
-STEPS, SAVED = 8, 4
-"""With sync_every=3 the checkpoint has the scores of steps 4 to 6 but not of step 7, and a copied reference differs
-from both the saved and the initial policy."""
+STEPS, SAVED = 5, 3
+"""With sync_every=2 the checkpoint has the scores of step 3 but not of step 4, and a copied reference differs from both
+the saved and the initial policy. An epoch has two steps."""
 
 WHOLE: dict[str, dict[str, Any]] = {f"{objective} lookahead": {} for objective in OBJECTIVES} | {
     "dpo copy": {},
     "grpo lookahead sampling": {"perception": "sampling"},
-    "kto lookahead together": {"train_dataset": labelled(20, 4, number=24)},
+    "kto lookahead together": {"train_dataset": labelled(20, 4, number=16)},
     "dpo lookahead cut": {"max_tokens_per_micro_batch": 28},
     "kto lookahead cut": {"max_tokens_per_micro_batch": 20, "layout": "padded"},
 }
@@ -81,7 +81,7 @@ def made(folder: Path, run: str, world_size: int, **settings: Any) -> HumanlineT
     """Return a trainer with a global batch of two global micro-batches of four, for any number of processes."""
     objective, reference = run.split()[:2]
     batches = {"per_device_train_batch_size": 4 // world_size, "gradient_accumulation_steps": 2}
-    defaults: dict[str, Any] = {"num_examples": 24, "sync_every": 3, "max_steps": STEPS}
+    defaults: dict[str, Any] = {"num_examples": 16, "sync_every": 2, "max_steps": STEPS}
     defaults |= {"optim": "sgd", "learning_rate": LEARNING_RATE}
     given = batches | defaults | {"objective": objective, "reference": reference} | settings
     return tiny_trainer(folder, **given)
