@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from benchmarks.measure import peak_bytes
 from humanline_fused.cli import main
@@ -191,8 +191,13 @@ def test_what_cannot_be_computed_is_one_line(folder: str, argv: list[str], messa
     assert message in line
 
 
-def test_a_model_whose_forward_depends_on_numbers_is_refused(tmp_path: Path, capsys):
-    MixtralConfig(**SIZES, num_hidden_layers=1, num_key_value_heads=4).save_pretrained(tmp_path)
-    assert main(["fit", "--model", str(tmp_path), "--tokens=8"]) == 2
+def test_a_model_whose_forward_depends_on_numbers_is_refused(folder: str, monkeypatch: pytest.MonkeyPatch, capsys):
+    forward = LlamaModel.forward
+
+    def depends(model: LlamaModel, input_ids: torch.Tensor, **settings: Any) -> Any:
+        return forward(model, input_ids[:, : int(input_ids.max()) + 1], **settings)
+
+    monkeypatch.setattr(LlamaModel, "forward", depends)
+    assert main(["fit", "--model", folder, "--tokens=8"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "the activations of MixtralForCausalLM cannot be computed from its config" in line
+    assert "the activations of LlamaForCausalLM cannot be computed from its config" in line

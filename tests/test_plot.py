@@ -327,8 +327,8 @@ for run in sys.argv[1:]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the kernel does not tell the peak of a process")
-def test_a_plot_of_a_million_log_lines_takes_at_most_500_mib(tmp_path: Path) -> None:
-    """Extrapolated: 100,000 lines take a tenth of what a million takes beyond a run of two lines.
+def test_a_plot_of_a_million_log_lines_takes_at_most_250_mib_more_than_one_of_two(tmp_path: Path) -> None:
+    """Extrapolated: 100,000 lines take a tenth of what a million takes. Torch alone takes 200 to 570 MiB.
 
     The peak that getrusage gives a new process begins with that of its parent, unlike VmHWM.
     """
@@ -343,4 +343,4 @@ def test_a_plot_of_a_million_log_lines_takes_at_most_500_mib(tmp_path: Path) -> 
     command = [sys.executable, "-c", MEMORY, str(small), str(large)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     before, after = (int(text.split()[1]) for text in done.stdout.splitlines() if text.startswith("KiB"))
-    assert before + (after - before) * 1_000_000 / number <= 500 * 1024
+    assert (after - before) * 1_000_000 / number <= 250 * 1024
