@@ -196,6 +196,22 @@ def test_backward_may_be_called_again_with_another_grad_output(device, objective
         assert torch.equal(scaled, 4 * first)  # a power of two: no rounding
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_ids_overwritten_before_backward_change_no_gradient_and_rows_are_an_error(frozen):
+    batch = head_batch("cpu")
+    ids, mask = batch.tokens.target_ids, batch.tokens.loss_mask
+    rows = mask.flatten().nonzero()[:, 0]
+    hidden, weight = batch.hidden.requires_grad_(), batch.weight.requires_grad_(not frozen)
+    out = token_logp_and_entropy(LMHead(hidden, weight, rows=rows), ids, mask)
+    total = (out.logp + out.entropy).sum()
+    expected = torch.autograd.grad(total, hidden, retain_graph=True)
+    ids.zero_()
+    assert torch.equal(*torch.autograd.grad(total, hidden, retain_graph=True), *expected)
+    rows.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
 def test_no_gradient_reaches_the_reference(device, objective, impl):
     batch = head_batch(device)
     ref_hidden, ref_weight = batch.ref_hidden.requires_grad_(), batch.ref_weight.requires_grad_()

@@ -5,6 +5,7 @@ backward computes the logits again: 4 if the head needs a gradient, 3 if hidden 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,23 +51,24 @@ class HeadLogp(torch.autograd.Function):
         again = (needs.hidden or needs.head) and not store
         columns = zip(*scores, strict=True) if again else ()
         kept = [torch.cat(values)[first:] if len(values[0]) else values[0] for values in columns]
-        ctx.save_for_backward(hidden, weight, bias, dhidden, *kept)
+        # The ids are a copy. The positions may be the caller's own: saved, a write to them is an error in backward.
+        ctx.save_for_backward(hidden, weight, bias, dhidden, sweep.ids, work.rows.positions, *kept)
         ctx.mark_non_differentiable(sweep.found.ref_logp, *(() if work.with_entropy else (sweep.found.entropy,)))
         return sweep.found
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
-        work: Work = ctx.work
-        hidden, weight, bias, dhidden, *scores = ctx.saved_tensors
-        index = work.rows.positions[ctx.rows]
+        hidden, weight, bias, dhidden, ids, positions, *scores = ctx.saved_tensors
+        work: Work = replace(ctx.work, rows=ctx.work.rows._replace(positions=positions))
+        index = positions[ctx.rows]
         dlogp, dentropy = (None if g is None else g.flatten()[index] for g in grad_outputs[:2])
         if dlogp is None and dentropy is None:
             return None, None, None, None, None
         if ctx.store:
             assert dlogp is not None
             return None, hidden_gradient(dhidden, dlogp, index, hidden), None, None, None
-        gradients = _again(work, hidden, weight, bias, scores, dlogp, dentropy)
+        gradients = _again(work, hidden, weight, bias, ids, scores, dlogp, dentropy)
         return None, gradients.hidden, None, gradients.weight, gradients.bias
 
 
@@ -75,6 +77,7 @@ def _again(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    ids: Tensor,
     scores: Sequence[Tensor],
     dlogp: Tensor | None,
     dentropy: Tensor | None,
@@ -82,9 +85,10 @@ def _again(
     """The gradients, from logits that are computed again.
 
     Args:
+        ids: target ids of all rows, [n].
         scores: RowScores of the rows with a gradient; empty if no row counts.
     """
-    sweep = Sweep(work, hidden, None, weight, bias)
+    sweep = Sweep(work, hidden, None, weight, bias, ids)
     first = sweep.first_with_gradient
     chunks = chunks_of(first, sweep.num_rows, work.capacity)
     coefficient, dlogp, dentropy = _factor_out(dlogp, dentropy)

@@ -21,10 +21,17 @@ class Sweep:
     Args:
         hidden: [B, T, H] of the policy.
         ref_hidden: [B, T, H] of a reference with the same head, or None.
+        ids: [n], target ids of the policy's rows, as an earlier sweep has found them; None to look them up.
     """
 
     def __init__(
-        self, work: Work, hidden: Tensor, ref_hidden: Tensor | None, weight: Tensor, bias: Tensor | None
+        self,
+        work: Work,
+        hidden: Tensor,
+        ref_hidden: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        ids: Tensor | None = None,
     ) -> None:
         self.work = work
         self.sources = [h.detach().flatten(0, 1) for h in (ref_hidden, hidden) if h is not None]
@@ -34,7 +41,7 @@ class Sweep:
         self.first_of_policy = num_tokens * (len(self.sources) - 1)
         self.first_with_gradient = self.first_of_policy + work.rows.num_without_gradient
         self.num_rows = self.first_of_policy + num_tokens
-        self._ids = work.target_ids[work.rows.positions]
+        self.ids = work.target_ids[work.rows.positions] if ids is None else ids
         temperature = work.softmax.temperature
         self._temperature = None if temperature is None else temperature[work.rows.positions]
         self._workspace: Tensor | None = None
@@ -46,7 +53,7 @@ class Sweep:
     @cached_property
     def found(self) -> TokenLogps:
         """The scores of all tokens so far, 0 elsewhere, without a graph."""
-        logp = self._ids.new_zeros(self.work.shape, dtype=self.work.accumulation)
+        logp = self.ids.new_zeros(self.work.shape, dtype=self.work.accumulation)
         nothing = logp.new_empty(0)
         return TokenLogps(
             logp=logp,
@@ -100,7 +107,7 @@ class Sweep:
     def _tokens(self, start: int, end: int) -> tuple[Tensor, Softmax]:
         """Target ids and softmax settings of a chunk's rows."""
         temperature = None if self._temperature is None else self._at(self._temperature, start, end)
-        return self._at(self._ids, start, end), self.work.softmax._replace(temperature=temperature)
+        return self._at(self.ids, start, end), self.work.softmax._replace(temperature=temperature)
 
     def _take_up(self, scores: RowScores, start: int, end: int) -> None:
         done = 0
@@ -123,7 +130,7 @@ class Sweep:
         temperature = None if self._temperature is None else self._temperature[rows]
         softmax = self.work.softmax._replace(temperature=temperature)
         dlogp = torch.ones_like(scores.logp) if dlogp is None else dlogp
-        self.work.epilogue.write_dlogits_(logits, self._ids[rows], softmax, scores, dlogp, dentropy)
+        self.work.epilogue.write_dlogits_(logits, self.ids[rows], softmax, scores, dlogp, dentropy)
         return logits.to(self.work.dtype)
 
     def dhidden(self, dlogits: Tensor) -> Tensor:
