@@ -1,5 +1,6 @@
 """A head with its vocabulary split among processes gives the results of the whole head (gloo, on a CPU)."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from tests.ranks import on_ranks
 
 V = 37
 OBJECTIVES = ("dpo", "kto", "grpo")
+POISONS = {"nan": (math.nan, 0), "inf": (math.inf, 0), "illegal id": (1.0, V)}
+"""First number of a row's hidden states, under a head of positive numbers, and its target id."""
 SOFTMAX: dict[str, Any] = {"temperature": 0.7, "softcap": 6.0, "scale": 1.1}
 CASES = [
     (objective, frozen, workspace, softmax)
@@ -83,6 +86,11 @@ def score(folder: Path, world_size: int) -> None:
     illegal[0, 0] = V
     everyone = torch.ones_like(offset.tokens.loss_mask)
     results["illegal"] = token_logp(LMHead(offset.hidden, offset.weight[part], group=group), illegal, everyone)
+    for poison, (number, target_id) in POISONS.items():
+        hidden, ids = offset.hidden.clone(), offset.tokens.target_ids.clone()
+        hidden[0, 0, 0], ids[0, 0] = number, target_id
+        out = token_logp_and_entropy(LMHead(hidden, offset.weight.abs()[part], group=group), ids, everyone)
+        results[poison] = torch.stack([out.logp, out.entropy])
     torch.save(results, folder / f"{world_size}-{rank}.pt")
 
 
@@ -150,6 +158,13 @@ def test_an_id_of_no_rank_gives_a_nan_row(runs: list[dict[str, Any]]) -> None:
     for results in runs:
         assert results["illegal"][0, 0].isnan()
         assert results["illegal"].isnan().sum() == 1
+
+
+@pytest.mark.parametrize("poison", POISONS)
+def test_a_row_without_a_log_prob_has_no_entropy(runs: list[dict[str, Any]], poison: str) -> None:
+    for results in runs:
+        assert results[poison][:, 0, 0].isnan().all()
+        assert results[poison].isnan().sum() == 2
 
 
 def test_a_reference_that_was_scored_elsewhere_stands_beside_it(runs: list[dict[str, Any]]) -> None:

@@ -75,7 +75,8 @@ class Shards(Epilogue):
             (entropies,) = entropies
             share = (-missing).exp2()
             parts = share * (entropies + missing * math.log(2))
-            entropy = parts.where(share > 0, 0.0).sum(0)
+            # A share of NaN is no share of 0: the row's entropy is NaN.
+            entropy = parts.where(share != 0, 0.0).sum(0).where(legal, torch.nan)
         return RowScores(logp, entropy, point, (whole - (z - anchor[0])).where(legal, torch.nan))
 
     def write_dlogits_(
