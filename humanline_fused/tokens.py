@@ -17,6 +17,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type != "cpu")
 
 
+def sequence_of(positions: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """The packed sequence that each position is in, an index that is legal whatever the boundaries are."""
+    ends = to_device(cu_seqlens, positions.device).long()[1:-1]
+    return torch.searchsorted(ends, positions, right=True)
+
+
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """

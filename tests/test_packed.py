@@ -1,5 +1,7 @@
 """Packed input: sequences of any length in one row, bounded by cu_seqlens, equal to the same sequences padded."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -145,16 +147,42 @@ ILLEGAL = {
 
 
 @pytest.mark.parametrize("illegal", ILLEGAL.values(), ids=ILLEGAL)
-@pytest.mark.parametrize("objective", ["dpo", "kto"])  # GRPO does not use the bounds of sequences
-def test_bounds_past_validation_poison_the_loss(device, objective, illegal, monkeypatch):
+def test_bounds_past_validation_poison_the_loss(device, objective, impl, illegal, monkeypatch):
     _, packed, _, bounds = padded_and_packed(device)
     # As on a GPU, where a check would wait for the device.
     monkeypatch.setattr(values, "may_look_at", lambda tensor: False)
     with torch.no_grad():  # tokens of two sequences have two derivatives, and it is open which is stored last
         policy, reference = Logits(packed.logits), Logits(packed.ref_logits)
         for cu_seqlens, poisoned in ((bounds, False), (torch.tensor(illegal).to(bounds), True)):
-            out = loss_of(objective, policy, reference, packed, impl="triton", cu_seqlens=cu_seqlens)
+            out = loss_of(objective, policy, reference, packed, impl=impl, cu_seqlens=cu_seqlens)
             assert out.loss.isnan() == poisoned
+
+
+@pytest.mark.parametrize("illegal", ILLEGAL.values(), ids=ILLEGAL)
+def test_bounds_past_validation_poison_the_reference_point(device, impl, illegal, monkeypatch):
+    _, packed, _, bounds = padded_and_packed(device)
+    monkeypatch.setattr(values, "may_look_at", lambda tensor: False)
+    rows = (Logits(packed.logits), Logits(packed.ref_logits), packed.target_ids, packed.loss_mask)
+    assert kto_kl(*rows, cu_seqlens=bounds, impl=impl).isfinite()
+    assert kto_kl(*rows, cu_seqlens=torch.tensor(illegal).to(bounds), impl=impl).isnan()
+
+
+def test_bounds_past_validation_leave_advantages_of_tokens_alone(device, impl, monkeypatch):
+    _, packed, _, bounds = padded_and_packed(device)
+    monkeypatch.setattr(values, "may_look_at", lambda tensor: False)
+    packed = replace(packed, advantages=torch.ones_like(packed.logits[..., 0]))
+    out, _ = run("grpo", packed, impl, cu_seqlens=torch.tensor(ILLEGAL["late"]).to(bounds))
+    assert out.loss.isfinite()
+
+
+def test_the_gradient_of_packed_input_has_one_itself(device, objective):
+    _, packed, _, bounds = padded_and_packed(device, dtype=torch.float64, V=3)
+
+    def loss(logits):
+        return loss_of(objective, Logits(logits), Logits(packed.ref_logits), packed, cu_seqlens=bounds).loss
+
+    assert torch.autograd.gradcheck(loss, packed.logits.requires_grad_())
+    assert torch.autograd.gradgradcheck(loss, packed.logits)
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto"])

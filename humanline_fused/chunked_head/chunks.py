@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from humanline_fused.tokens import Tokens, to_device
+from humanline_fused.tokens import Tokens, sequence_of, to_device
 
 Chunk = tuple[int, int]
 """[start, end) in the list of all rows that are multiplied."""
@@ -67,8 +67,7 @@ def in_blocks(rows: Rows, tokens: Tokens, given: Tensor | None) -> Rows:
     if tokens.cu_seqlens is None:
         sequence, num_sequences = index // tokens.target_ids.shape[1], tokens.target_ids.shape[0]
     else:
-        ends = to_device(tokens.cu_seqlens, index.device).long()[1:-1]
-        sequence, num_sequences = torch.searchsorted(ends, index, right=True), tokens.cu_seqlens.shape[0] - 1
+        sequence, num_sequences = sequence_of(index, tokens.cu_seqlens), tokens.cu_seqlens.shape[0] - 1
     num_blocks = num_sequences // 2 if tokens.depends == "pair" else num_sequences
     block = sequence % max(num_blocks, 1)
     # Not bincount, which waits for the device to find the largest block.

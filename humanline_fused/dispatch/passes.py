@@ -12,7 +12,7 @@ from humanline_fused.chunked_head import Call, head_logp, head_loss, in_blocks, 
 from humanline_fused.layer import GRPOLoss, Layer, LossOfLogp, OfLogits, OneLaunch, Result, ScoredLoss, TokenLogps
 from humanline_fused.scores import LMHead, Logits, Scores, TokenLogp
 from humanline_fused.softmax import softmax_of
-from humanline_fused.tokens import Tokens, to_device
+from humanline_fused.tokens import Tokens, sequence_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -175,8 +175,7 @@ def per_token(values: Tensor, target_ids: Tensor, cu_seqlens: Tensor | None) -> 
     if cu_seqlens is None:
         return values[:, None].expand(target_ids.shape)
     positions = torch.arange(target_ids.shape[1], device=values.device)
-    ends = to_device(cu_seqlens, values.device).long()[1:-1]
-    return values[torch.searchsorted(ends, positions, right=True)][None]
+    return values[sequence_of(positions, cu_seqlens)][None]
 
 
 def grpo_in_one_launch(

@@ -13,6 +13,7 @@ from humanline_fused.eager.log_ratio import clamped_log_ratio
 from humanline_fused.eager.sequences import sequence_lengths, sequence_sum
 from humanline_fused.layer import SequenceLoss
 from humanline_fused.types import DPOLossType
+from humanline_fused.validation import nan_if_illegal
 
 
 class Link(NamedTuple):
@@ -71,5 +72,6 @@ def dpo_loss(
 
     counts = (lengths > 0).view(2, num_pairs).any(0)
     loss = losses.where(counts, 0.0).sum() / counts.sum().clamp(min=1)
+    loss = nan_if_illegal(loss, cu_seqlens, loss_mask.shape[1])
     num_tokens = loss_mask.sum().clamp(min=1)
     return SequenceLoss(loss, rewards.detach(), ratio.low / num_tokens, ratio.high / num_tokens)

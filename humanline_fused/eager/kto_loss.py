@@ -5,6 +5,7 @@ from torch import Tensor
 from humanline_fused.eager.log_ratio import clamped_log_ratio
 from humanline_fused.eager.sequences import sequence_counts, sequence_sum
 from humanline_fused.layer import SequenceLoss
+from humanline_fused.validation import nan_if_illegal
 
 
 def kto_loss(
@@ -30,5 +31,6 @@ def kto_loss(
 
     counts = sequence_counts(loss_mask, cu_seqlens)
     loss = losses.where(counts, 0.0).sum() / counts.sum().clamp(min=1)
+    loss = nan_if_illegal(loss, cu_seqlens, loss_mask.shape[1])
     num_tokens = loss_mask.sum().clamp(min=1)
     return SequenceLoss(loss, rewards.detach(), ratio.low / num_tokens, ratio.high / num_tokens)

@@ -103,6 +103,8 @@ def grpo_loss(
         gradient = per_token(advantages.detach() != 0, target_ids, cu_seqlens)
     tokens = Tokens(target_ids, loss_mask, cu_seqlens, gradient=gradient)
     advantages = to_device(advantages.detach().to(accumulation), target_ids.device)
+    if advantages.ndim == 1:
+        advantages = validation.nan_if_illegal(advantages, cu_seqlens, target_ids.shape[1])
     advantages = per_token(advantages, target_ids, cu_seqlens)
     num_items = None
     if num_items_in_batch is not None:

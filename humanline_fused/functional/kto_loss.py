@@ -48,9 +48,8 @@ def kto_kl(
     validation.check_sequences(target_ids, cu_seqlens)
     with torch.no_grad():
         ratio = token_log_ratio(policy, reference, target_ids, loss_mask, clamp=clamp, impl=impl).log_ratio
-        total = torch.stack(
-            [ratio.sum(), eager.sequence_counts(loss_mask.to(ratio.device), cu_seqlens).sum().to(ratio.dtype)]
-        )
+        nats = validation.nan_if_illegal(ratio.sum(), cu_seqlens, target_ids.shape[1])
+        total = torch.stack([nats, eager.sequence_counts(loss_mask.to(ratio.device), cu_seqlens).sum().to(ratio.dtype)])
         if group != "local" and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(total, group=group)
         return (total[0] / total[1].clamp(min=1)).clamp(min=0)

@@ -20,7 +20,7 @@ def token_logp(scores: Scores, target_ids: Tensor, loss_mask: Tensor, *, impl: I
 
     Returns:
         [B, T], float32 (float64 for float64 input), nats, 0 where the mask is False, with a graph. A row that holds
-        NaN or +inf gives NaN.
+        NaN, or +inf without a softcap, gives NaN.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names what was expected and what was given.

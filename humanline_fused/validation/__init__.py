@@ -10,7 +10,7 @@ from humanline_fused.validation.scores import (
     check_rows,
     check_tokens,
 )
-from humanline_fused.validation.sequences import check_pairs, check_sequences
+from humanline_fused.validation.sequences import check_pairs, check_sequences, nan_if_illegal
 from humanline_fused.validation.values import (
     FLOATS,
     check_choice,
@@ -35,4 +35,5 @@ __all__ = [
     "check_tensor",
     "check_tokens",
     "check_values",
+    "nan_if_illegal",
 ]

@@ -25,6 +25,15 @@ def check_sequences(target_ids: Tensor, cu_seqlens: Tensor | None) -> int:
     return cu_seqlens.shape[0] - 1
 
 
+def nan_if_illegal(result: Tensor, cu_seqlens: Tensor | None, num_tokens: int) -> Tensor:
+    """The result, NaN for ``cu_seqlens`` that :func:`check_sequences` would refuse if reading them were no wait."""
+    if cu_seqlens is None or values.may_look_at(cu_seqlens):
+        return result
+    covers = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == num_tokens)
+    legal = covers & (cu_seqlens.diff() >= 0).all()
+    return result.where(legal.to(result.device), torch.nan)
+
+
 def check_pairs(num_sequences: int) -> None:
     if num_sequences % 2:
         raise ValueError(
