@@ -31,6 +31,12 @@ class Softmax(NamedTuple):
             rows = (rows / self.softcap).tanh() * self.softcap
         return rows / temperature
 
+    def apart(self, rows: Tensor, point: Tensor, temperature: Tensor | float) -> Tensor:
+        """z of logits x minus z of a point; the difference first, so that an offset of all logits takes no digits."""
+        if self.softcap is None:
+            return self.scores(rows - point, temperature)
+        return self.scores(rows, temperature) - self.scores(point, temperature)
+
     def back(self, dz: Tensor, rows: Tensor, temperature: Tensor | float) -> Tensor:
         """dz · ∂z/∂x (docs/math.md, equation 15)."""
         if isinstance(temperature, Tensor):

@@ -54,18 +54,20 @@ class Shards(Epilogue):
         """Log-probs and entropies of whole rows; point and total give the probabilities of this rank's columns."""
         ids, own = self._own(target_ids)
         logp, entropy, point, log2_total = self.epilogue.score_rows(logits, ids, softmax, with_entropy)
-        z = softmax.scores(point[:, None], softmax.temperature_of(slice(None)))[:, 0] / math.log(2)
-        empty = z.isneginf()  # all logits of this slice are -inf: a padded vocabulary
-        z, point, logp = (t.masked_fill(empty, 0.0) for t in (z, point, logp))
+        temperature = softmax.temperature_of(slice(None))
+        # All logits of this slice are -inf, as of a padded vocabulary.
+        empty = (softmax.scores(point[:, None], temperature)[:, 0] / math.log(2)).isneginf()
+        point, logp = (t.masked_fill(empty, 0.0) for t in (point, logp))
         log2_total = log2_total.masked_fill(empty, -torch.inf)
         mine = torch.stack(
-            [logp.where(own, 0.0), own.to(logp.dtype), z, log2_total, *([entropy] if with_entropy else [])]
+            [logp.where(own, 0.0), own.to(logp.dtype), point, log2_total, *([entropy] if with_entropy else [])]
         )
-        logps, owned, zs, log2_totals, *entropies = self._gather(mine).unbind(1)
+        logps, owned, points, log2_totals, *entropies = self._gather(mine).unbind(1)
 
         # Relative to the heaviest slice's point: an offset common to all logits must not take digits.
-        anchor = zs.gather(0, (zs + log2_totals).argmax(0, keepdim=True))
-        shares = (zs - anchor) + log2_totals
+        weights = softmax.scores(points.T, temperature).T / math.log(2) + log2_totals
+        anchor = points.gather(0, weights.argmax(0, keepdim=True))
+        shares = softmax.apart(points.T, anchor.T, temperature).T / math.log(2) + log2_totals
         highest = shares.amax(0)
         whole = highest + (shares - highest).exp2().sum(0).log2()
         missing = whole - shares  # −log2 of each slice's share of the row's probability
@@ -77,7 +79,8 @@ class Shards(Epilogue):
             parts = share * (entropies + missing * math.log(2))
             # A share of NaN is no share of 0: the row's entropy is NaN.
             entropy = parts.where(share != 0, 0.0).sum(0).where(legal, torch.nan)
-        return RowScores(logp, entropy, point, (whole - (z - anchor[0])).where(legal, torch.nan))
+        z = softmax.apart(point[:, None], anchor.T, temperature)[:, 0] / math.log(2)
+        return RowScores(logp, entropy, point, (whole - z).where(legal, torch.nan))
 
     def write_dlogits_(
         self,
@@ -94,7 +97,7 @@ class Shards(Epilogue):
         first = logits[:, :1].to(dlogp.dtype, copy=True)
         self.epilogue.write_dlogits_(logits, ids, softmax, scores, dlogp, dentropy)
         # If another rank has the target, column 0 was used as its placeholder, and gets its own gradient here.
-        log_p = softmax.scores(first, temperature) - softmax.scores(scores.point[:, None], temperature)
+        log_p = softmax.apart(first, scores.point[:, None], temperature)
         log_p = (log_p - scores.log2_total[:, None] * math.log(2)).clamp(min=-1e4)
         slope = -dlogp[:, None]
         if dentropy is not None:

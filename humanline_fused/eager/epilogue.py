@@ -31,7 +31,7 @@ def score_rows(logits: Tensor, target_ids: Tensor, softmax: Softmax, with_entrop
     for part, rows, ids, legal in _parts(logits, target_ids):
         temperature = softmax.temperature_of(part)
         largest = rows.amax(-1, keepdim=True)
-        z = softmax.scores(rows, temperature) - softmax.scores(largest, temperature)
+        z = softmax.apart(rows, largest, temperature)
         weights = z.exp()
         log_total = weights.sum(-1, keepdim=True).log()
         logp[part] = (z.gather(-1, ids) - log_total).where(legal, torch.nan)[:, 0]
@@ -58,7 +58,7 @@ def write_dlogits_(
     for part, rows, ids, legal in _parts(logits, target_ids):
         temperature = softmax.temperature_of(part)
         largest, log_total = scores.point[part, None], scores.log2_total[part, None] * math.log(2)
-        log_p = softmax.scores(rows, temperature) - softmax.scores(largest, temperature) - log_total
+        log_p = softmax.apart(rows, largest, temperature) - log_total
         p, dz = log_p.exp(), dlogp[part, None].where(legal, torch.nan)
         dx = (p * -dz).scatter_add_(-1, ids, dz)
         if dentropy is not None:
