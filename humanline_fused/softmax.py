@@ -13,7 +13,7 @@ class Softmax(NamedTuple):
     """``z = cap(scale · x) · inverse_temperature / temperature``; by default ``z = x``.
 
     Args:
-        temperature: per token, float32, or None.
+        temperature: per token, in the dtype of log-probs, or None.
     """
 
     temperature: Tensor | None = None
@@ -57,7 +57,8 @@ def softmax_of(source: Logits | LMHead) -> Softmax:
     """The softmax settings of a source of scores."""
     cap, scale = source.softcap, float(source.scale)
     if isinstance(source.temperature, Tensor):
-        temperature = source.temperature.detach().float()
+        values = source.logits if isinstance(source, Logits) else source.hidden
+        temperature = source.temperature.detach().to(torch.promote_types(values.dtype, torch.float32))
         # A temperature that is illegal, which no check on a GPU would see without a wait, gives NaN.
         legal = (temperature > 0) & (temperature < torch.inf)
         return Softmax(temperature.where(legal, torch.nan), 1.0, cap, scale)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from humanline_fused import Logits, TokenLogp, token_logp
+from humanline_fused import LMHead, Logits, TokenLogp, token_logp
 from humanline_fused.types import Impl
 from tests.error_budget import PER_NAT, assert_within_budget
 from tests.inputs import random_batch
@@ -42,6 +42,17 @@ def test_eager_is_torch_s_log_softmax_in_float64(device):
     expected = batch.logits.log_softmax(-1).gather(-1, batch.target_ids[..., None])[..., 0] * batch.loss_mask
     # 8 epsilons are one unit in the last place of a log-prob between −16 and −8.
     torch.testing.assert_close(logp, expected, rtol=0, atol=8 * torch.finfo(torch.float64).eps)
+
+
+@pytest.mark.parametrize("of_a_head", [False, True])
+def test_a_temperature_per_token_keeps_the_digits_of_float64(of_a_head):
+    batch, weight = random_batch(torch.device("cpu"), dtype=torch.float64), torch.eye(37, dtype=torch.float64)
+    results = []
+    for temperature in (0.7, torch.full(batch.target_ids.shape, 0.7, dtype=torch.float64)):
+        softmax = {"temperature": temperature}
+        scores = LMHead(batch.logits, weight, **softmax) if of_a_head else Logits(batch.logits, **softmax)
+        results.append(token_logp(scores, batch.target_ids, batch.loss_mask))
+    torch.testing.assert_close(*results, rtol=1e-14, atol=0)
 
 
 def test_eager_gives_the_same_bits_in_chunks_of_any_size(device, monkeypatch):
