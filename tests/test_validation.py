@@ -198,7 +198,7 @@ def test_numbers_at_the_ends_of_float32_are_legal():
         loss_of("dpo", Logits(batch.logits), Logits(batch.ref_logits), batch, beta=beta)
 
 
-TENSORS = [("kto", {"kl": -0.5}, "kl")] + [
+TENSORS = [("kto", {"kl": number}, "kl") for number in (-0.5, math.inf)] + [
     ("grpo", {"num_items_in_batch": number}, "num_items_in_batch") for number in (0.0, -3.0, math.nan, math.inf)
 ]
 

@@ -82,8 +82,8 @@ def kto_loss(
         loss_mask: [B, T], bool. A sequence without any token that counts is left out of the mean.
         desirable: [B], bool.
         kl: z0 from :func:`kto_kl` (of ``clamp=None`` beside humanline sampling, which would only stop its gradient), []
-            or a number, nats, ≥ 0; no gradient flows into it. (Where a check would wait for a GPU, a tensor below 0
-            gives NaN.)
+            or a number, nats, ≥ 0; no gradient flows into it. (Where a check would wait for a GPU, a tensor below 0 or
+            infinite gives NaN.)
         beta: weight of the implicit reward.
         desirable_weight, undesirable_weight: λ_D and λ_U.
         cu_seqlens: [B + 1], int32 or int64, for packed input: ids, scores and mask are one row [1, N], and sequence b
@@ -115,9 +115,10 @@ def kto_loss(
     undesirable_weight = validation.check_number("undesirable_weight", undesirable_weight, 0)
     if isinstance(kl, Tensor):
         validation.check_tensor("kl", kl, [], validation.FLOATS, target_ids.device)
-        negative = kl.detach() < 0  # False for NaN, which log-probs can make of it, and which the loss shows
-        validation.check_values("kl", "a number >= 0", kl, ~negative)
-        kl = kl.detach().where(~negative, torch.nan)
+        # False for NaN, which log-probs can make of it, and which the loss shows.
+        illegal = (kl.detach() < 0) | (kl.detach() == torch.inf)
+        validation.check_values("kl", "a finite number >= 0", kl, ~illegal)
+        kl = kl.detach().where(~illegal, torch.nan)
     else:
         kl = validation.check_number("kl", kl, 0)
     policy, reference, _, shares = perceive(policy, reference, target_ids, loss_mask, sampling, impl)
