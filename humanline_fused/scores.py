@@ -74,7 +74,8 @@ class LMHead:
             several chunks also hold float32 [V, H] and [n, H] until backward; one chunk holds its logits' memory.
         fp32_logits: keep the products' float32 instead of rounding it to the dtype of ``hidden``.
         main_grad: add the weight's gradient to ``weight.main_grad`` (float32, the tensor that is there in forward)
-            instead of returning it. Megatron's own flags and hooks are not touched.
+            instead of returning it, in every backward of the loss, also one for ``hidden`` alone. Megatron's own flags
+            and hooks are not touched.
         drop_clamped: leave tokens outside the clamp, whose gradient is 0, out of the backward products too. Costs a
             wait for the GPU and a copy per chunk; saves two of these tokens' three products.
     """
