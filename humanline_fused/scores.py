@@ -65,9 +65,9 @@ class LMHead:
         group: process group whose ranks hold one slice each of weight and bias, in rank order, and the same ``hidden``.
             Ids refer to the whole vocabulary. Every rank gets the whole result, and the whole gradient of ``hidden``.
             The ranks agree on the size of a chunk; each call waits once for that.
-        rows: [n], int64: positions ``b · T + t`` where the mask is True, ascending. With it, or with a mask on the
-            CPU, the host does not wait for a GPU to count them. (DPO and KTO with a trained head and more than one
-            chunk need ``rows`` on the CPU for that, and ``cu_seqlens`` too.)
+        rows: [n], int64: positions ``b · T + t`` where the mask is True, ascending; checked if they and the mask are on
+            the CPU. With it, or with a mask on the CPU, the host does not wait for a GPU to count them. (DPO and KTO
+            with a trained head and more than one chunk need ``rows`` on the CPU for that, and ``cu_seqlens`` too.)
         workspace_bytes: memory of the logits that exist at once; at least one row. Default: 128 MiB on a CPU; on a GPU
             2 GiB, or the size of 4096 rows if that is more, at most 4 GiB and half of the free memory. Give a number
             for runs that must repeat bit for bit: another number of rows may change last bits. With a trained head,

@@ -1,7 +1,7 @@
 """Argument checks. Every error states the expected and the given value.
 
-No check waits for a GPU. Ids, temperatures, ``kl`` and ``num_items_in_batch`` out of range are an error on a CPU; on a
-GPU the result is NaN.
+No check waits for a GPU. Ids, temperatures, ``kl``, ``num_items_in_batch`` and ``cu_seqlens`` out of range are an error
+on a CPU; on a GPU the result is NaN. A head's ``rows`` are checked on a CPU alone.
 """
 
 from humanline_fused.validation.scores import (
