@@ -174,7 +174,7 @@ def test_every_argument_of_trl_that_is_missing_here_has_a_counterpart():
     ours = {field.name for field in fields(HumanlineConfig)}
     theirs = {f.name for kind in (trl.DPOConfig, trl.KTOConfig, trl.GRPOConfig, trl.ModelConfig) for f in fields(kind)}
     assert [name for name in sorted(theirs - ours) if not instead(name, OF_SETTINGS, [])] == []
-    assert [name for name in OF_SETTINGS if name in ours] == []
+    assert {name for name in OF_SETTINGS if name in ours} <= {"warmup_ratio"}  # which transformers 5.10 still has
     trainers = trl.DPOTrainer, trl.KTOTrainer, trl.GRPOTrainer
     arguments = {name for kind in trainers for name in inspect.signature(kind).parameters}
     accepted = set(inspect.signature(HumanlineTrainer).parameters)

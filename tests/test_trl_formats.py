@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,7 +108,10 @@ def trls(trainer: Any, rows: Sequence[Any], max_length: int = 200) -> list[dict[
     """Return the rows as TRL's trainer prepares them before its first step."""
     itself = SimpleNamespace(_tokenizer=TOKENIZER, calculate_KL=False, desirable_weight=1.0, undesirable_weight=1.0)
     args = SimpleNamespace(dataset_num_proc=None, max_length=max_length, truncation_mode="keep_start")
-    return list(trainer._prepare_dataset(itself, Dataset.from_list(list(rows)), TOKENIZER, args, "train"))
+    with tempfile.TemporaryDirectory() as folder:
+        # Not from_list: older versions of pyarrow sort the keys of Python's dicts.
+        data: Any = Dataset.from_json(str(written(Path(folder, "data.jsonl"), *rows)), cache_dir=folder)
+        return list(trainer._prepare_dataset(itself, data, TOKENIZER, args, "train"))
 
 
 @pytest.mark.parametrize("name", [*PREFERENCE, *BEYOND_THE_PAGE])

@@ -21,8 +21,8 @@ WORK = ("time/training", "time/generation", "time/reward")
 """Metrics with cumulative seconds, without evaluation and saving."""
 
 NONE = float("nan")
-LARGEST = 1 << 1000
-"""Integers from here on are none of a log; a float does not hold all of them."""
+LARGEST = 2.0**1000
+"""Numbers from here on are none of a log; a float may not hold their differences, nor an integer as large."""
 
 
 def read_metrics(
@@ -61,10 +61,10 @@ def read_metrics(
 
 
 def _number(value: object) -> float:
-    """Return a finite number as it is, NaN for anything else."""
-    if type(value) is int and abs(value) < LARGEST:
-        return float(value)
-    return value if type(value) is float and math.isfinite(value) else NONE
+    """Return a number below :data:`LARGEST` as a float, NaN for anything else."""
+    if type(value) is int or type(value) is float:
+        return float(value) if abs(value) < LARGEST else NONE
+    return NONE
 
 
 def has(columns: Columns, name: str) -> bool:

@@ -22,9 +22,9 @@ def arrow_records(tables: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[Any]:
     Yields:
         A record, or the ValueError of one whose JSON cannot be parsed.
 
-    >>> tools = pa.array([[{"name": "look", "where": {}}, {"name": "paint", "colour": "red"}]])
+    >>> tools = pa.array([[{"name": "look", "where": {}}, {"name": "paint", "tint": "red"}]])
     >>> next(arrow_records([pa.table({"tools": tools})]))
-    {'tools': [{'name': 'look', 'where': {}}, {'name': 'paint', 'colour': 'red'}]}
+    {'tools': [{'name': 'look', 'where': {}}, {'name': 'paint', 'tint': 'red'}]}
     """
     for table in tables:
         converters = {field.name: _converter(field.type) for field in table.schema}
