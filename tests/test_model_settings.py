@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from humanline_fused.training import HumanlineConfig, HumanlineTrainer
 from humanline_fused.training.foreign_arguments import OF_SETTINGS, OF_TRAINER, instead
 from humanline_fused.training.start import load_policy
-from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_tokenizer
+from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer
 
 peft = pytest.importorskip("peft")
 
@@ -99,6 +99,51 @@ def test_an_adapter_is_asked_for_once(saved: str):
     adapted = peft.get_peft_model(tiny_model(), given)
     with pytest.raises(ValueError, match="lora_r: expected None with a model that has an adapter, got 2"):
         load_policy(adapted, tiny_tokenizer(), config)
+
+
+@pytest.fixture(scope="module")
+def adapter(saved: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of an adapter, as a LoRA run exports it."""
+    folder = str(tmp_path_factory.mktemp("adapter"))
+    policy, tokenizer = load_policy(None, None, tiny_config("unused", model=saved, lora_r=2))
+    policy.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_no_second_adapter_takes_the_place_of_the_one_in_a_folder(adapter: str):
+    with pytest.raises(ValueError, match=r"lora_r: expected None with a model that has an adapter, got 2.*merge"):
+        load_policy(None, None, tiny_config("unused", model=adapter, lora_r=2))
+
+
+@pytest.mark.parametrize("with_base", [False, True], ids=["by its folder", "on a model"])
+def test_an_adapter_that_loads_frozen_is_refused_with_the_way_to_train(adapter: str, with_base: bool, tmp_path: Path):
+    model: Any = peft.PeftModel.from_pretrained(tiny_model(), adapter) if with_base else adapter
+    given = {"train_dataset": records("dpo", 8), "processing_class": tiny_tokenizer()}
+    with pytest.raises(ValueError, match=r"model: expected trained weights, got none.*humanline merge"):
+        HumanlineTrainer(model, tiny_config(tmp_path), **given)
+
+
+def test_a_model_without_trained_weights_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"model: expected trained weights, got none that requires a gradient$"):
+        tiny_trainer(tmp_path, model=tiny_model().requires_grad_(False))
+
+
+def test_an_optimizer_of_other_weights_than_the_policys_is_refused(tmp_path: Path):
+    model, data = tiny_model(), records("dpo", 8)
+    before = torch.optim.SGD(model.parameters(), lr=0.1)
+    config = tiny_config(tmp_path, lora_r=2)
+    with pytest.raises(ValueError, match="optimizers: expected an optimizer of the policy's trained weights"):
+        HumanlineTrainer(model, config, data, processing_class=tiny_tokenizer(), optimizers=(before, None))
+
+
+def test_virtual_tokens_are_refused_as_the_losses_know_none(tmp_path: Path):
+    given = peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    data = records("dpo", 8)
+    with pytest.raises(ValueError, match="expected an adapter of weights, got PromptTuningConfig"):
+        HumanlineTrainer(
+            tiny_model(), tiny_config(tmp_path), data, processing_class=tiny_tokenizer(), peft_config=given
+        )
 
 
 @pytest.mark.parametrize("settings", [{"revision": "main"}, {"attn_implementation": "eager"}])

@@ -10,6 +10,13 @@ from transformers import PreTrainedModel, set_seed
 
 from humanline_fused.training.model_settings import ALL_LINEAR, ModelSettings
 
+MERGE = "`humanline merge ADAPTER --output DIR` makes a whole model"
+
+
+def has_loaded_adapter(model: nn.Module) -> bool:
+    """Return True for a model that transformers loaded from an adapter's folder: its base weights with the adapter."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
 
 def with_adapter(model: PreTrainedModel, settings: ModelSettings, given: Any = None, *, seed: int) -> PreTrainedModel:
     """Return the model with a new adapter, if the settings or a ``peft_config`` ask for one.
@@ -35,8 +42,8 @@ def with_adapter(model: PreTrainedModel, settings: ModelSettings, given: Any = N
             "lora_r: expected peft, which is not installed (pip install 'humanline-fused[peft]')"
         ) from missing
     name = "lora_r" if given is None else "peft_config"
-    if isinstance(model, PeftModel):
-        raise ValueError(f"{name}: expected None with a model that has an adapter, got {given or rank}")
+    if isinstance(model, PeftModel) or has_loaded_adapter(model):
+        raise ValueError(f"{name}: expected None with a model that has an adapter, got {given or rank} ({MERGE})")
     if rank is not None:
         targets = _targets(model, settings.lora_target_modules or [ALL_LINEAR])
         alpha = 2 * rank if settings.lora_alpha is None else settings.lora_alpha

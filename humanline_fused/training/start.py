@@ -27,7 +27,7 @@ from humanline_fused.reference.adapter import trained_adapter
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.data.examples import Example
 from humanline_fused.training.data.store import StoredExamples
-from humanline_fused.training.lora import with_adapter
+from humanline_fused.training.lora import MERGE, has_loaded_adapter, with_adapter
 from humanline_fused.training.objectives.objective import Objective
 from humanline_fused.training.objectives.table import check_parts
 from humanline_fused.training.positions import Longest, check_positions, longest_sequence, position_limit_of
@@ -122,18 +122,46 @@ def check_forward(wrapped: nn.Module, model: nn.Module, input_ids: Tensor, confi
     return probe(wrapped, model, input_ids, torch.ones_like(input_ids), config.impl)
 
 
-def make_ready_(policy: PreTrainedModel, config: HumanlineConfig) -> None:
-    """Check the policy's dropout and adapter, and change its head for scores inside forward if the config says so.
+def make_ready_(policy: PreTrainedModel, config: HumanlineConfig, optimizer: Any = None) -> None:
+    """Check the policy's dropout, weights and adapter, and change its head for scores inside forward if asked to.
+
+    Args:
+        policy: the policy, with its adapter.
+        config: the settings.
+        optimizer: the one that the user made, if any.
 
     Raises:
-        ValueError: a humanline run has dropout, ``reference="adapter"`` no adapter, or the head is not linear.
+        ValueError: a humanline run has dropout, nothing is trained, ``reference="adapter"`` has no adapter, or the head
+            is not linear.
     """
+    _check_trained(policy, optimizer)
     if config.is_humanline:
         refuse_dropout(policy)
     if config.reference == "adapter":
         trained_adapter(policy)
     if config.head == "fused":
         score_in_forward_(policy)
+
+
+def _check_trained(policy: nn.Module, optimizer: Any) -> None:
+    """Raise ValueError if a step would change no weight, or the adapter has tokens that the losses do not know."""
+    given = getattr(policy, "active_peft_config", None)
+    if getattr(given, "is_prompt_learning", False):
+        raise ValueError(
+            f"peft_config: expected an adapter of weights, got {type(given).__name__}, whose virtual tokens precede "
+            "every sequence"
+        )
+    trained = {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
+    if not trained:
+        loaded = given is not None or has_loaded_adapter(policy)
+        how = f": an adapter loads frozen ({MERGE}; PeftModel.from_pretrained has is_trainable=True)" if loaded else ""
+        raise ValueError(f"model: expected trained weights, got none that requires a gradient{how}")
+    groups = getattr(optimizer, "param_groups", None)
+    if groups is not None and not any(id(parameter) in trained for group in groups for parameter in group["params"]):
+        raise ValueError(
+            "optimizers: expected an optimizer of the policy's trained weights, got one that has none of them: add the "
+            "adapter to the model first"
+        )
 
 
 @contextmanager

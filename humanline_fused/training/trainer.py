@@ -126,7 +126,7 @@ class HumanlineTrainer(EvaluatedTrainer):
         how: dict[str, Any] = {"prompts_alone": rounds, "answered": bool(reward and args.eval_answers)}
         check_sources(train_dataset, eval_dataset, args, self.objective, **how)
         policy, tokenizer = load_policy(model, processing_class, args, peft_config)
-        make_ready_(policy, args)
+        make_ready_(policy, args, optimizers[0])
         self.pad_token_id = pad_token_id_of(tokenizer, policy)
         how["stops"] = end_tokens(policy.generation_config, tokenizer)
         self.data = data = read_run_data(train_dataset, eval_dataset, tokenizer, args, self.objective, **how)
