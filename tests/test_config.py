@@ -50,11 +50,37 @@ def test_the_policy_may_be_named_by_a_path(tmp_path: Path):
         ({"ignore_data_skip": True}, r"ignore_data_skip: expected False .*got True"),
         ({"train_sampling_strategy": "sequential"}, r"train_sampling_strategy: expected 'random' .*got 'sequential'"),
         ({"push_to_hub": True}, "expected hub_strategy='end'"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: expected an integer >= 1, got 0"),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size: expected an integer >= 1, got 0"),
+        ({"gradient_accumulation_steps": -1}, "gradient_accumulation_steps: expected an integer >= 1, got -1"),
+        ({"gradient_accumulation_steps": 2.0}, r"gradient_accumulation_steps: expected an integer >= 1, got 2\.0"),
+        ({"max_steps": 0}, r"max_steps: expected an integer >= 1, or -1 \(num_train_epochs\), got 0"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs: expected a finite number > 0, got 0"),
+        ({"max_steps": -1, "num_train_epochs": math.inf}, "num_train_epochs: expected a finite number > 0, got inf"),
+        ({"max_grad_norm": math.nan}, "max_grad_norm: expected a number >= 0, got nan"),
+        ({"save_strategy": "steps", "save_steps": 0}, "save_steps: expected a number > 0 with save_strategy='steps'"),
+        ({"eval_strategy": "steps", "eval_steps": -2}, "eval_steps: expected a number > 0 with eval_strategy='steps'"),
+        ({"bf16_full_eval": True}, "bf16_full_eval: expected it to be off .*weights, which are then saved"),
+        ({"fp16_full_eval": True}, "fp16_full_eval: expected it to be off"),
+        (
+            {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 4}}},
+            r"accelerator_config: expected no num_steps \(gradient_accumulation_steps has them\), got 4",
+        ),
+        ({"lr_scheduler_kwargs": "{bad}"}, r"lr_scheduler_kwargs: expected a mapping in JSON, got '\{bad\}'"),
+        ({"lr_scheduler_kwargs": "3"}, "lr_scheduler_kwargs: expected a mapping in JSON, got '3'"),
+        ({"accelerator_config": "{bad}"}, r"accelerator_config: expected a mapping in JSON, got '\{bad\}'"),
     ],
 )
 def test_an_invalid_setting_is_refused(tmp_path: Path, setting: dict[str, Any], said: str):
     with pytest.raises(ValueError, match=said):
         tiny_config(tmp_path, **setting)
+
+
+def test_settings_of_transformers_keep_their_meaning(tmp_path: Path):
+    config = tiny_config(tmp_path, max_steps=-1, num_train_epochs=0.5, max_grad_norm=0.0, save_steps=0.5)
+    assert (config.max_steps, config.num_train_epochs, config.save_steps) == (-1, 0.5, 0.5)
+    given = tiny_config(tmp_path, lr_scheduler_type="polynomial", lr_scheduler_kwargs='{"power": 2.0}')
+    assert given.lr_scheduler_kwargs == {"power": 2.0}
 
 
 @pytest.mark.parametrize("number", [1e300, -1e300, 1e-300, 10**400], ids=["large", "below", "small", "huge"])

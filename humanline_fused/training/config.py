@@ -28,6 +28,7 @@ from humanline_fused.training.objectives.table import (
     foreign_settings,
 )
 from humanline_fused.training.setting_types import check_types, own_settings
+from humanline_fused.training.trainer_settings import check_trainer_settings
 from humanline_fused.types import HumanlineClamp, Impl
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, DataSettings, ModelSett
         self._expect("lr_scheduler_type", self.lr_scheduler_type in schedules, " or ".join(map(repr, schedules)))
         for name in ("learning_rate", "weight_decay", "warmup_steps", "logging_steps"):
             self._expect(name, 0 <= getattr(self, name) < float("inf"), "a finite number >= 0")
+        check_trainer_settings(self)
         if self.bf16 is None:
             gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             self.bf16 = gpu and not (self.fp16 or self.use_cpu)  # pyright: ignore[reportIncompatibleVariableOverride]

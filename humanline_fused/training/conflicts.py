@@ -1,4 +1,4 @@
-"""Settings of transformers that conflict with batches read ahead."""
+"""Settings of transformers that conflict with batches read ahead, or with what a run saves."""
 
 from dataclasses import fields
 
@@ -6,8 +6,11 @@ from transformers import TrainingArguments
 
 
 def refuse_conflicts(config: TrainingArguments) -> None:
-    """Raise ValueError if a setting of transformers conflicts with batches read ahead."""
+    """Raise ValueError if a setting of transformers conflicts with batches read ahead, or with what a run saves."""
+    rounded = "the last evaluation would round the policy's weights, which are then saved; bf16=true computes so"
     reasons = {
+        "bf16_full_eval": rounded,
+        "fp16_full_eval": rounded,
         "enable_jit_checkpoint": "it saves in the middle of a step, where the reference cannot be restored",
         "auto_find_batch_size": "it changes the batches that were scored ahead",
         "neftune_noise_alpha": "its noise is in the policy's training forward and not in the reference's, so that "
@@ -18,6 +21,12 @@ def refuse_conflicts(config: TrainingArguments) -> None:
     for name, reason in reasons.items():
         if getattr(config, name, None):
             raise ValueError(f"{name}: expected it to be off ({reason}), got {getattr(config, name)!r}")
+    kwargs = getattr(config.accelerator_config, "gradient_accumulation_kwargs", None) or {}
+    if "num_steps" in kwargs:
+        raise ValueError(
+            "accelerator_config: expected no num_steps (gradient_accumulation_steps has them), "
+            f"got {kwargs['num_steps']!r}"
+        )
     ignored = {
         "dataloader_drop_last": "an epoch always leaves out an incomplete global batch",
         "dataloader_num_workers": "the data are tokenised before the first step",
