@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from humanline_fused import __version__
 from humanline_fused.extras import need, remedy
@@ -101,11 +101,27 @@ def user_error(error: Exception) -> UserError:
     ValueErrors and TypeErrors of this package and of transformers are about them. Another library's may be a fault of
     the program, so it is named.
     """
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    module = str(frames[-1].f_globals["__name__"]) if frames else __name__
+    module, line = _place(error)
     if isinstance(error, OSError) or module.split(".")[0] in (__name__.split(".")[0], "transformers"):
         return UserError(str(error))
-    return UserError(f"{error} ({type(error).__name__} in {module}, line {frames[-1].f_lineno})")
+    return UserError(f"{error} ({type(error).__name__} in {module}, line {line})")
+
+
+def _place(error: Exception) -> tuple[str, int]:
+    """Return the module and the line that raised an error."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return (str(frames[-1].f_globals["__name__"]), frames[-1].f_lineno) if frames else (__name__, 0)
+
+
+def raise_without_library(error: ImportError | RuntimeError) -> NoReturn:
+    """Raise the error as a user's if transformers says that a library is missing which a setting needs, else as it is.
+
+    Its integrations of loggers raise RuntimeError for it.
+    """
+    within = "transformers.integrations." if isinstance(error, RuntimeError) else "transformers."
+    if not _place(error)[0].startswith(within):
+        raise error
+    raise UserError(str(error)) from error
 
 
 def init(argv: Sequence[str]) -> None:
@@ -131,7 +147,7 @@ def train(argv: Sequence[str]) -> None:
     from transformers import HfArgumentParser
 
     from humanline_fused.training import HumanlineConfig, HumanlineTrainer
-    from humanline_fused.training.config_file import config_arguments
+    from humanline_fused.training.config_file import config_arguments, without_null
     from humanline_fused.training.foreign_arguments import OF_SETTINGS, instead
     from humanline_fused.training.help_text import HelpAction
     from humanline_fused.training.online.reward import RolloutError
@@ -139,11 +155,14 @@ def train(argv: Sequence[str]) -> None:
     from humanline_fused.training.run.whole_run import saying_how_to_continue, train_and_export
 
     file_option = Parser(add_help=False, allow_abbrev=False)
-    file_option.add_argument("--config", type=Path, help="A YAML file with any of the fields below.")
+    file_option.add_argument(
+        "--config", type=Path, help="A YAML file with any of the fields below; `--field null` ignores its value."
+    )
     chosen, overrides = file_option.parse_known_args(argv)
     fields = [field.name for field in dataclasses.fields(HumanlineConfig) if field.init]
+    overrides, unset = without_null(overrides, fields)
     try:
-        settings = config_arguments(chosen.config, fields) if chosen.config else []
+        settings = config_arguments(chosen.config, fields, unset) if chosen.config else []
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -171,12 +190,16 @@ def train(argv: Sequence[str]) -> None:
         raise
     except (ValueError, TypeError, OSError) as error:
         raise user_error(error) from error
+    except (ImportError, RuntimeError) as error:
+        raise_without_library(error)
 
     try:
         with saying_how_to_continue(config):
             said = train_and_export(trainer)
     except (FloatingPointError, OSError, RolloutError) as error:
         raise RunError(str(error)) from error
+    except ImportError as error:  # an optimizer's, which transformers imports before the first step
+        raise_without_library(error)
     except (ValueError, TypeError) as error:
         if trainer.begun or isinstance(error, UnicodeEncodeError):
             raise

@@ -197,6 +197,8 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, DataSettings, ModelSett
         for name in ("learning_rate", "weight_decay", "warmup_steps", "logging_steps"):
             self._expect(name, 0 <= getattr(self, name) < float("inf"), "a finite number >= 0")
         check_trainer_settings(self)
+        if isinstance(self.report_to, str) and "," in self.report_to:
+            self.report_to = self.report_to.split(",")
         if self.bf16 is None:
             gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             self.bf16 = gpu and not (self.fp16 or self.use_cpu)  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -232,7 +234,8 @@ class HumanlineConfig(ObjectiveSettings, FolderSettings, DataSettings, ModelSett
         synced = self.reference != "frozen"
         if synced and self.sync_every is None:
             self.sync_every = 1
-        self._expect("sync_every", synced or self.sync_every is None, "None with reference='frozen' (never synced)")
+        never = "None with reference='frozen' (never synced; as an option, null takes a file's value back)"
+        self._expect("sync_every", synced or self.sync_every is None, never)
         for name in ("sync_every", "max_length") if synced else ("max_length",):
             self._expect_integer(name, 1)
         for name in ("dataset_num_proc", "max_tokens_per_micro_batch"):

@@ -1,7 +1,7 @@
 """The settings of a YAML file as command-line arguments."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,22 @@ from humanline_fused.places import did_you_mean
 from humanline_fused.printing import one_line
 from humanline_fused.training.foreign_arguments import OF_SETTINGS, instead
 
+STRATEGIES = ("logging_strategy", "eval_strategy", "save_strategy")
+"""Settings with the value ``no``, which YAML reads as false."""
 
-def config_arguments(file: Path, fields: Sequence[str]) -> list[str]:
+SEVERAL = ("lora_target_modules", "label_names", "include_for_metrics", "debug")
+"""Settings that are lists, and options of several arguments."""
+
+
+def config_arguments(file: Path, fields: Sequence[str], without: Collection[str] = ()) -> list[str]:
     """Return the settings of a YAML file as command-line arguments, so that one parser converts and checks both.
 
     PyYAML reads ``1e-6`` as text; the option's type converts it to a number.
+
+    Args:
+        file: the YAML file.
+        fields: the names of all settings.
+        without: settings that keep their defaults, whatever the file says.
 
     Raises:
         ValueError: the file cannot be read, is not a mapping, or has a key that is not in ``fields``.
@@ -37,7 +48,31 @@ def config_arguments(file: Path, fields: Sequence[str]) -> list[str]:
             raise ValueError(f"--config: {file}: {key!r} is not a field{instead(str(key), OF_SETTINGS, fields)}")
         if dashed := next((item for item in _items(value) if item.startswith("-")), None):
             raise ValueError(f"--config: {file}: {key}: expected items that do not begin with '-', got {dashed!r}")
-    return [argument for key, value in settings.items() for argument in as_arguments(key, value)]
+        if isinstance(value, list) and len(value) != 1 and key not in (*SEVERAL, "report_to"):
+            raise ValueError(f"--config: {file}: {key}: expected one value, got a list of {len(value)}")
+    kept = {key: value for key, value in settings.items() if key not in without}
+    return [argument for key, value in kept.items() for argument in as_arguments(key, value)]
+
+
+def without_null(options: Sequence[str], fields: Collection[str]) -> tuple[list[str], set[str]]:
+    """Return the options without those that are ``null``, which leave the default, and the settings of the latter.
+
+    >>> without_null(["--sync-every", "null", "--beta=0.2"], ["sync_every", "beta"])
+    (['--beta=0.2'], {'sync_every'})
+    """
+    kept, unset = list(options), set[str]()
+    for place in reversed(range(len(options))):
+        option, _, value = options[place].partition("=")
+        name, follows = option.removeprefix("--").replace("-", "_"), options[place + 1 : place + 2]
+        if not option.startswith("--") or name not in fields:
+            continue
+        if value == "null":
+            del kept[place]
+            unset.add(name)
+        elif option == options[place] and follows == ["null"]:
+            del kept[place : place + 2]
+            unset.add(name)
+    return kept, unset
 
 
 def repeated_key(node: Any) -> str:
@@ -66,9 +101,15 @@ def as_arguments(key: str, value: Any) -> list[str]:
 
     >>> as_arguments("clamp", False), as_arguments("lr_scheduler_kwargs", {"power": 2})
     (['--clamp=false'], ['--lr_scheduler_kwargs={"power": 2}'])
+    >>> as_arguments("save_strategy", False), as_arguments("report_to", ["wandb", "trackio"])
+    (['--save_strategy=no'], ['--report_to=wandb,trackio'])
     """
     if value is None:
         return []
+    if key in STRATEGIES and value is False:
+        return [f"--{key}=no"]
+    if key == "report_to" and isinstance(value, list):
+        return [f"--{key}={','.join(map(str, value)) or 'none'}"]
     if isinstance(value, list):
         return [f"--{key}", *_items(value)]
     return [f"--{key}={json.dumps(value) if isinstance(value, bool | dict) else value}"]
