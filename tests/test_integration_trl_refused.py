@@ -57,6 +57,11 @@ def test_bounds_and_sync_are_checked(given: dict[str, Any], message: str):
         Humanline(**given)
 
 
+def test_settings_of_humanline_in_a_mapping_are_refused(tmp_path: Path):
+    with pytest.raises(TypeError, match=r"humanline: expected Humanline\(\.\.\.\) or None, got dict"):
+        ours("dpo", tmp_path, humanline={"sync_every": 1})
+
+
 def test_a_reference_of_another_shape_or_in_addition_to_an_adapter_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="expected reference and policy to have the same parameters"):
         ours("dpo", tmp_path, ref_model=tiny_model(num_hidden_layers=2))

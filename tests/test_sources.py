@@ -53,6 +53,11 @@ def test_data_that_cannot_be_read_by_index_are_refused():
         ("grpo", '{"prompt": "w1", "completions": ["w2", "w3"], "rewards": [1]}', "expected 2 finite rewards"),
         ("grpo", '{"prompt": "w1", "completions": ["w2", "w3"], "rewards": [1, NaN]}', "expected 2 finite rewards"),
         ("grpo", '{"prompt": "w1", "completions": ["w2", "w3"], "rewards": [1, 1e999]}', "expected 2 finite rewards"),
+        (
+            "grpo",
+            '{"prompt": "w1", "completions": ["w2", "w3"], "rewards": [true, false]}',
+            "one a completion, got [True, False]: write 1 for true and 0 for false",
+        ),
         ("grpo", '{"prompt": "w1", "completions": ["w2"], "rewards": [1]}', "a group of one has no baseline"),
     ],
 )

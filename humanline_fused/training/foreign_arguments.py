@@ -16,7 +16,7 @@ OF_TRAINER = {
     "tokenizer": "processing_class",
     "data_collator": "none: batches are built from the tokenised examples (docs/data.md)",
     "formatting_func": "none: columns names the columns, and the chat template renders them (docs/data.md)",
-    "compute_metrics": "none: metrics of an objective are in its LossResult (docs/losses.md)",
+    "compute_metrics": "none: an objective's loss returns its metrics (docs/losses.md)",
     "preprocess_logits_for_metrics": "none: the logits are not kept",
     "compute_loss_func": "objective, a loss of your own (docs/losses.md)",
     "optimizer_cls_and_kwargs": "optimizers=(optimizer, scheduler)",

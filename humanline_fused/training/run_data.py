@@ -76,7 +76,7 @@ def read_run_data(
     train_dataset = config.dataset if train_dataset is None else train_dataset
     eval_dataset = config.eval_dataset if eval_dataset is None else eval_dataset
     if train_dataset is None:
-        raise ValueError("train_dataset: expected a path, a name, a Dataset or a list of records, got None")
+        raise ValueError("dataset (train_dataset=): expected a path, a name, a Dataset or a list of records, got None")
     reader = _Reader(tokenizer, config, objective, stops)
     split = config.dataset_split
     train = reader.prompts(train_dataset, split, ROUND) if prompts_alone else reader.examples(train_dataset, split)

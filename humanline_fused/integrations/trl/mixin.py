@@ -51,6 +51,8 @@ class HumanlineMixin(_BaseTrainer):
         humanline: Humanline | None = PAPER,
         **others: Any,
     ) -> None:
+        if not isinstance(humanline, Humanline | None):
+            raise TypeError(f"humanline: expected Humanline(...) or None, got {type(humanline).__name__}")
         self.humanline = None if humanline is None or humanline.is_off else humanline
         if self.humanline is None:
             super().__init__(model=model, ref_model=ref_model, args=args, **others)

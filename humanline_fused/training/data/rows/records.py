@@ -277,7 +277,7 @@ def _values(record: Record, kind: DataType, number: int) -> list[float]:
         given = _cell(record, "reward")
         reward = _number(given)
         if reward is None:
-            raise ValueError(f"expected the reward of a completion to be a finite number, got {given!r:.80}")
+            raise ValueError(f"expected the reward of a completion to be a finite number, got {_reward(given)}")
         return [reward]
     if kind is REWARDED:
         rewards = as_list(record["rewards"])
@@ -285,9 +285,15 @@ def _values(record: Record, kind: DataType, number: int) -> list[float]:
             raise ValueError(f"expected at least 2 completions, got {number}: a group of one has no baseline")
         numbers = [_number(reward) for reward in rewards] if isinstance(rewards, list) else []
         if None in numbers or len(numbers) != number:
-            raise ValueError(f"expected {number} finite rewards, one a completion, got {rewards!r:.80}")
+            raise ValueError(f"expected {number} finite rewards, one a completion, got {_reward(rewards)}")
         return [reward for reward in numbers if reward is not None]
     return []
+
+
+def _reward(given: Any) -> str:
+    """Return a refused reward, or list of rewards, as text; with a number to write for true and false."""
+    truths = [item for item in (given if isinstance(given, list) else [given]) if isinstance(item, bool)]
+    return f"{given!r:.80}{': write 1 for true and 0 for false' if truths else ''}"
 
 
 def _number(value: Any) -> float | None:
