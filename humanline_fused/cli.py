@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from humanline_fused import __version__
 from humanline_fused.extras import need, remedy
 from humanline_fused.interruption import interruptible
-from humanline_fused.printing import Parser, escaped, one_line, unfailing_output
+from humanline_fused.printing import Parser, escaped, one_line, plain_warnings, unfailing_output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0
     """
     try:
-        with unfailing_output(), interruptible():
+        with unfailing_output(), plain_warnings(), interruptible():
             return _run(argv)
     except KeyboardInterrupt:  # before the command began
         print("humanline: interrupted", file=sys.stderr)

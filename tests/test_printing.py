@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 
 from humanline_fused.cli import main
 from humanline_fused.looking.page import Summary, page, visible
-from humanline_fused.printing import escaped, unfailing_output
+from humanline_fused.printing import escaped, plain_warnings, unfailing_output
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.reading import exact_json
+from humanline_fused.training.run import failure_signs
+from humanline_fused.training.run.failure_signs import FailureSign
 from tests.html_page import Page
 from tests.test_page import sequence
 from tests.tiny_model import tiny_model, tiny_tokenizer
@@ -28,6 +31,15 @@ def rows_of(prompt: str) -> str:
     return "".join(
         json.dumps({"prompt": f"w{i} {prompt}", "chosen": f" w3 {FINE}", "rejected": " w4"}) + "\n" for i in range(4)
     )
+
+
+def test_a_command_prints_its_warnings_without_the_line_of_code_that_warns():
+    before = warnings.formatwarning
+    with plain_warnings():  # pytest records warnings, so that none is printed
+        ours = warnings.formatwarning(Warning("no gain\nso far"), FailureSign, failure_signs.__file__, 1)
+        theirs = warnings.formatwarning(Warning("old"), FutureWarning, "elsewhere.py", 1)
+    assert (ours, theirs) == ("FailureSign: no gain so far\n", "elsewhere.py:1: FutureWarning: old\n")
+    assert warnings.formatwarning is before
 
 
 def test_control_characters_are_escaped_and_everything_else_is_kept():
