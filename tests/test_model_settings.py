@@ -195,6 +195,28 @@ def test_a_setting_of_trl_is_refused_with_its_counterpart():
         HumanlineConfig(output_dir="run", **{"sync_evry": 3})
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("chat_template", "; here: none: the tokenizer's own"),
+        ("packing", "; here: layout"),
+        ("lr", "; here: learning_rate"),
+        ("evaluation_strategy", "; did you mean eval_strategy?"),
+        ("mixed_precision", "; here: bf16 or fp16"),
+        ("special_tokens_map", ""),
+    ],
+)
+def test_a_setting_of_other_programs_gets_its_counterpart_or_a_name_that_is_alike(name: str, said: str):
+    known = [field.name for field in fields(HumanlineConfig)]
+    told = instead(name, OF_SETTINGS, known)
+    assert told.startswith(said)
+    assert bool(told) == bool(said)
+
+
+def test_no_setting_is_said_to_be_missing():
+    assert not {field.name for field in fields(HumanlineConfig) if field.init} & OF_SETTINGS.keys()
+
+
 def test_every_default_that_differs_from_trl_s_is_in_the_documents():
     trl = pytest.importorskip("trl")
     page = (Path(__file__).parent.parent / "docs" / "moving.md").read_text()

@@ -1,4 +1,4 @@
-"""Arguments of TRL's trainers and settings that have another name here, or no counterpart."""
+"""Arguments and settings of TRL, earlier transformers and axolotl that have another name here, or no counterpart."""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -107,6 +107,45 @@ OF_SETTINGS = {
 }
 """Counterparts of the settings of TRL 1.16's ``DPOConfig``, ``KTOConfig``, ``GRPOConfig`` and ``ModelConfig``."""
 
+OF_SETTINGS |= {
+    "logging_dir": "none: tensorboard reads TENSORBOARD_LOGGING_DIR",
+    "save_safetensors": "none: weights are always saved as safetensors",
+    "no_cuda": "use_cpu",
+    "group_by_length": "layout",
+    "half_precision_backend": "bf16 or fp16",
+    "fp16_backend": "bf16 or fp16",
+    "use_mps_device": "none: a device that torch finds is used",
+    "mixed_precision": "bf16 or fp16",
+    "packing": "layout, by default rows without padding",
+    "tokenizer_name": "none: the tokenizer is in the model's folder; or processing_class of HumanlineTrainer",
+    "chat_template": "none: the tokenizer's own; set it there",
+    "dataset_config*": "dataset, as name:config",
+    "eval_split": "eval_dataset_split",
+    "val_set_size": "eval_fraction",
+    "sequence_len": "max_length",
+    "cutoff_len": "max_length",
+    "max_new_tokens": "max_completion_length",
+    "response_length": "max_completion_length",
+    "generate_during_eval": "reward, which scores an evaluation's answers (docs/training.md)",
+    "adapter": "lora_r",
+    "flash_attention": "attn_implementation",
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "wandb_project": "none: wandb reads WANDB_PROJECT",
+    "rl": "objective",
+    "kl_coef": "beta",
+    "rpo_alpha": OWN_LOSS,
+    "cpo_alpha": OWN_LOSS,
+    "simpo_gamma": OWN_LOSS,
+    "gamma": OWN_LOSS,
+}
+"""Of transformers 4, of trainers that TRL had, and of axolotl and LLaMA-Factory."""
+
+ALIKE = 0.65
+"""Least likeness of a name that is taken for a slip: hundreds of settings are near to anything."""
+
 
 def instead(name: str, counterparts: Mapping[str, str], known: Iterable[str]) -> str:
     """Return what to write in place of a name that is not known, as the end of a message.
@@ -124,7 +163,7 @@ def instead(name: str, counterparts: Mapping[str, str], known: Iterable[str]) ->
     for foreign, here in counterparts.items():
         if fnmatchcase(name, foreign):
             return f"; here: {here}"
-    return nearest(name, known)
+    return nearest(name, known, ALIKE)
 
 
 def refuse_foreign(where: str, given: Iterable[str], counterparts: Mapping[str, str], known: Iterable[str]) -> None:

@@ -111,14 +111,14 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}: expected one of {listed}, got {shown(value)}{nearest(value, choices)}")
 
 
-def nearest(name: object, names: Iterable[str]) -> str:
-    """``; did you mean …?`` with the name that is spelt most like it, or nothing.
+def nearest(name: object, names: Iterable[str], alike: float = 0.5) -> str:
+    """``; did you mean …?`` with the name that is spelt most like it, by a share of at least ``alike``, or nothing.
 
     >>> nearest("Gpro", ["dpo", "grpo"])
     '; did you mean grpo?'
     """
     by_spelling = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(str(name).lower(), by_spelling, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name).lower(), by_spelling, n=1, cutoff=alike)
     return f"; did you mean {by_spelling[close[0]]}?" if close else ""
 
 
