@@ -35,6 +35,8 @@ def test_the_policy_may_be_named_by_a_path(tmp_path: Path):
         ({"loss_type": "igo"}, r"loss_type: expected .*'sigmoid', 'ipo', 'hinge'.*, got 'igo'; did you mean ipo\?"),
         ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing: expected 0 with loss_type='hinge', got 0.1"),
         ({"loss_type": "ipo", "beta": 0.0}, "beta: expected a number > 0 with loss_type='ipo', got 0.0"),
+        ({"beta": 0.0}, r"beta: expected a number > 0 \(with 0 nothing is learnt\), got 0\.0"),
+        ({"objective": "kto", "beta": 0.0}, r"beta: expected a number > 0 \(with 0 nothing is learnt\), got 0\.0"),
         ({"label_smoothing": 0.7}, r"label_smoothing: expected a number in \[0, 0.5\], got 0.7"),
         ({"objective": "grpo", "epsilon": 1.5}, r"epsilon: expected a number in \[0, 1\], got 1.5"),
         (

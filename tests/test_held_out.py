@@ -27,6 +27,15 @@ def prompts(examples: Any) -> set[tuple[int, ...]]:
 # The split
 
 
+@pytest.mark.parametrize("settings", [{}, {"eval_fraction": 0}], ids=["too few", "none asked for"])
+def test_an_evaluation_in_training_without_held_out_data_is_refused_with_the_ways_to_have_some(
+    tmp_path: Path, settings: dict[str, Any]
+):
+    said = "eval_strategy: expected an eval_dataset, an eval_fraction .*or 'no', got none of them"
+    with pytest.raises(ValueError, match=said):
+        tiny_trainer(tmp_path, num_examples=40, eval_strategy="steps", eval_steps=2, **settings)
+
+
 def test_whole_prompts_are_held_out_in_the_order_of_their_hashes() -> None:
     keys = np.array([5, -2, 5, 8, -2, 9, 8, 8])
     assert held_out_places(keys, 0.25).tolist() == [1, 4]

@@ -225,11 +225,9 @@ class EvaluatedTrainer(ResumableTrainer):
         A callback or a subclass that evaluates may add metrics of its own, so any name is accepted from them.
 
         Raises:
-            ValueError: there is nothing to evaluate, or no evaluation gives ``metric_for_best_model``.
+            ValueError: no evaluation gives ``metric_for_best_model``.
         """
         if not self.held_out.examples:
-            if self.args.evaluates:
-                raise ValueError("eval_strategy: expected an eval_dataset, an eval_fraction, or 'no', got none of them")
             return
         asked = self.args.metric_for_best_model
         if asked is None or self._others_evaluate():

@@ -291,8 +291,13 @@ def check_data(
         config, objective: the settings, and whether mismatched pairs are scored.
 
     Raises:
-        ValueError: a model has no row for a token, or no position for a sequence.
+        ValueError: a model has no row for a token, or no position for a sequence; or there is nothing to evaluate.
     """
+    if config.evaluates and not data.held_out_examples:
+        raise ValueError(
+            "eval_strategy: expected an eval_dataset, an eval_fraction (without one a share is held out where that is 8 "
+            "examples, and in rounds none), or 'no', got none of them"
+        )
     models = [policy]
     if reference is not None and isinstance(causal_lm(reference), PreTrainedModel):
         models.append(reference)

@@ -37,7 +37,8 @@ class DPO(Objective):
         expect(config, "label_smoothing", 0 <= config.label_smoothing <= 0.5, "a number in [0, 0.5]")
         smoothed = config.loss_type == "sigmoid" or not config.label_smoothing
         expect(config, "label_smoothing", smoothed, f"0 with loss_type={config.loss_type!r}")
-        expect(config, "beta", config.loss_type != "ipo" or bool(config.beta), "a number > 0 with loss_type='ipo'")
+        reason = "with loss_type='ipo'" if config.loss_type == "ipo" else "(with 0 nothing is learnt)"
+        expect(config, "beta", bool(config.beta), f"a number > 0 {reason}")
 
     def compute(self, inputs: LossInputs, config: DPOSettings) -> LossResult:
         assert config.beta is not None

@@ -28,6 +28,7 @@ class KTO(Objective):
     def check(self, config: KTOSettings) -> None:
         for name in ("desirable_weight", "undesirable_weight"):
             expect(config, name, 0 <= getattr(config, name) < float("inf"), "a finite number >= 0")
+        expect(config, "beta", bool(config.beta), "a number > 0 (with 0 nothing is learnt)")
 
     def compute(self, inputs: LossInputs, config: KTOSettings) -> LossResult:
         assert config.beta is not None
