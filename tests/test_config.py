@@ -1,6 +1,7 @@
 """The settings of a run: defaults, and refusal of invalid values with the expected and the given value."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,14 @@ def test_settings_of_transformers_keep_their_meaning(tmp_path: Path):
     assert (config.max_steps, config.num_train_epochs, config.save_steps) == (-1, 0.5, 0.5)
     given = tiny_config(tmp_path, lr_scheduler_type="polynomial", lr_scheduler_kwargs='{"power": 2.0}')
     assert given.lr_scheduler_kwargs == {"power": 2.0}
+
+
+def test_gradient_checkpointing_has_its_name_with_every_transformers(tmp_path: Path):
+    given = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # transformers 5.23 renamed both
+        config = tiny_config(tmp_path, **given)
+    assert {name: getattr(config, name) for name in given} == given
 
 
 @pytest.mark.parametrize("number", [1e300, -1e300, 1e-300, 10**400], ids=["large", "below", "small", "huge"])

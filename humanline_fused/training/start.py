@@ -295,7 +295,7 @@ def check_data(
     """
     if config.evaluates and not data.held_out_examples:
         raise ValueError(
-            "eval_strategy: expected an eval_dataset, an eval_fraction (without one a share is held out where that is 8 "
+            "eval_strategy: expected an eval_dataset, an eval_fraction (without one a share is held out where it is 8 "
             "examples, and in rounds none), or 'no', got none of them"
         )
     models = [policy]

@@ -9,6 +9,12 @@ from humanline_fused.training.objectives.settings import expect, json_mapping
 COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 """Integers from 1."""
 
+RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+"""Settings under two names in newer versions of transformers, which warn of the one that all versions have."""
+
 MAPPINGS = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 """A mapping, or JSON text of one."""
 
@@ -19,9 +25,14 @@ MAPPINGS_OR_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 def check_trainer_settings(config: Any) -> None:
     """Check numbers and mappings before transformers reads them; it would divide by 0, or ignore them.
 
+    Settings that it renamed get the newer name too.
+
     Raises:
         ValueError: one is out of its range, or no mapping.
     """
+    for name, newer in RENAMED.items():
+        if getattr(config, newer, config) is None:  # a version without the name has none to set
+            setattr(config, newer, getattr(config, name))
     for name in COUNTS:
         expect(config, name, _is_integer(getattr(config, name), 1), "an integer >= 1")
     steps, epochs = config.max_steps, config.num_train_epochs
