@@ -71,6 +71,18 @@ def test_settings_that_changed_are_listed_and_the_optimizer_keeps_its_own(
     assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {0.003}  # pyright: ignore
 
 
+def test_another_scale_of_the_adapter_is_another_model_and_refused(tmp_path: Path):
+    pytest.importorskip("peft")
+    saved_run(tmp_path, lora_r=2)
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    with pytest.raises(ValueError, match=r"expected lora_alpha=4, as in .*checkpoint-4, got 64"):
+        tiny_trainer(tmp_path, **SAVING, lora_r=2, lora_alpha=64.0).train("auto")
+    identity = tmp_path / "checkpoint-4" / "run.json"
+    identity.write_text(json.dumps({k: v for k, v in json.loads(identity.read_text()).items() if k != "adapter"}))
+    seal(identity.parent)  # as an earlier version wrote it
+    tiny_trainer(tmp_path, **SAVING, lora_r=2, lora_alpha=64.0).train("auto")
+
+
 def test_settings_that_did_not_change_or_are_not_known_are_no_line(run_dir: Path, tmp_path: Path):
     config = tiny_trainer(tmp_path / "other", **SAVING).args
     assert describe_changes(config, run_dir) == describe_changes(config, tmp_path) == []

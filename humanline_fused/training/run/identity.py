@@ -45,7 +45,14 @@ def run_identity(
         batches["global_micro_batch_size"] = plan.sizes.micro_batch
     settings = {"reference": config.reference, "sync_every": config.sync_every}
     loss = loss_identity(config, objective)
-    return {"engine": engine, "model": identify(policy), **settings, "batches": batches, "loss": loss}
+    model = {"model": identify(policy), "adapter": adapter_identity(policy)}
+    return {"engine": engine, **model, **settings, "batches": batches, "loss": loss}
+
+
+def adapter_identity(policy: Any) -> dict[str, Any]:
+    """The settings of an adapter that scale its weights, by their names in peft; empty without an adapter."""
+    given, scales = getattr(policy, "active_peft_config", None), ("lora_alpha", "use_rslora", "alpha_pattern")
+    return {name: getattr(given, name) for name in scales if hasattr(given, name)}
 
 
 def loss_identity(config: HumanlineConfig, objective: Objective) -> dict[str, Any]:
@@ -88,6 +95,10 @@ def check_identity(saved: dict[str, Any], mine: dict[str, Any], folder: str) -> 
     for name in ("reference", "sync_every"):
         if saved[name] != mine[name]:
             raise ValueError(f"expected {name}={saved[name]!r}, as in {folder}, got {mine[name]!r}")
+    for name, now in mine["adapter"].items():  # of a checkpoint that an earlier version wrote, nothing is known
+        then = saved.get("adapter", {}).get(name, now)
+        if then != now:
+            raise ValueError(f"expected {name}={then!r}, as in {folder}, got {now!r}: the adapter would be another one")
     then, now = (given["batches"].get("eval_fraction", 0) for given in (saved, mine))
     if then != now:
         trained_on = "all its data" if not then else f"all but {then:g} of its data"
