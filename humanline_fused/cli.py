@@ -200,6 +200,10 @@ def train(argv: Sequence[str]) -> None:
         raise RunError(str(error)) from error
     except ImportError as error:  # an optimizer's, which transformers imports before the first step
         raise_without_library(error)
+    except RuntimeError as error:
+        if trainer.begun or not _place(error)[0].startswith("humanline_fused."):
+            raise
+        raise UserError(str(error)) from error  # of an impl that cannot run here
     except (ValueError, TypeError) as error:
         if trainer.begun or isinstance(error, UnicodeEncodeError):
             raise

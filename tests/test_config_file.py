@@ -68,6 +68,11 @@ def test_a_synced_file_with_a_frozen_reference_names_the_option(here: Path, caps
     assert "sync_every: expected None with reference='frozen' (never synced; as an option, null" in said(capsys)
 
 
+def test_an_implementation_that_cannot_run_here_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]):
+    assert train("impl: triton\nlayout: padded\nmodel_dtype: float64\n") == 2  # no kernel takes float64
+    assert "impl='triton' cannot run here" in said(capsys)
+
+
 @pytest.mark.parametrize(
     ("option", "library"),
     [

@@ -83,6 +83,13 @@ def test_another_scale_of_the_adapter_is_another_model_and_refused(tmp_path: Pat
     tiny_trainer(tmp_path, **SAVING, lora_r=2, lora_alpha=64.0).train("auto")
 
 
+@pytest.mark.parametrize("optim", ["sgd", "adafactor"])
+def test_another_kind_of_optimizer_is_refused_before_its_first_step(run_dir: Path, optim: str):
+    shutil.rmtree(run_dir / "checkpoint-6")
+    with pytest.raises(ValueError, match=r"expected the kind of optimizer that .*checkpoint-4 was written with"):
+        tiny_trainer(run_dir, **SAVING, optim=optim).train("auto")
+
+
 def test_settings_that_did_not_change_or_are_not_known_are_no_line(run_dir: Path, tmp_path: Path):
     config = tiny_trainer(tmp_path / "other", **SAVING).args
     assert describe_changes(config, run_dir) == describe_changes(config, tmp_path) == []

@@ -23,6 +23,7 @@ from humanline_fused.training.run.checkpoint import IDENTITY
 from humanline_fused.training.run.lock import LOCK, locked
 from humanline_fused.training.run.loop_state import LoopState
 from humanline_fused.training.run.manifest import faults
+from humanline_fused.training.run.optimizer_state import check_kind
 from humanline_fused.training.run.process_group import limit_waiting, waited_in_vain
 from humanline_fused.training.run.settings_file import describe_changes
 from humanline_fused.training.run.sharding import whole_state_dict
@@ -200,6 +201,7 @@ class ResumableTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
+            check_kind(self.optimizer, checkpoint)
             # Memory-mapped: a rank reads only its part, so a copied reference is not in memory once per rank.
             self.restore(load_run_state(Path(checkpoint)))
 
