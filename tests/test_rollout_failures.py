@@ -11,7 +11,7 @@ import torch
 
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.online import sampler
-from humanline_fused.training.online.reward import RolloutError
+from humanline_fused.training.online.reward import RewardFunction, RolloutError, the_reward
 from humanline_fused.training.online.sampler import attempted, gathered
 from humanline_fused.training.run.checkpoint import newest_complete
 from tests.test_rollout import first_word, lines, rounds_trainer
@@ -167,3 +167,22 @@ def test_a_reward_function_without_rounds_is_refused(tmp_path: Path):
             processing_class=tiny_tokenizer(),
             reward_function=first_word,
         )
+
+
+@pytest.mark.parametrize(("given", "kind"), [([first_word], "list"), ("rewards:first_word", "str")])
+def test_what_is_no_function_is_refused_before_anything_is_sampled(given: Any, kind: str):
+    with pytest.raises(TypeError, match=f"reward_function: expected one function, got {kind}"):
+        the_reward(None, given, rounds=True, held_out=False)
+
+
+def test_a_reward_model_is_refused_as_it_takes_no_texts():
+    with pytest.raises(TypeError, match=r"reward_function: expected one function, got LlamaForCausalLM.*a function of texts"):
+        the_reward(None, tiny_model(), rounds=True, held_out=False)
+
+
+def test_an_object_that_can_be_called_has_the_name_of_its_class():
+    class Length:
+        def __call__(self, prompts: Any, completions: Any) -> list[int]:
+            return [len(completion) for completion in completions]
+
+    assert RewardFunction(Length(), timeout=1).name.endswith(".Length")

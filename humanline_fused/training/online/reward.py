@@ -5,6 +5,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from humanline_fused.training.named import import_named
 from humanline_fused.training.online.time_limit import TimeLimitExceeded, time_limit
 
@@ -40,7 +42,13 @@ def the_reward(
 
     Raises:
         ValueError: there are two functions, or none for the rounds, or one that nothing calls.
+        TypeError: what was given is no function.
     """
+    if function is not None and (not callable(function) or isinstance(function, PreTrainedModel)):
+        raise TypeError(
+            f"reward_function: expected one function, got {type(function).__name__}: several are added up in one, and "
+            "a model is called in a function of texts (docs/rounds.md)"
+        )
     given = [name for name, value in (("reward", path), ("reward_function", function)) if value is not None]
     if len(given) == 2 or (rounds and not given):
         raise ValueError(
@@ -76,7 +84,8 @@ class RewardFunction:
     def __init__(self, function: Callable[..., Any], timeout: float) -> None:
         self.function = function
         self.timeout = timeout
-        self.name = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', repr(function))}"
+        named = function if hasattr(function, "__qualname__") else type(function)
+        self.name = f"{named.__module__}:{named.__qualname__}"
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]
