@@ -176,7 +176,7 @@ def test_what_is_no_function_is_refused_before_anything_is_sampled(given: Any, k
 
 
 def test_a_reward_model_is_refused_as_it_takes_no_texts():
-    with pytest.raises(TypeError, match=r"reward_function: expected one function, got LlamaForCausalLM.*a function of texts"):
+    with pytest.raises(TypeError, match=r"reward_function: expected one function, got LlamaForCausalLM"):
         the_reward(None, tiny_model(), rounds=True, held_out=False)
 
 
