@@ -61,6 +61,7 @@ def test_the_policy_may_be_named_by_a_path(tmp_path: Path):
         ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs: expected a finite number > 0, got 0"),
         ({"max_steps": -1, "num_train_epochs": math.inf}, "num_train_epochs: expected a finite number > 0, got inf"),
         ({"max_grad_norm": math.nan}, "max_grad_norm: expected a number >= 0, got nan"),
+        ({"max_grad_norm": None}, "max_grad_norm: expected a number >= 0, got None"),
         ({"save_strategy": "steps", "save_steps": 0}, "save_steps: expected a number > 0 with save_strategy='steps'"),
         ({"eval_strategy": "steps", "eval_steps": -2}, "eval_steps: expected a number > 0 with eval_strategy='steps'"),
         ({"bf16_full_eval": True}, "bf16_full_eval: expected it to be off .*weights, which are then saved"),

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from humanline_fused import __version__
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.run.model_card import CARD, card_text
-from tests.tiny_model import records, tiny_model, tiny_trainer
+from tests.tiny_model import records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer
 
 SETTINGS: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "sync_every": 3}
 
@@ -168,3 +168,22 @@ def test_an_adapter_has_this_card_and_not_peft_s(tmp_path: Path):
     assert f"peft {peft.__version__}" in rows(card)["versions"]
     model.save_pretrained(tmp_path / "by hand")
     assert (tmp_path / "by hand" / CARD).is_file()
+
+
+def test_a_card_names_the_optimizer_that_was_given(tmp_path: Path):
+    model = tiny_model()
+    given = {"processing_class": tiny_tokenizer(), "optimizers": (torch.optim.SGD(model.parameters(), lr=0.1), None)}
+    trainer = HumanlineTrainer(model, tiny_config(tmp_path, max_steps=1), records("dpo", 8), **given)
+    trainer.train()
+    said = rows(card_text(trainer))["optimizer"]
+    assert said.startswith("SGD, given in memory, lr_scheduler_type=linear, warmup_steps=0, max_grad_norm=1,")
+
+
+def test_card_and_summary_name_the_computation_that_the_launcher_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    trainer = tiny_trainer(tmp_path, max_steps=1)
+    monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", "bf16")  # accelerate launch --mixed_precision
+    trainer.train()
+    assert "float32 weights in bfloat16 computation" in capsys.readouterr().out
+    assert rows(card_text(trainer))["optimizer"].endswith("computed in bfloat16")

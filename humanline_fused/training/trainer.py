@@ -144,7 +144,7 @@ class HumanlineTrainer(EvaluatedTrainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False  # the loss is a micro-batch's mean; Trainer divides by the accumulation
-        self.begun = False
+        self.begun, self.given_optimizer = False, optimizers[0]
         self.meters = {"train": Meter(), "eval": Meter()}
         self.clock = Clock(args.device)
         self.scorer = Scorer(args, self.objective)

@@ -40,7 +40,7 @@ def check_trainer_settings(config: Any) -> None:
     if steps == -1:
         expect(config, "num_train_epochs", _is_above(epochs, 0) and math.isfinite(epochs), "a finite number > 0")
     norm = config.max_grad_norm
-    expect(config, "max_grad_norm", norm is None or norm == 0 or _is_above(norm, 0), "a number >= 0")
+    expect(config, "max_grad_norm", norm == 0 or _is_above(norm, 0), "a number >= 0")
     for kind, unset in (("save", ()), ("eval", (None, 0))):  # without eval_steps those of the log count
         name, strategy = f"{kind}_steps", f"{kind}_strategy"
         value = getattr(config, name)

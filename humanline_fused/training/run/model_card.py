@@ -22,7 +22,7 @@ from humanline_fused.printing import escaped
 from humanline_fused.reference.adapter import ADAPTER
 from humanline_fused.training.config import HumanlineConfig
 from humanline_fused.training.run.metrics_log import TIMES
-from humanline_fused.training.run.summary import describe_objective
+from humanline_fused.training.run.summary import computation, describe_objective
 
 CARD = "README.md"
 """File name of the card in an exported model's folder."""
@@ -111,7 +111,7 @@ def card_text(trainer: Any, *, title: str | None = None, front: Mapping[str, Any
         "reference": _reference(config),
         "data": _data(config, trainer.identity()["batches"]),
         "steps": _steps(config, trainer.state, trainer.plan.sizes.global_batch),
-        "optimizer": _optimizer(config),
+        "optimizer": _optimizer(trainer),
         **({"adapter": adapter} if adapter else {}),
         "versions": _versions(bool(adapter)),
     }
@@ -197,14 +197,17 @@ def _best_step(config: HumanlineConfig, state: TrainerState) -> int | None:
     return state.best_global_step if loaded else None
 
 
-def _optimizer(config: HumanlineConfig) -> str:
-    optim = getattr(config.optim, "value", config.optim)
-    said = [
-        f"learning_rate={config.learning_rate:g}",
-        f"lr_scheduler_type={SchedulerType(config.lr_scheduler_type).value}",
-    ]
-    said += [f"{name}={getattr(config, name):g}" for name in ("warmup_steps", "weight_decay", "max_grad_norm")]
-    computed = "bfloat16" if config.bf16 else "float16" if config.fp16 else "the weights' type"
+def _optimizer(trainer: Any) -> str:
+    config = trainer.args
+    optim, names = getattr(config.optim, "value", config.optim), ["warmup_steps", "weight_decay", "max_grad_norm"]
+    said = [f"lr_scheduler_type={SchedulerType(config.lr_scheduler_type).value}"]
+    if trainer.given_optimizer is None:
+        said.insert(0, f"learning_rate={config.learning_rate:g}")
+    else:  # it has a rate and a decay of its own
+        optim = f"{type(trainer.given_optimizer).__name__}, given in memory"
+        names.remove("weight_decay")
+    said += [f"{name}={getattr(config, name):g}" for name in names]
+    computed = computation(trainer.accelerator) or "the weights' type"
     return f"{optim}, {', '.join(said)}, computed in {computed}"
 
 

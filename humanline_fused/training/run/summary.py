@@ -39,7 +39,7 @@ def start_block(trainer: Any, forwards: int, difference: float | None) -> str:
             describe_loss(args, trainer.objective, next(model.parameters()).dtype),
             describe_reference(args, model, forwards + (args.perception == "sampling")),
             describe_batches(trainer.plan, trainer.state, engine_of(trainer.accelerator), args.device),
-            describe_model(args, model, difference, *trainer.layout),
+            describe_model(computation(trainer.accelerator), model, difference, *trainer.layout),
             describe_data(trainer.data, *sampled, trainer.checked.warning),
             describe_output(args, trainer.state),
         )
@@ -128,18 +128,26 @@ def describe_batches(plan: StepPlan, state: TrainerState, engine: str, device: t
     return f"batches: {product} = global batch {sizes.global_batch}; {steps} steps{begun}, {epochs}"
 
 
-def describe_model(config: HumanlineConfig, model: nn.Module, difference: float | None, layout: str, why: str) -> str:
+def computation(accelerator: Any) -> str:
+    """Return the data type of mixed precision, or nothing without it.
+
+    The launcher may choose it, whatever the settings say (``accelerate launch --mixed_precision``).
+    """
+    name = str(accelerator.mixed_precision)
+    return "" if name == "no" else {"bf16": "bfloat16", "fp16": "float16"}.get(name, name)
+
+
+def describe_model(computes: str, model: nn.Module, difference: float | None, layout: str, why: str) -> str:
     """Return the line of the placed model: class, data types, attention, head and layout.
 
     Args:
-        config: the settings.
+        computes: as of :func:`computation`.
         model: the policy on this process.
         difference: the largest difference found by the probe, in nats; None if the model computes its own logits.
         layout, why: the layout of the batches, and the reason for it.
     """
     inside = causal_lm(model)
     weights = sorted({_name(p.dtype) for p in model.parameters()})
-    computes = "bfloat16" if config.bf16 else "float16" if config.fp16 else ""
     types = f"{', '.join(weights)} weights" + (f" in {computes} computation" if computes else "")
     attention = f"attention {getattr(inside.config, '_attn_implementation', None)}"
     head = "head: the model's own logits" if difference is None else f"head check: max |Δlogp| {difference:.0e}"
