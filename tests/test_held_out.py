@@ -27,13 +27,23 @@ def prompts(examples: Any) -> set[tuple[int, ...]]:
 # The split
 
 
-@pytest.mark.parametrize("settings", [{}, {"eval_fraction": 0}], ids=["too few", "none asked for"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eval_strategy": "steps", "eval_steps": 2},
+        {"eval_strategy": "steps", "eval_steps": 2, "eval_fraction": 0},
+        {"eval_on_start": True, "eval_fraction": 0},
+    ],
+    ids=["too few", "none asked for", "at the start"],
+)
 def test_an_evaluation_in_training_without_held_out_data_is_refused_with_the_ways_to_have_some(
     tmp_path: Path, settings: dict[str, Any]
 ):
-    said = "eval_strategy: expected an eval_dataset, an eval_fraction .*or 'no', got none of them"
+    name = next(iter(settings))
+    off = "false" if name == "eval_on_start" else "no"
+    said = f"{name}: expected an eval_dataset, an eval_fraction .*or {off}, got none of them"
     with pytest.raises(ValueError, match=said):
-        tiny_trainer(tmp_path, num_examples=40, eval_strategy="steps", eval_steps=2, **settings)
+        tiny_trainer(tmp_path, num_examples=40, **settings)
 
 
 def test_whole_prompts_are_held_out_in_the_order_of_their_hashes() -> None:

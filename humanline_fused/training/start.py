@@ -293,10 +293,11 @@ def check_data(
     Raises:
         ValueError: a model has no row for a token, or no position for a sequence; or there is nothing to evaluate.
     """
-    if config.evaluates and not data.held_out_examples:
+    if (config.evaluates or config.eval_on_start) and not data.held_out_examples:
+        name, off = ("eval_strategy", "no") if config.evaluates else ("eval_on_start", "false")
         raise ValueError(
-            "eval_strategy: expected an eval_dataset, an eval_fraction (without one a share is held out where it is 8 "
-            "examples, and in rounds none), or 'no', got none of them"
+            f"{name}: expected an eval_dataset, an eval_fraction (without one a share is held out where it is 8 "
+            f"examples, and in rounds none), or {off}, got none of them"
         )
     models = [policy]
     if reference is not None and isinstance(causal_lm(reference), PreTrainedModel):
