@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import BertConfig, BertLMHeadModel
 
 from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.batch import collate
@@ -306,3 +307,14 @@ def test_eager_attention_shares_prompts_only_if_asked(tmp_path: Path):
     ]
     assert [choice.layout for choice in chosen] == ["sorted", "shared_prompt"]
     assert chosen[0].why == "not shared_prompt: attn_implementation='eager' would compute all pairs of a row's tokens"
+
+
+@pytest.mark.parametrize("layout", ["auto", "padded"])
+def test_a_model_whose_tokens_see_later_ones_is_refused(tmp_path: Path, layout: str):
+    config = BertConfig(
+        vocab_size=100, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, eos_token_id=1
+    )
+    with pytest.raises(ValueError, match="expected one whose tokens see no later ones, got BertLMHeadModel"):
+        trained(tmp_path, model=BertLMHeadModel(config), layout=layout)
+    config.is_decoder = True
+    trained(tmp_path, model=BertLMHeadModel(config), layout=layout, overwrite_output_dir=True)

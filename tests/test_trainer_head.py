@@ -115,8 +115,8 @@ def test_only_the_probes_compute_logits(tmp_path: Path, layout: str):
     settings = {"objective": "kto", "layout": layout, "max_steps": 2, "eval_dataset": records("kto", 4, 5)}
     trained(tmp_path, callbacks=[products], **settings)
     first = products.seen.index(LogitsRecorder)
-    noise, head = 4, 1  # passes: two in training and two in evaluation mode; one
-    assert first == noise + head if layout == "padded" else first < 8 + noise
+    noise, head, later = 4, 1, 2  # passes: two in training and two in evaluation mode; one; two with other last tokens
+    assert first == noise + head + later if layout == "padded" else first < 8 + noise
     assert set(products.seen[:first]) == {torch.Tensor}
     assert set(products.seen[first:]) == {LogitsRecorder}
 

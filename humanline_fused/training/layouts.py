@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
+from humanline_fused.model.causality import refuse_later_tokens
 from humanline_fused.model.layout_probe import extra_cost, refusal
 from humanline_fused.training.data.batch import Layout
 from humanline_fused.training.data.examples import Example
@@ -42,6 +43,8 @@ def choose_layout(
 ) -> Choice:
     """Return the layout of a run, the same on all ranks. Collective.
 
+    The models are checked not to see later tokens; rows with shared prompts show that already.
+
     Args:
         asked: the setting ``layout``.
         objective: one with mismatched pairs is not sorted: its reference point is a mean over the micro-batch.
@@ -50,16 +53,27 @@ def choose_layout(
         longest: length of the run's longest sequence, tokens.
 
     Raises:
-        ValueError: the layout that was asked for is impossible.
+        ValueError: the layout that was asked for is impossible, or a model sees later tokens.
     """
     check_layout(asked, objective)
+    some = [ids for example in examples[:PROBED_EXAMPLES] for ids in (example.prompt_ids, *example.completions)]
+    token_ids = torch.cat(some).long()
+    choice = _choose(asked, objective, models, token_ids, longest)
+    if choice.layout != "shared_prompt":
+        for wrapped, model in models:
+            refuse_later_tokens(wrapped, model, token_ids, longest)
+    return choice
+
+
+def _choose(
+    asked: str, objective: Objective, models: Sequence[tuple[nn.Module, nn.Module]], some: torch.Tensor, longest: int
+) -> Choice:
     if asked == "padded":
         return Choice("padded", "asked for by name")
     if asked == "sorted":
         return Choice("sorted", "asked for by name")
-    some = [ids for example in examples[:PROBED_EXAMPLES] for ids in (example.prompt_ids, *example.completions)]
     for wrapped, model in models:
-        token_ids = torch.cat(some).long().to(next(model.parameters()).device)
+        token_ids = some.to(next(model.parameters()).device)
         cost = extra_cost(model) if asked == "auto" else None
         found = gather_object([cost or refusal(wrapped, model, token_ids, longest)])
         if reason := next(filter(None, found), None):  # one rank's reason is everyone's
