@@ -95,7 +95,7 @@ def check_identity(saved: dict[str, Any], mine: dict[str, Any], folder: str) -> 
     for name in ("reference", "sync_every"):
         if saved[name] != mine[name]:
             raise ValueError(f"expected {name}={saved[name]!r}, as in {folder}, got {mine[name]!r}")
-    for name, now in mine["adapter"].items():  # of a checkpoint that an earlier version wrote, nothing is known
+    for name, now in mine.get("adapter", {}).items():  # of a checkpoint that an earlier version wrote, nothing is known
         then = saved.get("adapter", {}).get(name, now)
         if then != now:
             raise ValueError(f"expected {name}={then!r}, as in {folder}, got {now!r}: the adapter would be another one")
