@@ -131,11 +131,13 @@ def test_the_chunks_are_those_of_the_memory_that_is_free_at_the_time(monkeypatch
     device, row_bytes = torch.device("cuda", 99), 2**18
     for _ in range(20):
         assert capacity_of(None, row_bytes, device) == 2**31 // row_bytes
+    assert capacity_of(None, 2**21, device) == 2**32 // 2**21
     free[0] = 2**31  # the optimizer's state came
     assert capacity_of(None, row_bytes, device) == 2**30 // row_bytes
     unused[0] = 2**30
     assert capacity_of(None, row_bytes, device) == 3 * 2**29 // row_bytes
     assert capacity_of(2**20, row_bytes, device) == 4
+    assert capacity_of(None, row_bytes, torch.device("cpu")) == 2**27 // row_bytes
 
 
 def test_the_driver_is_not_asked_where_the_allocator_has_enough(monkeypatch: pytest.MonkeyPatch):

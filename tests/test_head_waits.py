@@ -119,6 +119,7 @@ def test_the_host_reads_boundaries_after_their_copy_has_ended(gpu: PretendedGPU,
 @pytest.mark.parametrize("on_host", [set(), {"loss_mask"}, {"loss_mask", "advantages"}])
 def test_the_pretended_gpu_gives_the_loss_and_gradient_of_the_cpu(gpu: PretendedGPU, objective: str, on_host: set[str]):
     batch = batch_without_an_advantage()
+    batch.hidden[~batch.tokens.loss_mask] = torch.nan
     loss, gradient = loss_on(gpu, batch, objective, on_host, given=False, workspace_bytes=TWO_CHUNKS)
     weight = batch.weight.requires_grad_()
     policy = LMHead(batch.hidden.requires_grad_(), weight, workspace_bytes=TWO_CHUNKS)

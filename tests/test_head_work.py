@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from humanline_fused import LMHead, TokenLogp, token_log_ratio, token_logp, token_logp_and_entropy
+from humanline_fused.chunked_head.chunks import Rows, plan
 from humanline_fused.validation import values
 from tests.head_inputs import HeadBatch, head_batch
 from tests.inputs import loss_of
@@ -176,6 +177,21 @@ def test_chunks_are_as_large_as_the_workspace_and_whole_pairs_only_for_the_weigh
         with Products() as products:
             loss_of("dpo", policy, TokenLogp(torch.full((8, 6), -4.0)), batch.tokens).loss.backward()
         assert 0 < products.largest <= 17
+
+
+@pytest.mark.parametrize(
+    ("of_reference", "without_gradient", "blocks", "expected"),
+    [
+        (44, 0, [400], [[(0, 44)], [(44, 300), (300, 444)]]),  # a block of several chunks takes no row before it
+        (100, 0, [150, 50], [[(0, 300)]]),
+        (101, 0, [150, 50], [[(0, 101)], [(101, 301)]]),
+        (0, 0, [200, 100, 100, 100], [[(0, 300)], [(300, 500)]]),
+        (0, 200, None, [[(0, 200)], [(200, 500)]]),
+    ],
+)
+def test_chunks_hold_whole_blocks_and_all_rows_before_them_or_none(of_reference, without_gradient, blocks, expected):
+    rows = Rows(torch.arange(sum(blocks or [500])), without_gradient, blocks)
+    assert plan(of_reference, rows, capacity=300) == expected
 
 
 def test_with_rows_given_nothing_is_read_on_the_host(objective, impl, monkeypatch):

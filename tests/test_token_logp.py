@@ -36,6 +36,15 @@ def test_given_log_probs_pass_through(device, impl):
     assert torch.equal(out, logp * mask)
 
 
+def test_given_log_probs_are_float32_or_float64_and_masked_ones_are_never_read(device):
+    mask = torch.tensor([[True, False]], device=device)
+    for given, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        logp = torch.tensor([[-0.1, math.nan]], dtype=given, device=device)
+        out = token_logp(TokenLogp(logp), torch.zeros(1, 2, dtype=torch.long, device=device), mask)
+        assert out.dtype == expected
+        assert out.tolist() == [[logp[0, 0].item(), 0.0]]
+
+
 def test_eager_is_torch_s_log_softmax_in_float64(device):
     batch = random_batch(device, dtype=torch.float64)
     logp = token_logp(Logits(batch.logits), batch.target_ids, batch.loss_mask)

@@ -69,7 +69,7 @@ def in_blocks(rows: Rows, tokens: Tokens, given: Tensor | None) -> Rows:
     else:
         sequence, num_sequences = sequence_of(index, tokens.cu_seqlens), tokens.cu_seqlens.shape[0] - 1
     num_blocks = num_sequences // 2 if tokens.depends == "pair" else num_sequences
-    block = sequence % max(num_blocks, 1)
+    block = sequence % num_blocks
     # Not bincount, which waits for the device to find the largest block.
     sizes = block.new_zeros(num_blocks).index_add_(0, block, torch.ones_like(block)).tolist()
     index = to_device(index[block.argsort(stable=True)], tokens.device)
@@ -91,7 +91,7 @@ def blocks_of(start: int, sizes: list[int], capacity: int) -> list[list[Chunk]]:
     blocks: list[list[Chunk]] = []
     ends = [start]
     for size in sizes:
-        if blocks and len(blocks[-1]) == 1 and ends[-1] + size - blocks[-1][0][0] <= capacity:
+        if blocks and ends[-1] + size - blocks[-1][0][0] <= capacity:
             blocks[-1] = [(blocks[-1][0][0], ends[-1] + size)]
         else:
             blocks.append(chunks_of(ends[-1], ends[-1] + size, capacity))
