@@ -227,10 +227,21 @@ def test_scoring_restores_active_adapter_requires_grad_and_modes_even_if_it_fail
 def test_the_second_adapter_leaves_base_weights_policy_and_random_state_unchanged():
     model = adapted(init_lora_weights="pissa")
     base, before, state = base_weights(model), logits(model), torch.get_rng_state()
+    settings = model.peft_config["default"].to_dict()
     reference_of(model)
+    assert model.peft_config["default"].to_dict() == settings
     assert torch.equal(torch.get_rng_state(), state)
     assert same(base_weights(model), base)
     assert torch.equal(logits(model), before)
+
+
+def test_without_a_cadence_the_second_adapter_stays_as_it_was():
+    model = adapted()
+    reference, first = AdapterReference(lambda step: [], model, sync_every=None), tensors(model)
+    for tensor in adapter_tensors(model, "default").values():
+        tensor.detach().zero_()
+    reference.before_optimizer_step(0, model)
+    assert same(tensors(model, ADAPTER), first)
 
 
 def test_the_summary_compares_the_bytes_of_a_second_adapter_and_a_second_model(
@@ -252,11 +263,11 @@ def saved_adapters(folder: Path) -> list[str]:
 def test_resumed_between_two_syncs_a_run_ends_bitwise_as_the_uninterrupted_one(tmp_path: Path, name: str):
     settings: dict[str, Any] = {
         "reference": "adapter",
-        "sync_every": 3,
+        "sync_every": 2,
         "max_steps": 4,
         "disable_dropout": False,
         "clamp": False,
-        **SAVING,
+        **SAVING | {"save_steps": 3},  # after the second sync: the reference is no longer the first policy
         **TIGHT,
     }
     whole = trained(tmp_path / "whole", model=adapted(name), **settings)

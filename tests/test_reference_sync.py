@@ -54,13 +54,32 @@ def test_the_reference_keeps_its_own_dtype():
     assert torch.equal(reference[0].weight, policy[0].weight.bfloat16())
 
 
-@pytest.mark.parametrize("wrapper", ["module", "_orig_mod"])
+@pytest.mark.parametrize("wrapper", ["module", "_orig_mod", "_checkpoint_wrapped_module"])
 def test_the_prefixes_of_wrappers_do_not_matter(wrapper: str):
     policy, reference = network(), network()
     wrapped = nn.Module()
     wrapped.add_module(wrapper, policy)
     sync_reference_(reference, wrapped)
     assert torch.equal(reference[0].weight, policy[0].weight)
+
+
+def test_parameters_are_paired_by_name_and_not_by_order():
+    policy = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("a", "b")})
+    reference = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("b", "a")})
+    sync_reference_(reference, policy)
+    assert all(torch.equal(parameter, reference.get_parameter(name)) for name, parameter in policy.named_parameters())
+
+
+def test_a_parameter_without_an_element_has_no_storage_to_share():
+    policy, reference = nn.ParameterList([torch.empty(0)]), nn.ParameterList([torch.empty(0)])
+    sync_reference_(reference, policy)
+
+
+@pytest.mark.parametrize("side", ["policy", "reference"])
+def test_a_name_on_one_side_alone_is_refused(side: str):
+    models = {name: nn.Linear(2, 2, bias=name == side) for name in ("policy", "reference")}
+    with pytest.raises(ValueError, match=f"have the same parameters: only the {side} has bias$"):
+        sync_reference_(**models)
 
 
 def test_different_names_are_refused_and_named_on_both_sides():
@@ -139,13 +158,14 @@ def test_every_batch_is_scored_once_and_none_after_the_last_step():
 
 
 def test_a_restored_look_ahead_continues_with_its_stored_scores():
-    reference, _ = lookahead(3)
-    for step in range(2):
-        reference.scores(step, last_step=9)
-    restored, scored = lookahead(3)
-    restored.load_state_dict(reference.state_dict(), step=2, last_step=9)
-    assert restored.scores(2, last_step=9)[0]["ref_logp"] == 2
-    assert scored == []
+    for last_step in (9, 2):
+        reference, _ = lookahead(3)
+        for step in range(2):
+            reference.scores(step, last_step)
+        restored, scored = lookahead(3)
+        restored.load_state_dict(reference.state_dict(), step=2, last_step=last_step)
+        assert restored.scores(2, last_step)[0]["ref_logp"] == 2
+        assert scored == []
 
 
 def test_a_step_without_scores_is_an_error_that_lists_the_scored_steps():
@@ -161,14 +181,17 @@ def test_a_sync_interval_other_than_the_checkpoints_is_refused():
         lookahead(4)[0].load_state_dict(reference.state_dict(), step=0, last_step=9)
 
 
-@pytest.mark.parametrize(("stopped", "refused"), [(1, False), (3, False), (4, True), (5, True)])
-def test_a_run_can_be_extended_only_if_it_is_scored_up_to_the_next_sync(stopped: int, refused: bool):
+@pytest.mark.parametrize(
+    ("last_step", "stopped", "refused"), [(4, 1, False), (4, 3, False), (4, 4, True), (4, 5, True), (2, 3, True)]
+)
+def test_a_run_can_be_extended_only_if_it_is_scored_up_to_the_next_sync(last_step: int, stopped: int, refused: bool):
     reference, _ = lookahead(3)
     for step in range(stopped):
-        reference.scores(step, last_step=4)
+        reference.scores(step, last_step)
     longer, _ = lookahead(3)
     if refused:
-        with pytest.raises(ValueError, match=r"planned to end at step 5 .*expected max_steps <= 5, got 10"):
+        end = last_step + 1
+        with pytest.raises(ValueError, match=rf"planned to end at step {end} .*expected max_steps <= {end}, got 10"):
             longer.load_state_dict(reference.state_dict(), stopped, last_step=9)
         return
     longer.load_state_dict(reference.state_dict(), stopped, last_step=9)
