@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humanline_fused.training.data.plan import BatchPlan, BatchSizes, StepPlan, Units, evaluation_plan
+from humanline_fused.training.data.plan import BatchPlan, BatchSizes, RoundPlan, StepPlan, Units, evaluation_plan
 
 
 def make_plan(num_examples: int = 26, batch_size: int = 2, accumulation: int = 3, world_size: int = 2, seed: int = 0):
@@ -73,11 +73,11 @@ def test_a_dataset_smaller_than_a_global_batch_is_refused_with_both_numbers():
 
 
 def test_whole_units_are_permuted_and_then_cut():
-    plan = BatchPlan(6, BatchSizes(2, accumulation=3), seed=0, units=units_of([2, 1, 3]))
-    order = np.random.default_rng([0, 0]).permutation(3).tolist()
-    assert order != [0, 1, 2]
+    plan = BatchPlan(6, BatchSizes(2, accumulation=3), seed=9, units=units_of([2, 1, 3]))
     members = [[0, 1], [2], [3, 4, 5]]
-    assert list(plan.examples(0)) == [example for unit in order for example in members[unit]]
+    for epoch, order in enumerate([[2, 0, 1], [1, 2, 0]]):  # a resumed run counts on the orders of earlier versions
+        assert np.random.default_rng([9, epoch]).permutation(3).tolist() == order
+        assert list(plan.examples(epoch)) == [example for unit in order for example in members[unit]]
 
 
 def test_units_of_one_example_are_in_the_order_without_units():
@@ -123,6 +123,8 @@ def test_a_sorted_step_begins_with_its_longest_examples():
     assert micro_batches == [[9, 8], [7, 7], [5, 3], [2, 1]]
     assert sum(2 * max(tokens) for tokens in micro_batches) == 46  # tokens with padding
     unsorted = BatchPlan(8, plan.sizes, seed=0).global_window(0)
+    sevens = [[i for micro in window for i in micro if TOKENS[i] == 7] for window in (plan.global_window(0), unsorted)]
+    assert sevens[0] == sevens[1]  # examples of one length keep their order
     assert sum(2 * max(TOKENS[i] for i in micro) for micro in unsorted) == 58
 
 
@@ -137,6 +139,25 @@ def test_sorting_keeps_the_content_of_every_step(step: int, sizes: tuple[int, in
     given_sizes = BatchSizes(*sizes)
     taken = [i for micro in sorted_plan(given_sizes).global_window(step) for i in micro]
     assert sorted(taken) == sorted(BatchPlan(8, given_sizes, seed=0).examples(step))
+
+
+# Rounds
+
+
+def test_rounds_take_their_prompts_from_one_permutation_after_another():
+    plan = RoundPlan(5, per_prompt=2, rollout_every=2, sizes=BatchSizes(1, accumulation=2, world_size=2), seed=9)
+    order = [i for epoch in range(3) for i in np.random.default_rng([9, epoch]).permutation(5).tolist()]
+    assert [i for number in range(3) for i in plan.prompts(number)] == order[:12]
+    assert [list(plan.examples(step)) for step in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
+
+
+def test_an_epoch_of_rounds_has_the_steps_of_its_prompts_and_at_least_one():
+    plans = [RoundPlan(n, per_prompt=2, rollout_every=2, sizes=BatchSizes(8), seed=0) for n in (2, 4, 11)]
+    assert [plan.steps_per_epoch for plan in plans] == [1, 1, 2]
+    assert [len(plan) for plan in (make_plan(), make_plan(accumulation=1))] == [6, 6]
+
+
+# Evaluation
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])

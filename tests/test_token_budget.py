@@ -51,6 +51,9 @@ def test_padded_pairs_fill_forward_passes_in_order():
 def test_pairs_whose_prompt_is_computed_once_fill_them_with_more():
     assert parts(budget(16, once=True), PAIRS) == [[0, 1, 2, 3]]
     assert parts(budget(15, once=True), PAIRS) == [[0, 1], [2, 3]]  # 7 and 9 tokens
+    empty = [example(3, 0, 0), example(3, 0, 0, first=3)]
+    assert parts(budget(6, once=True), empty) == [[0, 1]]
+    assert parts(budget(5, once=True), empty) == [[0], [1]]
 
 
 def test_the_completions_of_a_prompt_stay_together_where_it_is_computed_once():
@@ -89,6 +92,7 @@ def test_a_unit_larger_than_the_budget_is_a_pass_of_its_own_and_that_is_said_onc
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         parts(cut, PAIRS)
+        assert parts(budget(16), PAIRS) == [[0], [1], [2], [3]]  # none is larger
 
 
 def test_more_parts_can_be_asked_for_than_the_budget_needs():
@@ -96,6 +100,15 @@ def test_more_parts_can_be_asked_for_than_the_budget_needs():
     assert parts(budget(31), PAIRS, at_least=2) == [[0, 1], [2], [3]]
     group = [example(5, 1)] * 3
     assert parts(budget(1000, "grpo", once=True), group, at_least=2) == [[0, 1], [2]]
+    assert parts(budget(1000), PAIRS[:2], at_least=3) == [[0], [1]]
+
+
+def test_every_rank_has_as_many_parts_as_the_one_with_the_most_and_may_repeat_its_last():
+    examples = [example(2, 3, 1)] * 5
+    micros = [MicroBatch((0, 1), (1, 2)), MicroBatch((2, 3, 4), (3, 4, 0))]
+    alike = {most: [budget(most).cut_alike(examples, micros, rank) for rank in range(2)] for most in (10, 20)}
+    ids = {most: [[part.ids for part in rank_parts] for rank_parts in ranks] for most, ranks in alike.items()}
+    assert ids == {10: [[(0,), (1,), (1,)], [(2,), (3,), (4,)]], 20: [[(0,), (1,)], [(2, 3), (4,)]]}
 
 
 UNITS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 30)), min_size=1, max_size=20)
