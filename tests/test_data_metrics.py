@@ -286,8 +286,10 @@ def test_a_checkpoint_between_two_log_lines_has_the_syncs_since_the_last():
     metrics = DataMetrics(range(9), sync_every=2)
     for step in range(4):
         metrics.update(step, out_of([-2.0, -2.0], [-1.0, -1.0]), None, BOTH)
-    again = DataMetrics(range(9), sync_every=2)
-    again.load_state_dict(metrics.state_dict(lambda sums: sums), torch.device("cpu"), world_size=1)
+    again, half = (DataMetrics(range(9), sync_every=2) for _ in range(2))
+    for ranks, one in enumerate((again, half), start=1):
+        one.load_state_dict(metrics.state_dict(lambda sums: sums), torch.device("cpu"), world_size=ranks)
+    assert all(torch.equal(2 * half.sums[step], again.sums[step]) for step in range(4))
     for one in (metrics, again):
         one.update(4, out_of([-2.0, -2.0], [-1.0, -1.0]), None, BOTH)
         assert one.drain(lambda sums: sums) == {"humanline/data_drift": (1 + 2 + 2 + 3 + 3) / 5}
@@ -295,7 +297,8 @@ def test_a_checkpoint_between_two_log_lines_has_the_syncs_since_the_last():
 
 
 def test_without_a_step_or_a_token_there_is_nothing_to_report():
-    metrics = DataMetrics(range(3), sync_every=1)
+    metrics = DataMetrics(range(1, 3), sync_every=1)
     assert metrics.drain(lambda sums: sums) == {}
-    metrics.update(0, out_of([-2.0, -2.0], [-1.0, -1.0]), None, ~BOTH)
-    assert metrics.drain(lambda sums: sums) == {}
+    for step, counted in ((0, BOTH), (1, ~BOTH)):  # step 0 has no drift, and step 1 no token
+        metrics.update(step, out_of([-2.0, -2.0], [-1.0, -1.0]), None, counted)
+        assert metrics.drain(lambda sums: sums) == {}

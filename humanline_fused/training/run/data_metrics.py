@@ -26,7 +26,7 @@ def steps_with_drift(config: HumanlineConfig, *, reference_model: bool, rounds: 
     """
     if rounds:
         return range(0)
-    if config.reference == "frozen" or config.sync_every is None:
+    if config.reference == "frozen":
         return range(0 if reference_model else sys.maxsize)
     # Dropout, which the reference has not, would look like a drop, and every sync would add it once more.
     return range(int(reference_model), sys.maxsize) if config.disable_dropout else range(0)
