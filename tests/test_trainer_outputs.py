@@ -3,12 +3,17 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from humanline_fused.training import HumanlineTrainer
+from humanline_fused.training.objectives.metrics import Weighted
+from humanline_fused.training.run.loop_state import LoopState
+from humanline_fused.training.run.metrics_log import Meter, MetricsFile
 from tests.error_budget import FLOAT32_EPSILON, rounding_of_sum
 from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_tokenizer, trained
 
@@ -42,6 +47,70 @@ def test_a_log_line_is_the_mean_over_all_steps_since_the_last(tmp_path: Path):
         pooled = [line[name] for line in second.state.log_history if name in line]
         for mean, steps in zip(pooled, (single[:2], single[2:]), strict=True):
             assert mean == pytest.approx(sum(steps) / 2, abs=rounding_of_sum(*steps))
+
+
+def weighted(total: float, weight: float) -> Weighted:
+    return Weighted(torch.tensor(total), torch.tensor(weight))
+
+
+def test_a_stored_mean_goes_on_over_any_number_of_ranks_and_one_of_no_weight_is_left_out():
+    meter, restored = Meter(), Meter()
+    meter.update({"kl": weighted(6.0, 2.0), "logps/chosen": weighted(0.0, 0.0)})
+    restored.load_state_dict(meter.state_dict(lambda sums: 2 * sums), torch.device("cpu"), world_size=2)
+    restored.update({"kl": weighted(0.0, 1.0)})
+    assert restored.drain(lambda sums: 2 * sums) == {"kl": 2.0}
+
+
+def test_a_resumed_file_keeps_the_lines_that_its_checkpoint_knows_and_continues_their_seconds(tmp_path: Path):
+    steps = [(1, 5.0), (2, 70.0), (2, 80.0), (3, 90.0)]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps({"step": step, "seconds": seconds}) + "\n" for step, seconds in steps))
+    known = [{"step": 1}, {"step": 2}]
+    state = SimpleNamespace(global_step=2, max_steps=4, is_world_process_zero=True, log_history=known)
+    resumed = MetricsFile(file, pytest.fail)
+    resumed.on_train_begin(None, state, None)
+    resumed.on_log(None, SimpleNamespace(global_step=3), None, {"loss": 1.0})
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert 70 <= lines[-1]["seconds"] < 80
+
+
+def loop_of(step: int, **done: Any) -> LoopState:
+    """Return the state of two ranks' loop after ``step`` steps with a loss of 6 in all."""
+    args = SimpleNamespace(device=torch.device("cpu"), world_size=2)
+    private = {"_tr_loss": torch.tensor(1.0), "_total_loss_scalar": 6.0, "_globalstep_last_logged": 4}
+    trainer: Any = SimpleNamespace(args=args, state=SimpleNamespace(global_step=step), **private, **done)
+    return LoopState(trainer, Meter())
+
+
+def test_without_a_stored_loop_the_mean_loss_is_that_of_the_steps_since_the_checkpoint():
+    loop = loop_of(5)
+    loop.meter.update({"kl": weighted(1.0, 1.0)})
+    loop.on_train_begin(loop.trainer.args, SimpleNamespace(global_step=2), None)
+    assert loop.meter.sums == {}
+    assert loop.mean_loss() == 6.0 / 3
+    stored = loop.state_dict(lambda sums: 2 * sums)
+    assert (stored["first_step"], stored["loss"]) == (2, 1.0)
+
+
+@pytest.mark.parametrize(("step", "epoch", "ends"), [(4, 1.0, True), (5, 1.25, False), (6, 1.5, True)])
+def test_a_run_resumed_at_the_end_of_an_epoch_or_of_all_steps_ends_it_first(step: int, epoch: float, ends: bool):
+    done: list[str] = []
+    handler = SimpleNamespace(on_epoch_end=lambda *_: done.append("end"))
+    end = {"callback_handler": handler, "control": None, "model_wrapped": None}
+    end |= {"_load_rng_state": done.append, "_maybe_log_save_evaluate": lambda *_, **__: done.append("log")}
+    loop = loop_of(step, **end)
+    loop.trainer.state.epoch = epoch
+    loop.on_step_end(None, None, None)
+    loop.resume("checkpoint")
+    loop.load_state_dict(loop.state_dict(lambda sums: sums))
+    state = SimpleNamespace(global_step=step, epoch=epoch, max_steps=6)
+    loop.on_train_begin(loop.trainer.args, state, None)
+    assert done == (["checkpoint", "end", "log"] if ends else [])
+    done.clear()
+    loop.resume(None)
+    loop.on_train_begin(loop.trainer.args, state, None)
+    assert done == []
 
 
 def test_values_that_are_not_finite_are_null_in_the_metrics(tmp_path: Path):
