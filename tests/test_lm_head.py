@@ -223,6 +223,16 @@ def test_no_gradient_reaches_the_reference(device, objective, impl):
     assert ref_weight.grad is None
 
 
+@pytest.mark.parametrize("own", [{"temperature": 0.7}, {"scale": 0.7}, {"bias": None}, {"fp32_logits": True}])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_reference_on_the_same_weight_keeps_settings_of_its_own(own, frozen):
+    batch = head_batch(CPU).to(torch.bfloat16)
+    weight, tokens = batch.weight.requires_grad_(not frozen), batch.tokens
+    reference = LMHead(batch.ref_hidden, weight, **{"bias": batch.bias} | own)
+    out = loss_of("dpo", LMHead(batch.hidden.requires_grad_(), weight, batch.bias), reference, tokens, impl="eager")
+    assert torch.equal(out.ref_logp, token_logp(reference, tokens.target_ids, tokens.loss_mask, impl="eager"))
+
+
 def test_a_tied_embedding_gets_the_gradient_of_both_its_uses():
     batch = head_batch(CPU, bias=False)
     gradients = []

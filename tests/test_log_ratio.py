@@ -52,6 +52,18 @@ def test_a_user_defined_loss_can_be_built_on_it(impl, device):
     assert torch.equal((logits.grad != 0).any(-1), gated & (out.log_ratio != 0))
 
 
+@pytest.mark.parametrize("kind", [Logits, TokenLogp])
+def test_no_gradient_reaches_the_reference(impl, device, kind):
+    batch = random_batch(device)
+    ids, mask = batch.target_ids, batch.loss_mask
+    leaf = batch.ref_logits if kind is Logits else token_logp(Logits(batch.ref_logits), ids, mask)
+    policy = TokenLogp(token_logp(Logits(batch.logits), ids, mask).requires_grad_())
+    out = token_log_ratio(policy, kind(leaf.requires_grad_()), ids, mask, impl=impl)
+    out.log_ratio.sum().backward()
+    assert not out.ref_logp.requires_grad
+    assert leaf.grad is None
+
+
 # Mask and counts
 
 

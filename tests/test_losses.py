@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from humanline_fused import HumanlineClamp, Logits, TokenLogp, token_logp
+from humanline_fused import HumanlineClamp, Logits, TokenLogp, token_log_ratio, token_logp
 from tests.inputs import Batch, loss_and_gradient, loss_of, random_batch
 from tests.oracle import assert_matches_oracle
 
@@ -126,6 +126,40 @@ def test_every_mix_of_sources_gives_the_same_loss_and_gradient(
     out.loss.backward()
     assert torch.equal(out.loss, expected["loss"])
     assert torch.equal(logits.grad, expected_gradient)
+
+
+@pytest.mark.parametrize(
+    ("of_policy", "of_reference"),
+    [
+        ({}, {"temperature": 0.7}),
+        ({}, {"softcap": 20.0}),
+        ({}, {"scale": 0.7}),
+        ({"temperature": 0.7}, {"temperature": torch.full((4, 5), 0.5)}),
+        ({"temperature": torch.full((4, 5), 0.7)}, {"temperature": torch.full((4, 5), 0.5)}),
+    ],
+)
+def test_policy_and_reference_may_have_softmaxes_of_their_own(device, impl, of_policy, of_reference):
+    batch = random_batch(device)
+    of_policy, of_reference = (
+        {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in softmax.items()}
+        for softmax in (of_policy, of_reference)
+    )
+    policy, reference = Logits(batch.logits.requires_grad_(), **of_policy), Logits(batch.ref_logits, **of_reference)
+    assert_each_is_scored_as_alone(policy, reference, batch, impl)
+
+
+def test_policy_and_reference_may_have_dtypes_of_their_own(device, impl):
+    batch = random_batch(device)
+    policy, reference = Logits(batch.logits.requires_grad_()), Logits(batch.ref_logits.bfloat16())
+    assert_each_is_scored_as_alone(policy, reference, batch, impl)
+
+
+def assert_each_is_scored_as_alone(policy, reference, batch, impl):
+    tokens = batch.target_ids, batch.loss_mask
+    ratio = token_log_ratio(policy, reference, *tokens, impl=impl)
+    for out in (ratio, loss_of("dpo", policy, reference, batch, impl=impl)):
+        assert torch.equal(out.logp, token_logp(policy, *tokens, impl=impl))
+        assert torch.equal(out.ref_logp, token_logp(reference, *tokens, impl=impl))
 
 
 # Bounds

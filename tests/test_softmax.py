@@ -246,14 +246,6 @@ def test_the_log_prob_beside_an_entropy_is_the_log_prob_alone(device, impl):
     assert (out.entropy[batch.loss_mask] > 0).all()
 
 
-def test_policy_and_reference_may_have_softmaxes_of_their_own(device, impl):
-    batch = random_batch(device)
-    policy, reference = Logits(batch.logits, temperature=0.7), Logits(batch.ref_logits, softcap=20.0)
-    out = token_log_ratio(policy, reference, batch.target_ids, batch.loss_mask, clamp=None, impl=impl)
-    assert torch.equal(out.logp, token_logp(policy, batch.target_ids, batch.loss_mask, impl=impl))
-    assert torch.equal(out.ref_logp, token_logp(reference, batch.target_ids, batch.loss_mask, impl=impl))
-
-
 def test_one_softmax_for_both_is_read_in_one_pass_with_the_bits_of_two(device, objective, impl):
     batch = random_batch(device)
     softmax = softmaxes(batch)["softcap, temperature per token"]
