@@ -11,10 +11,12 @@ from humanline_fused.eager.k3 import k3_of
 from tests.error_budget import EX2, FLOAT32_EPSILON
 from tests.inputs import token_batch
 
+PRECISIONS = [torch.float32, torch.float64]
+
 
 def grpo(impl, device, log_ratio, advantage, mask=None, **settings):
     policy, reference, ids, loss_mask = token_batch(log_ratio, [[0.0] * len(row) for row in log_ratio], mask, device)
-    advantages = torch.tensor(advantage, device=device)
+    advantages = torch.as_tensor(advantage, device=device)
     out = grpo_loss(TokenLogp(policy), reference, ids, loss_mask, advantages, impl=impl, **settings)
     out.loss.backward()
     return out, policy.grad
@@ -176,6 +178,8 @@ def test_in_float64_k3_is_exact_to_float64_and_so_are_its_derivatives(log_ratio)
 def test_the_upper_and_lower_clip_are_separate(impl, device):
     out, _ = grpo(impl, device, [[math.log(1.25), math.log(1.5)]], [1.0], epsilon=0.1, epsilon_high=0.3)
     assert out.loss.item() == pytest.approx(-(1.25 + 1.3) / 2, rel=1e-6)
+    out, _ = grpo(impl, device, [[math.log(1.25)]], [1.0], epsilon=0.1, epsilon_high=0.0)
+    assert out.loss.item() == -1
 
 
 def test_the_clip_fractions_count_only_where_the_clip_stops_the_gradient(impl, device):
@@ -215,6 +219,12 @@ def test_advantages_may_be_given_per_token(impl, device):
     assert gradient.tolist() == [[-0.5, 1.5]]
 
 
+def test_float64_advantages_take_the_precision_of_the_log_probs(impl, device):
+    single, double = (grpo(impl, device, [[0.3]], torch.tensor([0.1], dtype=dtype)) for dtype in PRECISIONS)
+    assert double[0].loss.dtype == torch.float32
+    assert torch.equal(single[0].loss, double[0].loss)
+
+
 def test_an_advantage_of_0_leaves_the_logits_alone(impl, device):
     _, gradient = grpo(impl, device, [[0.3, -0.4]], [0.0])
     assert (gradient == 0).all()
@@ -226,6 +236,11 @@ def test_an_advantage_of_0_leaves_the_logits_alone(impl, device):
 def test_advantages_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"advantages: expected .* \[1\] on cpu, got float32 \[2\]"):
         grpo("eager", torch.device("cpu"), [[0.0]], [1.0, 2.0])
+
+
+def test_a_divisor_that_is_no_single_number_is_refused():
+    with pytest.raises(ValueError, match=r"num_items_in_batch: expected .* \[\] on cpu, got float32 \[1\]"):
+        grpo("eager", torch.device("cpu"), [[0.0]], [1.0], num_items_in_batch=torch.tensor([8.0]))
 
 
 @pytest.mark.parametrize("wrong", [{"epsilon": -0.1}, {"epsilon": 1.5}, {"epsilon_high": -1.0}, {"beta": math.inf}])

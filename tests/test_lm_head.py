@@ -121,8 +121,8 @@ def test_rows_without_an_advantage_match_the_oracle(device, impl, workspace_byte
     batch = head_batch(device, bias=False)
     batch.tokens.advantages[1] = 0
     options = {"workspace_bytes": workspace_bytes}
-    for frozen in (False, True):
-        assert_matches_oracle("grpo", batch, "head", "head", impl, frozen=frozen, options=options, beta=0.0)
+    for frozen, beta in ((False, 0.0), (True, 0.0), (False, 0.05)):  # with a penalty they have a gradient
+        assert_matches_oracle("grpo", batch, "head", "head", impl, frozen=frozen, options=options, beta=beta)
 
 
 def test_a_temperature_per_token_goes_with_its_token(device, objective, impl):
@@ -221,6 +221,17 @@ def test_no_gradient_reaches_the_reference(device, objective, impl):
     assert batch.weight.grad is not None
     assert ref_hidden.grad is None
     assert ref_weight.grad is None
+
+
+def test_float64_log_probs_beside_a_trained_head_take_its_precision(objective, impl):
+    batch = head_batch(CPU)
+    policy, ref_logp = LMHead(batch.hidden, batch.weight.requires_grad_()), torch.full((4, 6), -3.1)
+    single, double = (
+        loss_of(objective, policy, TokenLogp(reference), batch.tokens, impl=impl).loss
+        for reference in (ref_logp, ref_logp.double())
+    )
+    assert double.dtype == torch.float32
+    assert torch.equal(single, double)
 
 
 @pytest.mark.parametrize("own", [{"temperature": 0.7}, {"scale": 0.7}, {"bias": None}, {"fp32_logits": True}])
