@@ -250,12 +250,14 @@ def test_the_loss_is_the_plain_one_and_its_gradient_that_of_the_kept_tokens(devi
     assert out.unclamped_fraction.item() == pytest.approx((kept.sum() / batch.loss_mask.sum()).item())
 
 
-def test_the_kl_penalty_of_grpo_keeps_its_gradient_at_rejected_tokens(device, impl):
+@pytest.mark.parametrize("divisor", [None, 40.0])
+def test_the_kl_penalty_of_grpo_keeps_its_gradient_at_rejected_tokens(device, impl, divisor):
     batch = random_batch(device)
-    out, gradient, kept, (leaf, reference) = sampled("grpo", batch, impl, beta=0.5)
-    plain = loss_of("grpo", TokenLogp(leaf), TokenLogp(reference), batch, impl=impl, clamp=None, beta=0.5)
+    settings = {"beta": 0.5, "num_items_in_batch": divisor}
+    out, gradient, kept, (leaf, reference) = sampled("grpo", batch, impl, **settings)
+    plain = loss_of("grpo", TokenLogp(leaf), TokenLogp(reference), batch, impl=impl, clamp=None, **settings)
     (whole,) = torch.autograd.grad(plain.loss, leaf)
-    penalty = 0.5 * (1 - (reference - leaf).exp()).detach() / batch.loss_mask.sum()
+    penalty = 0.5 * (1 - (reference - leaf).exp()).detach() / (divisor or batch.loss_mask.sum())
     torch.testing.assert_close(out.loss, plain.loss)
     torch.testing.assert_close(out.kl, plain.kl)
     torch.testing.assert_close(gradient, whole.where(kept, penalty.where(batch.loss_mask, 0.0)))
