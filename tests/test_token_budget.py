@@ -103,7 +103,7 @@ def test_more_parts_can_be_asked_for_than_the_budget_needs():
     assert parts(budget(1000), PAIRS[:2], at_least=3) == [[0], [1]]
 
 
-def test_every_rank_has_as_many_parts_as_the_one_with_the_most_and_may_repeat_its_last():
+def test_every_rank_has_as_many_parts_as_the_one_with_the_most():
     examples = [example(2, 3, 1)] * 5
     micros = [MicroBatch((0, 1), (1, 2)), MicroBatch((2, 3, 4), (3, 4, 0))]
     alike = {most: [budget(most).cut_alike(examples, micros, rank) for rank in range(2)] for most in (10, 20)}

@@ -53,7 +53,7 @@ def weighted(total: float, weight: float) -> Weighted:
     return Weighted(torch.tensor(total), torch.tensor(weight))
 
 
-def test_a_stored_mean_goes_on_over_any_number_of_ranks_and_one_of_no_weight_is_left_out():
+def test_a_stored_mean_goes_on_over_any_number_of_ranks():
     meter, restored = Meter(), Meter()
     meter.update({"kl": weighted(6.0, 2.0), "logps/chosen": weighted(0.0, 0.0)})
     restored.load_state_dict(meter.state_dict(lambda sums: 2 * sums), torch.device("cpu"), world_size=2)
@@ -61,7 +61,7 @@ def test_a_stored_mean_goes_on_over_any_number_of_ranks_and_one_of_no_weight_is_
     assert restored.drain(lambda sums: 2 * sums) == {"kl": 2.0}
 
 
-def test_a_resumed_file_keeps_the_lines_that_its_checkpoint_knows_and_continues_their_seconds(tmp_path: Path):
+def test_a_resumed_file_keeps_the_lines_of_its_checkpoint_and_their_seconds(tmp_path: Path):
     steps = [(1, 5.0), (2, 70.0), (2, 80.0), (3, 90.0)]
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(json.dumps({"step": step, "seconds": seconds}) + "\n" for step, seconds in steps))
@@ -83,7 +83,7 @@ def loop_of(step: int, **done: Any) -> LoopState:
     return LoopState(trainer, Meter())
 
 
-def test_without_a_stored_loop_the_mean_loss_is_that_of_the_steps_since_the_checkpoint():
+def test_without_a_stored_loop_the_mean_loss_is_that_of_the_steps_since():
     loop = loop_of(5)
     loop.meter.update({"kl": weighted(1.0, 1.0)})
     loop.on_train_begin(loop.trainer.args, SimpleNamespace(global_step=2), None)
