@@ -41,7 +41,7 @@ class Sweep:
         self.first_of_policy = num_tokens * (len(self.sources) - 1)
         self.first_with_gradient = self.first_of_policy + work.rows.num_without_gradient
         self.num_rows = self.first_of_policy + num_tokens
-        self.ids = work.target_ids[work.rows.positions] if ids is None else ids
+        self.ids = work.target_ids.index_select(0, work.rows.positions) if ids is None else ids
         temperature = work.softmax.temperature
         self._temperature = None if temperature is None else temperature[work.rows.positions]
         self._workspace: Tensor | None = None
@@ -73,8 +73,10 @@ class Sweep:
 
     def hidden(self, start: int, end: int) -> Tensor:
         """Hidden states [end − start, H], in the products' dtype."""
-        index = self.work.rows.positions
-        parts = [self.sources[-1 if of_policy else 0][index[rows]] for of_policy, rows in self._parts(start, end)]
+        parts = [
+            self.sources[-1 if of_policy else 0].index_select(0, self.work.rows.positions[rows])
+            for of_policy, rows in self._parts(start, end)
+        ]
         return _joined(parts).to(self.work.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:

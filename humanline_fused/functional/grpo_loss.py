@@ -100,7 +100,9 @@ def grpo_loss(
     accumulation = accumulation_dtype(policy, reference)
     gradient = None
     if beta == 0 and isinstance(policy, LMHead) and not waits:
-        gradient = per_token(advantages.detach() != 0, target_ids, cu_seqlens)
+        gradient = advantages.detach() != 0
+        all_have_one = validation.may_look_at(gradient) and bool(gradient.all())
+        gradient = None if all_have_one else per_token(gradient, target_ids, cu_seqlens)
     tokens = Tokens(target_ids, loss_mask, cu_seqlens, gradient=gradient)
     advantages = to_device(advantages.detach().to(accumulation), target_ids.device)
     if advantages.ndim == 1:

@@ -19,6 +19,7 @@ from humanline_fused.validation.values import (
     check_positive,
     check_tensor,
     check_values,
+    may_look_at,
 )
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "check_tensor",
     "check_tokens",
     "check_values",
+    "may_look_at",
     "nan_if_illegal",
 ]
