@@ -142,6 +142,13 @@ def test_noise_is_rarely_a_rise_even_if_it_is_ten_times_the_threshold():
     assert ever_left((noise[0] + torch.arange(60)).tolist())
 
 
+def test_a_rise_must_exceed_four_standard_errors_of_the_difference_of_two_means():
+    """Second differences of ±.4: a standard deviation of .242, which leaves 4 errors of the difference at .612."""
+    noise = [0.1 * (-1) ** line for line in range(21)]
+    assert not reference_left([*noise[:10], *(0.61 + value for value in noise[10:])])
+    assert reference_left([*noise[:10], *(0.62 + value for value in noise[10:])])
+
+
 def test_a_policy_has_left_the_data_at_the_first_line_above_a_tenth_of_a_nat():
     steady = [0.005 * step for step in range(20)]
     assert not policy_left(steady, syncs=20)
@@ -154,6 +161,13 @@ def test_a_drift_must_exceed_four_standard_errors_of_the_differences_it_adds_up(
     assert drift[-1] == pytest.approx(2.8)
     assert policy_left(drift, syncs=5)
     assert not policy_left(drift, syncs=6)
+
+
+def test_syncs_between_two_log_lines_add_no_noise():
+    """One difference for each of 30 lines and one since: 4 errors at 6.30."""
+    noise = [0.1 * (-1) ** step for step in range(30)]
+    assert policy_left([0.221 * step + noise[step] for step in range(30)], syncs=1000)
+    assert not policy_left([0.220 * step + noise[step] for step in range(30)], syncs=1000)
 
 
 def added_up(noise: list[float], k: int) -> list[float]:
@@ -213,6 +227,16 @@ def test_weights_of_a_bounded_tail_have_k_below_0():
 def test_a_constant_added_to_all_weights_does_not_change_k():
     logs = torch.randn(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     assert pareto_k(logs + 900) == pytest.approx(pareto_k(logs), abs=1e-9)
+
+
+@pytest.mark.parametrize(("number", "in_tail"), [(50, 10), (1000, 95)])
+def test_the_tail_is_the_largest_fifth_or_3_roots_of_the_number(number: int, in_tail: int):
+    """It begins above the weight before it, and no smaller one matters."""
+    logs = torch.randn(number, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).sort().values
+    smaller = torch.arange(number) < number - in_tail
+    smallest = torch.arange(number) < number - in_tail - 1
+    assert pareto_k(logs - smallest.double()) == pareto_k(logs)
+    assert pareto_k(logs - smaller.double()) != pareto_k(logs)
 
 
 def test_equal_weights_have_no_tail():
