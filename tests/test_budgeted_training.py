@@ -1,5 +1,6 @@
 """A run computes the same whether its micro-batches are one forward pass or cut into several by a token budget."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 
 from humanline_fused.model.fused_head import score_in_forward_
 from humanline_fused.training import HumanlineTrainer
-from humanline_fused.training.data.batch import CutBatch
+from humanline_fused.training.data.batch import Batch, CutBatch
+from humanline_fused.training.objectives import find_objective
+from humanline_fused.training.windows import as_one
 from tests.test_layouts import STEPS, TIGHT, assert_equal_runs, rows
 from tests.test_trainer_head import DESCENT, ROUNDING
 from tests.tiny_model import losses, tiny_config, tiny_model, tiny_trainer, trained
@@ -140,6 +143,35 @@ def test_shares_of_a_mean_are_those_of_its_pairs_and_of_a_sum_one(tmp_path: Path
         cut = [one for one in trainer.windows.by_micro_batch(1, inputs) if isinstance(one, CutBatch)]
         assert {part.share for one in cut for part in one.parts} <= expected
         assert all(sum(part.share for part in one.parts) == 1 for one in cut) == (objective == "dpo")
+
+
+def packed(*lengths: int) -> Batch:
+    """Return a part with sequences of so many tokens that count."""
+    ids = torch.zeros(1, sum(lengths), dtype=torch.int64)
+    return Batch(ids, ids[0], ids, torch.tensor([0, *lengths]).cumsum(0), {})
+
+
+def shares(objective: str, *parts: Batch) -> list[float]:
+    cut = as_one(find_objective(objective), parts)
+    assert isinstance(cut, CutBatch)
+    return [part.share for part in cut.parts]
+
+
+def test_a_pair_counts_if_either_side_does_and_an_empty_part_has_no_share():
+    one_of_two, one_side, none = packed(3, 0, 2, 0), packed(0, 4), packed(0, 0)
+    assert shares("dpo", one_of_two, one_side, none) == [0.5, 0.5, 0]
+    assert shares("dpo", packed(1, 0, 0, 1), one_side, none) == pytest.approx([2 / 3, 1 / 3, 0])
+    assert shares("kto", one_of_two, one_side, none) == pytest.approx([2 / 3, 1 / 3, 0])
+    assert shares("dpo", none, none) == [0, 0]
+
+
+def test_a_repeated_part_keeps_its_share_of_0():
+    repeated = replace(packed(5, 5), share=0.0)
+    assert shares("dpo", packed(2, 1), packed(3, 3), repeated) == [0.5, 0.5, 0]
+
+
+def test_a_mean_over_the_tokens_of_a_micro_batch_is_shared_by_tokens():
+    assert shares("grpo", packed(3, 0), packed(4, 5)) == [0.25, 0.75]
 
 
 @pytest.mark.parametrize("given", [0, -5, 2.5, True, "many"])

@@ -239,6 +239,24 @@ def test_the_tail_is_the_largest_fifth_or_3_roots_of_the_number(number: int, in_
     assert pareto_k(logs - smaller.double()) != pareto_k(logs)
 
 
+@pytest.mark.parametrize("number", [25, 200, 1000])
+def test_the_fit_of_the_tail_is_zhang_and_stephens_with_the_grid_and_prior_of_psis(number: int):
+    """In plain numbers: 30 + ⌊√n⌋ points, the lower quartile's place ⌊n/4 + ½⌋, and ten values of ½ as a prior."""
+    logs = torch.randn(number, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).sort().values
+    n = math.ceil(min(number / 5, 3 * math.sqrt(number)))
+    x = (logs[-n:].exp() - logs[-n - 1].exp()).tolist()
+
+    def shape(b: float) -> float:
+        return sum(math.log1p(-b * value) for value in x) / n
+
+    m = 30 + int(math.sqrt(n))
+    grid = [1 / x[-1] + (1 - math.sqrt(m / (j - 0.5))) / (3 * x[int(n / 4 + 0.5) - 1]) for j in range(1, m + 1)]
+    likelihoods = [n * (math.log(-b / shape(b)) - shape(b) - 1) for b in grid]
+    weights = [1 / sum(math.exp(other - mine) for other in likelihoods) for mine in likelihoods]
+    k = shape(sum(b * weight for b, weight in zip(grid, weights, strict=True)))
+    assert pareto_k(logs) == pytest.approx((n * k + 5) / (n + 10), rel=1e-9)
+
+
 def test_equal_weights_have_no_tail():
     assert pareto_k(torch.zeros(100)) == -math.inf
 
