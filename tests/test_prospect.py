@@ -201,6 +201,13 @@ def test_people_with_a_small_gamma_value_a_rare_gain_more():
     assert rare == sorted(rare, reverse=True)
 
 
+def test_a_utility_counts_gains_and_losses_from_the_reference_point():
+    outcomes, p, points = [-1.0, 0.5, 4.0], [0.25, 0.5, 0.25], [-2.0, 1.0, 5.0]
+    moved = [[z - point for z in outcomes] for point in points]
+    found = utility([outcomes] * 3, p, torch.tensor(points))
+    torch.testing.assert_close(found, utility(moved, p), rtol=1e-12, atol=0)
+
+
 # The bound of proposition 3.4
 
 
@@ -243,6 +250,14 @@ def test_an_outcome_that_is_never_sampled_leaves_the_gap_unbounded():
     assert utility_gap_bound([1.0, 0.0], [1.0, 0.0], [1.0, 2.0]) == 0
 
 
+def test_rounding_makes_neither_a_weight_nor_a_divergence_negative():
+    first = torch.arange(1, 1000, dtype=torch.float64) / 1000
+    p = torch.stack([first, torch.full_like(first, EPSILON), 1 - first - EPSILON], -1)
+    for gamma in (0.5, GAMMA_LOSSES):
+        assert decision_weights([-3.0, -2.0, -1.0], p, gamma_losses=gamma).min() == 0
+    assert utility_gap_bound([0.5 - EPSILON / 2, 0.5], [0.5, 0.5], [1.0, 1.0]) == 0
+
+
 # Errors
 
 
@@ -270,6 +285,13 @@ def test_a_gamma_outside_its_interval_is_refused(gamma):
 def test_probabilities_that_are_no_distribution_are_refused(probabilities, message):
     with pytest.raises(ValueError, match=f"^probabilities: {message}"):
         utility([1.0, 2.0], probabilities)
+
+
+def test_a_sum_is_1_up_to_the_rounding_of_the_numbers_given():
+    numbers = torch.tensor([0.5, 0.5 + 2**-24])
+    assert decision_weights([1.0, 2.0], numbers).sum() == 1
+    with pytest.raises(ValueError, match=r"^probabilities: expected a sum of 1 over the last axis, got 1\.0000000596"):
+        decision_weights([1.0, 2.0], numbers.tolist())
 
 
 def test_a_row_of_a_batch_that_is_no_distribution_is_refused():
