@@ -21,6 +21,7 @@ from humanline_fused.training.data.findings import (
     Cause,
 )
 from humanline_fused.training.data.plan import MicroBatch
+from humanline_fused.training.data.prefix import common_length
 from humanline_fused.training.data.prepare import PreparedData, prepare
 from humanline_fused.training.objectives import find_objective
 from tests.tiny_model import records, tiny_tokenizer
@@ -61,6 +62,11 @@ MESSAGES = {
 
 
 # Tokens
+
+
+def test_the_common_beginning_of_texts_of_any_lengths_is_found():
+    for common, mine, other in itertools.product(range(9), range(4), range(4)):
+        assert common_length("a" * common + "b" * mine, "a" * common + "c" * other) == common
 
 
 def test_plain_text_ends_with_one_end_of_sequence_token():

@@ -85,6 +85,27 @@ def test_a_loss_in_the_config_takes_the_settings_of_its_form(tmp_path: Path):
     assert replace(config, beta=0.5).make_objective() is config.objective
 
 
+def at_the_reference(*lengths: int, **given: Any) -> LossInputs:
+    """Return sequences of so many tokens, whose policy is the reference."""
+    logp = TokenLogp(torch.zeros(1, sum(lengths), requires_grad=True))
+    ids, bounds = torch.zeros(1, sum(lengths), dtype=torch.int64), torch.tensor([0, *lengths]).cumsum(0)
+    return LossInputs(logp, TokenLogp(logp.logp.detach()), ids, ids == 0, cu_seqlens=bounds, **given)
+
+
+def test_a_token_mean_has_the_divisor_of_its_step_and_weighs_its_tokens(tmp_path: Path):
+    inputs = at_the_reference(1, 2, columns={"advantages": torch.tensor([1.0, 2.0])}, num_items=torch.tensor(8.0))
+    out = Plain().compute(inputs, tiny_config(tmp_path))
+    assert out.loss == -(1 + 2 * 2) / 8
+    assert out.metrics["loss"] == (-5, 3)
+    assert out.metrics["length"] == (3, 2)
+    assert out.metrics["one"] == (2, 2)
+
+
+def test_a_mean_over_pairs_weighs_its_pairs(tmp_path: Path):
+    out = APOZero().compute(at_the_reference(1, 2, 3, 1, columns={}), tiny_config(tmp_path))
+    assert out.metrics["loss"] == (2, 2)
+
+
 @pytest.mark.parametrize("size", [3, 8])
 def test_an_evaluation_of_a_token_mean_does_not_depend_on_its_batch_size(tmp_path: Path, size: int):
     evaluated = []
