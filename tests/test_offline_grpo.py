@@ -61,8 +61,13 @@ def test_the_summary_of_a_run_counts_the_groups_left_out(tmp_path: Path, capsys:
 def test_equal_rewards_have_no_advantage_even_if_their_mean_is_rounded():
     assert advantages([0.05] * 3, "group") == [0.0] * 3
     assert advantages([0.47] * 7, "none") == [0.0] * 7
-    low, middle, high = advantages([0.1, 0.2, 0.3], "group")
-    assert low < middle == 0 < high
+    for rewards in ([0.1, 0.2, 0.3], [0.0, 0.1, 0.2]):
+        low, middle, high = advantages(rewards, "group")
+        assert low < middle == 0 < high
+
+
+def test_a_small_difference_of_rewards_is_an_advantage():
+    assert advantages([1.0, 1.0 + 2**-40], "none") == [-(2**-41), 2**-41]
 
 
 def test_a_run_does_not_resume_with_another_scaling(tmp_path: Path):

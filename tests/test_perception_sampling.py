@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -124,6 +125,25 @@ def test_the_maxima_are_those_of_the_tokens_that_count():
     log_ratio = torch.tensor([[-2.0, 1.0, 9.0, -9.0]])
     mask = torch.tensor([[True, True, False, False]])
     assert [m.item() for m in log_maxima(log_ratio, mask)] == [1.0, 2.0]
+
+
+def test_the_maxima_are_those_of_the_ranks_that_are_named(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def reduced(maxima: Tensor, how: object, group: object) -> None:
+        asked.append((how, group))
+        maxima += 1
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", reduced)
+    log_ratio = torch.tensor([[-2.0, 1.0]])
+    ranks: Any = object()
+    draws = torch.full((2, 1, 2), -0.5)
+    assert log_maxima(log_ratio, all_count(log_ratio), "local") == (1, 2)
+    assert asked == []
+    assert log_maxima(log_ratio, all_count(log_ratio)) == (2, 3)
+    rejected(log_ratio, all_count(log_ratio), HumanlineSampling(draws=draws, group=ranks))
+    assert asked == [(torch.distributed.ReduceOp.MAX, None), (torch.distributed.ReduceOp.MAX, ranks)]
 
 
 def test_the_maxima_are_at_least_1():
