@@ -69,6 +69,20 @@ def test_a_draw_too_small_for_a_float_is_compared_all_the_same():
     assert_share(draws < -1000.0, math.exp(-0.01 * 1000))  # e^-1000 is 0 in float64
 
 
+def test_a_ratio_is_compared_in_float64():
+    bound = -1.0 - math.log(3)
+    draws = torch.tensor([bound - 1e-12, bound + 1e-12], dtype=torch.float64).expand(2, 1, 2)
+    ratio, sampling = torch.tensor([[-1.0, -1.0]]), HumanlineSampling(draws=draws, maxima=(3, 3))
+    assert rejected(ratio, all_count(ratio), sampling).low.tolist() == [[False, True]]
+    assert rejected(-ratio, all_count(ratio), sampling).high.tolist() == [[False, True]]
+
+
+def test_a_token_that_does_not_count_is_not_rejected():
+    log_ratio, draws = torch.zeros(1, 2), torch.ones(2, 1, 2)
+    low, high = rejected(log_ratio, torch.tensor([[True, False]]), HumanlineSampling(draws=draws))
+    assert low.tolist() == high.tolist() == [[True, False]]
+
+
 def test_draws_of_another_shape_are_refused():
     sampling = HumanlineSampling(draws=torch.zeros(2, 1, 1, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"draws: expected two for each token, \[2, 3, 4\], got \[2, 1, 1\]"):

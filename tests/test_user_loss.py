@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from humanline_fused import HumanlineClamp, TokenLogp
+from humanline_fused import HumanlineClamp, HumanlineSampling, TokenLogp
 from humanline_fused.looking.show import show_run
 from humanline_fused.training import GROUPS, LABELS, PAIRS, HumanlineTrainer, LossInputs, Objective
 from humanline_fused.training.objectives import find_objective
@@ -93,12 +93,19 @@ def at_the_reference(*lengths: int, **given: Any) -> LossInputs:
 
 
 def test_a_token_mean_has_the_divisor_of_its_step_and_weighs_its_tokens(tmp_path: Path):
-    inputs = at_the_reference(1, 2, columns={"advantages": torch.tensor([1.0, 2.0])}, num_items=torch.tensor(8.0))
+    columns = {"advantages": torch.tensor([1.0, 7.0, 2.0])}
+    inputs = at_the_reference(1, 0, 2, columns=columns, num_items=torch.tensor(8.0))
     out = Plain().compute(inputs, tiny_config(tmp_path))
     assert out.loss == -(1 + 2 * 2) / 8
     assert out.metrics["loss"] == (-5, 3)
-    assert out.metrics["length"] == (3, 2)
-    assert out.metrics["one"] == (2, 2)
+    assert out.metrics["length"] == (3, 3)
+    assert out.metrics["one"] == (3, 3)
+
+
+def test_a_loss_perceives_by_the_sampling_of_its_inputs(tmp_path: Path):
+    inputs = at_the_reference(1, 2, columns={}, sampling=HumanlineSampling(draws=torch.ones(2, 1, 3)))
+    out = APOZero().compute(inputs, tiny_config(tmp_path))
+    assert out.metrics["humanline/clamped_low"] == (3, 3)
 
 
 def test_a_mean_over_pairs_weighs_its_pairs(tmp_path: Path):
