@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import humanline_fused
+from humanline_fused import TokenLogp
 from humanline_fused.cli import main
-from humanline_fused.training import (
-    OBJECTIVES,
-)
+from humanline_fused.training import OBJECTIVES, LossInputs
+from humanline_fused.training.objectives import find_objective
 from tests.error_budget import FLOAT32_EPSILON
-from tests.tiny_model import losses, records, tiny_model, tiny_tokenizer, tiny_trainer
+from tests.tiny_model import losses, records, tiny_config, tiny_model, tiny_tokenizer, tiny_trainer
 
 PACKAGE = Path(humanline_fused.__file__).parent
 ROOT = PACKAGE.parent
@@ -182,3 +182,16 @@ def test_each_loss_type_of_dpo_begins_with_the_loss_of_a_margin_of_0(
     assert losses(fused)[0] == pytest.approx(at_the_start, abs=ROUNDING)  # beta is 0.5: (−½ / ½)² for IPO
     assert losses(fused) == pytest.approx(losses(logits), abs=ROUNDING)
     assert len(set(losses(fused))) == 6
+
+
+def test_the_weights_of_a_run_s_config_are_those_of_its_loss(tmp_path: Path):
+    """Log-ratios of ±½, and a reference point of 0."""
+    ids, columns = torch.zeros(2, 1, dtype=torch.int64), {"desirable": torch.tensor([True, False])}
+    policy, reference = TokenLogp(torch.tensor([[-1.0], [-2.0]])), TokenLogp(torch.tensor([[-1.5], [-1.5]]))
+    inputs = LossInputs(policy, reference, ids, ids == 0, columns, kl=torch.tensor(0.0))
+    config = tiny_config(tmp_path, beta=0.5, label_smoothing=0.25, log_epsilon_P=-1.5, log_epsilon_R=1.5)
+    expected = 0.75 * math.log1p(math.exp(-0.5)) + 0.25 * math.log1p(math.exp(0.5))
+    assert find_objective("dpo").compute(inputs, config).loss.item() == pytest.approx(expected, rel=1e-6)
+    config = tiny_config(tmp_path, objective="kto", beta=0.5, desirable_weight=2.0, undesirable_weight=3.0)
+    expected = (2 + 3) / 2 / (1 + math.exp(0.25))
+    assert find_objective("kto").compute(inputs, config).loss.item() == pytest.approx(expected, rel=1e-6)

@@ -105,7 +105,10 @@ def test_a_token_mean_has_the_divisor_of_its_step_and_weighs_its_tokens(tmp_path
 def test_a_loss_perceives_by_the_sampling_of_its_inputs(tmp_path: Path):
     inputs = at_the_reference(1, 2, columns={}, sampling=HumanlineSampling(draws=torch.ones(2, 1, 3)))
     out = APOZero().compute(inputs, tiny_config(tmp_path))
-    assert out.metrics["humanline/clamped_low"] == (3, 3)
+    assert out.metrics["humanline/clamped_low"] == (3, 3)  # rejected on both sides
+    assert out.metrics["humanline/clamped_high"] == (0, 3)
+    empty = at_the_reference(0, 0, columns={}, sampling=HumanlineSampling(draws=torch.ones(2, 1, 0)))
+    assert APOZero().compute(empty, tiny_config(tmp_path)).metrics["humanline/clamped_low"] == (0, 0)
 
 
 def test_a_mean_over_pairs_weighs_its_pairs(tmp_path: Path):
