@@ -12,6 +12,7 @@ from humanline_fused.training import HumanlineTrainer
 from humanline_fused.training.data.batch import Batch, CutBatch
 from humanline_fused.training.objectives import find_objective
 from humanline_fused.training.windows import as_one
+from tests.batches import labelled
 from tests.test_layouts import STEPS, TIGHT, assert_equal_runs, rows
 from tests.test_trainer_head import DESCENT, ROUNDING
 from tests.tiny_model import losses, tiny_config, tiny_model, tiny_trainer, trained
@@ -172,6 +173,16 @@ def test_a_repeated_part_keeps_its_share_of_0():
 
 def test_a_mean_over_the_tokens_of_a_micro_batch_is_shared_by_tokens():
     assert shares("grpo", packed(3, 0), packed(4, 5)) == [0.25, 0.75]
+
+
+def test_mismatched_pairs_are_trained_on_together_only_in_a_single_part(tmp_path: Path):
+    size = {"per_device_train_batch_size": 4, "objective": "kto", "layout": "shared_prompt"}
+    trainer = tiny_trainer(tmp_path, train_dataset=labelled(20, 4), **size)
+    trainer.choose_layout()
+    for most, together in ((1000, True), (60, False)):
+        trainer.windows.budget.most = most
+        trainer.windows.clear()
+        assert {batch.trains_together for batch in trainer._window(0)} == {together}
 
 
 @pytest.mark.parametrize("given", [0, -5, 2.5, True, "many"])

@@ -38,6 +38,10 @@ def test_the_policy_may_be_named_by_a_path(tmp_path: Path):
         ({"loss_type": "ipo", "beta": 0.0}, "beta: expected a number > 0 with loss_type='ipo', got 0.0"),
         ({"beta": 0.0}, r"beta: expected a number > 0 \(with 0 nothing is learnt\), got 0\.0"),
         ({"objective": "kto", "beta": 0.0}, r"beta: expected a number > 0 \(with 0 nothing is learnt\), got 0\.0"),
+        (
+            {"objective": "kto", "undesirable_weight": -1.0},
+            "undesirable_weight: expected a finite number >= 0, got -1",
+        ),
         ({"label_smoothing": 0.7}, r"label_smoothing: expected a number in \[0, 0.5\], got 0.7"),
         ({"objective": "grpo", "epsilon": 1.5}, r"epsilon: expected a number in \[0, 1\], got 1.5"),
         (
