@@ -38,7 +38,7 @@ suite: install
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) --ignore $(RANKS)
 
 # On products with other last bits: no test may depend on bits that only some processors give. Of the objectives dpo alone,
-# which a product does not know. Two ranks, whose trainings take a minute of both cores, have these products alone.
+# which a product does not know. Two ranks, whose trainings need both cores, have these products alone.
 products: lint
 	OMP_NUM_THREADS=1 OTHER_PROCESSOR=1 $(BIN)/python -m pytest -q $(PRODUCTS) $(RANKS) \
 		-k 'test_processes or (not triton and not kto and not grpo)'
